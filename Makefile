@@ -1,0 +1,33 @@
+# Needs Python 3.11, make and a package index; everything else goes into $(VENV).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test slow clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python training/demo.py
+
+test: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+slow: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e '.[dev,tune]'
+	touch $@

@@ -1,0 +1,199 @@
+"""Table 1 of arXiv:1409.1556v6 as data, and arithmetic on it. Imports no framework."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+
+MINIMUM_SIZE = 32  # five 2x2 pools leave one pixel of 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """One column of Table 1. `blocks` holds (kernel, filters) of each convolution."""
+
+    name: str
+    builder: str
+    blocks: tuple[tuple[tuple[int, int], ...], ...]
+    lrn: bool = False
+
+    @property
+    def weight_layers(self) -> int:
+        """Convolutions and the three fully connected layers: the paper's depth."""
+        return sum(map(len, self.blocks)) + 3
+
+
+# Table 1: kernel x filters, block by block; a 2x2 max-pool ends each block.
+_A = (((3, 64),), ((3, 128),), ((3, 256),) * 2, ((3, 512),) * 2, ((3, 512),) * 2)
+_B = (((3, 64),) * 2, ((3, 128),) * 2, *_A[2:])
+_C = (*_B[:2], *((*block, (1, block[0][1])) for block in _B[2:]))
+_D = (*_B[:2], *((*block, (3, block[0][1])) for block in _B[2:]))
+_E = (*_D[:2], *((*block, (3, block[0][1])) for block in _D[2:]))
+
+CONFIGURATIONS: dict[str, Configuration] = {
+    "A": Configuration("A", "VGG11", _A),
+    "A-LRN": Configuration("A-LRN", "VGG11LRN", _A, lrn=True),
+    "B": Configuration("B", "VGG13", _B),
+    "C": Configuration("C", "VGG16C", _C),
+    "D": Configuration("D", "VGG16", _D),
+    "E": Configuration("E", "VGG19", _E),
+}
+
+
+def get_configuration(name: str) -> Configuration:
+    """Look a configuration up by the paper's letter or the builder's name, in any case.
+
+    Raises:
+        ValueError: the name is neither.
+    """
+    for configuration in CONFIGURATIONS.values():
+        if str(name).lower() in (configuration.name.lower(), configuration.builder.lower()):
+            return configuration
+    known = ", ".join(f"{c.name} ({c.builder})" for c in CONFIGURATIONS.values())
+    raise ValueError(f"unknown VGG configuration {name!r}; known are {known}")
+
+
+def scaled_width(filters: int, width_multiplier: float) -> int:
+    """Filters of a convolution at a width multiplier: rounded half up, at least 1."""
+    return max(1, math.floor(filters * width_multiplier + 0.5))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One row of a layer table.
+
+    Attributes:
+        name: The Keras layer's name, as in keras.applications.
+        kind: conv, batch_norm, lrn, pool, flatten, dense or global_pool.
+        kernel: (height, width) of a window, None where there is none.
+        output_shape: (height, width, channels), or (units,).
+        parameters: Weights and biases; batch norm counts its moving statistics too.
+        trainable_parameters: Those that gradients change.
+        macs: Multiply-accumulates for one image: convolutions and dense layers only.
+        receptive_field: Side in input pixels of what one output sees (before clipping to the
+            image); None once a dense layer has mixed all places.
+        stride: Input pixels between neighbouring outputs; None likewise.
+    """
+
+    name: str
+    kind: str
+    kernel: tuple[int, int] | None
+    output_shape: tuple[int, ...]
+    parameters: int
+    trainable_parameters: int
+    macs: int
+    receptive_field: int | None
+    stride: int | None
+
+    @property
+    def activations(self) -> int:
+        """Values in the output for one image."""
+        return math.prod(self.output_shape)
+
+
+def layers(
+    configuration: str,
+    *,
+    input_shape: Sequence[int] = (224, 224, 3),
+    include_top: bool = True,
+    pooling: str | None = None,
+    classes: int = 1000,
+    batch_norm: bool = False,
+    width_multiplier: float = 1.0,
+    head: str = "fc",
+    hidden_units: int = 4096,
+) -> tuple[Layer, ...]:
+    """The layer table of a network, computed without building it.
+
+    Args:
+        configuration: "A" ... "E", "A-LRN", or a builder's name.
+        input_shape: (height, width, channels), each known, from 32x32 up.
+        include_top, pooling, classes, batch_norm, width_multiplier, head, hidden_units: as in
+            `keras_vgg.vgg`; a convolutional head is sized to this input.
+
+    Returns:
+        One `Layer` for each Keras layer that has weights or changes the shape, in order.
+
+    Raises:
+        ValueError: an unknown configuration, or an input under 32x32.
+    """
+    height, width, channels = input_shape
+    if min(height, width) < MINIMUM_SIZE:
+        raise ValueError(f"input must be at least 32x32, not {height}x{width}")
+    rows: list[Layer] = []
+    field, stride = 1, 1
+
+    def add(name, kind, shape, kernel=None, parameters=0, frozen=0, macs=0, local=True):
+        rows.append(
+            Layer(
+                name,
+                kind,
+                kernel,
+                tuple(shape),
+                parameters + frozen,
+                parameters,
+                macs,
+                field if local else None,
+                stride if local else None,
+            )
+        )
+
+    found = get_configuration(configuration)
+    for b, block in enumerate(found.blocks, 1):
+        for i, (kernel, base) in enumerate(block, 1):
+            filters = scaled_width(base, width_multiplier)
+            weights = kernel * kernel * channels * filters
+            field += (kernel - 1) * stride
+            channels = filters
+            shape = (height, width, channels)
+            name = f"block{b}_conv{i}"
+            macs = weights * height * width
+            add(name, "conv", shape, (kernel, kernel), weights + filters, macs=macs)
+            if batch_norm:
+                add(f"{name}_bn", "batch_norm", shape, parameters=2 * filters, frozen=2 * filters)
+            if found.lrn and (b, i) == (1, 1):
+                add("block1_lrn", "lrn", shape)
+        field, stride = field + stride, stride * 2
+        height, width = height // 2, width // 2
+        add(f"block{b}_pool", "pool", (height, width, channels), (2, 2))
+
+    if not include_top:
+        if pooling:
+            add(f"{pooling}_pool", "global_pool", (channels,), local=False)
+        return tuple(rows)
+    if head == "gap":
+        add("avg_pool", "global_pool", (channels,), local=False)
+        weights = channels * classes
+        add("predictions", "dense", (classes,), None, weights + classes, macs=weights, local=False)
+        return tuple(rows)
+    inputs = height * width * channels
+    if head == "fc":
+        add("flatten", "flatten", (inputs,), local=False)
+    for name, units in (("fc1", hidden_units), ("fc2", hidden_units), ("predictions", classes)):
+        weights = inputs * units
+        if head == "fc":
+            add(name, "dense", (units,), None, weights + units, macs=weights, local=False)
+        else:
+            kernel = (height, width) if name == "fc1" else (1, 1)
+            field += (max(kernel) - 1) * stride
+            add(name, "conv", (1, 1, units), kernel, weights + units, macs=weights)
+        inputs = units
+    return tuple(rows)
+
+
+def convolutions(configuration: str) -> Iterator[tuple[str, int, int]]:
+    """(name, kernel, filters at full width) of each convolution, in order."""
+    for b, block in enumerate(get_configuration(configuration).blocks, 1):
+        for i, (kernel, filters) in enumerate(block, 1):
+            yield f"block{b}_conv{i}", kernel, filters
+
+
+def parameters(configuration: str, **options) -> int:
+    """Parameters of a network; `options` as in `layers`."""
+    return sum(layer.parameters for layer in layers(configuration, **options))
+
+
+def macs(configuration: str, **options) -> int:
+    """Multiply-accumulates of one forward pass of one image; `options` as in `layers`."""
+    return sum(layer.macs for layer in layers(configuration, **options))

@@ -1,0 +1,334 @@
+"""keras-vgg: one library call per subcommand. Imports nothing heavy before a command runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from keras_vgg import __version__
+from keras_vgg.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+OK, DIVERGED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a network: keras-vgg train [RECIPE.py] --workdir RUN [--field value ...]
+
+    Without a recipe it learns scikit-learn's handwritten digits. Every field of the recipe is an
+    option below; the defaults shown are those of the recipe given. The run directory gets the
+    recipe, the environment, metrics.csv, TensorBoard logs, checkpoints and model.keras, the best
+    epoch by validation accuracy. Repeating a command resumes what was interrupted.
+    """
+
+    workdir: Path
+    """The run directory: new, empty, or an earlier run of the same recipe."""
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
+    quiet: bool = False
+    """A line an epoch instead of a progress bar."""
+
+    def __call__(self) -> None:
+        from keras_vgg.fit import fit
+
+        run = fit(self.recipe, self.workdir, verbose=2 if self.quiet else "auto")
+        results = run.results
+        _print(
+            f"best epoch {results['best_epoch']} of {results['epochs']}: validation accuracy "
+            f"{results['validation_accuracy']:.2%}, {results['training_seconds']:.0f} s\n"
+            f"{run.model_path}\n{run.directory / 'training_curve.png'}\n"
+            f"next: keras-vgg evaluate {run.directory}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Test a trained network: top-1, top-5, loss, accuracy of each class, confusion matrix.
+
+    Every image of the split is counted. The figures go into the run's results.json, the confusion
+    matrix into a PNG beside it. Read the test split once, to report; select on validation.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    split: Literal["test", "validation", "train"] = "test"
+    """Which images."""
+
+    def __call__(self) -> None:
+        from keras_vgg.fit.run import Run
+        from keras_vgg.runs import evaluate_run
+
+        run = Run.open(self.run)
+        evaluation = evaluate_run(run, self.split, verbose=True)
+        table = _table(f"{self.run}: {self.split}", "", "")
+        table.add_row("images", f"{evaluation.count:,}")
+        table.add_row("top-1 accuracy", f"{evaluation.top1:.2%}")
+        if evaluation.top5 is not None:
+            table.add_row("top-5 accuracy", f"{evaluation.top5:.2%}")
+        table.add_row("loss", f"{evaluation.loss:.4f}")
+        _print(table)
+        table = _table("accuracy by class", "class", "images", "accuracy")
+        counts = evaluation.confusion.sum(axis=1)
+        for name, count, accuracy in zip(
+            evaluation.class_names, counts, evaluation.per_class, strict=True
+        ):
+            table.add_row(name, str(count), f"{accuracy:.2%}" if count else "no image")
+        _print(table)
+        _print(str(run.directory / f"confusion_{self.split}.png"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """Name what is on images: the most probable classes of each, with their probabilities."""
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files (JPEG, PNG, BMP, GIF)."""
+    top: int = 5
+    """How many classes to name."""
+
+    def __call__(self) -> None:
+        from keras_vgg.fit.run import Run
+        from keras_vgg.runs import predict_files
+
+        if not self.images:
+            raise ValueError("predict needs at least one image file")
+        run = Run.open(self.run)
+        for path, ranked in zip(
+            self.images, predict_files(run, self.images, top=self.top), strict=True
+        ):
+            table = _table(str(path), "class", "probability")
+            for name, probability in ranked:
+                table.add_row(name, f"{probability:.2%}")
+            _print(table)
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write deployable artifacts of a trained network, each verified on real images first.
+
+    The artifacts take RGB images in [0, 255]: the preprocessing is inside. The class names lie
+    beside them. Nothing is written when an artifact disagrees with the model.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The run directory."""
+    format: str = "saved_model,litert"
+    """Comma-separated: saved_model (TensorFlow Serving), litert (LiteRT, formerly TFLite)."""
+    output: Path | None = None
+    """Where to (default: export/ in the run directory)."""
+    images: int = 256
+    """How many validation images to verify with."""
+    overwrite: bool = False
+    """Replace an export that is there."""
+
+    def __call__(self) -> None:
+        from keras_vgg.fit.run import Run
+        from keras_vgg.runs import export_run
+
+        artifacts = export_run(
+            Run.open(self.run),
+            self.output,
+            formats=tuple(f.strip() for f in self.format.split(",")),
+            images=self.images,
+            overwrite=self.overwrite,
+        )
+        table = _table("verified artifacts", "format", "MB", "agreement", "max |Δp|", "path")
+        for a in artifacts:
+            table.add_row(
+                a.format,
+                f"{a.bytes / 1e6:.2f}",
+                f"{a.agreement:.2%} of {a.images}",
+                f"{a.max_difference:.1e}",
+                str(a.path),
+            )
+        _print(table)
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Print the layers of a configuration: output shape, parameters, MACs, receptive field.
+
+    Computed from the paper's table, without building the network.
+    """
+
+    configuration: tyro.conf.Positional[str]
+    """A, A-LRN, B, C, D, E, or VGG11, VGG11LRN, VGG13, VGG16C, VGG16, VGG19."""
+    input_size: int = 224
+    """Side of the image, from 32 up."""
+    channels: int = 3
+    """Of the image."""
+    classes: int = 1000
+    """Width of the classifier."""
+    batch_norm: bool = False
+    """With batch normalisation."""
+    width_multiplier: float = 1.0
+    """Scales the filters of every convolution."""
+    head: Literal["fc", "conv", "gap"] = "fc"
+    """The classifier."""
+    hidden_units: int = 4096
+    """Width of fc1 and fc2."""
+
+    def __call__(self) -> None:
+        from keras_vgg import architecture
+
+        rows = architecture.layers(
+            self.configuration,
+            input_shape=(self.input_size, self.input_size, self.channels),
+            classes=self.classes,
+            batch_norm=self.batch_norm,
+            width_multiplier=self.width_multiplier,
+            head=self.head,
+            hidden_units=self.hidden_units,
+        )
+        found = architecture.get_configuration(self.configuration)
+        table = _table(
+            f"{found.builder}, configuration {found.name}: {found.weight_layers} weight layers",
+            *("layer", "kernel", "output", "parameters", "MACs", "receptive field"),
+        )
+        for row in rows:
+            table.add_row(
+                row.name,
+                "x".join(map(str, row.kernel)) if row.kernel else "",
+                " x ".join(map(str, row.output_shape)),
+                f"{row.parameters:,}" if row.parameters else "",
+                f"{row.macs:,}" if row.macs else "",
+                str(row.receptive_field or "whole image"),
+            )
+        table.add_section()
+        total, macs = sum(r.parameters for r in rows), sum(r.macs for r in rows)
+        table.add_row("total", "", "", f"{total:,}", f"{macs:,}", "")
+        _print(table)
+
+
+COMMANDS = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "predict": Predict,
+    "export": Export,
+    "summary": Summary,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 (the loss diverged), 2 (bad input)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    if arguments in (["--version"], ["-V"]):
+        print(f"keras-vgg {__version__}")
+        return OK
+    try:
+        if arguments and arguments[0] in COMMANDS:
+            command = _parse(arguments[0], arguments[1:])
+            if not isinstance(command, Summary):
+                _import_engine()
+            command()
+            return OK
+        return _help(arguments)
+    except KeyboardInterrupt:
+        print("keras-vgg: interrupted; the same command resumes a training run", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError, NotImplementedError, ArithmeticError) as error:
+        if debug:
+            raise
+        print(f"keras-vgg: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return DIVERGED if isinstance(error, ArithmeticError) else BAD_INPUT
+
+
+def _help(arguments: Sequence[str]) -> int:
+    asked = not arguments or arguments[0] in ("-h", "--help")
+    if not asked:
+        known = ", ".join(COMMANDS)
+        raise ValueError(f"unknown command {arguments[0]!r}; the commands are {known}")
+    print("usage: keras-vgg COMMAND [-h] ...\n\nTrain, test and export the VGG networks.\n")
+    for name, command in COMMANDS.items():
+        print(f"  {name:10} {(command.__doc__ or '').splitlines()[0]}")
+    print("\n  --version  print the version\n  --debug    show the traceback of an error")
+    print("\nkeras-vgg COMMAND --help explains a command.")
+    return OK
+
+
+def _parse(name: str, arguments: list[str]):
+    default = tyro.MISSING
+    if name == "train":
+        given = bool(arguments) and not arguments[0].startswith("-")
+        recipe = load_recipe(arguments.pop(0)) if given else Recipe()
+        default = Train(workdir=tyro.MISSING, recipe=recipe)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                COMMANDS[name],
+                prog=f"keras-vgg {name}",
+                args=arguments,
+                default=default,
+                config=(tyro.conf.FlagConversionOff,) if name == "train" else (),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        # tyro draws a box; the house's errors are one line.
+        lines = [line.strip("╭╮╰╯│─ \n") for line in said.getvalue().splitlines()]
+        text = " ".join(line for line in lines[1:] if line)
+        raise ValueError(text.split(" For full helptext")[0]) from None
+
+
+def _import_engine() -> None:
+    """Import TensorFlow with its native start-up chatter kept off stderr."""
+    from keras_vgg import hardware
+
+    hardware.prepare_environment()
+    with _native_stderr_held():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+
+
+@contextlib.contextmanager
+def _native_stderr_held() -> Iterator[None]:
+    """Hold what C++ libraries write to stderr; show it only if something fails."""
+    with tempfile.TemporaryFile() as held:
+        saved = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _table(title: str, *headers: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=any(headers))
+    for i, header in enumerate(headers):
+        table.add_column(header, justify="left" if i == 0 else "right")
+    return table
+
+
+def _print(what: str | Table) -> None:
+    from rich.console import Console
+
+    # A path must come out whole, to be copied.
+    Console(soft_wrap=isinstance(what, str)).print(what, highlight=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""Sources of labelled images, and the tf.data pipelines that feed them to a model.
+
+Images are uint8 RGB [h, w, 3] in [0, 255] as they leave a source, of varying size, with an integer
+label; `keras_vgg.augment` brings them to the model's size, and the model normalises them.
+"""
+
+from keras_vgg.data.decode import find_bad_images, load_image, raise_for_bad_images
+from keras_vgg.data.pipeline import (
+    ChannelStatistics,
+    evaluation_dataset,
+    statistics,
+    steps_per_epoch,
+    training_dataset,
+)
+from keras_vgg.data.sources import load_source
+from keras_vgg.data.split import Source, Split
+
+__all__ = [
+    "ChannelStatistics",
+    "Source",
+    "Split",
+    "evaluation_dataset",
+    "find_bad_images",
+    "load_image",
+    "load_source",
+    "raise_for_bad_images",
+    "statistics",
+    "steps_per_epoch",
+    "training_dataset",
+]

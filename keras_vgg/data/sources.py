@@ -1,0 +1,275 @@
+"""The four forms of source: digits, class folders, IDX files, TensorFlow Datasets."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from keras_vgg.data import catalog
+from keras_vgg.data.decode import EXTENSIONS, find_bad_images
+from keras_vgg.data.split import Source, Split, hold_out
+
+_MOST_BAD_IMAGES = 0.1
+
+
+def load_source(
+    spec: str,
+    *,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    data_dir: str | os.PathLike[str] | None = None,
+    manual_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    train_split: str | None = None,
+    validation_split: str | None = None,
+    test_split: str | None = None,
+    on_bad_image: str = "error",
+) -> Source:
+    """Open a data set.
+
+    `spec` is one of
+    - "digits": scikit-learn's 1,797 handwritten digits, 8 x 8;
+    - "folder:PATH": a folder per class, or such folders in train/, val/ (or validation/) and test/;
+      without train/ a test split is held out, with it test/ is the test split or there is none;
+    - "idx:PATH": MNIST's four files, gzipped or not, and if it likes a classes.txt, a name a line;
+    - the name of a TensorFlow Datasets image set, such as "fashion_mnist" or "imagenet2012":
+      `catalog.load` says which splits it uses and what `data_dir`, `manual_dir`, `download` and
+      the `*_split`s do.
+
+    `test_fraction` of the images is held out where a test split has to be made, and
+    `validation_fraction` of the remaining training images where there is no validation split:
+    never of the test split, the same share of each class (of TFDS, see there), decided by `seed`
+    alone. A fraction of 0 makes none.
+    `on_bad_image` is for folders. "error": a damaged file stops what reads it, see
+    `raise_for_bad_images`. "skip": every file is decoded once, now, and bad ones are left out,
+    with one line on stderr; more than a tenth is a ValueError.
+    ValueError or FileNotFoundError, naming the thing, for whatever else is wrong.
+    """
+    for name, fraction in (("validation", validation_fraction), ("test", test_fraction)):
+        if not 0 <= fraction < 1:
+            raise ValueError(f"{name}_fraction={fraction} must be at least 0 and below 1")
+    if on_bad_image not in ("error", "skip"):
+        raise ValueError(f'on_bad_image={on_bad_image!r} must be "error" or "skip"')
+    form, colon, path = spec.partition(":")
+    if form in ("folder", "idx") and not (colon and path):
+        raise ValueError(f"source {spec!r} needs a path, as in {form}:/data/flowers")
+    if not (spec == "digits" or form in ("folder", "idx")):
+        return catalog.load(
+            spec,
+            validation_fraction=validation_fraction,
+            test_fraction=test_fraction,
+            seed=seed,
+            data_dir=data_dir,
+            manual_dir=manual_dir,
+            download=download,
+            train_split=train_split,
+            validation_split=validation_split,
+            test_split=test_split,
+        )
+    if train_split or validation_split or test_split:
+        raise ValueError(
+            f"source {spec!r} takes no train_split, validation_split or test_split: "
+            "only TensorFlow Datasets have named splits"
+        )
+    rng = np.random.default_rng(seed)
+    if spec == "digits":
+        return _with_held_out(spec, _digits(), _DIGITS, validation_fraction, test_fraction, rng)
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise FileNotFoundError(f"source {spec!r}: there is no folder {root}")
+    if not root.is_dir():
+        raise ValueError(f"source {spec!r}: {root} is not a folder")
+    if form == "idx":
+        return _idx(spec, root, validation_fraction, rng)
+    return _folder(spec, root, validation_fraction, test_fraction, rng, on_bad_image == "skip")
+
+
+_DIGITS = tuple("0123456789")
+
+
+def _digits() -> Split:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    return _grey_split("digits", grey, digits.target)
+
+
+def _grey_split(name: str, grey: np.ndarray, labels: np.ndarray) -> Split:
+    images = np.repeat(grey[..., np.newaxis], 3, axis=-1)
+    return Split(name, len(labels), labels=labels.astype(np.int32), images=images)
+
+
+def _with_held_out(
+    spec: str,
+    everything: Split,
+    class_names: tuple[str, ...],
+    validation_fraction: float,
+    test_fraction: float,
+    rng: np.random.Generator,
+) -> Source:
+    train, test = hold_out(everything, test_fraction, "test", class_names, rng)
+    train, validation = hold_out(train, validation_fraction, "validation", class_names, rng)
+    return Source(spec, class_names, _named("train", train), validation, test)
+
+
+def _named(name: str, split: Split) -> Split:
+    return Split(name, split.size, split.labels, split.images, split.paths)
+
+
+# --- class folders ---------------------------------------------------------------------------
+
+
+def _folder(
+    spec: str,
+    root: Path,
+    validation_fraction: float,
+    test_fraction: float,
+    rng: np.random.Generator,
+    skip_bad: bool,
+) -> Source:
+    present = {name: root / name for name in ("train", "val", "validation", "test")}
+    present = {name: folder for name, folder in present.items() if folder.is_dir()}
+    if not present:
+        class_names, everything = _class_folders(root, "all", skip_bad)
+        return _with_held_out(
+            spec, everything, class_names, validation_fraction, test_fraction, rng
+        )
+    if "train" not in present:
+        raise ValueError(f"{root} has {', '.join(present)} but no train folder")
+    if "val" in present and "validation" in present:
+        raise ValueError(f"{root} has both val and validation: keep one of them")
+    splits = {}
+    for name, folder in present.items():
+        class_names, split = _class_folders(folder, name, skip_bad)
+        if name == "train":
+            train_names = class_names
+        elif class_names != train_names:
+            differing = sorted(set(class_names) ^ set(train_names))
+            raise ValueError(
+                f"{root}: train and {name} must have the same class folders, "
+                f"but only one of them has {', '.join(differing)}"
+            )
+        splits["validation" if name == "val" else name] = split
+    train, validation = splits["train"], splits.get("validation")
+    if validation is None:
+        train, validation = hold_out(train, validation_fraction, "validation", train_names, rng)
+    else:
+        validation = _named("validation", validation)
+    return Source(spec, train_names, train, validation, splits.get("test"))
+
+
+def _class_folders(root: Path, name: str, skip_bad: bool) -> tuple[tuple[str, ...], Split]:
+    """A folder per class -> (class names, split): classes by name, and files by name within."""
+    with os.scandir(root) as entries:
+        class_names = sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")
+    if len(class_names) < 2:
+        raise ValueError(
+            f"{root} has {len(class_names)} class folders, and classification needs at least 2: "
+            f"put each class's images in {root}/<class>/"
+        )
+    paths, counts = [], []
+    for class_name in class_names:
+        with os.scandir(root / class_name) as entries:
+            files = sorted(
+                e.path
+                for e in entries
+                if e.name[0] != "." and e.name.lower().endswith(EXTENSIONS) and e.is_file()
+            )
+        paths += files
+        counts.append(len(files))
+    labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
+    split = Split(name, len(paths), labels=labels, paths=np.array(paths, dtype=object))
+    _require_every_class(root, class_names, split)
+    if skip_bad:
+        split = _without_bad_images(split)
+        _require_every_class(root, class_names, split)
+    return tuple(class_names), split
+
+
+def _require_every_class(root: Path, class_names: list[str], split: Split) -> None:
+    counts = np.bincount(split.labels, minlength=len(class_names))
+    empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
+    if empty:
+        raise ValueError(
+            f"{root}: no image ({', '.join(EXTENSIONS)}) that can be used in class "
+            f"{', '.join(empty[:10])}"
+        )
+
+
+def _without_bad_images(split: Split) -> Split:
+    bad = dict(find_bad_images(split))
+    if not bad:
+        return split
+    listed = ", ".join(list(bad)[:10]) + (", ..." if len(bad) > 10 else "")
+    found = f"{len(bad)} of {split.size} images of split {split.name!r} cannot be decoded: {listed}"
+    if len(bad) > _MOST_BAD_IMAGES * split.size:
+        raise ValueError(f"{found}. More than {_MOST_BAD_IMAGES:.0%} is too many to skip")
+    print(f"skipped: {found}", file=sys.stderr)
+    return split.take(np.array([i for i, path in enumerate(split.paths) if path not in bad]))
+
+
+# --- IDX files -------------------------------------------------------------------------------
+
+
+def _idx(spec: str, root: Path, validation_fraction: float, rng: np.random.Generator) -> Source:
+    train, test = (
+        _idx_split(root, name, prefix) for name, prefix in (("train", "train"), ("test", "t10k"))
+    )
+    listing = root / "classes.txt"
+    if listing.is_file():
+        lines = listing.read_text(encoding="utf-8").splitlines()
+        class_names = tuple(line.strip() for line in lines if line.strip())
+    else:
+        class_names = tuple(str(label) for label in range(train.labels.max() + 1))
+    for split in (train, test):
+        if split.labels.max() >= len(class_names):
+            raise ValueError(
+                f"{root}: label {split.labels.max()} in the {split.name} labels is out of range: "
+                f"there are {len(class_names)} classes"
+            )
+    train, validation = hold_out(train, validation_fraction, "validation", class_names, rng)
+    return Source(spec, class_names, train, validation, test)
+
+
+def _idx_split(root: Path, name: str, prefix: str) -> Split:
+    images = _idx_array(root, f"{prefix}-images-idx3-ubyte", 3)
+    labels = _idx_array(root, f"{prefix}-labels-idx1-ubyte", 1)
+    if len(images) != len(labels):
+        raise ValueError(f"{root}: {len(images)} {name} images but {len(labels)} {name} labels")
+    if not images.size:
+        raise ValueError(f"{root}: there are no {name} images")
+    return _grey_split(name, images, labels)
+
+
+def _idx_array(root: Path, name: str, rank: int) -> np.ndarray:
+    """Read uint8 [n, ...] of `rank` axes: magic number, big-endian sizes, then the bytes."""
+    path = next((p for p in (root / name, root / f"{name}.gz") if p.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{root} has neither {name} nor {name}.gz")
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    magic = 0x0800 + rank  # 0x08 is the code of unsigned bytes
+    header_bytes = 4 * (1 + rank)
+    header = np.frombuffer(content[:header_bytes].ljust(header_bytes, b"\0"), dtype=">u4")
+    if header[0] != magic:
+        raise ValueError(
+            f"{path} is not an IDX file of {rank} axes: "
+            f"its first bytes are {header[0]:#010x}, not {magic:#010x}"
+        )
+    shape = tuple(int(side) for side in header[1:])
+    expected = int(np.prod(shape, dtype=object))
+    body = len(content) - header_bytes
+    if body != expected:
+        raise ValueError(f"{path} holds {body} bytes of data, and its header says {expected}")
+    return np.frombuffer(content, np.uint8, offset=header_bytes).reshape(shape)

@@ -1,0 +1,240 @@
+"""recipe -> data and a compiled model -> model.fit -> run directory; resumes what was cut off."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_vgg import __version__, augment, data, hardware, report
+from keras_vgg.fit.callbacks import Recorder, TrainingDiverged
+from keras_vgg.fit.run import Run, claim, write_atomically
+from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
+from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.models import vgg
+from keras_vgg.recipe import Recipe
+
+__all__ = [
+    "Run",
+    "TrainingDiverged",
+    "build_model",
+    "compile_model",
+    "evaluation_transform",
+    "fit",
+    "learning_rate",
+    "load_source",
+    "plateau_drops",
+    "write_atomically",
+]
+
+
+def fit(recipe: Recipe, workdir: str | Path, verbose: int | str = "auto") -> Run:
+    """Train a recipe in a run directory, or go on with the run that is there.
+
+    The directory gets recipe.json, environment.json, classes.json, metrics.csv, model.keras (the
+    best epoch by validation accuracy), checkpoints/, tensorboard/ and at the end results.json.
+
+    Args:
+        recipe: What to train.
+        workdir: The run directory: new, empty, or an earlier run of the same recipe.
+        verbose: Keras' verbosity: "auto", 0, 1 (progress bar) or 2 (a line an epoch).
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ValueError, OSError: the recipe, its data or the directory will not do. Nothing is left of
+            a run that had not begun.
+        TrainingDiverged: the loss became NaN.
+    """
+    run, is_new = claim(workdir, recipe)
+    if run.finished:
+        if verbose:
+            print(f"{run.directory} is finished; nothing to do")
+        return run
+    try:
+        return _train(run, is_new, verbose)
+    except BaseException:
+        if not any(run.directory.iterdir()):
+            run.directory.rmdir()
+        raise
+
+
+def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
+    recipe = run.recipe
+    engine = hardware.choose_engine(recipe)
+    keras.utils.set_random_seed(recipe.seed)
+    source = load_source(recipe)
+    statistics = data.statistics(source.train)
+    model = build_model(recipe, len(source.class_names), statistics, engine.precision)
+    compile_model(model, recipe, engine)
+    model.optimizer.build(model.trainable_variables)
+    steps = data.steps_per_epoch(source.train, recipe.batch_size)
+    recorder = Recorder(run, steps)
+    done = recorder.restore(model)
+    if is_new:
+        run.write_json("classes.json", source.class_names)
+        run.write_json("environment.json", _environment(engine, source))
+        # recipe.json makes it a run, so it comes last.
+        write_atomically(run.directory / "recipe.json", lambda p: p.write_text(recipe.to_json()))
+    if verbose:
+        print(
+            f"{source.name}: {source.train.size} training, {source.validation.size} validation "
+            f"images, {len(source.class_names)} classes\n{model.name}: {model.count_params():,} "
+            f"parameters; {engine}" + (f"; resumed after epoch {done}" if done else "")
+        )
+    one_hot = partial(_one_hot, classes=len(source.class_names))
+    training = data.training_dataset(
+        source.train,
+        recipe.batch_size,
+        _training_transform(recipe, statistics),
+        seed=recipe.seed,
+        start_epoch=done,
+    )
+    validation = data.evaluation_dataset(
+        source.validation, max(recipe.batch_size, 256), evaluation_transform(recipe)
+    )
+    if done < recipe.epochs and not is_over(recipe, recorder.history):
+        try:
+            model.fit(
+                training.map(one_hot),
+                epochs=recipe.epochs,
+                initial_epoch=done,
+                steps_per_epoch=steps,
+                validation_data=validation.map(one_hot),
+                callbacks=[
+                    recorder,
+                    keras.callbacks.TensorBoard(run.directory / "tensorboard", write_graph=False),
+                ],
+                shuffle=False,  # the data set shuffles, and Keras warns of the default
+                verbose=verbose,
+            )
+        except tf.errors.InvalidArgumentError:
+            # TensorFlow does not say which file it could not decode.
+            data.raise_for_bad_images(source.train)
+            data.raise_for_bad_images(source.validation)
+            raise
+    report.plot_history(recorder.history, run.directory / "training_curve.png")
+    best = best_row(recorder.history)
+    run.add_results(
+        epochs=len(recorder.history),
+        best_epoch=best["epoch"],
+        validation_accuracy=best["val_accuracy"],
+        validation_loss=best["val_loss"],
+        parameters=model.count_params(),
+        training_seconds=round(sum(row["seconds"] for row in recorder.history), 1),
+    )
+    return run
+
+
+def load_source(recipe: Recipe) -> data.Source:
+    """The recipe's data, as `keras_vgg.data.load_source`."""
+    return data.load_source(
+        recipe.source,
+        validation_fraction=recipe.validation_fraction,
+        test_fraction=recipe.test_fraction,
+        seed=recipe.seed,
+        data_dir=recipe.data_dir,
+        manual_dir=recipe.manual_dir,
+        download=recipe.download,
+        train_split=recipe.train_split,
+        validation_split=recipe.validation_split,
+        test_split=recipe.test_split,
+        on_bad_image=recipe.on_bad_image,
+    )
+
+
+def build_model(
+    recipe: Recipe,
+    classes: int,
+    statistics: data.ChannelStatistics,
+    precision: str = "float32",
+) -> keras.Model:
+    """The recipe's network, which takes RGB images in [0, 255], float32 [n, size, size, 3]."""
+    mean = statistics.mean if recipe.mean_rgb is None else recipe.mean_rgb
+    # A channel that never varies must not become a division by zero.
+    std = np.maximum(statistics.std, 1.0) if recipe.std_rgb is None else recipe.std_rgb
+    # Keras adds l * sum(w^2), whose gradient is 2 l w; the paper's decay adds wd * w.
+    decay = keras.regularizers.L2(recipe.weight_decay / 2) if recipe.weight_decay else None
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        return vgg(
+            recipe.configuration,
+            weights=None,
+            input_shape=(recipe.image_size, recipe.image_size, 3),
+            classes=classes,
+            batch_norm=recipe.batch_norm,
+            width_multiplier=recipe.width_multiplier,
+            head=recipe.head,
+            hidden_units=recipe.hidden_units,
+            dropout=recipe.dropout,
+            kernel_initializer=recipe.kernel_initializer,
+            kernel_regularizer=decay,
+            include_preprocessing=ImagePreprocessing(mean, std, name="preprocessing"),
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -> None:
+    """Compile for one-hot labels: SGD, cross-entropy, top-1 and (over five classes) top-5."""
+    metrics: list = ["accuracy"]
+    if model.output_shape[-1] > 5:
+        metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5_accuracy"))
+    model.compile(
+        optimizer=keras.optimizers.SGD(recipe.learning_rate, recipe.momentum, recipe.nesterov),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
+        metrics=metrics,
+        jit_compile=engine.jit_compile,
+    )
+
+
+def _training_transform(recipe: Recipe, statistics: data.ChannelStatistics) -> partial:
+    return partial(
+        augment.train_image,
+        size=recipe.image_size,
+        scale=recipe.train_scale,
+        crop_padding=recipe.crop_padding,
+        flip=recipe.horizontal_flip,
+        brightness=recipe.brightness,
+        contrast=recipe.contrast,
+        saturation=recipe.saturation,
+        hue=recipe.hue,
+        shift=recipe.rgb_shift,
+        eigenvalues=statistics.eigenvalues,
+        eigenvectors=statistics.eigenvectors,
+    )
+
+
+def evaluation_transform(recipe: Recipe) -> partial:
+    """The recipe's [h, w, 3] -> [size, size, 3] for validation, test and prediction."""
+    return partial(augment.eval_image, size=recipe.image_size, scale=recipe.eval_scale)
+
+
+def _one_hot(images: tf.Tensor, labels: tf.Tensor, classes: int) -> tuple[tf.Tensor, tf.Tensor]:
+    return images, tf.one_hot(labels, classes)
+
+
+def _environment(engine: hardware.Engine, source: data.Source) -> dict:
+    splits = {"train": source.train, "validation": source.validation, "test": source.test}
+    packages = ("keras", "tensorflow", "tensorflow-datasets", "numpy")
+    return {
+        "keras_vgg": __version__,
+        "packages": {name: metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "engine": str(engine),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "images": {name: split.size for name, split in splits.items() if split is not None},
+    }

@@ -1,0 +1,148 @@
+"""The run directory: the unit that training writes and everything else reads."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from keras_vgg.recipe import Recipe
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file, which appears at `path` whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written; nothing of it is left.
+    """
+    # The suffix is kept because Keras decides the format by it.
+    handle, name = tempfile.mkstemp(prefix=".", suffix=path.name, dir=path.parent)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training run on disk."""
+
+    directory: Path
+    recipe: Recipe
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Run:
+        """A run that exists.
+
+        Raises:
+            FileNotFoundError: there is no such directory, or it holds no run.
+            ValueError: its recipe cannot be read.
+        """
+        directory = Path(directory)
+        path = directory / "recipe.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{directory} is not a run directory: it has no recipe.json")
+        return cls(directory, Recipe.from_json(path.read_text()))
+
+    @property
+    def model_path(self) -> Path:
+        return self.directory / "model.keras"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.read_json("classes.json"))
+
+    @property
+    def finished(self) -> bool:
+        return (self.directory / "results.json").is_file()
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What training (and later evaluation) found; empty while training."""
+        return self.read_json("results.json") if self.finished else {}
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The rows of metrics.csv, one an epoch."""
+        path = self.directory / "metrics.csv"
+        if not path.is_file():
+            return []
+        with path.open(newline="") as file:
+            return [
+                {k: int(v) if k == "epoch" else float(v) for k, v in row.items()}
+                for row in csv.DictReader(file)
+            ]
+
+    def model(self):
+        """The best model by validation accuracy, uncompiled.
+
+        Raises:
+            FileNotFoundError: the run has not finished its first epoch.
+        """
+        import keras
+
+        import keras_vgg.layers  # noqa: F401  registers what model.keras may hold
+
+        if not self.model_path.is_file():
+            raise FileNotFoundError(f"{self.directory} has no model.keras: no epoch has finished")
+        return keras.saving.load_model(self.model_path, compile=False)
+
+    def read_json(self, name: str) -> Any:
+        return json.loads((self.directory / name).read_text())
+
+    def write_json(self, name: str, value: Any) -> None:
+        text = json.dumps(value, indent=2) + "\n"
+        write_atomically(self.directory / name, lambda path: path.write_text(text))
+
+    def add_results(self, **values: Any) -> None:
+        """Merge into results.json."""
+        self.write_json("results.json", {**self.results, **values})
+
+    def write_history(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Replace metrics.csv, so that a resume neither loses nor doubles a line."""
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(
+            self.directory / "metrics.csv", lambda path: path.write_text(text.getvalue())
+        )
+
+
+def claim(directory: str | Path, recipe: Recipe) -> tuple[Run, bool]:
+    """The run of `recipe` in `directory`, and whether it is new (its directory is still empty).
+
+    Raises:
+        ValueError: the directory holds another recipe, or other files.
+        OSError: the directory cannot be made or written.
+    """
+    directory = Path(directory)
+    if (directory / "recipe.json").is_file():
+        run = Run.open(directory)
+        differences = recipe.differences(run.recipe)
+        if differences:
+            listed = ", ".join(f"{k} {b!r} there, {a!r} here" for k, (a, b) in differences.items())
+            raise ValueError(
+                f"{directory} holds a run of another recipe ({listed}); "
+                "choose another workdir, or repeat its recipe to resume it"
+            )
+        return run, False
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} exists and is not a run directory; choose another workdir")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise OSError(f"the run directory {directory} cannot be written: {error}") from error
+    return Run(directory, recipe), True

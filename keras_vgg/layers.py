@@ -1,0 +1,152 @@
+"""Keras layers that VGG needs and Keras has not: response normalisation, image preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("keras_vgg")
+class LocalResponseNormalization(keras.layers.Layer):
+    """Krizhevsky's normalisation across neighbouring channels; configuration A-LRN's.
+
+    y_c = x_c / (bias + alpha * sum of x_j^2 over j = c - depth_radius ... c + depth_radius)^beta
+
+    The defaults are the paper's (k=2, n=5, alpha=1e-4, beta=0.75) in `tf.nn.lrn`'s terms.
+    PyTorch's LocalResponseNorm divides alpha by n, so the same layer there has alpha=5e-4.
+
+    [n, height, width, channels] (or channels first) of any float dtype -> same; computed in
+    float32.
+    """
+
+    def __init__(
+        self,
+        depth_radius: int = 2,
+        bias: float = 2.0,
+        alpha: float = 1e-4,
+        beta: float = 0.75,
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if depth_radius < 0:
+            raise ValueError(f"depth_radius must be 0 or more, not {depth_radius}")
+        self.depth_radius = depth_radius
+        self.bias = bias
+        self.alpha = alpha
+        self.beta = beta
+        self.data_format = data_format or keras.config.image_data_format()
+        self.supports_masking = True
+
+    def call(self, inputs):
+        axis = 1 if self.data_format == "channels_first" else 3
+        x = ops.cast(inputs, "float32")
+        channels = x.shape[axis]
+        padding = [(0, 0)] * 4
+        padding[axis] = (self.depth_radius, self.depth_radius)
+        squares = ops.pad(ops.square(x), padding)
+        window = [slice(None)] * 4
+        total = 0.0
+        for offset in range(2 * self.depth_radius + 1):
+            window[axis] = slice(offset, offset + channels)
+            total = total + squares[tuple(window)]
+        y = x * ops.power(self.bias + self.alpha * total, -self.beta)
+        return ops.cast(y, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "depth_radius": self.depth_radius,
+            "bias": self.bias,
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "data_format": self.data_format,
+        }
+
+
+# The ImageNet means of the published Oxford models, RGB, in [0, 255].
+IMAGENET_MEAN = (123.68, 116.779, 103.939)
+
+
+@keras.saving.register_keras_serializable("keras_vgg")
+class ImagePreprocessing(keras.layers.Layer):
+    """Turns an image into what a network was trained on: (x - mean) / std, RGB or BGR.
+
+    [n, height, width, channels] (or channels first), RGB in [0, 255], any dtype -> the layer's
+    compute dtype. The arithmetic is in float32, so half precision loses nothing before it.
+
+    Args:
+        mean: One value a channel, in RGB order, in units of [0, 255].
+        std: Likewise; a single 1.0 leaves the scale alone.
+        channel_order: "rgb" or "bgr", what leaves the layer.
+        data_format: Keras' default where None.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = (1.0,),
+        channel_order: str = "rgb",
+        data_format: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("autocast", False)
+        super().__init__(**kwargs)
+        if channel_order not in ("rgb", "bgr"):
+            raise ValueError(f"channel_order must be 'rgb' or 'bgr', not {channel_order!r}")
+        if any(s <= 0 for s in std):
+            raise ValueError(f"std must be positive, not {tuple(std)}")
+        self.mean = tuple(float(m) for m in mean)
+        self.std = tuple(float(s) for s in std)
+        self.channel_order = channel_order
+        self.data_format = data_format or keras.config.image_data_format()
+
+    @classmethod
+    def caffe(cls, **kwargs: Any) -> ImagePreprocessing:
+        """Oxford's and keras.applications' VGG: BGR minus the ImageNet mean, not scaled."""
+        return cls(IMAGENET_MEAN, (1.0,), "bgr", **kwargs)
+
+    @classmethod
+    def torchvision(cls, **kwargs: Any) -> ImagePreprocessing:
+        """torchvision's and timm's: RGB / 255, minus mean, over standard deviation."""
+        mean = (0.485, 0.456, 0.406)
+        std = (0.229, 0.224, 0.225)
+        return cls([255 * m for m in mean], [255 * s for s in std], "rgb", **kwargs)
+
+    def build(self, input_shape) -> None:
+        channels = input_shape[1 if self.data_format == "channels_first" else -1]
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels):
+                raise ValueError(
+                    f"preprocessing {name} {values} is for {len(values)} channels, the input has "
+                    f"{channels}; pass an ImagePreprocessing with one value for each channel"
+                )
+
+    def call(self, inputs):
+        first = self.data_format == "channels_first"
+        shape = (-1, 1, 1) if first else (-1,)
+        x = ops.cast(inputs, "float32")
+        mean = ops.reshape(ops.convert_to_tensor(self.mean, "float32"), shape)
+        scale = ops.reshape(ops.convert_to_tensor([1 / s for s in self.std], "float32"), shape)
+        x = (x - mean) * scale
+        if self.channel_order == "bgr":
+            x = ops.flip(x, axis=1 if first else 3)
+        return ops.cast(x, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "channel_order": self.channel_order,
+            "data_format": self.data_format,
+        }

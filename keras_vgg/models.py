@@ -1,0 +1,294 @@
+"""The VGG networks as Keras functional models, drop-in for keras.applications."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras import layers
+
+from keras_vgg import weights as weight_files
+from keras_vgg.architecture import MINIMUM_SIZE, Configuration, get_configuration, scaled_width
+from keras_vgg.layers import ImagePreprocessing, LocalResponseNormalization
+
+DEFAULT_SIZE = 224  # the paper's input
+
+
+def vgg(
+    configuration: str,
+    include_top: bool = True,
+    weights: str | Path | None = "imagenet",
+    input_tensor: Any = None,
+    input_shape: tuple[int | None, ...] | None = None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation: str | Callable | None = "softmax",
+    name: str | None = None,
+    *,
+    batch_norm: bool = False,
+    width_multiplier: float = 1.0,
+    head: str = "fc",
+    hidden_units: int = 4096,
+    dropout: float = 0.5,
+    kernel_initializer: Any = "glorot_uniform",
+    kernel_regularizer: Any = None,
+    include_preprocessing: bool | ImagePreprocessing = False,
+    train_size: int | tuple[int, int] | None = None,
+) -> keras.Model:
+    """Build a VGG network (arXiv:1409.1556, Table 1).
+
+    [n, height, width, channels] images -> [n, classes] probabilities (float32), or without the
+    top the last block's feature map [n, height // 32, width // 32, 512].
+
+    Args:
+        configuration: "A", "A-LRN", "B", "C", "D", "E", or a builder's name such as "VGG16".
+        include_top: Whether to put the classifier on the convolutions.
+        weights: None for random weights, or the path of a Keras weight file (`.h5`,
+            `.weights.h5`, `.keras`). "imagenet" is not here yet and says so.
+        input_tensor: A Keras tensor to use as the input.
+        input_shape: (height, width, channels), or channels first where that is Keras' format.
+            From 32x32 up. With the top and `head="fc"` height and width must be known; else they
+            may be None. Default: 224x224x3, without the top any size.
+        pooling: Without the top, None, "avg" or "max" for a [n, 512] output.
+        classes: Width of the classifier.
+        classifier_activation: "softmax", or None for logits.
+        name: The model's name; by default the configuration's, such as "vgg16".
+        batch_norm: Normalise after every convolution (momentum 0.9, epsilon 1e-5).
+        width_multiplier: Scales the filters of every convolution.
+        head: "fc", the paper's; "conv", the same as convolutions, whose score map is averaged over
+            the image (section 3.2), for images of any size; "gap", global average pooling and one
+            dense layer.
+        hidden_units: Width of fc1 and fc2.
+        dropout: Rate after fc1 and fc2 ("gap": before the classifier).
+        kernel_initializer: Of every convolution and dense layer.
+        kernel_regularizer: Likewise. The paper's weight decay w is `keras.regularizers.L2(w / 2)`.
+        include_preprocessing: True makes the first layer take RGB images in [0, 255] and give the
+            network BGR minus the ImageNet mean, as `keras.applications.vgg16.preprocess_input`; an
+            `ImagePreprocessing` is used as it is. False: the caller has preprocessed.
+        train_size: With `head="conv"`, side (or sides) of the images that the classifier is
+            trained on: fc1's kernel is a 32nd of it. Default: the input's size, 224 if unknown.
+
+    Returns:
+        An uncompiled `keras.Model`.
+
+    Raises:
+        ValueError: an argument that does not fit, or weights of another architecture.
+        FileNotFoundError: no weight file at the path.
+        NotImplementedError: `weights="imagenet"`.
+    """
+    found = get_configuration(configuration)
+    _check(weights, include_top, classes, head, pooling, width_multiplier, hidden_units, dropout)
+    shape = _input_shape(input_shape, input_tensor, weights, flatten=include_top and head == "fc")
+    if include_top and weights is not None:
+        _check_activation(classifier_activation)
+    if weights == "imagenet":
+        raise NotImplementedError(
+            f"weights='imagenet' cannot be downloaded yet for {found.builder}; pass weights=None "
+            "or the path of a Keras weight file, such as the one keras.applications caches"
+        )
+
+    options = {"kernel_initializer": kernel_initializer, "kernel_regularizer": kernel_regularizer}
+    if input_tensor is None:
+        image = layers.Input(shape=shape)
+    elif keras.utils.is_keras_tensor(input_tensor):
+        image = input_tensor
+    else:
+        image = layers.Input(tensor=input_tensor, shape=shape)
+    x = image
+    if include_preprocessing is not False:
+        given = isinstance(include_preprocessing, ImagePreprocessing)
+        x = (include_preprocessing if given else ImagePreprocessing.caffe(name="preprocessing"))(x)
+    x = _convolutions(x, found, width_multiplier, batch_norm, options)
+    if include_top:
+        if train_size is None:
+            train_size = tuple(side or DEFAULT_SIZE for side in _sides(shape))
+        # Probabilities stay float32 in mixed precision.
+        half = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
+        classifier = {"activation": classifier_activation, "dtype": "float32" if half else None}
+        x = _HEADS[head](x, train_size, hidden_units, dropout, classes, options, classifier)
+    elif pooling == "avg":
+        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    elif pooling == "max":
+        x = layers.GlobalMaxPooling2D(name="max_pool")(x)
+
+    inputs = image if input_tensor is None else keras.utils.get_source_inputs(image)
+    model = keras.Model(inputs, x, name=name or found.builder.lower())
+    if weights is not None:
+        weight_files.load_weights(model, weights)
+    return model
+
+
+def _convolutions(
+    x: Any, found: Configuration, width_multiplier: float, batch_norm: bool, options: dict
+) -> Any:
+    channel_axis = 1 if keras.config.image_data_format() == "channels_first" else -1
+    for b, block in enumerate(found.blocks, 1):
+        for i, (kernel, filters) in enumerate(block, 1):
+            name = f"block{b}_conv{i}"
+            x = layers.Conv2D(
+                scaled_width(filters, width_multiplier),
+                kernel,
+                padding="same",
+                activation=None if batch_norm else "relu",
+                name=name,
+                **options,
+            )(x)
+            if batch_norm:
+                x = layers.BatchNormalization(
+                    axis=channel_axis, momentum=0.9, epsilon=1e-5, name=f"{name}_bn"
+                )(x)
+                x = layers.Activation("relu", name=f"{name}_relu")(x)
+            if found.lrn and (b, i) == (1, 1):
+                x = LocalResponseNormalization(name="block1_lrn")(x)
+        x = layers.MaxPooling2D(2, name=f"block{b}_pool")(x)
+    return x
+
+
+def _fc_head(x, train_size, hidden_units, dropout, classes, options, classifier) -> Any:
+    x = layers.Flatten(name="flatten")(x)
+    for name in ("fc1", "fc2"):
+        x = layers.Dense(hidden_units, activation="relu", name=name, **options)(x)
+        x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
+    return layers.Dense(classes, name="predictions", **options, **classifier)(x)
+
+
+def _conv_head(x, train_size, hidden_units, dropout, classes, options, classifier) -> Any:
+    height, width = (train_size,) * 2 if isinstance(train_size, int) else train_size
+    if min(height, width) < MINIMUM_SIZE:
+        raise ValueError(f"train_size must be at least {MINIMUM_SIZE}, not {train_size}")
+    for name, kernel in (("fc1", (height // 32, width // 32)), ("fc2", 1)):
+        x = layers.Conv2D(hidden_units, kernel, activation="relu", name=name, **options)(x)
+        x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
+    dtype = classifier["dtype"]
+    x = layers.Conv2D(classes, 1, name="predictions", dtype=dtype, **options)(x)
+    x = layers.GlobalAveragePooling2D(name="score_average", dtype=dtype)(x)
+    return layers.Activation(name="probabilities", **classifier)(x)
+
+
+def _gap_head(x, train_size, hidden_units, dropout, classes, options, classifier) -> Any:
+    x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    x = layers.Dropout(dropout, name="dropout")(x)
+    return layers.Dense(classes, name="predictions", **options, **classifier)(x)
+
+
+_HEADS = {"fc": _fc_head, "conv": _conv_head, "gap": _gap_head}
+
+
+def _check(
+    weights: Any,
+    include_top: bool,
+    classes: int,
+    head: str,
+    pooling: str | None,
+    width_multiplier: float,
+    hidden_units: int,
+    dropout: float,
+) -> None:
+    if weights not in ("imagenet", None) and not Path(weights).exists():
+        error = FileNotFoundError if Path(weights).suffix else ValueError
+        raise error(
+            "`weights` must be None (random), 'imagenet', or the path of a weight file; there is "
+            f"no file {str(weights)!r}"
+        )
+    if weights == "imagenet" and include_top and classes != 1000:
+        raise ValueError(
+            "with `weights='imagenet'` and `include_top=True`, `classes` must be 1000, "
+            f"not {classes}"
+        )
+    if not isinstance(classes, int) or classes < 1:
+        raise ValueError(f"classes must be a positive whole number, not {classes!r}")
+    if head not in _HEADS:
+        raise ValueError(f"head must be one of {', '.join(_HEADS)}, not {head!r}")
+    if pooling not in (None, "avg", "max"):
+        raise ValueError(f"pooling must be None, 'avg' or 'max', not {pooling!r}")
+    if width_multiplier <= 0:
+        raise ValueError(f"width_multiplier must be positive, not {width_multiplier}")
+    if hidden_units < 1:
+        raise ValueError(f"hidden_units must be positive, not {hidden_units}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), not {dropout}")
+
+
+def _check_activation(classifier_activation: Any) -> None:
+    allowed = {keras.activations.get("softmax"), keras.activations.get(None)}
+    if keras.activations.get(classifier_activation) not in allowed:
+        raise ValueError(
+            "with pretrained weights and `include_top=True` only 'softmax' or None may be the "
+            f"`classifier_activation`, not {classifier_activation}"
+        )
+
+
+def _sides(shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    return shape[1:] if keras.config.image_data_format() == "channels_first" else shape[:2]
+
+
+def _input_shape(
+    shape: tuple[int | None, ...] | None, input_tensor: Any, weights: Any, flatten: bool
+) -> tuple[int | None, ...]:
+    """The checks of keras.applications, in its order."""
+    first = keras.config.image_data_format() == "channels_first"
+    if shape is None and input_tensor is not None:
+        shape = tuple(input_tensor.shape[1:])
+    if shape is None:
+        side = DEFAULT_SIZE if flatten else None
+        return (3, side, side) if first else (side, side, 3)
+    if len(shape) != 3:
+        raise ValueError(f"`input_shape` must be a tuple of three integers, not {shape}")
+    channels = shape[0] if first else shape[2]
+    if channels is None:
+        raise ValueError(f"`input_shape` must state the channels, not {shape}")
+    if weights == "imagenet" and channels != 3:
+        raise ValueError(f"ImageNet weights need 3 input channels, not `input_shape={shape}`")
+    if weights == "imagenet" and flatten and _sides(shape) != (DEFAULT_SIZE, DEFAULT_SIZE):
+        raise ValueError(
+            "with `include_top=True` and `weights='imagenet'`, `input_shape` must be "
+            f"{(3, 224, 224) if first else (224, 224, 3)}, not {shape}"
+        )
+    if channels not in (1, 3, 4):
+        warnings.warn(
+            f"images usually have 1, 3 or 4 channels; input_shape={shape} has {channels}",
+            stacklevel=3,
+        )
+    if any(side is not None and side < MINIMUM_SIZE for side in _sides(shape)):
+        raise ValueError(
+            f"input must be at least {MINIMUM_SIZE}x{MINIMUM_SIZE}, not `input_shape={shape}`: "
+            "five 2x2 pools leave nothing of less. Pad small images, as "
+            "keras_vgg.augment.eval_image does"
+        )
+    if flatten and None in _sides(shape):
+        raise ValueError(
+            f"with `include_top=True` and head='fc', `input_shape` must be known, not {shape}; "
+            "head='conv' and head='gap' take any size"
+        )
+    return tuple(shape)
+
+
+def _builder(configuration: str) -> Callable[..., keras.Model]:
+    found = get_configuration(configuration)
+
+    def build(*args: Any, **kwargs: Any) -> keras.Model:
+        return vgg(configuration, *args, **kwargs)
+
+    signature = inspect.signature(vgg, eval_str=True)
+    rest = list(signature.parameters.values())[1:]
+    name = found.builder.lower()
+    rest = [p.replace(default=name) if p.name == "name" else p for p in rest]
+    build.__signature__ = signature.replace(parameters=rest)
+    build.__name__ = build.__qualname__ = found.builder
+    build.__doc__ = (
+        f"Configuration {found.name} of the paper: {found.weight_layers} weight layers.\n\n"
+        "Drop-in for keras.applications; every argument is explained at `keras_vgg.vgg`."
+    )
+    return build
+
+
+VGG11 = _builder("A")
+VGG11LRN = _builder("A-LRN")
+VGG13 = _builder("B")
+VGG16C = _builder("C")
+VGG16 = _builder("D")
+VGG19 = _builder("E")

@@ -1,0 +1,269 @@
+"""A recipe: everything that decides a training run, as one frozen value."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import runpy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from keras_vgg.architecture import MINIMUM_SIZE, get_configuration
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A training run, decided. `Recipe()` learns scikit-learn's handwritten digits.
+
+    A recipe file is Python that defines `RECIPE = Recipe(...)` and states only what differs.
+
+    Raises:
+        ValueError: names the field, its value and what it may be.
+    """
+
+    # Data
+    source: str = "digits"
+    """Where images come from: digits, a TFDS name, folder:PATH, or idx:PATH."""
+    data_dir: str | None = None
+    """TFDS: where prepared data sets live (default: TFDS's own, ~/tensorflow_datasets)."""
+    manual_dir: str | None = None
+    """TFDS: a folder that holds the data set's original files, used instead of the network."""
+    download: bool = False
+    """TFDS: download and prepare the data set when it is not there."""
+    train_split: str | None = None
+    """TFDS: split to train on, such as train[:90%] (default: chosen with the other two)."""
+    validation_split: str | None = None
+    """TFDS: split that selects the model (default: held out of train)."""
+    test_split: str | None = None
+    """TFDS: split that is read once, to report."""
+    validation_fraction: float = 0.1
+    """Share of the training images held out where a source has no validation split."""
+    test_fraction: float = 0.2
+    """Share of the images held out where a source has no test split (digits, folders)."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """A damaged image file: stop and name it, or leave it out and say how many."""
+    seed: int = 0
+    """Decides splits, initial weights, order, augmentation and dropout."""
+
+    # Network
+    configuration: str = "A"
+    """Column of the paper's Table 1: A, A-LRN, B, C, D or E (or VGG11 ... VGG19)."""
+    width_multiplier: float = 0.25
+    """Scales the filters of every convolution; 1 is the paper's width."""
+    batch_norm: bool = True
+    """Batch normalisation after every convolution."""
+    head: Literal["fc", "conv", "gap"] = "fc"
+    """The classifier: the paper's, the same as convolutions, or global average pooling."""
+    hidden_units: int = 128
+    """Width of fc1 and fc2; the paper's is 4096."""
+    dropout: float = 0.5
+    """Dropout rate after fc1 and fc2."""
+    kernel_initializer: str = "he_normal"
+    """Keras initializer of every kernel, such as he_normal or glorot_uniform."""
+
+    # What the network sees
+    image_size: int = 32
+    """Side of the network's square input, from 32 up."""
+    train_scale: tuple[int, int] | None = (32, 40)
+    """Training images are rescaled to a smallest side drawn from this range; None: not at all."""
+    eval_scale: int | None = 36
+    """Evaluation images are rescaled to this smallest side, then cropped; None: not at all."""
+    crop_padding: int = 0
+    """Zero pixels put on every side before the random crop."""
+    horizontal_flip: bool = False
+    """Mirror half of the training images."""
+    brightness: float = 0.0
+    """Add up to this share of the full range, either way."""
+    contrast: float = 0.0
+    """Stretch about the mean by a factor up to 1 plus or minus this."""
+    saturation: float = 0.0
+    """Move from (or to) grey by a factor up to 1 plus or minus this."""
+    hue: float = 0.0
+    """Rotate hue by up to this share of a turn, either way; at most 0.5."""
+    rgb_shift: float = 0.0
+    """The paper's colour shift along the training set's RGB components; its strength is 0.1."""
+    mean_rgb: tuple[float, float, float] | None = None
+    """Subtracted inside the model, in [0, 255]; None: the training set's mean."""
+    std_rgb: tuple[float, float, float] | None = None
+    """Divided by inside the model, in [0, 255]; None: the training set's; the paper has 1 1 1."""
+
+    # Optimisation
+    epochs: int = 20
+    """Passes over the training split."""
+    batch_size: int = 64
+    """Images a step."""
+    learning_rate: float = 0.05
+    """Of SGD, after warm-up."""
+    momentum: float = 0.9
+    """Of SGD."""
+    nesterov: bool = False
+    """Nesterov's momentum."""
+    weight_decay: float = 5e-4
+    """As the paper means it: a kernel's gradient grows by this times the kernel."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    schedule: Literal["constant", "step", "cosine", "plateau"] = "cosine"
+    """How the learning rate falls; the paper's is plateau."""
+    warmup_epochs: float = 1.0
+    """The learning rate rises linearly over these epochs."""
+    decay_factor: float = 0.1
+    """step, plateau: what the learning rate is multiplied by."""
+    step_epochs: tuple[int, ...] = ()
+    """step: the epochs before which it falls, such as 60 120 160."""
+    plateau_patience: int = 5
+    """plateau: epochs without a better validation accuracy before it falls."""
+    plateau_drops: int = 3
+    """plateau: how often it falls; training ends when it would fall once more."""
+    early_stopping: int = 0
+    """End after so many epochs without a better validation accuracy; 0: never."""
+
+    # Engine
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Arithmetic of the layers; weights, soft-max and loss stay float32."""
+    jit: Literal["auto", "on", "off"] = "auto"
+    """Compile the training step with XLA."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints to keep."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # JSON has no tuples
+                object.__setattr__(self, field.name, tuple(value))
+            elif "float" in str(field.type) and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+        _validate(self)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """Raises ValueError for text that is not JSON and for fields that are not a recipe's."""
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"a recipe's JSON cannot be read: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError("a recipe's JSON must be an object of fields")
+        return Recipe().replace(**values)
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A recipe with some fields changed; ValueError for a field that there is not."""
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"a recipe has no field {name!r}{hint}")
+        return dataclasses.replace(self, **changes)
+
+    def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
+        """The fields in which two recipes differ, with both values."""
+        mine, others = dataclasses.asdict(self), dataclasses.asdict(other)
+        return {k: (mine[k], others[k]) for k in mine if mine[k] != others[k]}
+
+
+# A field's type, as annotated -> what its values may be instances of.
+_TYPES: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float,)}
+
+# Field -> (lowest, highest, whether the highest itself is allowed)
+_RANGES: Mapping[str, tuple[float, float, bool]] = {
+    "validation_fraction": (1e-6, 1, False),
+    "test_fraction": (1e-6, 1, False),
+    "seed": (0, 2**31, False),
+    "width_multiplier": (1e-3, 16, True),
+    "hidden_units": (1, 1e6, True),
+    "dropout": (0, 1, False),
+    "image_size": (MINIMUM_SIZE, 4096, True),
+    "eval_scale": (1, 8192, True),
+    "crop_padding": (0, 1024, True),
+    "brightness": (0, 1, True),
+    "contrast": (0, 1, True),
+    "saturation": (0, 1, True),
+    "hue": (0, 0.5, True),
+    "rgb_shift": (0, 10, True),
+    "epochs": (1, 1e6, True),
+    "batch_size": (1, 1e6, True),
+    "learning_rate": (1e-12, 1e3, True),
+    "momentum": (0, 1, False),
+    "weight_decay": (0, 1, True),
+    "label_smoothing": (0, 1, False),
+    "warmup_epochs": (0, 1e6, True),
+    "decay_factor": (1e-6, 1, False),
+    "plateau_patience": (1, 1e6, True),
+    "plateau_drops": (0, 100, True),
+    "early_stopping": (0, 1e6, True),
+    "keep_checkpoints": (1, 1e6, True),
+}
+
+
+def _validate(recipe: Recipe) -> None:
+    for field in dataclasses.fields(recipe):
+        name, value, annotation = field.name, getattr(recipe, field.name), str(field.type)
+        if value is None and "None" in annotation:
+            continue
+        if annotation.startswith("Literal"):
+            choices = [word.strip(" \"'") for word in annotation[8:-1].split(",")]
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        elif annotation == "bool":
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False, not {value!r}")
+        elif annotation.startswith("tuple"):
+            numbers = (int,) if "int" in annotation else (float, int)
+            if not isinstance(value, tuple) or not all(type(v) in numbers for v in value):
+                raise ValueError(f"{name} must be {annotation}, not {value!r}")
+        elif type(value) not in _TYPES[annotation.removesuffix(" | None")]:
+            raise ValueError(f"{name} must be {annotation}, not {value!r}")
+        if name in _RANGES:
+            low, high, inclusive = _RANGES[name]
+            if not (low <= value <= high) or (value == high and not inclusive):
+                bracket = "]" if inclusive else ")"
+                raise ValueError(f"{name} must be in [{low:g}, {high:g}{bracket}, not {value}")
+    get_configuration(recipe.configuration)
+    for name in ("mean_rgb", "std_rgb"):
+        value = getattr(recipe, name)
+        if value is not None and (len(value) != 3 or not all(map(math.isfinite, value))):
+            raise ValueError(f"{name} must be three numbers, not {value}")
+    if recipe.std_rgb is not None and min(recipe.std_rgb) <= 0:
+        raise ValueError(f"std_rgb must be positive, not {recipe.std_rgb}")
+    scale = recipe.train_scale
+    if scale is not None and not (len(scale) == 2 and 1 <= scale[0] <= scale[1]):
+        raise ValueError(f"train_scale must be two rising whole numbers, not {scale}")
+    if recipe.schedule == "step" and not recipe.step_epochs:
+        raise ValueError("schedule 'step' needs step_epochs, such as 60 120 160")
+    if list(recipe.step_epochs) != sorted(set(recipe.step_epochs)):
+        raise ValueError(f"step_epochs must rise, not {recipe.step_epochs}")
+    if recipe.warmup_epochs > recipe.epochs:
+        raise ValueError(
+            f"warmup_epochs ({recipe.warmup_epochs:g}) is more than epochs ({recipe.epochs})"
+        )
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe from a Python file that defines RECIPE, or from a run's recipe.json.
+
+    A Python recipe is code, and is run: read one from somebody else before you load it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file defines no RECIPE, or cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no recipe at {path}")
+    if path.suffix == ".json":
+        return Recipe.from_json(path.read_text())
+    if path.suffix != ".py":
+        raise ValueError(f"a recipe is a .py or .json file, not {path}")
+    try:
+        recipe = runpy.run_path(str(path)).get("RECIPE")
+    except (SyntaxError, NameError, TypeError, ImportError) as error:
+        raise ValueError(f"recipe {path} cannot be run: {error}") from error
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe {path} defines no RECIPE = Recipe(...)")
+    return recipe

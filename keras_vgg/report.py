@@ -1,0 +1,286 @@
+"""Pictures and tables of a run: training curves, a confusion matrix, columns for a terminal.
+
+Figures are drawn with matplotlib's object interface, so nothing here touches pyplot's global state
+or needs a display. A PNG appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+_TRAIN, _VALIDATION, _BEST, _INK = "#8aa4c8", "#1f4e9c", "#d1495b", "#333333"
+_DPI = 150
+_MOST_COUNTS = 20  # classes up to which a cell has room for its count
+_MOST_LABELS = 50  # classes up to which every class name is legible
+_LONGEST_LABEL = 24  # characters; a longer name would squeeze the matrix
+
+
+def plot_history(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
+    """Draw a run's training curves as a PNG.
+
+    Loss, accuracy in per cent, and the learning rate on a log scale, one above the other over the
+    same epochs; the best epoch by validation is marked. A panel without data is left out.
+
+    Args:
+        rows: one an epoch, with any of the keys epoch, loss, accuracy, val_loss, val_accuracy
+            (accuracies are fractions in [0, 1]) and learning_rate. Without `epoch` the rows are
+            numbered from 1. A value that is absent, None or nan is a gap.
+        path: the PNG to write, 8 inches wide at 150 dots an inch. Its folder must exist.
+
+    Raises:
+        ValueError: no row has a loss or an accuracy.
+        OSError: the file cannot be written.
+    """
+    panels = [
+        (title, [key for key in keys if _column(rows, key)[1].size])
+        for title, keys in (
+            ("loss", ("loss", "val_loss")),
+            ("accuracy (%)", ("accuracy", "val_accuracy")),
+            ("learning rate", ("learning_rate",)),
+        )
+    ]
+    panels = [(title, keys) for title, keys in panels if keys]
+    if all(title == "learning rate" for title, _ in panels):
+        raise ValueError("there is no loss and no accuracy to plot in the metrics' rows")
+
+    heights = [1.0 if title == "learning rate" else 2.6 for title, _ in panels]
+    figure = _figure(8, 1 + sum(heights))
+    axes = figure.subplots(
+        len(panels), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )[:, 0]
+    for axis, (title, keys) in zip(axes, panels, strict=True):
+        _style(axis)
+        axis.set_ylabel(title, color=_INK)
+        for key in keys:
+            _draw_column(axis, rows, key)
+        if title == "learning rate":
+            _scale_learning_rate(axis, _column(rows, "learning_rate")[1])
+        else:
+            axis.legend(frameon=False, loc="best")
+    _mark_best(axes, panels, rows)
+    axes[-1].set_xlabel("epoch", color=_INK)
+    axes[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    drawn = np.concatenate([_column(rows, key)[0] for _, keys in panels for key in keys])
+    axes[-1].set_xlim(
+        drawn.min() - 0.5, drawn.max() + 0.5
+    )  # room for whole-number ticks at 1 epoch
+    _save(figure, Path(path))
+
+
+def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], path: str | Path) -> None:
+    """Draw a confusion matrix as a PNG.
+
+    A cell's colour is its share of the images of its true class (its row), on a square-root scale
+    so that rare confusions show; the row of a class without images is grey. Counts are written for
+    up to 20 classes and names for up to 50; beyond that the axes have class numbers.
+
+    Args:
+        confusion: [classes, classes] counts >= 0, rows true and columns predicted.
+        class_names: one for each class.
+        path: the PNG to write. Its folder must exist.
+
+    Raises:
+        ValueError: confusion is not [classes, classes] for these names, or has no images.
+        OSError: the file cannot be written.
+    """
+    from matplotlib.colors import PowerNorm
+
+    confusion = np.asarray(confusion)
+    classes = len(class_names)
+    if confusion.shape != (classes, classes) or classes == 0:
+        raise ValueError(f"a confusion matrix {confusion.shape} does not fit {classes} class names")
+    total = int(confusion.sum())
+    if total == 0:
+        raise ValueError("the confusion matrix has no images")
+    images = confusion.sum(axis=1, keepdims=True)
+    shares = np.ma.masked_invalid(
+        np.divide(confusion, images, out=np.full(confusion.shape, np.nan), where=images > 0)
+    )
+
+    # Inches: room for the text of small matrices, and two dots a cell for large ones.
+    side = max(4.5, min(0.5 * classes, 12), 2 * classes / _DPI)
+    figure = _figure(side + 2.2, side + 1.5)
+    axis = figure.subplots()
+    axis.set_facecolor("#dddddd")
+    picture = axis.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
+    ticks = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1]
+    bar = figure.colorbar(picture, ax=axis, ticks=ticks, shrink=0.8, pad=0.02)
+    bar.ax.set_yticklabels([f"{share:.0%}" for share in ticks])
+    bar.ax.minorticks_off()
+    bar.set_label("share of the true class", color=_INK)
+    bar.outline.set_visible(False)
+
+    if classes <= _MOST_LABELS:
+        _label_classes(axis, class_names)
+    if classes <= _MOST_COUNTS:
+        _write_counts(axis, confusion, picture.norm(shares).filled(0))
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0 if classes <= _MOST_LABELS else 3, colors=_INK)
+    axis.set_xlabel("predicted class", color=_INK)
+    axis.set_ylabel("true class", color=_INK)
+    correct = int(confusion.trace())
+    axis.set_title(
+        f"{correct:,} of {total:,} images correct ({correct / total:.1%})", color=_INK, pad=12
+    )
+    _save(figure, Path(path))
+
+
+def table(
+    rows: Sequence[Sequence[object]], headers: Sequence[str], title: str | None = None
+) -> Table:
+    """A table for the terminal: text to the left, numbers to the right, None as a dash.
+
+    Args:
+        rows: the cells; whole numbers get thousands' separators, floats four significant digits.
+        headers: one for each column.
+
+    Raises:
+        ValueError: a row is not as long as the headers.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    for number, row in enumerate(rows):
+        if len(row) != len(headers):
+            raise ValueError(f"row {number} has {len(row)} cells, not {len(headers)}")
+    result = Table(title=title)
+    for index, header in enumerate(headers):
+        textual = any(isinstance(row[index], str) for row in rows)
+        result.add_column(header, justify="left" if textual else "right")
+    for row in rows:
+        result.add_row(*(Text(_cell(value)) for value in row))
+    return result
+
+
+def _column(rows: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """The epochs that have a value for key, and the values."""
+    points = [
+        (row.get("epoch", number), row[key])
+        for number, row in enumerate(rows, start=1)
+        if row.get(key) is not None and not math.isnan(row[key])
+    ]
+    epochs, values = zip(*points, strict=True) if points else ((), ())
+    return np.asarray(epochs, dtype=float), np.asarray(values, dtype=float)
+
+
+def _draw_column(axis: Axes, rows: Sequence[Mapping[str, float]], key: str) -> None:
+    epochs, values = _column(rows, key)
+    axis.plot(
+        epochs,
+        100 * values if key.endswith("accuracy") else values,
+        color=_VALIDATION if key.startswith("val_") else _TRAIN,
+        label="validation" if key.startswith("val_") else "training",
+        linewidth=1.8,
+        marker="o" if len(epochs) <= 30 else None,  # one epoch alone draws no line
+        markersize=3.5,
+        drawstyle="steps-mid" if key == "learning_rate" else "default",
+    )
+
+
+def _scale_learning_rate(axis: Axes, rates: np.ndarray) -> None:
+    if (rates > 0).any():  # a schedule may end in 0, which a log scale leaves out
+        axis.set_yscale("log")
+        positive = rates[rates > 0]
+        axis.set_ylim(positive.min() / 2, positive.max() * 2)
+
+
+def _mark_best(
+    axes: Sequence[Axes],
+    panels: Sequence[tuple[str, list[str]]],
+    rows: Sequence[Mapping[str, float]],
+) -> None:
+    """A line at the epoch of the best validation accuracy (else loss), and the value there."""
+    for key, best, title, text in (
+        ("val_accuracy", np.argmax, "accuracy (%)", "best: {:.2%} at epoch {:g}"),
+        ("val_loss", np.argmin, "loss", "best: {:.4g} at epoch {:g}"),
+    ):
+        epochs, values = _column(rows, key)
+        if not values.size:
+            continue
+        index = best(values)
+        for axis, (panel, _) in zip(axes, panels, strict=True):
+            axis.axvline(epochs[index], color=_BEST, linewidth=1, linestyle=":", zorder=0)
+            if panel == title:
+                height = 100 * values[index] if title == "accuracy (%)" else values[index]
+                axis.plot(epochs[index], height, "o", color=_BEST, markersize=6, zorder=5)
+                axis.set_title(
+                    text.format(values[index], epochs[index]),
+                    loc="right",
+                    color=_BEST,
+                    fontsize="medium",
+                )
+        return
+
+
+def _label_classes(axis: Axes, class_names: Sequence[str]) -> None:
+    names = [
+        name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "…"
+        for name in class_names
+    ]
+    size = 10 if len(names) <= _MOST_COUNTS else 7
+    rotation = 0 if max(map(len, names)) <= 3 else 90
+    # parse_math: a class called "$5" is a name, not the start of a formula.
+    axis.set_xticks(range(len(names)), names, fontsize=size, rotation=rotation, parse_math=False)
+    axis.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
+
+
+def _write_counts(axis: Axes, confusion: np.ndarray, darkness: np.ndarray) -> None:
+    for (row, column), count in np.ndenumerate(confusion):
+        if count:
+            axis.text(
+                column,
+                row,
+                f"{count}",
+                ha="center",
+                va="center",
+                fontsize=9 if count < 10_000 else 6,
+                color="white" if darkness[row, column] > 0.55 else _INK,
+            )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float | np.floating):
+        return f"{value:.4g}"
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def _style(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#999999")
+    axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.tick_params(which="both", colors=_INK)
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        figure.savefig(partial, format="png")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,114 @@
+"""What one does with a trained run: test it, name images with it, export it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_vgg import data, evaluation, report
+from keras_vgg import export as exporting
+from keras_vgg.fit import evaluation_transform, load_source
+from keras_vgg.fit.run import Run
+
+if TYPE_CHECKING:
+    import keras
+
+
+def evaluate_run(
+    run: Run, split: str = "test", verbose: bool = False, model: keras.Model | None = None
+) -> evaluation.Evaluation:
+    """Test a run's best model on every image of a split.
+
+    Writes the figures into the run's results.json under the split's name, and the confusion matrix
+    to confusion_SPLIT.png.
+
+    Args:
+        run: A run with a model.keras.
+        split: "test", "validation" or "train".
+        verbose: Show a progress bar.
+        model: The run's model where it is loaded already.
+
+    Raises:
+        FileNotFoundError: the run has no model yet.
+        ValueError: the source has no such split, or an image of it is damaged.
+    """
+    if not run.finished:
+        raise ValueError(f"{run.directory} has not finished training; resume it first")
+    model = model or run.model()
+    images = _split(run, split)
+    dataset = data.evaluation_dataset(images, 256, evaluation_transform(run.recipe))
+    try:
+        found = evaluation.evaluate(
+            model, dataset, expected=images.size, class_names=run.class_names, verbose=verbose
+        )
+    except tf.errors.InvalidArgumentError:
+        # TensorFlow does not say which file it could not decode.
+        data.raise_for_bad_images(images)
+        raise
+    run.add_results(**{split: found.to_dict()})
+    report.plot_confusion(
+        found.confusion, run.class_names, run.directory / f"confusion_{split}.png"
+    )
+    return found
+
+
+def predict_files(
+    run: Run, paths: Sequence[str | Path], top: int = 5
+) -> list[list[tuple[str, float]]]:
+    """The most probable classes of each image file, most probable first.
+
+    Raises:
+        FileNotFoundError, ValueError: a file that is not there or is no image; no file has been
+            looked at then.
+    """
+    transform = evaluation_transform(run.recipe)
+    images = np.stack([transform(data.load_image(path)).numpy() for path in paths])
+    return evaluation.predict(run.model(), images, run.class_names, top=top)
+
+
+def export_run(
+    run: Run,
+    directory: str | Path | None = None,
+    *,
+    images: int = 256,
+    model: keras.Model | None = None,
+    **options: Any,
+) -> list[exporting.Artifact]:
+    """Export a run's best model, verified on images of its validation split.
+
+    Args:
+        run: A run with a model.keras.
+        directory: Default: export/ in the run directory.
+        images: How many validation images to verify with, at most all of them.
+        model: The run's model where it is loaded already.
+        options: As `keras_vgg.export.export`: formats, overwrite, tolerance.
+
+    Raises:
+        ValueError: as `keras_vgg.export.export`; also where `images` is not positive.
+    """
+    if images < 1:
+        raise ValueError(f"an export is verified on at least 1 image, not {images}")
+    model = model or run.model()
+    directory = run.directory / "export" if directory is None else Path(directory)
+    dataset = data.evaluation_dataset(
+        _split(run, "validation"), 64, evaluation_transform(run.recipe)
+    )
+    taken = np.concatenate([x.numpy() for x, _ in dataset.take(-(-images // 64))])[:images]
+    return exporting.export(model, run.class_names, directory, images=taken, **options)
+
+
+def _split(run: Run, name: str) -> data.Split:
+    source = load_source(run.recipe)
+    split = getattr(source, name)
+    if split is None:
+        raise ValueError(f"source {run.recipe.source} has no {name} split")
+    if source.class_names != run.class_names:
+        raise ValueError(
+            f"source {run.recipe.source} has changed: its classes are {source.class_names}, the "
+            f"run was trained on {run.class_names}"
+        )
+    return split

@@ -1,0 +1,96 @@
+"""Table 1, Table 2 and the arithmetic, against the paper's figures."""
+
+import pytest
+
+from keras_vgg import architecture
+
+# Table 2 prints 133, 133, 134, 138, 144 million; these are exact, with 1000 classes.
+PARAMETERS = {
+    "A": 132_863_336,
+    "A-LRN": 132_863_336,
+    "B": 133_047_848,
+    "C": 133_638_952,
+    "D": 138_357_544,
+    "E": 143_667_240,
+}
+
+# fmt: off
+PARAMETERS_OF_D = [
+    1792, 36928, 73856, 147584, 295168, 590080, 590080, 1180160, 2359808, 2359808, 2359808,
+    2359808, 2359808, 102764544, 16781312, 4097000,
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("configuration", "expected"), PARAMETERS.items())
+def test_parameters(configuration, expected):
+    assert architecture.parameters(configuration) == expected
+
+
+def test_parameters_layer_by_layer():
+    rows = architecture.layers("D")
+    assert [row.parameters for row in rows if row.parameters] == PARAMETERS_OF_D
+
+
+@pytest.mark.parametrize(
+    ("configuration", "depth"),
+    [("A", 11), ("A-LRN", 11), ("B", 13), ("C", 16), ("D", 16), ("E", 19)],
+)
+def test_weight_layers(configuration, depth):
+    assert architecture.get_configuration(configuration).weight_layers == depth
+
+
+def test_c_ends_its_last_three_blocks_with_1x1():
+    kernels = {name: kernel for name, kernel, _ in architecture.convolutions("C")}
+    assert [name for name, kernel in kernels.items() if kernel == 1] == [
+        "block3_conv3",
+        "block4_conv3",
+        "block5_conv3",
+    ]
+
+
+def test_macs_of_d():
+    # 15.5 G multiply-accumulates at 224x224, of which the classifier has 123.6 M.
+    assert architecture.macs("D") == 15_470_264_320
+    assert architecture.macs("D", include_top=False) == 15_346_630_656
+
+
+def test_receptive_field_of_stacked_convolutions():
+    fields = {row.name: row.receptive_field for row in architecture.layers("D")}
+    # Section 2.3: two 3x3 layers see 5x5.
+    assert fields["block1_conv2"] == 5
+    assert fields["block5_pool"] == 212
+    assert fields["fc1"] is None
+    conv = {row.name: row for row in architecture.layers("D", head="conv")}
+    assert (conv["fc1"].receptive_field, conv["fc1"].stride) == (404, 32)
+
+
+def test_memory_is_in_block_1_and_parameters_in_fc1():
+    rows = architecture.layers("D")
+    block1 = sum(row.activations for row in rows if row.name.startswith("block1_conv"))
+    convs = sum(row.activations for row in rows if row.kind == "conv")
+    assert block1 / convs > 0.4
+    fc1 = next(row for row in rows if row.name == "fc1")
+    assert fc1.parameters / architecture.parameters("D") > 0.7
+
+
+@pytest.mark.parametrize("name", ["d", "D", "vgg16", "VGG16"])
+def test_names_in_any_case(name):
+    assert architecture.get_configuration(name).name == "D"
+
+
+def test_unknown_configuration():
+    with pytest.raises(ValueError, match=r"unknown VGG configuration 'F'; known are A \(VGG11\)"):
+        architecture.get_configuration("F")
+
+
+def test_input_under_32():
+    with pytest.raises(ValueError, match="at least 32x32, not 31x224"):
+        architecture.layers("A", input_shape=(31, 224, 3))
+
+
+@pytest.mark.parametrize(
+    ("filters", "width", "expected"), [(64, 1 / 16, 4), (64, 0.1, 6), (1, 0.1, 1)]
+)
+def test_scaled_width(filters, width, expected):
+    assert architecture.scaled_width(filters, width) == expected

@@ -1,0 +1,191 @@
+"""Figures against hand computation, and against Keras; every image counted once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_vgg.evaluation import Evaluation, evaluate, predict
+
+NAMES = ("cat", "dog", "emu")
+# An image of one pixel that holds the probabilities which `identity` then gives.
+PROBABILITIES = np.array(
+    [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.3, 0.4, 0.3], [0.0, 0.0, 1.0]], np.float32
+)
+LABELS = np.array([0, 1, 0, 1])
+
+
+def identity(*shape: int) -> keras.Model:
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, keras.layers.Flatten()(inputs))
+
+
+def batches(*sizes: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    ends = list(itertools.accumulate(sizes, initial=0))
+    images = PROBABILITIES.reshape(4, 1, 1, 3)
+    return [(images[a:b], LABELS[a:b]) for a, b in itertools.pairwise(ends)]
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    return identity(1, 1, 3)
+
+
+@pytest.mark.parametrize("sizes", [(4,), (3, 1), (1, 1, 1, 1)])
+def test_figures_equal_hand_computation(model: keras.Model, sizes: tuple[int, ...]) -> None:
+    result = evaluate(model, batches(*sizes), expected=4, class_names=NAMES)
+
+    assert result.count == 4
+    assert result.top1 == 0.5
+    assert result.top5 is None
+    by_hand = -(math.log(0.7) + math.log(0.6) + math.log(0.3) + math.log(1e-7)) / 4
+    assert result.loss == pytest.approx(by_hand, rel=1e-6)
+    np.testing.assert_array_equal(result.confusion, [[1, 1, 0], [0, 1, 1], [0, 0, 0]])
+    np.testing.assert_array_equal(result.per_class, [0.5, 0.5, np.nan])
+    np.testing.assert_array_equal(result.labels, LABELS)
+    np.testing.assert_array_equal(result.probabilities, PROBABILITIES)
+    assert result.probabilities.dtype == np.float32
+
+
+def test_certain_and_right_has_the_loss_of_the_clip() -> None:
+    certain = Evaluation(np.array([1]), np.array([[0, 1]], np.float32), ("no", "yes"))
+
+    assert certain.loss == pytest.approx(1e-7, rel=1e-6)
+
+
+def test_top5_misses_only_the_sixth() -> None:
+    rows = np.tile(np.array([0.3, 0.25, 0.2, 0.15, 0.06, 0.04], np.float32), (4, 1))
+    result = Evaluation(np.array([0, 4, 5, 5]), rows, tuple("abcdef"))
+
+    assert result.top5 == 0.5
+    assert result.top1 == 0.25
+
+
+def test_figures_equal_keras_evaluate_on_tf_data() -> None:
+    generator = np.random.default_rng(0)
+    images = generator.dirichlet(np.ones(6), 50).reshape(50, 1, 2, 3).astype(np.float32)
+    labels = generator.integers(0, 6, 50)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(16)
+    model = identity(1, 2, 3)
+
+    ours = evaluate(model, dataset, expected=50, class_names=tuple("abcdef"))
+
+    model.compile(
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(5)],
+    )
+    loss, top1, top5 = model.evaluate(dataset, verbose=0)
+    assert ours.loss == pytest.approx(loss, rel=1e-5)
+    assert ours.top1 == pytest.approx(top1)
+    assert ours.top5 == pytest.approx(top5)
+
+
+def test_to_dict_survives_json(model: keras.Model) -> None:
+    result = evaluate(model, batches(4), expected=4, class_names=NAMES)
+
+    figures = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+
+    assert figures == {
+        "count": 4,
+        "top1": 0.5,
+        "top5": None,
+        "loss": result.loss,
+        "class_names": ["cat", "dog", "emu"],
+        "per_class": [0.5, 0.5, None],
+        "confusion": [[1, 1, 0], [0, 1, 1], [0, 0, 0]],
+    }
+
+
+@pytest.mark.parametrize(("expected", "seen"), [(5, 4), (3, 4)])
+def test_a_wrong_count_is_an_error(model: keras.Model, expected: int, seen: int) -> None:
+    with pytest.raises(ValueError, match=f"^evaluated {seen} of {expected} images$"):
+        evaluate(model, batches(3, 1), expected=expected, class_names=NAMES)
+
+
+def test_an_endless_data_set_is_an_error(model: keras.Model) -> None:
+    endless = itertools.cycle(batches(3, 1))
+
+    with pytest.raises(ValueError, match=r"^evaluated 7 of 4 images$"):
+        evaluate(model, endless, expected=4, class_names=NAMES)
+
+
+def test_no_images_is_an_error(model: keras.Model) -> None:
+    with pytest.raises(ValueError, match="no images"):
+        evaluate(model, [], expected=0, class_names=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 3, 1], r"label 3 is not in \[0, 3\)"),
+        ([0, 1, -1, 1], r"label -1 is not in \[0, 3\)"),
+        ([0, 1], r"4 integers.* not int64 \(2,\)"),
+        ([0.0, 1.0, 0.0, 1.0], "not float64"),
+        (np.eye(4, 3, dtype=int), r"not int64 \(4, 3\)"),
+    ],
+)
+def test_wrong_labels_are_an_error(model: keras.Model, labels: object, message: str) -> None:
+    images = PROBABILITIES.reshape(4, 1, 1, 3)
+
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, [(images, np.asarray(labels))], expected=4, class_names=NAMES)
+
+
+def test_a_model_of_other_width_is_an_error(model: keras.Model) -> None:
+    with pytest.raises(ValueError, match=r"output is \(4, 3\); 4 class names"):
+        evaluate(model, batches(4), expected=4, class_names=(*NAMES, "fox"))
+
+
+def test_an_output_that_is_not_finite_is_an_error(model: keras.Model) -> None:
+    images = np.full((1, 1, 1, 3), np.nan, np.float32)
+
+    with pytest.raises(ValueError, match="not finite"):
+        evaluate(model, [(images, np.array([0]))], expected=1, class_names=NAMES)
+    with pytest.raises(ValueError, match="not finite"):
+        predict(model, images, NAMES)
+
+
+def test_progress_only_when_verbose_and_on_stderr(
+    model: keras.Model, capfd: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(model, batches(3, 1), expected=4, class_names=NAMES)
+    assert capfd.readouterr() == ("", "")
+
+    evaluate(model, batches(3, 1), expected=4, class_names=NAMES, verbose=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "4/4" in err
+
+
+def test_predict_orders_classes_by_probability(model: keras.Model) -> None:
+    images = PROBABILITIES[:3].reshape(3, 1, 1, 3)
+
+    everything = predict(model, images, NAMES)
+    best = predict(model, images, NAMES, top=1)
+
+    assert [[name for name, _ in row] for row in everything] == [
+        ["cat", "dog", "emu"],
+        ["dog", "emu", "cat"],
+        ["dog", "cat", "emu"],  # a tie keeps the order of the classes
+    ]
+    assert everything[1][0] == ("dog", pytest.approx(0.6))
+    assert best == [row[:1] for row in everything]
+
+
+@pytest.mark.parametrize(
+    ("images", "top", "message"),
+    [
+        (np.zeros((1, 1, 3)), 5, r"not \(1, 1, 3\)"),
+        (np.zeros((0, 1, 1, 3)), 5, r"not \(0, 1, 1, 3\)"),
+        (np.zeros((1, 1, 1, 3)), 0, "top must be at least 1, not 0"),
+    ],
+)
+def test_predict_refuses(model: keras.Model, images: np.ndarray, top: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        predict(model, images, NAMES, top)

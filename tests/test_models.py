@@ -1,0 +1,274 @@
+"""The builders; this file runs on TensorFlow and on JAX."""
+
+import inspect
+
+import keras
+import numpy as np
+import pytest
+
+import keras_vgg
+from keras_vgg import architecture, models
+from keras_vgg.layers import ImagePreprocessing
+
+SMALL = {"weights": None, "width_multiplier": 1 / 16, "hidden_units": 8, "classes": 7}
+CONFIGURATIONS = list(architecture.CONFIGURATIONS)
+RNG = np.random.default_rng(0)
+
+
+def images(*shape):
+    return RNG.uniform(0, 255, shape).astype("float32")
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch_norm": True},
+        {"head": "gap"},
+        {"head": "conv"},
+        {"include_top": False},
+        {"include_top": False, "pooling": "max"},
+    ],
+    ids=str,
+)
+def test_built_network_is_the_table(configuration, options):
+    """Names, shapes and parameters of every layer are those that architecture.py computes."""
+    model = models.vgg(configuration, input_shape=(64, 96, 3), **(SMALL | options))
+    table = {k: v for k, v in (SMALL | options).items() if k != "weights"}
+    for row in architecture.layers(configuration, input_shape=(64, 96, 3), **table):
+        layer = model.get_layer(row.name)
+        assert layer.count_params() == row.parameters, row.name
+        assert tuple(layer.output.shape[1:]) == row.output_shape, row.name
+    assert model.count_params() == architecture.parameters(
+        configuration, input_shape=(64, 96, 3), **table
+    )
+    trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    rows = architecture.layers(configuration, input_shape=(64, 96, 3), **table)
+    assert trainable == sum(row.trainable_parameters for row in rows)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_output_is_a_distribution_and_dropout_only_trains(configuration):
+    model = models.vgg(configuration, input_shape=(32, 32, 3), **SMALL)
+    x = images(3, 32, 32, 3) / 255
+    y = model.predict(x, verbose=0)
+    assert y.shape == (3, 7)
+    np.testing.assert_allclose(y.sum(1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(y, model.predict(x, verbose=0))
+    assert not np.allclose(y, keras.ops.convert_to_numpy(model(x, training=True)))
+
+
+@pytest.mark.parametrize("variant", ["VGG16", "VGG19"])
+def test_signature_and_layer_names_are_those_of_keras_applications(variant):
+    theirs = getattr(keras.applications, variant)
+    ours = getattr(keras_vgg, variant)
+    wanted = inspect.signature(theirs).parameters
+    positional = [
+        p
+        for p in inspect.signature(ours).parameters.values()
+        if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
+    assert [(p.name, p.default) for p in positional] == [
+        (p.name, p.default) for p in wanted.values()
+    ]
+    dropout = {"fc1_dropout", "fc2_dropout"}
+    for top in (True, False):
+        arguments = {"weights": None, "include_top": top, "input_shape": (32, 32, 3)}
+        names = [layer.name for layer in ours(**arguments, hidden_units=8).layers[1:]]
+        expected = [layer.name for layer in theirs(**arguments).layers[1:]]
+        assert [name for name in names if name not in dropout] == expected
+
+
+@pytest.mark.parametrize("top", [True, False])
+@pytest.mark.parametrize("pooling", [None, "avg", "max"])
+def test_outputs_equal_keras_applications(tmp_path, top, pooling):
+    arguments = {"include_top": top, "pooling": pooling, "input_shape": (64, 64, 3), "classes": 9}
+    theirs = keras.applications.VGG16(weights=None, **arguments)
+    path = tmp_path / "vgg16.weights.h5"
+    theirs.save_weights(path)
+    ours = keras_vgg.VGG16(weights=path, **arguments)
+    x = images(2, 64, 64, 3)
+    np.testing.assert_allclose(
+        ours.predict(x, verbose=0), theirs.predict(x, verbose=0), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [32, 33, 63])
+def test_channels_and_odd_sizes(channels, size):
+    model = models.vgg("B", input_shape=(size, size, channels), **SMALL)
+    assert model.predict(images(1, size, size, channels), verbose=0).shape == (1, 7)
+
+
+def test_four_channels_pass_and_five_warn():
+    with pytest.warns(UserWarning, match="has 5"):
+        models.vgg("A", input_shape=(32, 32, 5), **SMALL)
+    model = models.vgg("A", input_shape=(32, 32, 4), **SMALL)
+    assert model.input_shape == (None, 32, 32, 4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"head": "conv", "train_size": 32}, {"head": "gap"}, {"include_top": False}],
+    ids=str,
+)
+def test_any_size(options):
+    model = models.vgg("A", input_shape=(None, None, 3), **(SMALL | options))
+    for height, width in ((32, 32), (65, 40)):
+        assert model.predict(images(1, height, width, 3), verbose=0).shape[0] == 1
+
+
+def test_default_shapes():
+    assert keras_vgg.VGG11(include_top=False, weights=None).input_shape == (None, None, None, 3)
+    assert models.vgg("A", **SMALL).input_shape == (None, 224, 224, 3)
+
+
+def test_conv_head_is_the_fc_head(tmp_path):
+    fc = models.vgg("C", input_shape=(64, 96, 3), **SMALL)
+    conv = models.vgg("C", input_shape=(64, 96, 3), head="conv", **SMALL)
+    keras_vgg.copy_weights(fc, conv)
+    x = images(2, 64, 96, 3)
+    expected = fc.predict(x, verbose=0)
+    np.testing.assert_allclose(conv.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-6)
+    # Through a file, and back.
+    fc.save_weights(tmp_path / "fc.weights.h5")
+    options = SMALL | {"weights": tmp_path / "fc.weights.h5", "head": "conv"}
+    dense = models.vgg("C", input_shape=(None, None, 3), train_size=(64, 96), **options)
+    np.testing.assert_allclose(dense.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-6)
+    back = models.vgg("C", input_shape=(64, 96, 3), **SMALL)
+    keras_vgg.copy_weights(conv, back)
+    np.testing.assert_array_equal(back.predict(x, verbose=0), expected)
+
+
+def test_input_tensor():
+    image = keras.Input((32, 32, 3), name="picture")
+    scaled = keras.layers.Rescaling(2.0)(image)
+    model = models.vgg("A", input_tensor=scaled, **SMALL)
+    assert model.inputs[0].name == "picture"
+    plain = models.vgg("A", input_shape=(32, 32, 3), **SMALL)
+    plain.set_weights(model.get_weights())
+    x = images(2, 32, 32, 3)
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), plain.predict(2 * x, verbose=0), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_channels_first():
+    last = models.vgg("A-LRN", input_shape=(32, 64, 3), include_preprocessing=True, **SMALL)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        first = models.vgg("A-LRN", input_shape=(3, 32, 64), include_preprocessing=True, **SMALL)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    assert [w.shape for w in first.weights] == [w.shape for w in last.weights]
+    if keras.backend.backend() == "tensorflow":
+        pytest.skip("TensorFlow has no channels-first convolution on a CPU; JAX runs this")
+    first.set_weights(last.get_weights())
+    x = images(2, 32, 64, 3)
+    np.testing.assert_allclose(
+        first.predict(np.moveaxis(x, -1, 1), verbose=0),
+        last.predict(x, verbose=0),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+def test_include_preprocessing():
+    x = images(2, 32, 32, 3)
+    inside = models.vgg("A", input_shape=(32, 32, 3), include_preprocessing=True, **SMALL)
+    outside = models.vgg("A", input_shape=(32, 32, 3), **SMALL)
+    outside.set_weights(inside.get_weights())
+    prepared = keras.applications.vgg16.preprocess_input(x.copy())
+    expected = outside.predict(prepared, verbose=0)
+    np.testing.assert_allclose(inside.predict(x, verbose=0), expected, rtol=1e-3, atol=1e-6)
+    own = ImagePreprocessing((10,), (20,))
+    model = models.vgg("A", input_shape=(32, 32, 1), include_preprocessing=own, **SMALL)
+    assert model.layers[1] is own
+
+
+def test_regulariser_and_initialiser_reach_every_kernel():
+    model = models.vgg(
+        "A",
+        input_shape=(32, 32, 3),
+        kernel_initializer="ones",
+        kernel_regularizer=keras.regularizers.L2(0.5),
+        **SMALL,
+    )
+    kernels = [w for w in model.weights if w.name == "kernel"]
+    assert len(kernels) == 11
+    total = sum(float(np.prod(w.shape)) for w in kernels)
+    np.testing.assert_allclose(float(sum(model.losses)), 0.5 * total, rtol=1e-5)
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_keras_file_gives_the_same_outputs(tmp_path, configuration):
+    model = models.vgg(
+        configuration,
+        input_shape=(32, 32, 3),
+        batch_norm=True,
+        include_preprocessing=True,
+        kernel_regularizer=keras.regularizers.L2(1e-4),
+        **SMALL,
+    )
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    x = images(2, 32, 32, 3)
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+
+
+def test_mixed_precision_keeps_probabilities_in_float32():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        built = [
+            models.vgg("A", input_shape=(32, 32, 3), head=head, **SMALL)
+            for head in ("fc", "conv", "gap")
+        ]
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for model in built:
+        assert model.get_layer("block1_conv1").compute_dtype == "bfloat16"
+        assert model.output.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"configuration": "F"}, "unknown VGG configuration 'F'"),
+        ({"classes": 0}, "classes must be a positive whole number, not 0"),
+        ({"head": "mlp"}, "head must be one of fc, conv, gap, not 'mlp'"),
+        ({"pooling": "sum"}, "pooling must be None, 'avg' or 'max', not 'sum'"),
+        ({"input_shape": (28, 28, 1)}, r"at least 32x32, not `input_shape=\(28, 28, 1\)`.*Pad"),
+        ({"input_shape": (32, 32)}, "must be a tuple of three integers"),
+        ({"input_shape": (None, None, 3)}, "head='conv' and head='gap' take any size"),
+        ({"input_shape": (32, 32, None)}, "must state the channels"),
+        ({"width_multiplier": 0}, "width_multiplier must be positive"),
+        ({"hidden_units": 0}, "hidden_units must be positive"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"weights": "imagnet"}, "there is no file 'imagnet'"),
+        ({"weights": "imagenet", "classes": 10}, "`classes` must be 1000, not 10"),
+        ({"weights": "imagenet", "input_shape": (32, 32, 3)}, r"must be \(224, 224, 3\)"),
+        ({"weights": "imagenet", "input_shape": (224, 224, 1)}, "need 3 input channels"),
+        ({"head": "conv", "train_size": 31}, "train_size must be at least 32"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(arguments, message):
+    base = {"configuration": "A", "weights": None, "input_shape": (64, 64, 3)}
+    with pytest.raises(ValueError, match=message):
+        models.vgg(**(base | arguments))
+
+
+def test_missing_weight_file_and_downloads():
+    with pytest.raises(FileNotFoundError, match=r"no file .nowhere\.h5"):
+        keras_vgg.VGG16(weights="nowhere.h5")
+    with pytest.raises(NotImplementedError, match="cannot be downloaded yet for VGG16"):
+        keras_vgg.VGG16()
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@pytest.mark.slow
+def test_full_size(configuration):
+    model = models.vgg(configuration, weights=None)
+    assert model.count_params() == architecture.parameters(configuration)
+    assert model.predict(images(1, 224, 224, 3), verbose=0).shape == (1, 1000)

@@ -1,0 +1,28 @@
+"""Fashion-MNIST with a compact VGG-11: quarter width, batch norm, 128-unit head, 32x32.
+
+command:  keras-vgg train training/recipes/fashion_mnist.py --manual-dir DIR --workdir runs/fashion
+          (DIR holds the four official .gz files; or --download True)
+hardware: 2 CPU cores
+result:   see training/README.md
+"""
+
+from keras_vgg.recipe import Recipe
+
+RECIPE = Recipe(
+    source="fashion_mnist",
+    validation_fraction=1 / 12,  # 5,000 of 60,000
+    configuration="A",
+    width_multiplier=0.25,
+    batch_norm=True,
+    hidden_units=128,
+    dropout=0.2,
+    train_scale=None,  # 28x28 is padded to 32x32, not stretched
+    eval_scale=None,
+    crop_padding=2,
+    horizontal_flip=True,
+    epochs=12,
+    batch_size=128,
+    learning_rate=0.05,
+    schedule="cosine",
+    warmup_epochs=1.0,
+)
