@@ -35,7 +35,9 @@ class Train:
 
     workdir: Path
     """The run directory: new, empty, or an earlier run of the same recipe."""
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Recipe)
+    recipe: Annotated[tyro.conf.FlagConversionOff[Recipe], tyro.conf.arg(name="")] = (
+        dataclasses.field(default_factory=Recipe)
+    )
     quiet: bool = False
     """A line an epoch instead of a progress bar."""
 
@@ -109,9 +111,10 @@ class Predict:
         for path, ranked in zip(
             self.images, predict_files(run, self.images, top=self.top), strict=True
         ):
-            table = _table(str(path), "class", "probability")
+            table = _table("", "class", "probability")
             for name, probability in ranked:
                 table.add_row(name, f"{probability:.2%}")
+            _print(str(path))
             _print(table)
 
 
@@ -202,10 +205,10 @@ class Summary:
             table.add_row(
                 row.name,
                 "x".join(map(str, row.kernel)) if row.kernel else "",
-                " x ".join(map(str, row.output_shape)),
+                "x".join(map(str, row.output_shape)),
                 f"{row.parameters:,}" if row.parameters else "",
                 f"{row.macs:,}" if row.macs else "",
-                str(row.receptive_field or "whole image"),
+                str(row.receptive_field or "all"),
             )
         table.add_section()
         total, macs = sum(r.parameters for r in rows), sum(r.macs for r in rows)
@@ -262,27 +265,21 @@ def _help(arguments: Sequence[str]) -> int:
 
 
 def _parse(name: str, arguments: list[str]):
-    default = tyro.MISSING
+    options = {}
     if name == "train":
         given = bool(arguments) and not arguments[0].startswith("-")
         recipe = load_recipe(arguments.pop(0)) if given else Recipe()
-        default = Train(workdir=tyro.MISSING, recipe=recipe)
+        options["default"] = Train(workdir=tyro.MISSING, recipe=recipe)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                COMMANDS[name],
-                prog=f"keras-vgg {name}",
-                args=arguments,
-                default=default,
-                config=(tyro.conf.FlagConversionOff,) if name == "train" else (),
-            )
+            return tyro.cli(COMMANDS[name], prog=f"keras-vgg {name}", args=arguments, **options)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         # tyro draws a box; the house's errors are one line.
         lines = [line.strip("╭╮╰╯│─ \n") for line in said.getvalue().splitlines()]
-        text = " ".join(line for line in lines[1:] if line)
+        text = " ".join(line for line in lines[1:] if line.strip("-"))
         raise ValueError(text.split(" For full helptext")[0]) from None
 
 
@@ -315,19 +312,23 @@ def _native_stderr_held() -> Iterator[None]:
 
 
 def _table(title: str, *headers: str) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", show_header=any(headers))
+    table = Table(
+        title=title or None, title_justify="left", show_header=any(headers), box=box.SIMPLE_HEAD
+    )
     for i, header in enumerate(headers):
-        table.add_column(header, justify="left" if i == 0 else "right")
+        table.add_column(header, justify="left" if i == 0 else "right", no_wrap=True)
     return table
 
 
 def _print(what: str | Table) -> None:
     from rich.console import Console
 
-    # A path must come out whole, to be copied.
-    Console(soft_wrap=isinstance(what, str)).print(what, highlight=False)
+    # A path must come out whole, to be copied; a pipe has no width of its own.
+    width = None if sys.stdout.isatty() else 120
+    Console(width=width, soft_wrap=isinstance(what, str)).print(what, highlight=False)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow as tf
 
 from keras_vgg import data, evaluation, report
 from keras_vgg import export as exporting
@@ -41,14 +40,10 @@ def evaluate_run(
     model = model or run.model()
     images = _split(run, split)
     dataset = data.evaluation_dataset(images, 256, evaluation_transform(run.recipe))
-    try:
+    with data.bad_images_named(images):
         found = evaluation.evaluate(
             model, dataset, expected=images.size, class_names=run.class_names, verbose=verbose
         )
-    except tf.errors.InvalidArgumentError:
-        # TensorFlow does not say which file it could not decode.
-        data.raise_for_bad_images(images)
-        raise
     run.add_results(**{split: found.to_dict()})
     report.plot_confusion(
         found.confusion, run.class_names, run.directory / f"confusion_{split}.png"
@@ -94,10 +89,10 @@ def export_run(
         raise ValueError(f"an export is verified on at least 1 image, not {images}")
     model = model or run.model()
     directory = run.directory / "export" if directory is None else Path(directory)
-    dataset = data.evaluation_dataset(
-        _split(run, "validation"), 64, evaluation_transform(run.recipe)
-    )
-    taken = np.concatenate([x.numpy() for x, _ in dataset.take(-(-images // 64))])[:images]
+    validation = _split(run, "validation")
+    dataset = data.evaluation_dataset(validation, 64, evaluation_transform(run.recipe))
+    with data.bad_images_named(validation):
+        taken = np.concatenate([x.numpy() for x, _ in dataset.take(-(-images // 64))])[:images]
     return exporting.export(model, run.class_names, directory, images=taken, **options)
 
 

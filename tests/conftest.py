@@ -22,7 +22,11 @@ def data_folder() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _fresh_keras():
+def _seeded():
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _fresh_keras():
     yield
     keras.backend.clear_session()

@@ -614,15 +614,6 @@ def test_every_image_has_a_seed_of_its_own() -> None:
     assert len(seeds) == 3 * 22
 
 
-def test_one_hot_labels() -> None:
-    dataset = data.training_dataset(numbered(10), 10, plain, seed=0, num_classes=7)
-    ((images, labels),) = epochs(dataset, 1)
-    assert labels.shape == (10, 7)
-    assert labels.dtype == np.float32
-    np.testing.assert_array_equal(labels.argmax(axis=1), images[:, 0, 0, 0] % 5)
-    np.testing.assert_array_equal(labels.sum(axis=1), 1)
-
-
 @pytest.mark.parametrize("batch_size", [0, 23])
 def test_training_refuses_batch_sizes(batch_size: int) -> None:
     message = f"batch_size={batch_size} must be from 1 to 22"

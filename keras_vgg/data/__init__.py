@@ -4,7 +4,12 @@ Images are uint8 RGB [h, w, 3] in [0, 255] as they leave a source, of varying si
 label; `keras_vgg.augment` brings them to the model's size, and the model normalises them.
 """
 
-from keras_vgg.data.decode import find_bad_images, load_image, raise_for_bad_images
+from keras_vgg.data.decode import (
+    bad_images_named,
+    find_bad_images,
+    load_image,
+    raise_for_bad_images,
+)
 from keras_vgg.data.pipeline import (
     ChannelStatistics,
     evaluation_dataset,
@@ -19,6 +24,7 @@ __all__ = [
     "ChannelStatistics",
     "Source",
     "Split",
+    "bad_images_named",
     "evaluation_dataset",
     "find_bad_images",
     "load_image",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,18 @@ def raise_for_bad_images(split: Split) -> None:
             f"{len(bad)} of {split.size} images of split {split.name!r} cannot be decoded: "
             f'{listed}{more}. Mend or remove them, or skip them with on_bad_image="skip"'
         )
+
+
+@contextlib.contextmanager
+def bad_images_named(*splits: Split | None) -> Iterator[None]:
+    """Turn a decoding error met inside into `raise_for_bad_images` of the split it came from."""
+    try:
+        yield
+    except tf.errors.OpError:
+        for split in splits:
+            if split is not None:
+                raise_for_bad_images(split)
+        raise
 
 
 def _why_bad(path: str) -> str | None:

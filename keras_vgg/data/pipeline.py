@@ -52,13 +52,11 @@ def training_dataset(
     *,
     seed: int,
     start_epoch: int = 0,
-    num_classes: int | None = None,
 ) -> tf.data.Dataset:
     """Endless batches (float32 [batch, size, size, 3], int32 [batch]), from epoch `start_epoch` on.
 
     `transform(image, seed)` maps uint8 [h, w, 3] and a seed [2] to [size, size, 3]. An epoch is
-    `steps_per_epoch` batches; its remainder is dropped, another one each epoch. With `num_classes`
-    the labels are one-hot, float32 [batch, num_classes].
+    `steps_per_epoch` batches; its remainder is dropped, another one each epoch.
     Images in memory and files are shuffled as a whole, by index, before anything is decoded. A
     stream is shuffled within a buffer of 10,000 records: as repeatable, but mixed less well.
     """
@@ -76,8 +74,6 @@ def training_dataset(
 
     def example(item: tf.Tensor | tuple, image_seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         image, label = load(item)
-        if num_classes is not None:
-            label = tf.one_hot(label, num_classes)
         return tf.cast(transform(image, image_seed), tf.float32), label
 
     # Indices flow across the end of an epoch, so the workers are never drained; as an epoch has
@@ -115,7 +111,7 @@ def evaluation_dataset(
 def statistics(
     split: Split,
     transform: Callable[[tf.Tensor], tf.Tensor] | None = None,
-    limit: int = 50_000,
+    limit: int = 10_000,
 ) -> ChannelStatistics:
     """Mean, deviation and principal components of RGB over at most `limit` images of the split.
 

@@ -73,7 +73,13 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
     engine = hardware.choose_engine(recipe)
     keras.utils.set_random_seed(recipe.seed)
     source = load_source(recipe)
-    statistics = data.statistics(source.train)
+    if source.validation is None:
+        raise ValueError(
+            f"{recipe.source} leaves no validation images to select a model on; "
+            "give validation_fraction more than 0"
+        )
+    with data.bad_images_named(source.train):
+        statistics = data.statistics(source.train)
     model = build_model(recipe, len(source.class_names), statistics, engine.precision)
     compile_model(model, recipe, engine)
     model.optimizer.build(model.trainable_variables)
@@ -103,7 +109,7 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
         source.validation, max(recipe.batch_size, 256), evaluation_transform(recipe)
     )
     if done < recipe.epochs and not is_over(recipe, recorder.history):
-        try:
+        with data.bad_images_named(source.train, source.validation):
             model.fit(
                 training.map(one_hot),
                 epochs=recipe.epochs,
@@ -117,11 +123,6 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
                 shuffle=False,  # the data set shuffles, and Keras warns of the default
                 verbose=verbose,
             )
-        except tf.errors.InvalidArgumentError:
-            # TensorFlow does not say which file it could not decode.
-            data.raise_for_bad_images(source.train)
-            data.raise_for_bad_images(source.validation)
-            raise
     report.plot_history(recorder.history, run.directory / "training_curve.png")
     best = best_row(recorder.history)
     run.add_results(

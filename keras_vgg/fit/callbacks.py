@@ -122,7 +122,7 @@ def load_checkpoint(path: Path, model: keras.Model) -> list[dict[str, float]]:
         OSError, KeyError, ValueError, zipfile.BadZipFile: it is damaged or of another model;
             nothing has been set.
     """
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         history = json.loads(str(file["history"]))
         values = [file[name] for name in sorted(set(file.files) - {"history"})]
     variables = _variables(model)

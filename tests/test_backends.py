@@ -1,0 +1,66 @@
+"""What DESIGN promises of every backend, on JAX."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vgg import models
+
+pytest.importorskip("jax")
+HERE = Path(__file__).parent
+
+
+def on_jax(*command):
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=HERE.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is that run")
+@pytest.mark.parametrize("name", ["test_layers.py", "test_models.py", "test_weights.py"])
+def test_the_same_tests_pass_on_jax(name):
+    # Building every variant is the same code on every backend; the rest computes.
+    options = ["-q", "-m", "not slow", "-k", "not is_the_table", "-p", "no:cacheprovider"]
+    out = on_jax("-m", "pytest", *options, str(HERE / name))
+    assert "passed" in out
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is that run")
+def test_a_file_saved_here_gives_the_same_outputs_on_jax(tmp_path):
+    model = models.vgg(
+        "A-LRN",
+        weights=None,
+        input_shape=(32, 32, 3),
+        width_multiplier=1 / 16,
+        hidden_units=8,
+        classes=7,
+        batch_norm=True,
+        include_preprocessing=True,
+    )
+    x = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype("float32")
+    model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "expected.npz", x=x, y=model.predict(x, verbose=0))
+    code = (
+        "import sys, keras, numpy as np, keras_vgg.layers\n"
+        "folder = sys.argv[1]\n"
+        "file = np.load(folder + '/expected.npz')\n"
+        "model = keras.saving.load_model(folder + '/model.keras')\n"
+        "difference = np.abs(model.predict(file['x'], verbose=0) - file['y']).max()\n"
+        "print(keras.backend.backend(), difference)\n"
+    )
+    backend, difference = on_jax("-c", code, str(tmp_path)).split()[-2:]
+    assert backend == "jax"
+    assert float(difference) < 1e-5

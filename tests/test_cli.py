@@ -1,0 +1,210 @@
+"""The commands as a user types them: what they print, and one clear line for bad input."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_vgg import cli
+from keras_vgg.fit import Run, fit
+from tests.test_fit import TINY
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(TINY.replace(epochs=1), tmp_path_factory.mktemp("cli") / "run", verbose=0)
+
+
+def keras_vgg(*arguments):
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "keras_vgg.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def error_of(capsys, *arguments):
+    """The one line on stderr of a command that must fail with status 2."""
+    status = cli.main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    assert status == cli.BAD_INPUT
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("keras-vgg: error: ")
+    return captured.err
+
+
+def test_train_resumes_with_fields_from_the_command_line(tmp_path, capsys):
+    recipe = tmp_path / "tiny.py"
+    recipe.write_text(
+        "from keras_vgg.recipe import Recipe\n"
+        "RECIPE = Recipe(width_multiplier=1 / 16, hidden_units=8, test_fraction=0.8, epochs=9)\n"
+    )
+    arguments = ["train", str(recipe), "--workdir", str(tmp_path / "run"), "--epochs", "1"]
+    arguments += ["--train-scale", "None", "--horizontal-flip", "True", "--quiet"]
+    assert cli.main(arguments) == cli.OK
+    assert "best epoch 1 of 1: validation accuracy" in capsys.readouterr().out
+    found = Run.open(tmp_path / "run").recipe
+    assert (found.epochs, found.hidden_units, found.train_scale) == (1, 8, None)
+    assert found.horizontal_flip
+    assert cli.main(arguments) == cli.OK
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_evaluate(run, capsys):
+    assert cli.main(["evaluate", str(run.directory)]) == cli.OK
+    out = capsys.readouterr().out
+    for word in ("top-1 accuracy", "top-5 accuracy", "loss", "1,438", "confusion_test.png"):
+        assert word in out
+    assert run.results["test"]["count"] == 1438
+    assert run.results["epochs"] == 1
+    assert (run.directory / "confusion_test.png").stat().st_size > 1000
+
+
+def test_predict(run, tmp_path, capsys):
+    path = tmp_path / "grey.png"
+    Image.fromarray(np.full((8, 12), 128, np.uint8)).save(path)
+    assert cli.main(["predict", str(run.directory), str(path), "--top", "3"]) == cli.OK
+    out = capsys.readouterr().out
+    assert "grey.png" in out
+    assert out.count("%") == 3
+
+
+def test_export(run, tmp_path, capsys):
+    arguments = ["export", run.directory, "--output", tmp_path / "e", "--images", "5"]
+    assert cli.main([*map(str, arguments)]) == cli.OK
+    out = capsys.readouterr().out
+    assert "saved_model" in out
+    assert "100.00% of 5" in out
+    assert {p.name for p in (tmp_path / "e").iterdir()} == {
+        "saved_model",
+        "model.tflite",
+        "class_names.txt",
+        "export.json",
+    }
+    assert "exists" in error_of(capsys, *arguments)
+    assert cli.main([*map(str, arguments), "--overwrite", "--format", "litert"]) == cli.OK
+    assert not (tmp_path / "e" / "saved_model").exists()
+
+
+def test_summary(capsys):
+    assert cli.main(["summary", "D"]) == cli.OK
+    out = capsys.readouterr().out
+    for word in ("VGG16", "block5_conv3", "138,357,544", "15,470,264,320", "102,764,544", "212"):
+        assert word in out
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_of_every_command(name, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([name, "--help"])
+    out = capsys.readouterr().out
+    assert (cli.COMMANDS[name].__doc__ or "").split()[0] in out
+    assert len(out) > 300
+
+
+def test_help_and_version(capsys):
+    assert cli.main(["--help"]) == cli.OK
+    out = capsys.readouterr().out
+    assert all(name in out for name in cli.COMMANDS)
+    assert cli.main(["--version"]) == cli.OK
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "unknown command 'fly'; the commands are train"),
+        (["train"], "--workdir"),
+        (["train", "--workdir", "x", "--sorce", "y"], "--sorce"),
+        (["train", "--workdir", "x", "--epochs", "many"], "many"),
+        (["train", "--workdir", "x", "--epochs", "0"], "epochs must be in"),
+        (["train", "--workdir", "x", "--head", "mlp"], "mlp"),
+        (["train", "--workdir", "x", "--image-size", "28"], "image_size must be in [32"),
+        (["train", "nowhere.py", "--workdir", "x"], "no recipe at nowhere.py"),
+        (["train", "--workdir", "x", "--source", "folder:nowhere"], "nowhere"),
+        (["train", "--workdir", "x", "--source", "no_such_set"], "no_such_set"),
+        (["train", "--workdir", "/proc/x"], "cannot be written"),
+        (["evaluate", "nowhere"], "nowhere is not a run directory"),
+        (["evaluate"], "RUN|PATH|run"),
+        (["predict", "nowhere", "a.png"], "nowhere is not a run directory"),
+        (["predict"], "PATH"),
+        (["export", "nowhere"], "nowhere is not a run directory"),
+        (["summary", "F"], "unknown VGG configuration 'F'"),
+        (["summary", "D", "--input-size", "28"], "at least 32x32"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = error_of(capsys, *arguments)
+    assert any(part in found for part in message.split("|"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_to_a_run(run, tmp_path, capsys):
+    text = tmp_path / "notes.txt"
+    text.write_text("no image")
+    assert "notes.txt" in error_of(capsys, "predict", run.directory, text)
+    assert "nowhere.png" in error_of(capsys, "predict", run.directory, "nowhere.png")
+    assert "at least one image" in error_of(capsys, "predict", run.directory)
+    assert "onnx" in error_of(capsys, "export", run.directory, "--format", "onnx")
+    assert "at least 1 image" in error_of(capsys, "export", run.directory, "--images", "0")
+    assert not (run.directory / "export").exists()
+    other = error_of(capsys, "train", "--workdir", run.directory)
+    assert "another recipe" in other
+
+
+def test_damaged_images_are_named_and_counted(tmp_path, capsys):
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(12):
+            pixels = np.random.default_rng(i).integers(0, 255, (40, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "set" / name / f"{i}.jpg")
+    bad = tmp_path / "set" / "dog" / "3.jpg"
+    bad.write_bytes(bad.read_bytes()[:300])
+    arguments = ["train", "--workdir", tmp_path / "run", "--source", f"folder:{tmp_path / 'set'}"]
+    arguments += ["--epochs", "1", "--width-multiplier", "0.0625", "--hidden-units", "8"]
+    arguments += ["--batch-size", "4", "--validation-fraction", "0.2", "--quiet"]
+    found = error_of(capsys, *arguments)
+    assert "1 of" in found
+    assert str(bad) in found
+    assert not (tmp_path / "run").exists()
+    assert cli.main([*map(str, arguments), "--on-bad-image", "skip"]) == cli.OK
+    assert str(bad) in capsys.readouterr().err
+
+
+def test_a_process_says_one_line_and_its_status(tmp_path):
+    done = keras_vgg("train", "--workdir", tmp_path / "x", "--source", "folder:nowhere")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "nowhere" in done.stderr
+    shown = keras_vgg("evaluate", "nowhere", "--debug")
+    assert "Traceback" in shown.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from keras_vgg import cli; cli.main(['--help']); "
+        "print(sorted({'tensorflow', 'keras', 'jax', 'sklearn', 'matplotlib', 'numpy'} "
+        "& set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_readme_commands_are_real():
+    """Every keras-vgg command in the README parses."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    commands = [
+        line.split()
+        for block in readme.replace("\\\n", " ").split("```")[1::2]
+        for line in block.splitlines()
+        if line.startswith("keras-vgg ") and "--help" not in line
+    ]
+    assert len(commands) >= 5
+    for words in commands:
+        arguments = words[1 : words.index("#")] if "#" in words else words[1:]
+        assert arguments[0] in cli.COMMANDS
+        cli._parse(arguments[0], arguments[1:])

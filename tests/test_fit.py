@@ -1,0 +1,266 @@
+"""Training: the run directory, resuming, the paper's weight decay, what goes wrong."""
+
+import json
+import os
+import re
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vgg import data, hardware
+from keras_vgg import fit as fitting
+from keras_vgg.fit import Run, TrainingDiverged, fit
+from keras_vgg.fit.callbacks import Recorder
+from keras_vgg.recipe import Recipe
+
+# The whole of a run in seconds: 1/16 width, 8 hidden units, few images a step.
+TINY = Recipe(
+    width_multiplier=1 / 16,
+    hidden_units=8,
+    validation_fraction=0.1,
+    test_fraction=0.8,
+    batch_size=32,
+    epochs=3,
+    brightness=0.1,
+    rgb_shift=0.1,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return fit(TINY, tmp_path_factory.mktemp("run") / "whole", verbose=0)
+
+
+def checkpoint_arrays(run):
+    path = max((run.directory / "checkpoints").glob("*.npz"))
+    with np.load(path) as file:
+        # "0042 sgd_1/fc1_kernel_momentum": Keras numbers names within a process.
+        return {re.sub(r"_\d+/", "/", k): file[k] for k in file.files if k != "history"}
+
+
+def test_run_directory(finished):
+    names = {p.name for p in finished.directory.iterdir()}
+    assert names == {
+        "recipe.json",
+        "environment.json",
+        "classes.json",
+        "metrics.csv",
+        "model.keras",
+        "checkpoints",
+        "tensorboard",
+        "results.json",
+        "training_curve.png",
+    }
+    assert finished.recipe == TINY
+    assert finished.class_names == tuple("0123456789")
+    assert [row["epoch"] for row in finished.history] == [1, 2, 3]
+    assert {"loss", "accuracy", "val_loss", "val_accuracy", "val_top5_accuracy"} <= set(
+        finished.history[0]
+    )
+    assert finished.history[0]["images_per_second"] > 0
+    events = list((finished.directory / "tensorboard").rglob("events.out.tfevents.*"))
+    assert len(events) == 2
+    assert len(list((finished.directory / "checkpoints").iterdir())) == TINY.keep_checkpoints
+
+
+def test_results_are_of_the_best_epoch_and_its_model(finished):
+    results = finished.results
+    best = max(finished.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    assert results["best_epoch"] == best["epoch"]
+    assert results["validation_accuracy"] == pytest.approx(best["val_accuracy"])
+    source = fitting.load_source(TINY)
+    dataset = data.evaluation_dataset(source.validation, 64, fitting.evaluation_transform(TINY))
+    model = finished.model()
+    hits = [
+        keras.ops.convert_to_numpy(model(x)).argmax(1) == np.asarray(labels)
+        for x, labels in dataset
+    ]
+    assert np.concatenate(hits).mean() == pytest.approx(best["val_accuracy"])
+
+
+def test_a_finished_run_is_left_alone(finished, capsys):
+    before = (finished.directory / "results.json").stat().st_mtime_ns
+    fit(TINY, finished.directory)
+    assert "is finished; nothing to do" in capsys.readouterr().out
+    assert (finished.directory / "results.json").stat().st_mtime_ns == before
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch):
+    """Weights, optimiser, dropout seeds, data order and the records: bit for bit."""
+    on_epoch_begin = Recorder.on_epoch_begin
+
+    def interrupt(self, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        on_epoch_begin(self, epoch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "on_epoch_begin", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(TINY, tmp_path / "run", verbose=0)
+    assert not Run.open(tmp_path / "run").finished
+    resumed = fit(TINY, tmp_path / "run", verbose=0)
+    whole, again = checkpoint_arrays(finished), checkpoint_arrays(resumed)
+    assert whole.keys() == again.keys()
+    assert any("seed" in name for name in whole)
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], again[name], err_msg=name)
+    timing = {"images_per_second", "seconds"}
+    for a, b in zip(finished.history, resumed.history, strict=True):
+        assert {k: v for k, v in a.items() if k not in timing} == {
+            k: v for k, v in b.items() if k not in timing
+        }
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(finished, tmp_path):
+    recorder = Recorder(Run(tmp_path, TINY), 1)
+    (tmp_path / "checkpoints").mkdir()
+    for path in (finished.directory / "checkpoints").iterdir():
+        (tmp_path / "checkpoints" / path.name).write_bytes(path.read_bytes())
+    newest = max((tmp_path / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:5000])
+    model = compiled(TINY)
+    with pytest.warns(UserWarning, match=f"{newest.name} cannot be read"):
+        assert recorder.restore(model) == 2
+    other = compiled(TINY.replace(hidden_units=16))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert Recorder(Run(tmp_path, TINY), 1).restore(other) == 0
+    assert "is of another model" in str(caught[-1].message)
+
+
+def compiled(recipe):
+    statistics = data.ChannelStatistics(
+        np.full(3, 100.0), np.full(3, 50.0), np.ones(3), np.eye(3), 1
+    )
+    model = fitting.build_model(recipe, 10, statistics)
+    fitting.compile_model(model, recipe, hardware.Engine("cpu", "float32", False))
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def test_weight_decay_is_the_papers():
+    """One step by hand: w <- w - lr (gradient + wd w), for kernels; biases do not decay."""
+    decay, rate = 0.5, 0.1
+    recipe = TINY.replace(
+        weight_decay=decay, learning_rate=rate, momentum=0.0, dropout=0.0, batch_norm=False
+    )
+    x = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
+    y = np.eye(10, dtype="float32")[[1, 2, 3, 4]]
+    plain = compiled(recipe.replace(weight_decay=0.0))
+    before = plain.get_weights()
+    decayed = compiled(recipe)
+    decayed.set_weights(before)
+    plain.train_on_batch(x, y)
+    decayed.train_on_batch(x, y)
+    for w, start, without, wanted in zip(
+        decayed.weights, before, plain.get_weights(), decayed.get_weights(), strict=True
+    ):
+        decays = decay if w.name == "kernel" else 0.0
+        np.testing.assert_allclose(wanted, without - rate * decays * start, atol=1e-6)
+
+
+def test_preprocessing_is_the_training_sets_statistics_inside_the_model():
+    layer = compiled(TINY).get_layer("preprocessing")
+    assert layer.mean == (100.0,) * 3
+    assert layer.std == (50.0,) * 3
+    paper = compiled(TINY.replace(mean_rgb=(1, 2, 3), std_rgb=(1, 1, 1)))
+    assert paper.get_layer("preprocessing").mean == (1.0, 2.0, 3.0)
+
+
+def test_label_smoothing_and_top5_reach_compile():
+    model = compiled(TINY.replace(label_smoothing=0.3))
+    assert model.loss.get_config()["label_smoothing"] == 0.3
+    names = model.evaluate(
+        np.zeros((2, 32, 32, 3), "float32"), np.eye(10)[:2], verbose=0, return_dict=True
+    )
+    assert {"accuracy", "top5_accuracy"} <= set(names)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_precision(precision):
+    statistics = data.ChannelStatistics(np.zeros(3), np.zeros(3), np.ones(3), np.eye(3), 1)
+    model = fitting.build_model(TINY, 10, statistics, precision)
+    assert model.get_layer("block1_conv1").dtype_policy.name == precision
+    assert keras.config.dtype_policy().name == "float32"
+    assert model.output.dtype == "float32"
+
+
+@pytest.mark.parametrize("jit", ["on", "off"])
+def test_jit(jit):
+    assert hardware.choose_engine(TINY.replace(jit=jit)).jit_compile is (jit == "on")
+
+
+def test_nan_stops_with_advice_and_keeps_nothing_bad(tmp_path):
+    recipe = TINY.replace(learning_rate=1e3, batch_norm=False, warmup_epochs=0.0, momentum=0.99)
+    with pytest.raises(TrainingDiverged, match=r"not a number at step .*lower --learning-rate"):
+        fit(recipe, tmp_path / "run", verbose=0)
+    run = Run.open(tmp_path / "run")
+    assert not run.finished
+    for path in (run.directory / "checkpoints").glob("*"):
+        with np.load(path) as file:
+            assert all(np.isfinite(file[k]).all() for k in file.files if k != "history")
+
+
+def test_another_recipe_is_refused(finished):
+    with pytest.raises(ValueError, match=r"another recipe \(epochs 3 there, 4 here\)"):
+        fit(TINY.replace(epochs=4), finished.directory)
+
+
+def test_other_files_are_refused_and_kept(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is not a run directory"):
+        fit(TINY, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "folder:nowhere"}, "nowhere"),
+        ({"source": "no_such_set"}, "no_such_set"),
+        ({"batch_size": 100_000}, "100000|100,000"),
+    ],
+    ids=str,
+)
+def test_what_cannot_begin_leaves_nothing(tmp_path, changes, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        fit(TINY.replace(**changes), tmp_path / "run", verbose=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"the run directory .* cannot be written"):
+        fit(TINY, tmp_path / "file" / "run")
+
+
+def test_atomic_writes_leave_nothing_half(tmp_path):
+    def fail(path):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    (tmp_path / "a.json").write_text("old")
+    with pytest.raises(OSError, match="disk full"):
+        fitting.write_atomically(tmp_path / "a.json", fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "old"
+
+
+def test_not_a_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not a run directory"):
+        Run.open(tmp_path)
+
+
+def test_environment_variables_that_are_set_win(monkeypatch):
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    hardware.prepare_environment()
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] == "0"
+
+
+def test_environment_is_recorded(finished):
+    found = json.loads((finished.directory / "environment.json").read_text())
+    assert found["packages"]["keras"] == keras.__version__
+    assert found["images"] == {"train": 319, "validation": 40, "test": 1438}

@@ -1,0 +1,87 @@
+"""Recipes: values, files, and what is wrong with them."""
+
+from pathlib import Path
+
+import pytest
+
+from keras_vgg.recipe import Recipe, load_recipe
+
+RECIPES = sorted((Path(__file__).parents[1] / "training" / "recipes").glob("*.py"))
+
+
+def test_json_round_trip():
+    recipe = Recipe(step_epochs=(3, 5), mean_rgb=(1.0, 2.0, 3.0), train_scale=None)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_whole_numbers_are_floats_where_floats_are_meant():
+    assert Recipe(learning_rate=1) == Recipe(learning_rate=1.0)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipes_of_the_repository_are_records(path):
+    recipe = load_recipe(path)
+    assert isinstance(recipe, Recipe)
+    text = path.read_text()
+    for word in ("command:", "hardware:", "result:"):
+        assert word in text
+
+
+def test_a_recipe_file_states_what_differs(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from keras_vgg.recipe import Recipe\nRECIPE = Recipe(epochs=7)\n")
+    assert Recipe().differences(load_recipe(path)) == {"epochs": (Recipe().epochs, 7)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eopchs": 3}, "no field 'eopchs'; did you mean 'epochs'"),
+        ({"epochs": 0}, r"epochs must be in \[1, 1e\+06\], not 0"),
+        ({"epochs": 2.5}, "epochs must be int, not 2.5"),
+        ({"head": "mlp"}, "head must be one of fc, conv, gap, not 'mlp'"),
+        ({"configuration": "F"}, "unknown VGG configuration 'F'"),
+        ({"image_size": 28}, r"image_size must be in \[32"),
+        ({"batch_norm": 1}, "batch_norm must be True or False, not 1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be in"),
+        ({"learning_rate": "fast"}, "learning_rate must be float, not 'fast'"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+        ({"hue": 0.6}, "hue must be in"),
+        ({"train_scale": (40, 32)}, "train_scale must be two rising whole numbers"),
+        ({"train_scale": (32,)}, "train_scale must be two rising"),
+        ({"train_scale": (32.5, 40)}, "train_scale must be"),
+        ({"std_rgb": (1.0, 0.0, 1.0)}, "std_rgb must be positive"),
+        ({"mean_rgb": (1.0,)}, "mean_rgb must be three numbers"),
+        ({"schedule": "step"}, "needs step_epochs"),
+        ({"step_epochs": (5, 3)}, "step_epochs must rise"),
+        ({"warmup_epochs": 30.0}, "warmup_epochs .30. is more than epochs .20."),
+    ],
+    ids=str,
+)
+def test_bad_fields(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe().replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.py", "x = 1", "defines no RECIPE"),
+        ("a.py", "x = (", "cannot be run"),
+        ("a.py", "import nowhere_at_all", "cannot be run"),
+        ("a.txt", "", "is a .py or .json file"),
+        ("a.json", "{", "JSON cannot be read"),
+        ("a.json", "[1]", "must be an object"),
+        ("a.json", '{"colour": 1}', "no field 'colour'"),
+    ],
+)
+def test_bad_files(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(path)
+
+
+def test_missing_file():
+    with pytest.raises(FileNotFoundError, match=r"no recipe at nowhere\.py"):
+        load_recipe("nowhere.py")
