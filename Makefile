@@ -19,7 +19,7 @@ slow: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -m slow
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build *.egg-info runs/demo
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 
 MINIMUM_SIZE = 32  # five 2x2 pools leave one pixel of 32
@@ -52,6 +53,25 @@ def get_configuration(name: str) -> Configuration:
             return configuration
     known = ", ".join(f"{c.name} ({c.builder})" for c in CONFIGURATIONS.values())
     raise ValueError(f"unknown VGG configuration {name!r}; known are {known}")
+
+
+HEADS = ("fc", "conv", "gap")
+POOLINGS = (None, "avg", "max")
+
+
+def check_options(
+    classes: int, head: str, pooling: str | None, width_multiplier: float, hidden_units: int
+) -> None:
+    """Raise ValueError for an option that no network can have."""
+    for name, value in (("classes", classes), ("hidden_units", hidden_units)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+            raise ValueError(f"{name} must be a positive whole number, not {value!r}")
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, not {head!r}")
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be None, 'avg' or 'max', not {pooling!r}")
+    if not 0 < width_multiplier < math.inf:
+        raise ValueError(f"width_multiplier must be positive, not {width_multiplier}")
 
 
 def scaled_width(filters: int, width_multiplier: float) -> int:
@@ -116,9 +136,12 @@ def layers(
         One `Layer` for each Keras layer that has weights or changes the shape, in order.
 
     Raises:
-        ValueError: an unknown configuration, or an input under 32x32.
+        ValueError: an unknown configuration or option, or an input under 32x32.
     """
+    check_options(classes, head, pooling, width_multiplier, hidden_units)
     height, width, channels = input_shape
+    if channels < 1:
+        raise ValueError(f"an image has at least 1 channel, not {channels}")
     if min(height, width) < MINIMUM_SIZE:
         raise ValueError(f"input must be at least 32x32, not {height}x{width}")
     rows: list[Layer] = []

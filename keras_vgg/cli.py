@@ -97,7 +97,7 @@ class Predict:
     run: tyro.conf.Positional[Path]
     """The run directory."""
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files (JPEG, PNG, BMP, GIF)."""
+    """Image files (JPEG, PNG, BMP, GIF, WebP)."""
     top: int = 5
     """How many classes to name."""
 
@@ -148,16 +148,16 @@ class Export:
             images=self.images,
             overwrite=self.overwrite,
         )
-        table = _table("verified artifacts", "format", "MB", "agreement", "max |Δp|", "path")
+        table = _table("verified artifacts", "format", "MB", "agreement", "max |Δp|")
         for a in artifacts:
             table.add_row(
                 a.format,
                 f"{a.bytes / 1e6:.2f}",
                 f"{a.agreement:.2%} of {a.images}",
                 f"{a.max_difference:.1e}",
-                str(a.path),
             )
         _print(table)
+        _print("\n".join(str(a.path) for a in artifacts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return OK
         return _help(arguments)
     except KeyboardInterrupt:
-        print("keras-vgg: interrupted; the same command resumes a training run", file=sys.stderr)
+        print("keras-vgg: interrupted; a training run resumes by its command", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, NotImplementedError, ArithmeticError) as error:
         if debug:
@@ -268,6 +268,9 @@ def _parse(name: str, arguments: list[str]):
     options = {}
     if name == "train":
         given = bool(arguments) and not arguments[0].startswith("-")
+        late = [a for a in arguments[1:] if a.endswith(".py")]
+        if late and not given:
+            raise ValueError(f"the recipe comes first: keras-vgg train {late[0]} --workdir ...")
         recipe = load_recipe(arguments.pop(0)) if given else Recipe()
         options["default"] = Train(workdir=tyro.MISSING, recipe=recipe)
     said = io.StringIO()
@@ -326,9 +329,11 @@ def _table(title: str, *headers: str) -> Table:
 def _print(what: str | Table) -> None:
     from rich.console import Console
 
-    # A path must come out whole, to be copied; a pipe has no width of its own.
+    # A path must come out whole, to be copied; a pipe has no width of its own; a class may be
+    # called [red].
     width = None if sys.stdout.isatty() else 120
-    Console(width=width, soft_wrap=isinstance(what, str)).print(what, highlight=False)
+    console = Console(width=width, soft_wrap=isinstance(what, str), markup=False)
+    console.print(what, highlight=False)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import keras
     from rich.progress import Progress
 
-_CLIP = 1e-7  # keras.config.epsilon(): so that loss here is the val_loss that Keras prints
+_CLIP = 1e-7  # keras.config.epsilon(), as Keras' cross-entropy clips
 
 
 @dataclass(frozen=True, eq=False)

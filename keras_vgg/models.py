@@ -12,7 +12,13 @@ import keras
 from keras import layers
 
 from keras_vgg import weights as weight_files
-from keras_vgg.architecture import MINIMUM_SIZE, Configuration, get_configuration, scaled_width
+from keras_vgg.architecture import (
+    MINIMUM_SIZE,
+    Configuration,
+    check_options,
+    get_configuration,
+    scaled_width,
+)
 from keras_vgg.layers import ImagePreprocessing, LocalResponseNormalization
 
 DEFAULT_SIZE = 224  # the paper's input
@@ -97,7 +103,9 @@ def vgg(
     elif keras.utils.is_keras_tensor(input_tensor):
         image = input_tensor
     else:
-        image = layers.Input(tensor=input_tensor, shape=shape)
+        raise ValueError(
+            f"input_tensor must be a Keras tensor, such as keras.Input gives, not {input_tensor!r}"
+        )
     x = image
     if include_preprocessing is not False:
         given = isinstance(include_preprocessing, ImagePreprocessing)
@@ -199,16 +207,7 @@ def _check(
             "with `weights='imagenet'` and `include_top=True`, `classes` must be 1000, "
             f"not {classes}"
         )
-    if not isinstance(classes, int) or classes < 1:
-        raise ValueError(f"classes must be a positive whole number, not {classes!r}")
-    if head not in _HEADS:
-        raise ValueError(f"head must be one of {', '.join(_HEADS)}, not {head!r}")
-    if pooling not in (None, "avg", "max"):
-        raise ValueError(f"pooling must be None, 'avg' or 'max', not {pooling!r}")
-    if width_multiplier <= 0:
-        raise ValueError(f"width_multiplier must be positive, not {width_multiplier}")
-    if hidden_units < 1:
-        raise ValueError(f"hidden_units must be positive, not {hidden_units}")
+    check_options(classes, head, pooling, width_multiplier, hidden_units)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), not {dropout}")
 

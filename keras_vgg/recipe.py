@@ -30,7 +30,7 @@ class Recipe:
     data_dir: str | None = None
     """TFDS: where prepared data sets live (default: TFDS's own, ~/tensorflow_datasets)."""
     manual_dir: str | None = None
-    """TFDS: a folder that holds the data set's original files, used instead of the network."""
+    """TFDS: a folder that holds the data set's original files, which are then not downloaded."""
     download: bool = False
     """TFDS: download and prepare the data set when it is not there."""
     train_split: str | None = None
@@ -118,7 +118,7 @@ class Recipe:
     plateau_drops: int = 3
     """plateau: how often it falls; training ends when it would fall once more."""
     early_stopping: int = 0
-    """End after so many epochs without a better validation accuracy; 0: never."""
+    """End after so many epochs without a better one (validation accuracy, then loss); 0: never."""
 
     # Engine
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
@@ -162,18 +162,23 @@ class Recipe:
         return dataclasses.replace(self, **changes)
 
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
-        """The fields in which two recipes differ, with both values."""
-        mine, others = dataclasses.asdict(self), dataclasses.asdict(other)
-        return {k: (mine[k], others[k]) for k in mine if mine[k] != others[k]}
+        """The fields in which two recipes differ, with both values.
 
+        Where the data lies and how many checkpoints are kept do not make another experiment.
+        """
+        mine, others = dataclasses.asdict(self), dataclasses.asdict(other)
+        return {k: (mine[k], others[k]) for k in mine if mine[k] != others[k] and k not in _PLACE}
+
+
+_PLACE = ("data_dir", "manual_dir", "download", "keep_checkpoints")
 
 # A field's type, as annotated -> what its values may be instances of.
 _TYPES: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float,)}
 
 # Field -> (lowest, highest, whether the highest itself is allowed)
 _RANGES: Mapping[str, tuple[float, float, bool]] = {
-    "validation_fraction": (1e-6, 1, False),
-    "test_fraction": (1e-6, 1, False),
+    "validation_fraction": (0, 1, False),
+    "test_fraction": (0, 1, False),
     "seed": (0, 2**31, False),
     "width_multiplier": (1e-3, 16, True),
     "hidden_units": (1, 1e6, True),
@@ -262,8 +267,8 @@ def load_recipe(path: str | Path) -> Recipe:
         raise ValueError(f"a recipe is a .py or .json file, not {path}")
     try:
         recipe = runpy.run_path(str(path)).get("RECIPE")
-    except (SyntaxError, NameError, TypeError, ImportError) as error:
-        raise ValueError(f"recipe {path} cannot be run: {error}") from error
+    except Exception as error:
+        raise ValueError(f"recipe {path} cannot be run: {error!r}") from error
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe {path} defines no RECIPE = Recipe(...)")
     return recipe

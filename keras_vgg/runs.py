@@ -10,7 +10,12 @@ import numpy as np
 
 from keras_vgg import data, evaluation, report
 from keras_vgg import export as exporting
-from keras_vgg.fit import evaluation_transform, load_source
+from keras_vgg.fit import (
+    evaluation_transform,
+    load_source,
+    require_same_data,
+    write_atomically,
+)
 from keras_vgg.fit.run import Run
 
 if TYPE_CHECKING:
@@ -23,28 +28,34 @@ def evaluate_run(
     """Test a run's best model on every image of a split.
 
     Writes the figures into the run's results.json under the split's name, and the confusion matrix
-    to confusion_SPLIT.png.
+    to confusion_SPLIT.csv (rows are true classes) and confusion_SPLIT.png.
 
     Args:
-        run: A run with a model.keras.
+        run: A finished run.
         split: "test", "validation" or "train".
         verbose: Show a progress bar.
         model: The run's model where it is loaded already.
 
     Raises:
-        FileNotFoundError: the run has no model yet.
-        ValueError: the source has no such split, or an image of it is damaged.
+        ValueError: the run has not finished training; its source has no such split, has changed
+            since, or holds a damaged image.
     """
-    if not run.finished:
-        raise ValueError(f"{run.directory} has not finished training; resume it first")
     model = model or run.model()
     images = _split(run, split)
-    dataset = data.evaluation_dataset(images, 256, evaluation_transform(run.recipe))
+    dataset = data.evaluation_dataset(
+        images, run.recipe.batch_size, evaluation_transform(run.recipe)
+    )
     with data.bad_images_named(images):
         found = evaluation.evaluate(
             model, dataset, expected=images.size, class_names=run.class_names, verbose=verbose
         )
-    run.add_results(**{split: found.to_dict()})
+    figures = found.to_dict()
+    del figures["confusion"]  # a million numbers for ImageNet
+    run.add_results(**{split: figures})
+    write_atomically(
+        run.directory / f"confusion_{split}.csv",
+        lambda path: np.savetxt(path, found.confusion, "%d", ","),
+    )
     report.plot_confusion(
         found.confusion, run.class_names, run.directory / f"confusion_{split}.png"
     )
@@ -76,14 +87,14 @@ def export_run(
     """Export a run's best model, verified on images of its validation split.
 
     Args:
-        run: A run with a model.keras.
+        run: A finished run.
         directory: Default: export/ in the run directory.
         images: How many validation images to verify with, at most all of them.
         model: The run's model where it is loaded already.
         options: As `keras_vgg.export.export`: formats, overwrite, tolerance.
 
     Raises:
-        ValueError: as `keras_vgg.export.export`; also where `images` is not positive.
+        ValueError: as `keras_vgg.export.export` and `evaluate_run`, or `images` is not positive.
     """
     if images < 1:
         raise ValueError(f"an export is verified on at least 1 image, not {images}")
@@ -101,9 +112,5 @@ def _split(run: Run, name: str) -> data.Split:
     split = getattr(source, name)
     if split is None:
         raise ValueError(f"source {run.recipe.source} has no {name} split")
-    if source.class_names != run.class_names:
-        raise ValueError(
-            f"source {run.recipe.source} has changed: its classes are {source.class_names}, the "
-            f"run was trained on {run.class_names}"
-        )
+    require_same_data(run, source)
     return split

@@ -84,6 +84,20 @@ def test_unknown_configuration():
         architecture.get_configuration("F")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": -5}, "classes must be a positive whole number, not -5"),
+        ({"head": "mlp"}, "head must be one of fc, conv, gap"),
+        ({"width_multiplier": float("nan")}, "width_multiplier must be positive"),
+        ({"input_shape": (32, 32, 0)}, "at least 1 channel"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        architecture.layers("A", **options)
+
+
 def test_input_under_32():
     with pytest.raises(ValueError, match="at least 32x32, not 31x224"):
         architecture.layers("A", input_shape=(31, 224, 3))

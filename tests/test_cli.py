@@ -60,6 +60,9 @@ def test_evaluate(run, capsys):
     assert run.results["test"]["count"] == 1438
     assert run.results["epochs"] == 1
     assert (run.directory / "confusion_test.png").stat().st_size > 1000
+    confusion = np.loadtxt(run.directory / "confusion_test.csv", delimiter=",")
+    assert confusion.sum() == 1438
+    assert np.trace(confusion) / 1438 == pytest.approx(run.results["test"]["top1"])
 
 
 def test_predict(run, tmp_path, capsys):
@@ -132,6 +135,9 @@ def test_help_and_version(capsys):
         (["export", "nowhere"], "nowhere is not a run directory"),
         (["summary", "F"], "unknown VGG configuration 'F'"),
         (["summary", "D", "--input-size", "28"], "at least 32x32"),
+        (["summary", "D", "--classes", "-5"], "classes must be a positive whole number"),
+        (["summary", "D", "--width-multiplier", "0"], "width_multiplier must be positive"),
+        (["train", "--workdir", "x", "recipe.py"], "the recipe comes first"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -163,6 +169,8 @@ def test_damaged_images_are_named_and_counted(tmp_path, capsys):
             Image.fromarray(pixels).save(tmp_path / "set" / name / f"{i}.jpg")
     bad = tmp_path / "set" / "dog" / "3.jpg"
     bad.write_bytes(bad.read_bytes()[:300])
+    (tmp_path / "set" / "dog").rename(tmp_path / "set" / "[dog]")  # not rich's markup
+    bad = tmp_path / "set" / "[dog]" / "3.jpg"
     arguments = ["train", "--workdir", tmp_path / "run", "--source", f"folder:{tmp_path / 'set'}"]
     arguments += ["--epochs", "1", "--width-multiplier", "0.0625", "--hidden-units", "8"]
     arguments += ["--batch-size", "4", "--validation-fraction", "0.2", "--quiet"]
@@ -172,6 +180,8 @@ def test_damaged_images_are_named_and_counted(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert cli.main([*map(str, arguments), "--on-bad-image", "skip"]) == cli.OK
     assert str(bad) in capsys.readouterr().err
+    assert cli.main(["evaluate", str(tmp_path / "run")]) == cli.OK
+    assert "[dog]" in capsys.readouterr().out
 
 
 def test_a_process_says_one_line_and_its_status(tmp_path):

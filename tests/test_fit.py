@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import shutil
 import warnings
 
 import keras
 import numpy as np
 import pytest
 
-from keras_vgg import data, hardware
+from keras_vgg import data, hardware, runs
 from keras_vgg import fit as fitting
 from keras_vgg.fit import Run, TrainingDiverged, fit
 from keras_vgg.fit.callbacks import Recorder
@@ -45,7 +46,7 @@ def test_run_directory(finished):
     assert names == {
         "recipe.json",
         "environment.json",
-        "classes.json",
+        "data.json",
         "metrics.csv",
         "model.keras",
         "checkpoints",
@@ -114,21 +115,54 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypa
         }
 
 
+def copied(finished, directory):
+    """An unfinished run with the checkpoints of a finished one."""
+    shutil.copytree(finished.directory, directory)
+    (directory / "results.json").unlink()
+    return Run.open(directory)
+
+
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(finished, tmp_path):
-    recorder = Recorder(Run(tmp_path, TINY), 1)
-    (tmp_path / "checkpoints").mkdir()
-    for path in (finished.directory / "checkpoints").iterdir():
-        (tmp_path / "checkpoints" / path.name).write_bytes(path.read_bytes())
-    newest = max((tmp_path / "checkpoints").iterdir())
+    run = copied(finished, tmp_path / "run")
+    newest = run.checkpoints[-1]
     newest.write_bytes(newest.read_bytes()[:5000])
-    model = compiled(TINY)
     with pytest.warns(UserWarning, match=f"{newest.name} cannot be read"):
-        assert recorder.restore(model) == 2
+        assert Recorder(run, 1).restore(compiled(TINY)) == 2
+    assert newest not in run.checkpoints
+    assert [row["epoch"] for row in run.history] == [1, 2]
+
+
+def test_checkpoints_of_which_none_can_be_read_are_not_trained_over(finished, tmp_path):
+    run = copied(finished, tmp_path / "run")
     other = compiled(TINY.replace(hidden_units=16))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert Recorder(Run(tmp_path, TINY), 1).restore(other) == 0
+        with pytest.raises(ValueError, match=r"none of the checkpoints of .* can be read"):
+            Recorder(run, 1).restore(other)
     assert "is of another model" in str(caught[-1].message)
+    assert len(run.checkpoints) == 2
+
+
+def test_a_run_whose_data_changed_is_not_resumed_or_tested(finished, tmp_path):
+    run = copied(finished, tmp_path / "run")
+    described = run.read_json("data.json")
+    described["splits"]["test"]["images"] += 1
+    run.write_json("data.json", described)
+    with pytest.raises(ValueError, match=r"source digits has changed since .*: test was"):
+        fit(TINY, run.directory, verbose=0)
+    run.add_results(epochs=3)
+    with pytest.raises(ValueError, match="source digits has changed"):
+        runs.evaluate_run(run)
+
+
+def test_a_metrics_row_that_a_kill_lost_is_written_again(finished, tmp_path):
+    run = copied(finished, tmp_path / "run")
+    (run.directory / "metrics.csv").unlink()
+    leftover = run.directory / "checkpoints" / ".partial-xyepoch-000003.npz"
+    leftover.write_bytes(b"half")
+    resumed = fit(TINY, run.directory, verbose=0)
+    assert resumed.history == finished.history
+    assert not leftover.exists()
 
 
 def compiled(recipe):
@@ -193,15 +227,29 @@ def test_jit(jit):
     assert hardware.choose_engine(TINY.replace(jit=jit)).jit_compile is (jit == "on")
 
 
-def test_nan_stops_with_advice_and_keeps_nothing_bad(tmp_path):
-    recipe = TINY.replace(learning_rate=1e3, batch_norm=False, warmup_epochs=0.0, momentum=0.99)
-    with pytest.raises(TrainingDiverged, match=r"not a number at step .*lower --learning-rate"):
-        fit(recipe, tmp_path / "run", verbose=0)
+def test_nan_stops_with_advice_and_the_run_may_be_begun_again(tmp_path):
+    wild = TINY.replace(learning_rate=1e3, batch_norm=False, warmup_epochs=0.0, momentum=0.99)
+    with pytest.raises(TrainingDiverged, match=r"not a number .*lower --learning-rate.*No check"):
+        fit(wild, tmp_path / "run", verbose=0)
     run = Run.open(tmp_path / "run")
     assert not run.finished
-    for path in (run.directory / "checkpoints").glob("*"):
-        with np.load(path) as file:
-            assert all(np.isfinite(file[k]).all() for k in file.files if k != "history")
+    assert run.checkpoints == []
+    assert not run.model_path.exists()
+    with pytest.raises(ValueError, match="has not finished training"):
+        run.model()
+    calmer = TINY.replace(epochs=1)
+    assert fit(calmer, tmp_path / "run", verbose=0).recipe == calmer
+    assert Run.open(tmp_path / "run").recipe == calmer
+
+
+@pytest.mark.parametrize("name", ["loss", "val_loss"])
+def test_weights_that_validation_finds_ruined_are_not_kept(tmp_path, name):
+    recorder = Recorder(Run(tmp_path, TINY), 1)
+    recorder.set_model(compiled(TINY))
+    recorder.on_epoch_begin(0)
+    with pytest.raises(TrainingDiverged, match="after epoch 1"):
+        recorder.on_epoch_end(0, {"loss": 1.0, "val_loss": 1.0} | {name: float("nan")})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_recipe_is_refused(finished):
@@ -222,6 +270,7 @@ def test_other_files_are_refused_and_kept(tmp_path):
         ({"source": "folder:nowhere"}, "nowhere"),
         ({"source": "no_such_set"}, "no_such_set"),
         ({"batch_size": 100_000}, "100000|100,000"),
+        ({"validation_fraction": 0.0}, "no validation images"),
     ],
     ids=str,
 )
@@ -249,6 +298,17 @@ def test_atomic_writes_leave_nothing_half(tmp_path):
     assert (tmp_path / "a.json").read_text() == "old"
 
 
+def test_a_folder_that_the_user_made_stays(tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        fit(TINY.replace(source="folder:nowhere"), tmp_path, verbose=0)
+    assert tmp_path.is_dir()
+
+
+def test_where_the_data_lies_is_not_another_experiment(finished):
+    moved = TINY.replace(data_dir="elsewhere", keep_checkpoints=7)
+    assert fit(moved, finished.directory, verbose=0).finished
+
+
 def test_not_a_run(tmp_path):
     with pytest.raises(FileNotFoundError, match="is not a run directory"):
         Run.open(tmp_path)
@@ -263,4 +323,7 @@ def test_environment_variables_that_are_set_win(monkeypatch):
 def test_environment_is_recorded(finished):
     found = json.loads((finished.directory / "environment.json").read_text())
     assert found["packages"]["keras"] == keras.__version__
-    assert found["images"] == {"train": 319, "validation": 40, "test": 1438}
+    assert found["engine"] == "cpu, float32, without XLA"
+    described = finished.read_json("data.json")
+    counts = {name: split["images"] for name, split in described["splits"].items()}
+    assert counts == {"train": 319, "validation": 40, "test": 1438}

@@ -236,6 +236,8 @@ def test_mixed_precision_keeps_probabilities_in_float32():
     [
         ({"configuration": "F"}, "unknown VGG configuration 'F'"),
         ({"classes": 0}, "classes must be a positive whole number, not 0"),
+        ({"classes": True}, "classes must be a positive whole number, not True"),
+        ({"input_tensor": np.zeros((1, 32, 32, 3))}, "input_tensor must be a Keras tensor"),
         ({"head": "mlp"}, "head must be one of fc, conv, gap, not 'mlp'"),
         ({"pooling": "sum"}, "pooling must be None, 'avg' or 'max', not 'sum'"),
         ({"input_shape": (28, 28, 1)}, r"at least 32x32, not `input_shape=\(28, 28, 1\)`.*Pad"),
@@ -243,7 +245,7 @@ def test_mixed_precision_keeps_probabilities_in_float32():
         ({"input_shape": (None, None, 3)}, "head='conv' and head='gap' take any size"),
         ({"input_shape": (32, 32, None)}, "must state the channels"),
         ({"width_multiplier": 0}, "width_multiplier must be positive"),
-        ({"hidden_units": 0}, "hidden_units must be positive"),
+        ({"hidden_units": 0}, "hidden_units must be a positive whole number"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"weights": "imagnet"}, "there is no file 'imagnet'"),
         ({"weights": "imagenet", "classes": 10}, "`classes` must be 1000, not 10"),

@@ -69,6 +69,7 @@ def test_bad_fields(changes, message):
         ("a.py", "x = 1", "defines no RECIPE"),
         ("a.py", "x = (", "cannot be run"),
         ("a.py", "import nowhere_at_all", "cannot be run"),
+        ("a.py", "1 / 0", "cannot be run: ZeroDivisionError"),
         ("a.txt", "", "is a .py or .json file"),
         ("a.json", "{", "JSON cannot be read"),
         ("a.json", "[1]", "must be an object"),

@@ -7,6 +7,7 @@ hardware: 2 CPU cores; the figures are in training/README.md
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from keras_vgg import hardware, report
@@ -49,7 +50,7 @@ def main() -> None:
         )
         for artifact in artifacts
     ]
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     title = f"configuration {run.recipe.configuration} on {run.recipe.source}"
     console.print(report.table(rows, ("", "measured"), title))
     for path in (
@@ -62,4 +63,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError, ArithmeticError) as error:
+        sys.exit(f"demo: {error}")

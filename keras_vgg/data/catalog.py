@@ -47,8 +47,9 @@ def load(
     it writes it. ValueError if splits overlap.
     Sets of images of one size, up to 2 GiB in all, are read into memory; others are streamed.
     """
-    builder = _prepared(name, data_dir, manual_dir, download)
+    builder = _builder(name, data_dir)
     image_key, label_key = _supervised_keys(builder.info)
+    _prepare(builder, manual_dir, download)
     train, validation, test = _choose_splits(
         builder.info,
         (train_split, validation_split, test_split),
@@ -71,34 +72,36 @@ def load(
     return Source(name, tuple(builder.info.features[label_key].names), **splits)
 
 
-def _prepared(
-    name: str,
-    data_dir: str | os.PathLike[str] | None,
-    manual_dir: str | os.PathLike[str] | None,
-    download: bool,
-) -> Any:
+def _builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     import tensorflow_datasets as tfds
 
     if not _NAME.fullmatch(name):
         raise ValueError(_unknown(name))
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         raise ValueError(_unknown(name)) from None
     except AssertionError as error:  # TFDS's word for a version it does not have
         raise ValueError(f"{name}: {error}") from None
-    if not builder.is_prepared():
-        if manual_dir is None and not download:
-            raise ValueError(
-                f"{name} is not prepared in {builder.data_dir}: allow the download "
-                "(download=True), or give the folder with its source files as manual_dir"
-            )
-        if manual_dir is not None and not os.path.isdir(manual_dir):
-            raise FileNotFoundError(f"manual_dir={os.fspath(manual_dir)!r}: no such folder")
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+
+
+def _prepare(builder: Any, manual_dir: str | os.PathLike[str] | None, download: bool) -> None:
+    import tensorflow_datasets as tfds
+
+    if builder.is_prepared():
+        return
+    if manual_dir is None and not download:
+        raise ValueError(
+            f"{builder.name} is not prepared in {builder.data_dir}: allow the download "
+            "(download=True), or give the folder with its source files as manual_dir"
         )
-    return builder
+    if manual_dir is not None and not os.path.isdir(manual_dir):
+        raise FileNotFoundError(f"manual_dir={os.fspath(manual_dir)!r}: no such folder")
+    config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:
+        raise ValueError(f"{builder.name} cannot be prepared: {error}") from error
 
 
 def _unknown(name: str) -> str:

@@ -79,15 +79,14 @@ def raise_for_bad_images(split: Split) -> None:
 
 
 @contextlib.contextmanager
-def bad_images_named(*splits: Split | None) -> Iterator[None]:
-    """Turn a decoding error met inside into `raise_for_bad_images` of the split it came from."""
+def bad_images_named(*splits: Split) -> Iterator[None]:
+    """Turn a reading or decoding error met inside into a ValueError that names the images."""
     try:
         yield
-    except tf.errors.OpError:
+    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
         for split in splits:
-            if split is not None:
-                raise_for_bad_images(split)
-        raise
+            raise_for_bad_images(split)
+        raise ValueError(f"TensorFlow stopped: {error.message.splitlines()[0]}") from error
 
 
 def _why_bad(path: str) -> str | None:

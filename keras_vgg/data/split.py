@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -35,6 +37,22 @@ class Split:
                 f"split {self.name!r}: {len(forms[0])} images, {len(self.labels)} labels, "
                 f"size {self.size} must be the same"
             )
+
+    def fingerprint(self) -> str:
+        """A digest that changes when images are added, removed, renamed or relabelled.
+
+        Of files it reads the names (with their class folder), not the contents; of a stream, only
+        the size is known.
+        """
+        digest = hashlib.sha256(str(self.size).encode())
+        if self.labels is not None:
+            digest.update(np.ascontiguousarray(self.labels, np.int32))
+        if self.images is not None:
+            digest.update(np.ascontiguousarray(self.images))
+        if self.paths is not None:
+            for path in self.paths:
+                digest.update("/".join(str(path).replace(os.sep, "/").split("/")[-2:]).encode())
+        return digest.hexdigest()
 
     def take(self, indices: np.ndarray) -> Split:
         """The images at `indices`, in that order. Only for images and paths."""

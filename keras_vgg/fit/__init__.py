@@ -9,6 +9,7 @@ import time
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -27,19 +28,24 @@ __all__ = [
     "TrainingDiverged",
     "build_model",
     "compile_model",
+    "describe",
     "evaluation_transform",
     "fit",
     "learning_rate",
     "load_source",
     "plateau_drops",
+    "require_same_data",
     "write_atomically",
 ]
+
+
+_CACHE_BYTES = 2**30  # validation images that fit are prepared once, not every epoch
 
 
 def fit(recipe: Recipe, workdir: str | Path, verbose: int | str = "auto") -> Run:
     """Train a recipe in a run directory, or go on with the run that is there.
 
-    The directory gets recipe.json, environment.json, classes.json, metrics.csv, model.keras (the
+    The directory gets recipe.json, environment.json, data.json, metrics.csv, model.keras (the
     best epoch by validation accuracy), checkpoints/, tensorboard/ and at the end results.json.
 
     Args:
@@ -52,9 +58,10 @@ def fit(recipe: Recipe, workdir: str | Path, verbose: int | str = "auto") -> Run
 
     Raises:
         ValueError, OSError: the recipe, its data or the directory will not do. Nothing is left of
-            a run that had not begun.
+            a run that had not begun; one that fails in its first epoch can be begun again.
         TrainingDiverged: the loss became NaN.
     """
+    existed = Path(workdir).exists()
     run, is_new = claim(workdir, recipe)
     if run.finished:
         if verbose:
@@ -63,7 +70,7 @@ def fit(recipe: Recipe, workdir: str | Path, verbose: int | str = "auto") -> Run
     try:
         return _train(run, is_new, verbose)
     except BaseException:
-        if not any(run.directory.iterdir()):
+        if not existed and not any(run.directory.iterdir()):
             run.directory.rmdir()
         raise
 
@@ -78,8 +85,11 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
             f"{recipe.source} leaves no validation images to select a model on; "
             "give validation_fraction more than 0"
         )
+    described = describe(source)
+    if not is_new:
+        require_same_data(run, source)
     with data.bad_images_named(source.train):
-        statistics = data.statistics(source.train)
+        statistics = _statistics(recipe, source.train)
     model = build_model(recipe, len(source.class_names), statistics, engine.precision)
     compile_model(model, recipe, engine)
     model.optimizer.build(model.trainable_variables)
@@ -87,8 +97,9 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
     recorder = Recorder(run, steps)
     done = recorder.restore(model)
     if is_new:
-        run.write_json("classes.json", source.class_names)
-        run.write_json("environment.json", _environment(engine, source))
+        environment = _environment(engine)
+        run.write_json("data.json", described)
+        run.write_json("environment.json", environment)
         # recipe.json makes it a run, so it comes last.
         write_atomically(run.directory / "recipe.json", lambda p: p.write_text(recipe.to_json()))
     if verbose:
@@ -106,8 +117,11 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
         start_epoch=done,
     )
     validation = data.evaluation_dataset(
-        source.validation, max(recipe.batch_size, 256), evaluation_transform(recipe)
+        source.validation, recipe.batch_size, evaluation_transform(recipe)
     )
+    pixels = source.validation.size * recipe.image_size**2 * 3
+    if 4 * pixels <= _CACHE_BYTES:
+        validation = validation.cache()
     if done < recipe.epochs and not is_over(recipe, recorder.history):
         with data.bad_images_named(source.train, source.validation):
             model.fit(
@@ -134,6 +148,43 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
         training_seconds=round(sum(row["seconds"] for row in recorder.history), 1),
     )
     return run
+
+
+def describe(source: data.Source) -> dict[str, Any]:
+    """What a run remembers of its data: class names, and size and fingerprint of each split."""
+    splits = {"train": source.train, "validation": source.validation, "test": source.test}
+    return {
+        "class_names": list(source.class_names),
+        "splits": {
+            name: {"images": split.size, "fingerprint": split.fingerprint()}
+            for name, split in splits.items()
+            if split is not None
+        },
+    }
+
+
+def require_same_data(run: Run, source: data.Source) -> None:
+    """Refuse data that changed since the run began: its test images may have been trained on.
+
+    Raises:
+        ValueError: says what is different.
+    """
+    before, now = run.read_json("data.json"), describe(source)
+    for name in ("class_names", *before["splits"]):
+        was = before.get(name, before["splits"].get(name))
+        found = now.get(name, now["splits"].get(name))
+        if was != found:
+            raise ValueError(
+                f"source {source.name} has changed since {run.directory} began, so that its "
+                f"splits are not the same images: {name} was {was}, is {found}"
+            )
+
+
+def _statistics(recipe: Recipe, split: data.Split) -> data.ChannelStatistics:
+    if recipe.mean_rgb is not None and recipe.std_rgb is not None and not recipe.rgb_shift:
+        mean, std = np.array(recipe.mean_rgb), np.array(recipe.std_rgb)
+        return data.ChannelStatistics(mean, std, np.zeros(3), np.eye(3), images=0)
+    return data.statistics(split)
 
 
 def load_source(recipe: Recipe) -> data.Source:
@@ -225,8 +276,7 @@ def _one_hot(images: tf.Tensor, labels: tf.Tensor, classes: int) -> tuple[tf.Ten
     return images, tf.one_hot(labels, classes)
 
 
-def _environment(engine: hardware.Engine, source: data.Source) -> dict:
-    splits = {"train": source.train, "validation": source.validation, "test": source.test}
+def _environment(engine: hardware.Engine) -> dict[str, Any]:
     packages = ("keras", "tensorflow", "tensorflow-datasets", "numpy")
     return {
         "keras_vgg": __version__,
@@ -237,5 +287,4 @@ def _environment(engine: hardware.Engine, source: data.Source) -> dict:
         "engine": str(engine),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "images": {name: split.size for name, split in splits.items() if split is not None},
     }

@@ -41,16 +41,30 @@ class Recorder(keras.callbacks.Callback):
         self._drops = 0
 
     def restore(self, model: keras.Model) -> int:
-        """Load the newest readable checkpoint, if there is one; returns the epochs done."""
-        for path in sorted(self.run.directory.glob("checkpoints/epoch-*.npz"), reverse=True):
+        """Load the newest readable checkpoint, if there is one; returns the epochs done.
+
+        Raises:
+            ValueError: there are checkpoints, and none can be read.
+        """
+        unreadable = []
+        for path in reversed(self.run.checkpoints):
             try:
                 self.history = load_checkpoint(path, model)
             except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
                 warnings.warn(
                     f"checkpoint {path} cannot be read, trying an older: {error}", stacklevel=2
                 )
+                unreadable.append(path)
                 continue
+            for newer in unreadable:
+                newer.unlink()
+            self.run.write_history(self.history)
             return len(self.history)
+        if unreadable:
+            raise ValueError(
+                f"none of the checkpoints of {self.run.directory} can be read; "
+                "train in another workdir"
+            )
         return 0
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -67,17 +81,12 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self._last_step = time.perf_counter()
-        if not math.isfinite((logs or {}).get("loss", 0.0)):
-            rate = float(self.model.optimizer.learning_rate)
-            raise TrainingDiverged(
-                f"the loss is not a number at step {batch + 1} of epoch {self._epoch + 1}, "
-                f"learning rate {rate:g}. Try a lower --learning-rate, a longer --warmup-epochs"
-                + ("" if self.run.recipe.batch_norm else ", or --batch-norm True")
-                + f". The checkpoints in {self.run.directory} are from before"
-            )
+        self._require_finite(logs, f"at step {batch + 1} of epoch {self._epoch + 1}")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         recipe = self.run.recipe
+        # The last step may have ruined the weights; validation is the first to see it.
+        self._require_finite(logs, f"after epoch {epoch + 1}")
         images = self.steps_per_epoch * recipe.batch_size
         row: dict[str, float] = {"epoch": epoch + 1}
         row |= {name: float(value) for name, value in (logs or {}).items()}
@@ -91,11 +100,27 @@ class Recorder(keras.callbacks.Callback):
         checkpoints = self.run.directory / "checkpoints"
         checkpoints.mkdir(exist_ok=True)
         save_checkpoint(checkpoints / f"epoch-{epoch + 1:06d}.npz", self.model, self.history)
-        for old in sorted(checkpoints.glob("epoch-*.npz"))[: -recipe.keep_checkpoints]:
+        for old in self.run.checkpoints[: -recipe.keep_checkpoints]:
             old.unlink()
         self.run.write_history(self.history)
         if is_over(recipe, self.history):
             self.model.stop_training = True
+
+    def _require_finite(self, logs: dict[str, Any] | None, when: str) -> None:
+        if all(map(math.isfinite, (logs or {}).values())):
+            return
+        rate = float(self.model.optimizer.learning_rate)
+        kept = (
+            f"The checkpoints in {self.run.directory} are from before"
+            if self.history
+            else "No checkpoint had been written"
+        )
+        raise TrainingDiverged(
+            f"the loss is not a number {when}, learning rate {rate:g}. Try a lower "
+            "--learning-rate, a longer --warmup-epochs"
+            + ("" if self.run.recipe.batch_norm else ", or --batch-norm True")
+            + f". {kept}"
+        )
 
 
 def _variables(model: keras.Model) -> list:

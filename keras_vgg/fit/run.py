@@ -14,6 +14,8 @@ from typing import Any
 
 from keras_vgg.recipe import Recipe
 
+_PARTIAL = ".partial-"  # what a kill in the middle of a write leaves; swept at the next start
+
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file, which appears at `path` whole or not at all.
@@ -22,7 +24,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         OSError: the file cannot be written; nothing of it is left.
     """
     # The suffix is kept because Keras decides the format by it.
-    handle, name = tempfile.mkstemp(prefix=".", suffix=path.name, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=_PARTIAL, suffix=path.name, dir=path.parent)
     os.close(handle)
     try:
         write(Path(name))
@@ -60,7 +62,12 @@ class Run:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(self.read_json("classes.json"))
+        return tuple(self.read_json("data.json")["class_names"])
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        return sorted(self.directory.glob("checkpoints/epoch-*.npz"))
 
     @property
     def finished(self) -> bool:
@@ -87,14 +94,14 @@ class Run:
         """The best model by validation accuracy, uncompiled.
 
         Raises:
-            FileNotFoundError: the run has not finished its first epoch.
+            ValueError: the run has not finished training.
         """
         import keras
 
         import keras_vgg.layers  # noqa: F401  registers what model.keras may hold
 
-        if not self.model_path.is_file():
-            raise FileNotFoundError(f"{self.directory} has no model.keras: no epoch has finished")
+        if not self.finished:
+            raise ValueError(f"{self.directory} has not finished training; resume it first")
         return keras.saving.load_model(self.model_path, compile=False)
 
     def read_json(self, name: str) -> Any:
@@ -120,29 +127,37 @@ class Run:
 
 
 def claim(directory: str | Path, recipe: Recipe) -> tuple[Run, bool]:
-    """The run of `recipe` in `directory`, and whether it is new (its directory is still empty).
+    """The run of `recipe` in `directory`, and whether it is new.
+
+    A run that has no checkpoint yet counts as new: it has nothing to lose, and may be begun again
+    with another recipe.
 
     Raises:
-        ValueError: the directory holds another recipe, or other files.
+        ValueError: the directory holds a run of another recipe, or other files.
         OSError: the directory cannot be made or written.
     """
     directory = Path(directory)
-    if (directory / "recipe.json").is_file():
-        run = Run.open(directory)
-        differences = recipe.differences(run.recipe)
+    is_run = (directory / "recipe.json").is_file()
+    if not is_run and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} exists and is not a run directory; choose another workdir")
+    run = Run(directory, recipe)
+    is_new = not is_run or (not run.finished and not run.checkpoints)
+    if not is_new:
+        differences = recipe.differences(Run.open(directory).recipe)
         if differences:
             listed = ", ".join(f"{k} {b!r} there, {a!r} here" for k, (a, b) in differences.items())
             raise ValueError(
                 f"{directory} holds a run of another recipe ({listed}); "
                 "choose another workdir, or repeat its recipe to resume it"
             )
+    if run.finished:
         return run, False
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} exists and is not a run directory; choose another workdir")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
         raise OSError(f"the run directory {directory} cannot be written: {error}") from error
-    return Run(directory, recipe), True
+    for leftover in directory.rglob(f"{_PARTIAL}*"):
+        leftover.unlink()
+    return run, is_new
