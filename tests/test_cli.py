@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,19 +201,3 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_readme_commands_are_real():
-    """Every keras-vgg command in the README parses."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    commands = [
-        line.split()
-        for block in readme.replace("\\\n", " ").split("```")[1::2]
-        for line in block.splitlines()
-        if line.startswith("keras-vgg ") and "--help" not in line
-    ]
-    assert len(commands) >= 5
-    for words in commands:
-        arguments = words[1 : words.index("#")] if "#" in words else words[1:]
-        assert arguments[0] in cli.COMMANDS
-        cli._parse(arguments[0], arguments[1:])

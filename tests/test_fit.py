@@ -304,9 +304,11 @@ def test_a_folder_that_the_user_made_stays(tmp_path):
     assert tmp_path.is_dir()
 
 
-def test_where_the_data_lies_is_not_another_experiment(finished):
+def test_where_the_data_lies_is_not_another_experiment(finished, tmp_path):
+    shutil.copytree(finished.directory, tmp_path / "run")
     moved = TINY.replace(data_dir="elsewhere", keep_checkpoints=7)
-    assert fit(moved, finished.directory, verbose=0).finished
+    assert fit(moved, tmp_path / "run", verbose=0).finished
+    assert Run.open(tmp_path / "run").recipe.data_dir == "elsewhere"
 
 
 def test_not_a_run(tmp_path):

@@ -101,7 +101,7 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
         run.write_json("data.json", described)
         run.write_json("environment.json", environment)
         # recipe.json makes it a run, so it comes last.
-        write_atomically(run.directory / "recipe.json", lambda p: p.write_text(recipe.to_json()))
+        run.write_recipe()
     if verbose:
         print(
             f"{source.name}: {source.train.size} training, {source.validation.size} validation "

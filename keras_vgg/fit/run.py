@@ -111,6 +111,11 @@ class Run:
         text = json.dumps(value, indent=2) + "\n"
         write_atomically(self.directory / name, lambda path: path.write_text(text))
 
+    def write_recipe(self) -> None:
+        write_atomically(
+            self.directory / "recipe.json", lambda path: path.write_text(self.recipe.to_json())
+        )
+
     def add_results(self, **values: Any) -> None:
         """Merge into results.json."""
         self.write_json("results.json", {**self.results, **values})
@@ -143,13 +148,16 @@ def claim(directory: str | Path, recipe: Recipe) -> tuple[Run, bool]:
     run = Run(directory, recipe)
     is_new = not is_run or (not run.finished and not run.checkpoints)
     if not is_new:
-        differences = recipe.differences(Run.open(directory).recipe)
+        stored = Run.open(directory).recipe
+        differences = recipe.differences(stored)
         if differences:
             listed = ", ".join(f"{k} {b!r} there, {a!r} here" for k, (a, b) in differences.items())
             raise ValueError(
                 f"{directory} holds a run of another recipe ({listed}); "
                 "choose another workdir, or repeat its recipe to resume it"
             )
+        if recipe != stored:  # the data has moved
+            run.write_recipe()
     if run.finished:
         return run, False
     try:

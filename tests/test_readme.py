@@ -1,0 +1,58 @@
+"""The README is true: its commands parse, its Python runs, its figures are the library's."""
+
+from pathlib import Path
+
+import pytest
+
+from keras_vgg import architecture, cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    parts = README.split("```")[1::2]
+    return [part[len(language) :] for part in parts if part.startswith(f"{language}\n")]
+
+
+def test_commands():
+    commands = [
+        line.split("#")[0].split()
+        for block in blocks("")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("keras-vgg ")
+    ]
+    assert len(commands) >= 7
+    for _, command, *arguments in commands:
+        recipe = arguments[0] if arguments[0].endswith(".py") else None
+        if recipe:
+            arguments[0] = str(ROOT / recipe)
+        cli._parse(command, arguments)
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=["drop-in", "options"])
+def test_python(block, capsys):
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "configuration", architecture.CONFIGURATIONS.values(), ids=lambda c: c.name
+)
+def test_table_of_configurations(configuration):
+    row = next(line for line in README.splitlines() if f"`{configuration.builder}`" in line)
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    assert cells[:5] == [
+        configuration.name,
+        f"`{configuration.builder}`",
+        str(configuration.weight_layers),
+        f"{architecture.parameters(configuration.name):,}",
+        f"{architecture.macs(configuration.name) / 1e9:.2f}",
+    ]
+
+
+def test_linked_files_exist():
+    for link in README.split("](")[1:]:
+        target = link.split(")")[0]
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
