@@ -12,7 +12,7 @@ def prepare_environment() -> None:
     """Set what TensorFlow reads when it is imported; variables that are set already win.
 
     oneDNN is off by default on x86 processors without AVX-512, where it still trains a small
-    VGG more than twice as fast (see training/README.md).
+    VGG about 1.5 times as fast (see training/README.md).
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
