@@ -11,6 +11,7 @@ import numpy as np
 from keras_vgg import data, evaluation, report
 from keras_vgg import export as exporting
 from keras_vgg.fit import (
+    describe,
     evaluation_transform,
     load_source,
     require_same_data,
@@ -112,5 +113,5 @@ def _split(run: Run, name: str) -> data.Split:
     split = getattr(source, name)
     if split is None:
         raise ValueError(f"source {run.recipe.source} has no {name} split")
-    require_same_data(run, source)
+    require_same_data(run, describe(source))
     return split

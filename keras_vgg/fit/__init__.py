@@ -87,7 +87,7 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
         )
     described = describe(source)
     if not is_new:
-        require_same_data(run, source)
+        require_same_data(run, described)
     with data.bad_images_named(source.train):
         statistics = _statistics(recipe, source.train)
     model = build_model(recipe, len(source.class_names), statistics, engine.precision)
@@ -163,20 +163,24 @@ def describe(source: data.Source) -> dict[str, Any]:
     }
 
 
-def require_same_data(run: Run, source: data.Source) -> None:
+def require_same_data(run: Run, described: dict[str, Any]) -> None:
     """Refuse data that changed since the run began: its test images may have been trained on.
+
+    Args:
+        run: A run that has begun.
+        described: The source as it is now, from `describe`.
 
     Raises:
         ValueError: says what is different.
     """
-    before, now = run.read_json("data.json"), describe(source)
-    for name in ("class_names", *before["splits"]):
-        was = before.get(name, before["splits"].get(name))
-        found = now.get(name, now["splits"].get(name))
-        if was != found:
+    before = run.read_json("data.json")
+    was = {"class_names": before["class_names"], **before["splits"]}
+    found = {"class_names": described["class_names"], **described["splits"]}
+    for name, value in was.items():
+        if value != found.get(name):
             raise ValueError(
-                f"source {source.name} has changed since {run.directory} began, so that its "
-                f"splits are not the same images: {name} was {was}, is {found}"
+                f"source {run.recipe.source} has changed since {run.directory} began, so that its "
+                f"splits are not the same images: {name} was {value}, is {found.get(name)}"
             )
 
 

@@ -108,13 +108,10 @@ class Run:
         return json.loads((self.directory / name).read_text())
 
     def write_json(self, name: str, value: Any) -> None:
-        text = json.dumps(value, indent=2) + "\n"
-        write_atomically(self.directory / name, lambda path: path.write_text(text))
+        self._write_text(name, json.dumps(value, indent=2) + "\n")
 
     def write_recipe(self) -> None:
-        write_atomically(
-            self.directory / "recipe.json", lambda path: path.write_text(self.recipe.to_json())
-        )
+        self._write_text("recipe.json", self.recipe.to_json())
 
     def add_results(self, **values: Any) -> None:
         """Merge into results.json."""
@@ -126,9 +123,10 @@ class Run:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(
-            self.directory / "metrics.csv", lambda path: path.write_text(text.getvalue())
-        )
+        self._write_text("metrics.csv", text.getvalue())
+
+    def _write_text(self, name: str, text: str) -> None:
+        write_atomically(self.directory / name, lambda path: path.write_text(text))
 
 
 def claim(directory: str | Path, recipe: Recipe) -> tuple[Run, bool]:
