@@ -225,6 +225,38 @@ def eval_image(image: tf.Tensor, *, size: int, scale: int | None = None) -> tf.T
     return tf.cast(center_crop(pad_to(image, size, size), size), tf.float32)
 
 
+def grid_crops(
+    image: tf.Tensor,
+    *,
+    size: int,
+    scale: int | None = None,
+    padding: int = 0,
+    grid: int = 5,
+    flip: bool = True,
+) -> tf.Tensor:
+    """The paper's multi-crop views (section 3.2): [h, w, 3] -> float32 [views, size, size, 3].
+
+    The image is rescaled to the smallest side `scale` (None: not) and padded with zeros, by
+    `padding` on every side and then to at least [size, size], as `train_image` does. Crops lie on
+    a regular `grid` x `grid` from corner to corner, offsets rounded down, row by row; with `flip`
+    their mirror images follow. 50 views by default. ValueError if grid < 2.
+    """
+    if grid < 2:
+        raise ValueError(f"grid={grid}: from corner to corner there are at least 2 crops a side")
+    if scale is not None:
+        image = rescale(image, scale)
+    h, w = _sides(image)
+    image = pad_to(image, _larger(h + 2 * padding, size), _larger(w + 2 * padding, size))
+    h, w = _sides_of_at_least(size, image)
+    crops = [
+        _window(image, (h - size) * row // (grid - 1), (w - size) * column // (grid - 1), size)
+        for row in range(grid)
+        for column in range(grid)
+    ]
+    views = tf.cast(tf.stack(crops), tf.float32)
+    return tf.concat([views, tf.reverse(views, [2])], 0) if flip else views
+
+
 def _random_side(scale: tuple[int, int], seed: tf.Tensor) -> int | tf.Tensor:
     smallest, largest = scale
     if not 1 <= smallest <= largest:

@@ -66,14 +66,16 @@ class Evaluate:
     """The run directory."""
     split: Literal["test", "validation", "train"] = "test"
     """Which images."""
+    protocol: Literal["center", "multi-crop"] = "center"
+    """One crop an image, or the paper's 5 x 5 grid of crops and their mirror images, averaged."""
 
     def __call__(self) -> None:
         from keras_vgg.fit.run import Run
         from keras_vgg.runs import evaluate_run
 
         run = Run.open(self.run)
-        evaluation = evaluate_run(run, self.split, verbose=True)
-        table = _table(f"{self.run}: {self.split}", "", "")
+        evaluation = evaluate_run(run, self.split, verbose=True, protocol=self.protocol)
+        table = _table(f"{self.run}: {self.split}, {self.protocol}", "", "")
         table.add_row("images", f"{evaluation.count:,}")
         table.add_row("top-1 accuracy", f"{evaluation.top1:.2%}")
         if evaluation.top5 is not None:
@@ -87,7 +89,8 @@ class Evaluate:
         ):
             table.add_row(name, str(count), f"{accuracy:.2%}" if count else "no image")
         _print(table)
-        _print(str(run.directory / f"confusion_{self.split}.png"))
+        name = self.split if self.protocol == "center" else f"{self.split}_multi_crop"
+        _print(str(run.directory / f"confusion_{name}.png"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,12 +219,91 @@ class Summary:
         _print(table)
 
 
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """List the published ImageNet checkpoints, or say what a weight file holds.
+
+    Without a file: each checkpoint's network, size, preprocessing, published accuracy, licence,
+    where it comes from and its hash. weights="imagenet" takes Keras' for VGG16 and VGG19 without
+    batch norm, torchvision's for the rest.
+    """
+
+    file: tyro.conf.Positional[Path | None] = None
+    """A weight file, the folder of a KerasHub preset, or a run directory."""
+
+    def __call__(self) -> None:
+        if self.file is None:
+            self._list()
+            return
+        from keras_vgg import convert
+        from keras_vgg.weights import read_weights
+
+        weights = read_weights(self.file)
+        print(f"{self.file}: {convert.describe(convert.recognise(weights))}")
+        if weights.preprocessing is None:
+            print("input: the file does not say what its network was trained on")
+        else:
+            config = weights.preprocessing.get_config()
+            mean, std = (tuple(round(v, 3) for v in config[name]) for name in ("mean", "std"))
+            print(f"input: {config['channel_order'].upper()}, minus {mean}, over {std}")
+        if weights.note:
+            print(weights.note)
+
+    def _list(self) -> None:
+        from keras_vgg.architecture import get_configuration
+        from keras_vgg.weights import CHECKPOINTS
+
+        headers = ("network", "top", "MB", "top-1", "top-5", "preprocessing", "licence")
+        table = _table("published ImageNet checkpoints, 1000 classes, 224x224", *headers)
+        for c in CHECKPOINTS:
+            builder = get_configuration(c.configuration).builder
+            table.add_row(
+                f"{builder}{', batch norm' if c.batch_norm else ''}",
+                "yes" if c.include_top else "no",
+                f"{c.bytes / 1e6:.1f}",
+                f"{c.top1:.2f}",
+                f"{c.top5:.2f}",
+                c.preprocessing,
+                c.licence,
+            )
+        _print(table)
+        for c in CHECKPOINTS:
+            where = f"the Hugging Face hub, {c.location}, {c.file}" if c.on_hub else c.location
+            print(f"{c.name}: {where}; {c.hash or 'SHA-256 as the hub states it'}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Write a weight file's numbers in another format: Keras' or PyTorch's, either way.
+
+    Keras .h5, .weights.h5 and .keras, .safetensors and PyTorch .pth are read and written, KerasHub
+    presets and run directories are read. Every number stays the same.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """What to read."""
+    target: tyro.conf.Positional[Path]
+    """What to write; its suffix decides the format."""
+    naming: Literal["torchvision", "timm"] = "torchvision"
+    """Names and layout in a .safetensors or .pth."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+
+    def __call__(self) -> None:
+        from keras_vgg import convert
+
+        network = convert.convert_weights(self.source, self.target, self.naming, self.overwrite)
+        print(f"{self.target}: {convert.describe(network)}")
+
+
 COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
     "export": Export,
     "summary": Summary,
+    "weights": Weights,
+    "convert": Convert,
 }
 
 
@@ -236,7 +318,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in COMMANDS:
             command = _parse(arguments[0], arguments[1:])
-            if not isinstance(command, Summary):
+            tables_only = isinstance(command, Summary) or command == Weights()
+            if not tables_only:
                 _import_engine()
             command()
             return OK

@@ -108,7 +108,8 @@ def evaluate(
 
     Args:
         model: maps [n, size, size, 3] float32 RGB in [0, 255] to [n, classes] probabilities.
-        dataset: yields batches of (images, integer labels [n]), tensors or arrays.
+        dataset: yields batches of (images, integer labels [n]), tensors or arrays. Images may be
+            [n, views, size, size, 3]: the probabilities of an image's views are averaged.
         expected: how many images the data set has; more or fewer is an error, so that a dropped
             last batch or a repeated epoch cannot pass for a result.
         class_names: one for each of the model's outputs.
@@ -130,8 +131,12 @@ def evaluate(
             if seen > expected:  # at once, because a repeated data set never ends
                 break
             # predict() would build a data pipeline for each batch; this is one compiled call.
+            views = np.shape(batch_images)[1] if len(np.shape(batch_images)) == 5 else 1
+            if views > 1:
+                batch_images = np.reshape(batch_images, (-1, *np.shape(batch_images)[2:]))
             output = np.asarray(model.predict_on_batch(batch_images), dtype=np.float32)
-            _check_output(output, len(batch_labels), len(class_names))
+            _check_output(output, views * len(batch_labels), len(class_names))
+            output = output.reshape(-1, views, output.shape[1]).mean(axis=1)
             labels.append(batch_labels)
             probabilities.append(output)
             progress.advance(task, len(batch_labels))

@@ -53,8 +53,10 @@ def vgg(
     Args:
         configuration: "A", "A-LRN", "B", "C", "D", "E", or a builder's name such as "VGG16".
         include_top: Whether to put the classifier on the convolutions.
-        weights: None for random weights, or the path of a Keras weight file (`.h5`,
-            `.weights.h5`, `.keras`). "imagenet" is not here yet and says so.
+        weights: None for random weights; "imagenet", the best-known published checkpoint of the
+            configuration; "torchvision", torchvision's; or the path of a weight file in any
+            format of `keras_vgg.weights.read_weights`. Without the top, a file's classifier is
+            left out. Which input a checkpoint expects: see `include_preprocessing`.
         input_tensor: A Keras tensor to use as the input.
         input_shape: (height, width, channels), or channels first where that is Keras' format.
             From 32x32 up. With the top and `head="fc"` height and width must be known; else they
@@ -73,8 +75,9 @@ def vgg(
         kernel_initializer: Of every convolution and dense layer.
         kernel_regularizer: Likewise. The paper's weight decay w is `keras.regularizers.L2(w / 2)`.
         include_preprocessing: True makes the first layer take RGB images in [0, 255] and give the
-            network BGR minus the ImageNet mean, as `keras.applications.vgg16.preprocess_input`; an
-            `ImagePreprocessing` is used as it is. False: the caller has preprocessed.
+            network what its checkpoint was trained on (without weights: BGR minus the ImageNet
+            mean, as `keras.applications.vgg16.preprocess_input`); an `ImagePreprocessing` is used
+            as it is. False: the caller has preprocessed.
         train_size: With `head="conv"`, side (or sides) of the images that the classifier is
             trained on: fc1's kernel is a 32nd of it. Default: the input's size, 224 if unknown.
 
@@ -82,21 +85,19 @@ def vgg(
         An uncompiled `keras.Model`.
 
     Raises:
-        ValueError: an argument that does not fit, or weights of another architecture.
-        FileNotFoundError: no weight file at the path.
-        NotImplementedError: `weights="imagenet"`.
+        ValueError: an argument that does not fit, weights of another architecture, none published.
+        OSError: no weight file at the path, or a download that failed.
     """
     found = get_configuration(configuration)
     _check(weights, include_top, classes, head, pooling, width_multiplier, hidden_units, dropout)
     shape = _input_shape(input_shape, input_tensor, weights, flatten=include_top and head == "fc")
     if include_top and weights is not None:
         _check_activation(classifier_activation)
-    if weights == "imagenet":
-        raise NotImplementedError(
-            f"weights='imagenet' cannot be downloaded yet for {found.builder}; pass weights=None "
-            "or the path of a Keras weight file, such as the one keras.applications caches"
+    loaded = None
+    if weights is not None:
+        loaded = weight_files.obtain(
+            weights, configuration, batch_norm=batch_norm, include_top=include_top
         )
-
     options = {"kernel_initializer": kernel_initializer, "kernel_regularizer": kernel_regularizer}
     if input_tensor is None:
         image = layers.Input(shape=shape)
@@ -107,9 +108,10 @@ def vgg(
             f"input_tensor must be a Keras tensor, such as keras.Input gives, not {input_tensor!r}"
         )
     x = image
-    if include_preprocessing is not False:
-        given = isinstance(include_preprocessing, ImagePreprocessing)
-        x = (include_preprocessing if given else ImagePreprocessing.caffe(name="preprocessing"))(x)
+    if include_preprocessing is True:
+        include_preprocessing = _preprocessing(loaded)
+    if include_preprocessing:
+        x = include_preprocessing(x)
     x = _convolutions(x, found, width_multiplier, batch_norm, options)
     if include_top:
         if train_size is None:
@@ -125,9 +127,22 @@ def vgg(
 
     inputs = image if input_tensor is None else keras.utils.get_source_inputs(image)
     model = keras.Model(inputs, x, name=name or found.builder.lower())
-    if weights is not None:
-        weight_files.load_weights(model, weights)
+    if loaded is not None:
+        weight_files.assign(model, loaded)
     return model
+
+
+def _preprocessing(loaded: weight_files.Weights | None) -> ImagePreprocessing:
+    if loaded is None:
+        return ImagePreprocessing.caffe(name="preprocessing")
+    if loaded.preprocessing is None:
+        raise ValueError(
+            f"{loaded.source} does not say which input its network was trained on; instead of "
+            "include_preprocessing=True pass ImagePreprocessing.caffe(), .torchvision() or your own"
+        )
+    config = loaded.preprocessing.get_config()
+    del config["data_format"]
+    return ImagePreprocessing.from_config(config | {"name": "preprocessing"})
 
 
 def _convolutions(
@@ -196,16 +211,26 @@ def _check(
     hidden_units: int,
     dropout: float,
 ) -> None:
-    if weights not in ("imagenet", None) and not Path(weights).exists():
+    published = weights in weight_files.NAMES
+    if not published and weights is not None and not Path(weights).exists():
         error = FileNotFoundError if Path(weights).suffix else ValueError
         raise error(
-            "`weights` must be None (random), 'imagenet', or the path of a weight file; there is "
-            f"no file {str(weights)!r}"
+            "`weights` must be None (random), 'imagenet', 'torchvision', or the path of a weight "
+            f"file; there is no file {str(weights)!r}"
         )
-    if weights == "imagenet" and include_top and classes != 1000:
+    if published and include_top and classes != 1000:
         raise ValueError(
-            "with `weights='imagenet'` and `include_top=True`, `classes` must be 1000, "
+            f"with `weights={weights!r}` and `include_top=True`, `classes` must be 1000, "
             f"not {classes}"
+        )
+    if published and width_multiplier != 1:
+        raise ValueError(
+            f"`weights={weights!r}` needs `width_multiplier=1`, not {width_multiplier}"
+        )
+    if published and include_top and (head == "gap" or hidden_units != 4096):
+        raise ValueError(
+            f"`weights={weights!r}` with its classifier needs head='fc' or 'conv' and "
+            f"hidden_units=4096, not {head!r} and {hidden_units}; use include_top=False"
         )
     check_options(classes, head, pooling, width_multiplier, hidden_units)
     if not 0 <= dropout < 1:
@@ -240,11 +265,12 @@ def _input_shape(
     channels = shape[0] if first else shape[2]
     if channels is None:
         raise ValueError(f"`input_shape` must state the channels, not {shape}")
-    if weights == "imagenet" and channels != 3:
+    published = weights in weight_files.NAMES
+    if published and channels != 3:
         raise ValueError(f"ImageNet weights need 3 input channels, not `input_shape={shape}`")
-    if weights == "imagenet" and flatten and _sides(shape) != (DEFAULT_SIZE, DEFAULT_SIZE):
+    if published and flatten and _sides(shape) != (DEFAULT_SIZE, DEFAULT_SIZE):
         raise ValueError(
-            "with `include_top=True` and `weights='imagenet'`, `input_shape` must be "
+            f"with `include_top=True` and `weights={weights!r}`, `input_shape` must be "
             f"{(3, 224, 224) if first else (224, 224, 3)}, not {shape}"
         )
     if channels not in (1, 3, 4):

@@ -64,6 +64,16 @@ class Recipe:
     kernel_initializer: str = "he_normal"
     """Keras initializer of every kernel, such as he_normal or glorot_uniform."""
 
+    # Where it starts
+    init: str | None = None
+    """First weights: imagenet, torchvision, a weight file or a run directory; None: at random."""
+    init_head: Literal["none", "hidden", "all"] = "none"
+    """Of the classifier, too: nothing, fc1 and fc2, or all of it (for the same classes)."""
+    freeze_until: Literal["none", "block2", "block3", "block4", "block5", "all"] = "none"
+    """Do not train the blocks before this one; all: train the classifier only."""
+    layer_decay: float = 1.0
+    """Each block's learning rate is that of the next, towards the classifier, times this."""
+
     # What the network sees
     image_size: int = 32
     """Side of the network's square input, from 32 up."""
@@ -86,9 +96,9 @@ class Recipe:
     rgb_shift: float = 0.0
     """The paper's colour shift along the training set's RGB components; its strength is 0.1."""
     mean_rgb: tuple[float, float, float] | None = None
-    """Subtracted inside the model, in [0, 255]; None: the training set's mean."""
+    """Subtracted inside the model, in [0, 255]; None: init's, else the training set's mean."""
     std_rgb: tuple[float, float, float] | None = None
-    """Divided by inside the model, in [0, 255]; None: the training set's; the paper has 1 1 1."""
+    """Divided by inside the model, in [0, 255]; None: as mean_rgb; the paper has 1 1 1."""
 
     # Optimisation
     epochs: int = 20
@@ -183,6 +193,7 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "width_multiplier": (1e-3, 16, True),
     "hidden_units": (1, 1e6, True),
     "dropout": (0, 1, False),
+    "layer_decay": (1e-6, 1, True),
     "image_size": (MINIMUM_SIZE, 4096, True),
     "eval_scale": (1, 8192, True),
     "crop_padding": (0, 1024, True),
@@ -243,6 +254,13 @@ def _validate(recipe: Recipe) -> None:
         raise ValueError("schedule 'step' needs step_epochs, such as 60 120 160")
     if list(recipe.step_epochs) != sorted(set(recipe.step_epochs)):
         raise ValueError(f"step_epochs must rise, not {recipe.step_epochs}")
+    if recipe.init is None and (recipe.freeze_until != "none" or recipe.init_head != "none"):
+        raise ValueError(
+            f"freeze_until={recipe.freeze_until!r} and init_head={recipe.init_head!r} need init, "
+            "such as imagenet: random weights are not worth keeping"
+        )
+    if recipe.init is not None and (recipe.mean_rgb is None) != (recipe.std_rgb is None):
+        raise ValueError("with init, give mean_rgb and std_rgb both, or neither: then they are its")
     if recipe.warmup_epochs > recipe.epochs:
         raise ValueError(
             f"warmup_epochs ({recipe.warmup_epochs:g}) is more than epochs ({recipe.epochs})"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_vgg import data, evaluation, report
+from keras_vgg import augment, data, evaluation, report
 from keras_vgg import export as exporting
 from keras_vgg.fit import (
     describe,
@@ -23,43 +24,63 @@ if TYPE_CHECKING:
     import keras
 
 
+PROTOCOLS = ("center", "multi-crop")
+
+
 def evaluate_run(
-    run: Run, split: str = "test", verbose: bool = False, model: keras.Model | None = None
+    run: Run,
+    split: str = "test",
+    verbose: bool = False,
+    model: keras.Model | None = None,
+    protocol: str = "center",
 ) -> evaluation.Evaluation:
     """Test a run's best model on every image of a split.
 
-    Writes the figures into the run's results.json under the split's name, and the confusion matrix
-    to confusion_SPLIT.csv (rows are true classes) and confusion_SPLIT.png.
+    Writes the figures into the run's results.json under the split's name (multi-crop: with
+    _multi_crop after it), and the confusion matrix to confusion_NAME.csv (rows are true classes)
+    and confusion_NAME.png.
 
     Args:
         run: A finished run.
         split: "test", "validation" or "train".
         verbose: Show a progress bar.
         model: The run's model where it is loaded already.
+        protocol: "center", one crop an image; "multi-crop", the paper's 5 x 5 grid of crops and
+            their mirror images (section 3.2), of the image as training sees it: rescaled to
+            eval_scale, padded by crop_padding. The 50 posteriors are averaged.
 
     Raises:
-        ValueError: the run has not finished training; its source has no such split, has changed
-            since, or holds a damaged image.
+        ValueError: an unknown protocol; the run has not finished training; its source has no such
+            split, has changed since, or holds a damaged image.
     """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, not {protocol!r}")
     model = model or run.model()
     images = _split(run, split)
-    dataset = data.evaluation_dataset(
-        images, run.recipe.batch_size, evaluation_transform(run.recipe)
-    )
+    recipe = run.recipe
+    batch_size, transform, name = recipe.batch_size, evaluation_transform(recipe), split
+    if protocol == "multi-crop":
+        name = f"{split}_multi_crop"
+        batch_size = max(1, batch_size // 8)  # an image is 50
+        transform = partial(
+            augment.grid_crops,
+            size=recipe.image_size,
+            scale=recipe.eval_scale,
+            padding=recipe.crop_padding,
+        )
+    dataset = data.evaluation_dataset(images, batch_size, transform)
     with data.bad_images_named(images):
         found = evaluation.evaluate(
             model, dataset, expected=images.size, class_names=run.class_names, verbose=verbose
         )
     figures = found.to_dict()
     del figures["confusion"]  # a million numbers for ImageNet
-    run.add_results(**{split: figures})
+    run.add_results(**{name: figures})
     write_atomically(
-        run.directory / f"confusion_{split}.csv",
+        run.directory / f"confusion_{name}.csv",
         lambda path: np.savetxt(path, found.confusion, "%d", ","),
     )
-    report.plot_confusion(
-        found.confusion, run.class_names, run.directory / f"confusion_{split}.png"
-    )
+    report.plot_confusion(found.confusion, run.class_names, run.directory / f"confusion_{name}.png")
     return found
 
 

@@ -376,3 +376,30 @@ def test_eval_image_rescales_and_takes_the_centre() -> None:
     result = call(partial(augment.eval_image, size=16, scale=20), image)
     resized = tf.image.resize(image, [20, 30], antialias=True).numpy()
     np.testing.assert_allclose(result, resized[2:18, 7:23], atol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(41, 64), (36, 36), (32, 32), (28, 20)])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_grid_crops_are_the_crops_by_hand(height: int, width: int, padding: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype("uint8")
+    views = call(partial(augment.grid_crops, size=32, padding=padding), image)
+    assert views.shape == (50, 32, 32, 3)
+    assert views.dtype == np.float32
+    sides = [max(side + 2 * padding, 32) for side in (height, width)]
+    before = [(side - old) // 2 for side, old in zip(sides, (height, width), strict=True)]
+    padded = np.zeros((*sides, 3), "uint8")
+    padded[before[0] : before[0] + height, before[1] : before[1] + width] = image
+    tops, lefts = ([int((side - 32) * k / 4) for k in range(5)] for side in sides)
+    expected = [padded[top : top + 32, left : left + 32] for top in tops for left in lefts]
+    np.testing.assert_array_equal(views[:25], expected)
+    np.testing.assert_array_equal(views[25:], [crop[:, ::-1] for crop in expected])
+
+
+def test_grid_crops_rescale_and_need_two_a_side() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3)).astype("uint8")
+    views = call(partial(augment.grid_crops, size=32, scale=40, grid=3, flip=False), image)
+    whole = augment.rescale(tf.constant(image), 40).numpy()
+    assert views.shape == (9, 32, 32, 3)
+    np.testing.assert_allclose(views[4], whole[4:36, 10:42], atol=1e-3)
+    with pytest.raises(ValueError, match="at least 2 crops a side"):
+        augment.grid_crops(image, size=32, grid=1)

@@ -30,7 +30,16 @@ def on_jax(*command):
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is that run")
-@pytest.mark.parametrize("name", ["test_layers.py", "test_models.py", "test_weights.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_layers.py",
+        "test_models.py",
+        "test_weights.py",
+        "test_imagenet.py",
+        "test_transfer.py",
+    ],
+)
 def test_the_same_tests_pass_on_jax(name):
     # Building every variant is the same code on every backend; the rest computes.
     options = ["-q", "-m", "not slow", "-k", "not is_the_table", "-p", "no:cacheprovider"]

@@ -1,14 +1,18 @@
 """The commands as a user types them: what they print, and one clear line for bad input."""
 
+import dataclasses
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vgg import cli
+from keras_vgg import augment, cli, data, evaluation
+from keras_vgg import fit as fitting
 from keras_vgg.fit import Run, fit
+from keras_vgg.runs import evaluate_run
 from tests.test_fit import TINY
 
 
@@ -49,6 +53,54 @@ def test_train_resumes_with_fields_from_the_command_line(tmp_path, capsys):
     assert found.horizontal_flip
     assert cli.main(arguments) == cli.OK
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_evaluate_multi_crop(run, capsys):
+    assert cli.main(["evaluate", str(run.directory), "--protocol", "multi-crop"]) == cli.OK
+    assert "confusion_test_multi_crop.png" in capsys.readouterr().out
+    found = run.results["test_multi_crop"]
+    # By hand: 5 x 5 crops of 32 from 36, and their mirror images.
+    source = fitting.load_source(run.recipe)
+    model = run.model()
+    hits = 0
+    for image, label in zip(source.test.images[:200], source.test.labels[:200], strict=True):
+        whole = augment.rescale(image, run.recipe.eval_scale).numpy()
+        crops = [whole[t : t + 32, u : u + 32] for t in range(5) for u in range(5)]
+        views = np.stack(crops + [crop[:, ::-1] for crop in crops])
+        hits += model(views).numpy().mean(0).argmax() == label
+    short = dataclasses.replace(source.test.take(np.arange(200)), name="test")
+    assert found["count"] == 1438
+    again = data.evaluation_dataset(
+        short, 4, partial(augment.grid_crops, size=32, scale=run.recipe.eval_scale)
+    )
+    some = evaluation.evaluate(model, again, expected=200, class_names=run.class_names)
+    assert some.top1 == hits / 200
+    with pytest.raises(ValueError, match="protocol must be one of center, multi-crop, not 'dense'"):
+        evaluate_run(run, protocol="dense")
+
+
+def test_weights_lists_the_published_checkpoints_without_tensorflow():
+    code = (
+        "import sys\nfrom keras_vgg import cli\nassert cli.main(['weights']) == 0\n"
+        "print('tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    for word in ("VGG13, batch norm", "71.59", "CC BY 4.0", "timm/vgg19_bn.tv_in1k", "md5:64373"):
+        assert word in done.stdout
+
+
+def test_weights_of_a_run_and_its_conversion(run, tmp_path, capsys):
+    assert cli.main(["weights", str(run.directory)]) == cli.OK
+    out = capsys.readouterr().out
+    assert "VGG11 (configuration A), width 0.0625, batch norm, 10 classes" in out
+    assert "input: RGB, minus" in out
+    target = tmp_path / "run.safetensors"
+    assert cli.main(["convert", str(run.directory), str(target)]) == cli.OK
+    assert "run.safetensors: VGG11" in capsys.readouterr().out
+    assert "exists; pass overwrite" in error_of(capsys, "convert", run.directory, target)
+    assert "must end in one of" in error_of(capsys, "convert", run.directory, "a.txt")
+    assert "no weight file at nowhere.h5" in error_of(capsys, "weights", "nowhere.h5")
 
 
 def test_evaluate(run, capsys):

@@ -189,3 +189,9 @@ def test_predict_orders_classes_by_probability(model: keras.Model) -> None:
 def test_predict_refuses(model: keras.Model, images: np.ndarray, top: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         predict(model, images, NAMES, top)
+
+
+def test_probabilities_of_views_are_averaged(model: keras.Model) -> None:
+    views = PROBABILITIES.reshape(2, 2, 1, 1, 3)  # two images, two views of each
+    found = evaluate(model, [(views, LABELS[:2])], expected=2, class_names=NAMES)
+    np.testing.assert_allclose(found.probabilities, PROBABILITIES.reshape(2, 2, 3).mean(1))

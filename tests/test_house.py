@@ -18,6 +18,9 @@ ALLOWED = {
     "layers": {"architecture"},
     "weights": {"architecture", "layers"},
     "models": {"architecture", "layers", "weights"},
+    "convert": {"architecture", "models", "weights"},
+    "imagenet": {"layers"},
+    "transfer": {"layers", "models"},
     "augment": set(),
     "data": {"augment"},
     "recipe": {"architecture"},
@@ -25,8 +28,11 @@ ALLOWED = {
     "report": set(),
     "evaluation": {"models", "layers", "architecture"},
     "export": {"models", "layers", "architecture"},
-    "fit": {"architecture", "augment", "data", "hardware", "layers", "models", "recipe", "report"},
-    "runs": {"data", "evaluation", "export", "fit", "recipe", "report"},
+    "fit": {
+        *("architecture", "augment", "data", "hardware", "layers", "models", "recipe", "report"),
+        *("transfer", "weights"),
+    },
+    "runs": {"augment", "data", "evaluation", "export", "fit", "recipe", "report"},
 }
 # What may name TensorFlow; the rest runs on every backend of Keras.
 TENSORFLOW = {"augment", "data", "export", "fit", "cli"}
@@ -126,7 +132,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"keras_vgg"}
-    assert "keras_vgg/data/__init__.py" in names
+    assert {"keras_vgg/data/__init__.py", "keras_vgg/weights/published.py"} <= set(names)
     assert "keras_vgg/py.typed" in names
     # Installed elsewhere, it runs without the source tree.
     target = tmp_path / "site"

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import keras_vgg
-from keras_vgg import architecture, models
+from keras_vgg import architecture, convert, models
 from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.weights import download
 
 SMALL = {"weights": None, "width_multiplier": 1 / 16, "hidden_units": 8, "classes": 7}
 CONFIGURATIONS = list(architecture.CONFIGURATIONS)
@@ -251,6 +252,9 @@ def test_mixed_precision_keeps_probabilities_in_float32():
         ({"weights": "imagenet", "classes": 10}, "`classes` must be 1000, not 10"),
         ({"weights": "imagenet", "input_shape": (32, 32, 3)}, r"must be \(224, 224, 3\)"),
         ({"weights": "imagenet", "input_shape": (224, 224, 1)}, "need 3 input channels"),
+        ({"weights": "imagenet", "input_shape": None, "width_multiplier": 0.5}, "needs `width_mul"),
+        ({"weights": "imagenet", "input_shape": None, "head": "gap"}, "use include_top=False"),
+        ({"weights": "torchvision", "input_shape": None, "hidden_units": 8}, "hidden_units=4096"),
         ({"head": "conv", "train_size": 31}, "train_size must be at least 32"),
     ],
     ids=str,
@@ -261,11 +265,44 @@ def test_bad_arguments(arguments, message):
         models.vgg(**(base | arguments))
 
 
-def test_missing_weight_file_and_downloads():
+def test_missing_weight_file_and_failed_download(monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"no file .nowhere\.h5"):
         keras_vgg.VGG16(weights="nowhere.h5")
-    with pytest.raises(NotImplementedError, match="cannot be downloaded yet for VGG16"):
+
+    def offline(checkpoint):
+        raise ConnectionError(f"cannot get {checkpoint.file}")
+
+    monkeypatch.setattr(download, "fetch", offline)
+    with pytest.raises(OSError, match=r"cannot get vgg16_weights_tf_dim_ordering_tf_kernels\.h5"):
         keras_vgg.VGG16()
+
+
+@pytest.mark.parametrize("weights", ["imagenet", "torchvision"])
+def test_published_weights_bring_their_preprocessing(monkeypatch, tmp_path, weights):
+    """What is fetched for VGG13, a whole network in PyTorch's layout, goes into a base."""
+    source = models.vgg(
+        "B",
+        weights=None,
+        input_shape=(32, 32, 3),
+        hidden_units=8,
+        classes=7,
+        include_preprocessing=ImagePreprocessing.torchvision(),
+    )
+    source.save(tmp_path / "vgg13.keras")
+    path = tmp_path / "model.safetensors"
+    convert.convert_weights(tmp_path / "vgg13.keras", path)
+    asked = []
+    monkeypatch.setattr(download, "fetch", lambda checkpoint: (asked.append(checkpoint), path)[1])
+    base = keras_vgg.VGG13(
+        weights=weights, include_top=False, pooling="avg", include_preprocessing=True
+    )
+    assert [c.location for c in asked] == ["timm/vgg13.tv_in1k"]
+    x = images(2, 32, 32, 3)
+    features = keras.Model(source.inputs[0], source.get_layer("block5_pool").output)
+    expected = keras.ops.mean(features(x), axis=(1, 2))
+    np.testing.assert_allclose(base.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="do not fit the model"):
+        keras_vgg.VGG13(weights=weights)  # the classifier of this file is another
 
 
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from keras_vgg import architecture, cli
+from keras_vgg.weights import download
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -24,14 +25,20 @@ def test_commands():
     ]
     assert len(commands) >= 7
     for _, command, *arguments in commands:
-        recipe = arguments[0] if arguments[0].endswith(".py") else None
+        recipe = arguments[0] if arguments and arguments[0].endswith(".py") else None
         if recipe:
             arguments[0] = str(ROOT / recipe)
         cli._parse(command, arguments)
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=["drop-in", "options"])
-def test_python(block, capsys):
+@pytest.mark.parametrize(
+    "block", blocks("python"), ids=["drop-in", "options", "pretrained", "transfer"]
+)
+def test_python(block, capsys, monkeypatch):
+    def offline(checkpoint):
+        raise ConnectionError(f"no network in a test: {checkpoint.file}")
+
+    monkeypatch.setattr(download, "fetch", offline)
     exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out
 

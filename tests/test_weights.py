@@ -1,5 +1,7 @@
 """Keras weight files, whole or not at all; this file runs on TensorFlow and on JAX."""
 
+import shutil
+
 import h5py
 import keras
 import numpy as np
@@ -75,23 +77,137 @@ def test_another_architecture_is_refused_and_nothing_is_loaded(tmp_path, options
         np.testing.assert_array_equal(a, b)
 
 
-def test_damaged_files(tmp_path):
-    text = tmp_path / "text.h5"
-    text.write_text("not weights")
-    with pytest.raises(ValueError, match=r"text.h5 is not a readable Keras weight file"):
-        weights.read_keras_weights(text)
+def damaged(tmp_path):
+    """name -> (file, what is said of it)"""
     whole = tmp_path / "whole.weights.h5"
     small().save_weights(whole)
-    cut = tmp_path / "cut.weights.h5"
-    cut.write_bytes(whole.read_bytes()[:3000])
-    with pytest.raises(ValueError, match="is not a readable Keras weight file"):
-        weights.read_keras_weights(cut)
-    empty = tmp_path / "empty.h5"
-    h5py.File(empty, "w").close()
-    with pytest.raises(ValueError, match="holds no layer weights"):
-        weights.read_keras_weights(empty)
+    small().save(tmp_path / "whole.keras")
+    (tmp_path / "text.h5").write_text("not weights")
+    (tmp_path / "text.keras").write_text("not weights")
+    (tmp_path / "text.safetensors").write_text("not weights")
+    (tmp_path / "text.bin").write_text("not weights at all")
+    (tmp_path / "nothing.h5").touch()
+    h5py.File(tmp_path / "empty.h5", "w").close()
+    (tmp_path / "cut.weights.h5").write_bytes(whole.read_bytes()[:3000])
+    (tmp_path / "cut.keras").write_bytes((tmp_path / "whole.keras").read_bytes()[:3000])
+    shutil.make_archive(str(tmp_path / "other"), "zip", tmp_path, "text.h5")
+    (tmp_path / "folder").mkdir()
+    return {
+        "text.h5": "is damaged: it is not an HDF5 file inside",
+        "text.keras": "is damaged: it is not a .keras archive inside",
+        "text.safetensors": "is damaged: it is not a safetensors file inside",
+        "text.bin": "is no weight file; it may be Keras .h5",
+        "nothing.h5": "is empty",
+        "empty.h5": "holds no layer weights",
+        "cut.weights.h5": "is damaged, or no Keras weight file",
+        "cut.keras": "is damaged: it is not a .keras archive inside",
+        "other.zip": "is no weight file; it may be",
+        "folder": "is a folder without weights",
+    }
+
+
+def test_damaged_files(tmp_path):
+    for name, message in damaged(tmp_path).items():
+        with pytest.raises(ValueError, match=rf"{name} {message}"):
+            weights.read_weights(tmp_path / name)
+        model = small()
+        before = model.get_weights()
+        with pytest.raises(ValueError, match=message):
+            keras_vgg.load_weights(model, tmp_path / name)
+        for a, b in zip(before, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
     with pytest.raises(FileNotFoundError, match="no weight file at"):
-        weights.read_keras_weights(tmp_path / "nowhere.h5")
+        weights.read_weights(tmp_path / "nowhere.h5")
+
+
+def test_integer_weights_are_refused(tmp_path):
+    with h5py.File(tmp_path / "int8.h5", "w") as file:
+        file.attrs["layer_names"] = [b"fc1"]
+        group = file.create_group("fc1")
+        group.attrs["weight_names"] = [b"kernel"]
+        group["kernel"] = np.ones((4, 4), "int8")
+    with pytest.raises(ValueError, match=r"not floating-point numbers in fc1 \(int8\)"):
+        weights.read_weights(tmp_path / "int8.h5")
+
+
+def test_layers_are_dropped_only_when_asked(tmp_path):
+    source = small()
+    source.save_weights(tmp_path / "a.weights.h5")
+    other = small(classes=5)
+    before = [keras.ops.convert_to_numpy(w) for w in other.get_layer("predictions").weights]
+    keras_vgg.load_weights(other, tmp_path / "a.weights.h5", drop=("predictions",))
+    for a, b in zip(before, other.get_layer("predictions").weights, strict=True):
+        np.testing.assert_array_equal(a, keras.ops.convert_to_numpy(b))
+    np.testing.assert_array_equal(source.get_weights()[-4], other.get_weights()[-4])
+    gap = small(head="gap")
+    with pytest.raises(ValueError, match="left over fc1"):
+        keras_vgg.load_weights(gap, tmp_path / "a.weights.h5", drop=("predictions",))
+    keras_vgg.load_weights(gap, tmp_path / "a.weights.h5", drop=weights.TOP)
+    with pytest.raises(ValueError, match="cannot drop fc3: there is no such layer"):
+        keras_vgg.load_weights(gap, tmp_path / "a.weights.h5", drop=("fc3",))
+
+
+def test_without_the_top_a_builder_leaves_the_classifier_out(tmp_path):
+    source = small()
+    source.save(tmp_path / "a.keras")
+    base = models.vgg("A", include_top=False, weights=tmp_path / "a.keras", width_multiplier=1 / 16)
+    for a, b in zip(base.get_weights(), source.get_weights()):  # noqa: B905
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_preprocessing_of_a_file_goes_into_the_model(tmp_path):
+    x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    own = keras_vgg.ImagePreprocessing((100, 110, 120), (50, 60, 70), "bgr", name="mine")
+    model = small(include_preprocessing=own)
+    model.save(tmp_path / "a.keras")
+    again = models.vgg("A", weights=tmp_path / "a.keras", include_preprocessing=True, **SMALL)
+    np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
+    model.save_weights(tmp_path / "a.weights.h5")
+    with pytest.raises(ValueError, match="does not say which input its network was trained on"):
+        models.vgg("A", weights=tmp_path / "a.weights.h5", include_preprocessing=True, **SMALL)
+    # keras.applications' files say it by their names.
+    name = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
+    save_legacy(small(), tmp_path / name)
+    found = weights.read_weights(tmp_path / name).preprocessing.get_config()
+    caffe = keras_vgg.ImagePreprocessing.caffe().get_config()
+    assert [found[k] for k in ("mean", "std")] == [caffe[k] for k in ("mean", "std")]
+    assert found["channel_order"] == "bgr"
+
+
+def test_a_run_directory_is_read_by_its_model(tmp_path):
+    model = small()
+    model.save(tmp_path / "model.keras")
+    (tmp_path / "recipe.json").write_text("{}")
+    np.testing.assert_array_equal(
+        weights.read_weights(tmp_path).tensors["fc1"][0], model.get_layer("fc1").get_weights()[0]
+    )
+
+
+@pytest.mark.parametrize("classifier", [False, True])
+def test_kerashub_presets(tmp_path, classifier):
+    """KerasHub's own network, saved by it, gives the same outputs here."""
+    hub = pytest.importorskip("keras_hub")
+    converter = hub.layers.VGGImageConverter(image_size=(32, 32), scale=1 / 60, offset=[-2, -1, 0])
+    backbone = hub.models.VGGBackbone([2, 2, 3, 3, 3], [4, 8, 16, 32, 32], image_shape=(32, 32, 3))
+    if classifier:
+        theirs = hub.models.VGGImageClassifier(
+            backbone=backbone,
+            num_classes=7,
+            pooling="flatten",
+            pooling_hidden_dim=8,
+            activation="softmax",
+            preprocessor=hub.models.VGGImageClassifierPreprocessor(image_converter=converter),
+        )
+    else:
+        theirs = backbone
+    theirs.save_to_preset(str(tmp_path / "preset"))
+    options = SMALL | {"include_top": classifier, "weights": tmp_path / "preset"}
+    x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    expected = keras.ops.convert_to_numpy(theirs(x, training=False))
+    np.testing.assert_allclose(models.vgg("D", **options)(x), expected, rtol=1e-5, atol=1e-5)
+    if classifier:
+        found = weights.read_weights(tmp_path / "preset").preprocessing
+        np.testing.assert_allclose(found(x), x / 60 + np.float32([-2, -1, 0]), atol=1e-5)
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path):
@@ -102,12 +218,53 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
         keras_vgg.load_weights(small(), tmp_path / "nan.weights.h5")
 
 
+def test_the_table_of_published_checkpoints():
+    by_network = {}
+    for c in weights.CHECKPOINTS:
+        by_network.setdefault((c.source, c.configuration, c.batch_norm), []).append(c)
+        assert c.classes == 1000
+        assert 60 < c.top1 < c.top5 < 100
+        assert c.hash is None or c.hash.startswith(("md5:", "sha256:"))
+    assert len([key for key in by_network if key[0] == "torchvision"]) == 8
+    # What get_file's progress bar says of Keras' files; some kilobytes are the format's.
+    sizes = {c.file: c.bytes for c in weights.CHECKPOINTS if c.source == "keras"}
+    assert 0 < 553467096 - sizes["vgg16_weights_tf_dim_ordering_tf_kernels.h5"] < 40_000
+    assert 0 < 80134624 - sizes["vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"] < 40_000
+
+
+@pytest.mark.parametrize(
+    ("name", "configuration", "batch_norm", "top", "expected"),
+    [
+        ("imagenet", "D", False, True, ("keras", True)),
+        ("imagenet", "VGG19", False, False, ("keras", False)),
+        ("imagenet", "D", True, False, ("torchvision", True)),
+        ("imagenet", "A", False, True, ("torchvision", True)),
+        ("torchvision", "D", False, False, ("torchvision", True)),
+    ],
+)
+def test_what_imagenet_means(name, configuration, batch_norm, top, expected):
+    found = weights.find(name, configuration, batch_norm, top)
+    assert (found.source, found.include_top) == expected
+    assert found.batch_norm == batch_norm
+
+
+@pytest.mark.parametrize("configuration", ["C", "A-LRN"])
+def test_no_weights_are_published_of_some(configuration):
+    with pytest.raises(
+        ValueError, match=r"no ImageNet weights of VGG1.*are those of A, B, D and E"
+    ):
+        models.vgg(configuration, weights="imagenet")
+
+
 def test_published_imagenet_convolutions(data_folder):
     """Oxford's VGG-16 convolutions give what keras.applications gives with them."""
     path = data_folder / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
     ours = keras_vgg.VGG16(include_top=False, weights=path)
+    inside = keras_vgg.VGG16(include_top=False, weights=path, include_preprocessing=True)
     theirs = keras.applications.VGG16(include_top=False, weights=path)
-    x = np.random.default_rng(0).uniform(-120, 150, (1, 64, 96, 3)).astype("float32")
+    image = np.random.default_rng(0).uniform(0, 255, (1, 64, 96, 3)).astype("float32")
+    x = keras.applications.vgg16.preprocess_input(image.copy())
     expected = theirs.predict(x, verbose=0)
     assert expected.max() > 1  # trained features, not zeros
     np.testing.assert_allclose(ours.predict(x, verbose=0), expected, atol=1e-5)
+    np.testing.assert_allclose(inside.predict(image, verbose=0), expected, atol=1e-4)

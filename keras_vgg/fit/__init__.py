@@ -15,12 +15,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg import __version__, augment, data, hardware, report
+from keras_vgg import __version__, augment, data, hardware, report, transfer
+from keras_vgg import weights as weight_files
+from keras_vgg.fit import frozen
 from keras_vgg.fit.callbacks import Recorder, TrainingDiverged
+from keras_vgg.fit.model import build_model, compile_model, initial_weights
 from keras_vgg.fit.run import Run, claim, write_atomically
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
-from keras_vgg.layers import ImagePreprocessing
-from keras_vgg.models import vgg
 from keras_vgg.recipe import Recipe
 
 __all__ = [
@@ -90,16 +91,25 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
         require_same_data(run, described)
     with data.bad_images_named(source.train):
         statistics = _statistics(recipe, source.train)
-    model = build_model(recipe, len(source.class_names), statistics, engine.precision)
-    compile_model(model, recipe, engine)
-    model.optimizer.build(model.trainable_variables)
+    initial = initial_weights(recipe)
+    if initial is not None and not is_new:
+        _require_same_weights(run, initial)
+    model = build_model(recipe, len(source.class_names), statistics, engine.precision, initial)
+    transfer.freeze(model, recipe.freeze_until)
+    base, trained = None, model
+    if recipe.freeze_until == "all" and not frozen.varies(recipe):
+        base, trained = frozen.split_model(model)
+    compile_model(trained, recipe, engine)
+    trained.optimizer.build(trained.trainable_variables)
     steps = data.steps_per_epoch(source.train, recipe.batch_size)
-    recorder = Recorder(run, steps)
-    done = recorder.restore(model)
+    recorder = Recorder(run, steps, whole=model)
+    done = recorder.restore(trained)
     if is_new:
         environment = _environment(engine)
         run.write_json("data.json", described)
         run.write_json("environment.json", environment)
+        if initial is not None:
+            run.write_json("init.json", {"source": initial.source, "sha256": initial.sha256()})
         # recipe.json makes it a run, so it comes last.
         run.write_recipe()
     if verbose:
@@ -108,23 +118,17 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
             f"images, {len(source.class_names)} classes\n{model.name}: {model.count_params():,} "
             f"parameters; {engine}" + (f"; resumed after epoch {done}" if done else "")
         )
+        if recipe.freeze_until == "all":
+            print(_how_frozen(recipe))
     one_hot = partial(_one_hot, classes=len(source.class_names))
-    training = data.training_dataset(
-        source.train,
-        recipe.batch_size,
-        _training_transform(recipe, statistics),
-        seed=recipe.seed,
-        start_epoch=done,
-    )
-    validation = data.evaluation_dataset(
-        source.validation, recipe.batch_size, evaluation_transform(recipe)
-    )
-    pixels = source.validation.size * recipe.image_size**2 * 3
-    if 4 * pixels <= _CACHE_BYTES:
-        validation = validation.cache()
+    with data.bad_images_named(source.train, source.validation):
+        if base is None:
+            training, validation = _datasets(recipe, source, statistics, done)
+        else:
+            training, validation = _feature_datasets(run, source, base, done, bool(verbose))
     if done < recipe.epochs and not is_over(recipe, recorder.history):
         with data.bad_images_named(source.train, source.validation):
-            model.fit(
+            trained.fit(
                 training.map(one_hot),
                 epochs=recipe.epochs,
                 initial_epoch=done,
@@ -148,6 +152,70 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
         training_seconds=round(sum(row["seconds"] for row in recorder.history), 1),
     )
     return run
+
+
+def _datasets(
+    recipe: Recipe, source: data.Source, statistics: data.ChannelStatistics, done: int
+) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    training = data.training_dataset(
+        source.train,
+        recipe.batch_size,
+        _training_transform(recipe, statistics),
+        seed=recipe.seed,
+        start_epoch=done,
+    )
+    validation = data.evaluation_dataset(
+        source.validation, recipe.batch_size, evaluation_transform(recipe)
+    )
+    pixels = source.validation.size * recipe.image_size**2 * 3
+    if 4 * pixels <= _CACHE_BYTES:
+        validation = validation.cache()
+    return training, validation
+
+
+def _feature_datasets(
+    run: Run, source: data.Source, base: keras.Model, done: int, verbose: bool
+) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    recipe = run.recipe
+    found = [
+        frozen.Features(
+            base,
+            split,
+            evaluation_transform(recipe),
+            mirrored=mirrored,
+            folder=run.directory / "features" / split.name,
+            verbose=verbose,
+        )
+        for split, mirrored in ((source.train, recipe.horizontal_flip), (source.validation, False))
+    ]
+    seconds = sum(features.seconds for features in found)
+    if verbose and seconds:
+        print(f"features of {sum(f.size for f in found):,} images computed in {seconds:.0f} s")
+    training, validation = found
+    return (
+        training.training(recipe.batch_size, recipe.seed, done),
+        validation.evaluation(recipe.batch_size),
+    )
+
+
+def _how_frozen(recipe: Recipe) -> str:
+    varying = frozen.varies(recipe)
+    if varying:
+        return (
+            f"the frozen base runs every epoch, because {', '.join(varying)} give it new images; "
+            "with train_scale at eval_scale and no other augmentation than horizontal_flip its "
+            "features are computed once"
+        )
+    return "the frozen base's features are computed once"
+
+
+def _require_same_weights(run: Run, initial: weight_files.Weights) -> None:
+    before = run.read_json("init.json")
+    if initial.sha256() != before["sha256"]:
+        raise ValueError(
+            f"the weights of {initial.source} have changed since {run.directory} began from "
+            f"{before['source']}; choose another workdir"
+        )
 
 
 def describe(source: data.Source) -> dict[str, Any]:
@@ -185,9 +253,9 @@ def require_same_data(run: Run, described: dict[str, Any]) -> None:
 
 
 def _statistics(recipe: Recipe, split: data.Split) -> data.ChannelStatistics:
-    if recipe.mean_rgb is not None and recipe.std_rgb is not None and not recipe.rgb_shift:
-        mean, std = np.array(recipe.mean_rgb), np.array(recipe.std_rgb)
-        return data.ChannelStatistics(mean, std, np.zeros(3), np.eye(3), images=0)
+    known = recipe.init is not None or None not in (recipe.mean_rgb, recipe.std_rgb)
+    if known and not recipe.rgb_shift:  # nothing would be asked of them
+        return data.ChannelStatistics(np.zeros(3), np.ones(3), np.zeros(3), np.eye(3), images=0)
     return data.statistics(split)
 
 
@@ -205,52 +273,6 @@ def load_source(recipe: Recipe) -> data.Source:
         validation_split=recipe.validation_split,
         test_split=recipe.test_split,
         on_bad_image=recipe.on_bad_image,
-    )
-
-
-def build_model(
-    recipe: Recipe,
-    classes: int,
-    statistics: data.ChannelStatistics,
-    precision: str = "float32",
-) -> keras.Model:
-    """The recipe's network, which takes RGB images in [0, 255], float32 [n, size, size, 3]."""
-    mean = statistics.mean if recipe.mean_rgb is None else recipe.mean_rgb
-    # A channel that never varies must not become a division by zero.
-    std = np.maximum(statistics.std, 1.0) if recipe.std_rgb is None else recipe.std_rgb
-    # Keras adds l * sum(w^2), whose gradient is 2 l w; the paper's decay adds wd * w.
-    decay = keras.regularizers.L2(recipe.weight_decay / 2) if recipe.weight_decay else None
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    try:
-        return vgg(
-            recipe.configuration,
-            weights=None,
-            input_shape=(recipe.image_size, recipe.image_size, 3),
-            classes=classes,
-            batch_norm=recipe.batch_norm,
-            width_multiplier=recipe.width_multiplier,
-            head=recipe.head,
-            hidden_units=recipe.hidden_units,
-            dropout=recipe.dropout,
-            kernel_initializer=recipe.kernel_initializer,
-            kernel_regularizer=decay,
-            include_preprocessing=ImagePreprocessing(mean, std, name="preprocessing"),
-        )
-    finally:
-        keras.config.set_dtype_policy(before)
-
-
-def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -> None:
-    """Compile for one-hot labels: SGD, cross-entropy, top-1 and (over five classes) top-5."""
-    metrics: list = ["accuracy"]
-    if model.output_shape[-1] > 5:
-        metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5_accuracy"))
-    model.compile(
-        optimizer=keras.optimizers.SGD(recipe.learning_rate, recipe.momentum, recipe.nesterov),
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-        metrics=metrics,
-        jit_compile=engine.jit_compile,
     )
 
 

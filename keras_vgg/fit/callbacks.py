@@ -30,10 +30,12 @@ class Recorder(keras.callbacks.Callback):
     Args:
         run: Where to write.
         steps_per_epoch: Steps that an epoch takes.
+        whole: The network to keep, where only its head is trained.
     """
 
-    def __init__(self, run: Run, steps_per_epoch: int) -> None:
+    def __init__(self, run: Run, steps_per_epoch: int, whole: keras.Model | None = None) -> None:
         super().__init__()
+        self._whole = whole
         self.run = run
         self.steps_per_epoch = steps_per_epoch
         self.history: list[dict[str, float]] = []
@@ -95,7 +97,8 @@ class Recorder(keras.callbacks.Callback):
         row["seconds"] = round(time.perf_counter() - self._started, 3)
         self.history.append(row)
         if best_row(self.history) is row:
-            bare = keras.Model(self.model.inputs, self.model.outputs, name=self.model.name)
+            whole = self._whole or self.model
+            bare = keras.Model(whole.inputs, whole.outputs, name=whole.name)
             write_atomically(self.run.model_path, bare.save)
         checkpoints = self.run.directory / "checkpoints"
         checkpoints.mkdir(exist_ok=True)

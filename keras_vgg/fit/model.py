@@ -1,0 +1,102 @@
+"""recipe -> the network, with its first weights and its preprocessing, and how it is trained."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from keras_vgg import data, hardware
+from keras_vgg import weights as weight_files
+from keras_vgg.fit.optimizer import LayerwiseSGD
+from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.models import vgg
+from keras_vgg.recipe import Recipe
+
+
+def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
+    """What `recipe.init` means; see `keras_vgg.weights.obtain` for errors."""
+    if recipe.init is None:
+        return None
+    return weight_files.obtain(
+        recipe.init,
+        recipe.configuration,
+        batch_norm=recipe.batch_norm,
+        include_top=recipe.init_head != "none",
+    )
+
+
+def build_model(
+    recipe: Recipe,
+    classes: int,
+    statistics: data.ChannelStatistics,
+    precision: str = "float32",
+    initial: weight_files.Weights | None = None,
+) -> keras.Model:
+    """The recipe's network, which takes RGB images in [0, 255], float32 [n, size, size, 3].
+
+    `initial`: the weights that `recipe.init` means; they bring their preprocessing.
+    """
+    # Keras adds l * sum(w^2), whose gradient is 2 l w; the paper's decay adds wd * w.
+    decay = keras.regularizers.L2(recipe.weight_decay / 2) if recipe.weight_decay else None
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        model = vgg(
+            recipe.configuration,
+            weights=None,
+            input_shape=(recipe.image_size, recipe.image_size, 3),
+            classes=classes,
+            batch_norm=recipe.batch_norm,
+            width_multiplier=recipe.width_multiplier,
+            head=recipe.head,
+            hidden_units=recipe.hidden_units,
+            dropout=recipe.dropout,
+            kernel_initializer=recipe.kernel_initializer,
+            kernel_regularizer=decay,
+            include_preprocessing=_preprocessing(recipe, statistics, initial),
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
+    if initial is not None:
+        new = {"none": weight_files.TOP, "hidden": ("predictions",), "all": ()}[recipe.init_head]
+        names = {layer.name for layer in model.layers}
+        weight_files.assign(model, initial, drop=[name for name in new if name in names])
+    return model
+
+
+def _preprocessing(
+    recipe: Recipe, statistics: data.ChannelStatistics, initial: weight_files.Weights | None
+) -> ImagePreprocessing:
+    order = "rgb"
+    # A channel that never varies must not become a division by zero.
+    mean, std = statistics.mean, np.maximum(statistics.std, 1.0)
+    if initial is not None:
+        theirs = initial.preprocessing
+        if theirs is not None:
+            order, mean, std = theirs.channel_order, theirs.mean, theirs.std
+        elif recipe.mean_rgb is None:
+            raise ValueError(
+                f"{initial.source} does not say which input its network was trained on: give "
+                "mean_rgb and std_rgb"
+            )
+    mean = mean if recipe.mean_rgb is None else recipe.mean_rgb
+    std = std if recipe.std_rgb is None else recipe.std_rgb
+    return ImagePreprocessing(mean, std, order, name="preprocessing")
+
+
+def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -> None:
+    """Compile for one-hot labels: SGD, cross-entropy, top-1 and (over five classes) top-5."""
+    metrics: list = ["accuracy"]
+    if model.output_shape[-1] > 5:
+        metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5_accuracy"))
+    options = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    if recipe.layer_decay == 1:
+        optimizer = keras.optimizers.SGD(recipe.learning_rate, **options)
+    else:
+        optimizer = LayerwiseSGD(recipe.learning_rate, recipe.layer_decay, **options)
+    model.compile(
+        optimizer=optimizer,
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
+        metrics=metrics,
+        jit_compile=engine.jit_compile,
+    )

@@ -1,0 +1,141 @@
+"""Keras weight files: legacy .h5, .weights.h5, .keras archives, and KerasHub presets on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.weights.published import CHECKPOINTS
+from keras_vgg.weights.tensors import Tensors, Weights
+
+_CAFFE_FILES = {c.file for c in CHECKPOINTS if c.preprocessing == "caffe"}
+
+
+def read_h5(path: Path) -> Weights:
+    """A legacy `.h5` file (layers by name, as keras.applications has them) or `.weights.h5`."""
+    with _opening(path), h5py.File(path, "r") as file:
+        tensors = _tensors(file)
+    # Only the published files say by themselves, by their names, what they expect.
+    preprocessing = ImagePreprocessing.caffe() if path.name in _CAFFE_FILES else None
+    return Weights(tensors, str(path), preprocessing)
+
+
+def read_archive(path: Path) -> Weights:
+    """A `.keras` archive; nothing in it is run."""
+    with _opening(path), zipfile.ZipFile(path) as archive:
+        content = io.BytesIO(archive.read("model.weights.h5"))
+        config = json.loads(archive.read("config.json"))
+        with h5py.File(content, "r") as file:
+            tensors = _tensors(file)
+    found = [o for o in _objects(config) if o.get("class_name") == "ImagePreprocessing"]
+    preprocessing = None
+    if len(found) == 1:
+        config = found[0]["config"]
+        preprocessing = ImagePreprocessing(config["mean"], config["std"], config["channel_order"])
+    return Weights(tensors, str(path), preprocessing)
+
+
+def read_preset(folder: Path) -> Weights:
+    """A KerasHub preset: a backbone's weights, and a task's head beside them."""
+    tensors: Tensors = {}
+    for name in ("model.weights.h5", "task.weights.h5"):
+        path = folder / name
+        if path.is_file():
+            with _opening(path), h5py.File(path, "r") as file:
+                tensors |= _tensors(file)
+    preprocessing = None
+    path = folder / "preprocessor.json"
+    if path.is_file():
+        with _opening(path):
+            config = json.loads(path.read_text())
+        preprocessing = _converter(config)
+    return Weights(tensors, str(folder), preprocessing)
+
+
+def _converter(config: Mapping[str, Any]) -> ImagePreprocessing | None:
+    """KerasHub's image converter computes x * scale + offset."""
+    for found in _objects(config):
+        values = found.get("config")
+        if isinstance(values, dict) and values.get("scale") is not None and "offset" in values:
+            scale, offset = (np.atleast_1d(values[k] or 0.0) for k in ("scale", "offset"))
+            mean = np.broadcast_to(-offset / scale, np.broadcast_shapes((3,), scale.shape))
+            return ImagePreprocessing(mean.tolist(), (1 / scale).tolist(), "rgb")
+    return None
+
+
+def write_legacy(tensors: Tensors, path: Path) -> None:
+    """Write the layout in which keras.applications' files are published."""
+    names = sorted(tensors)  # Keras goes by the order, which the names of VGG's layers are in
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [name.encode() for name in names]
+        file.attrs["backend"] = b"tensorflow"
+        for name in names:
+            values = tensors[name]
+            group = file.create_group(name)
+            kinds = ("gamma", "beta", "moving_mean", "moving_variance")
+            if len(values) == 2:
+                kinds = ("kernel", "bias")
+            full_names = [f"{name}/{kind}:0" for kind in kinds]
+            group.attrs["weight_names"] = [n.encode() for n in full_names]
+            for full, value in zip(full_names, values, strict=True):
+                group[full] = value
+
+
+@contextlib.contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """Turn what h5py, zipfile and json say of a damaged file into one ValueError."""
+    try:
+        yield
+    except (OSError, KeyError, zipfile.BadZipFile, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged, or no Keras weight file (.h5, .weights.h5, .keras): {error}"
+        ) from error
+
+
+def _tensors(file: h5py.File) -> Tensors:
+    return _legacy(file) if "layer_names" in file.attrs else _keras3(file)
+
+
+def _legacy(file: h5py.File) -> Tensors:
+    tensors: Tensors = {}
+    for name in _strings(file.attrs["layer_names"]):
+        names = _strings(file[name].attrs["weight_names"])
+        if names:
+            tensors[name] = [np.asarray(file[name][n]) for n in names]
+    return tensors
+
+
+def _strings(values: Sequence[bytes | str]) -> list[str]:
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+
+
+def _keras3(file: h5py.File) -> Tensors:
+    tensors: Tensors = {}
+
+    def visit(path: str, group: h5py.Group | h5py.Dataset) -> None:
+        layer = "optimizer" not in path.split("/") and path.endswith("vars")
+        if layer and isinstance(group, h5py.Group) and len(group):
+            name = str(group.attrs.get("name", path))
+            tensors[name] = [np.asarray(group[key]) for key in sorted(group, key=int)]
+
+    file.visititems(visit)
+    return tensors
+
+
+def _objects(config: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object of a JSON document."""
+    if isinstance(config, Mapping):
+        yield config
+        config = list(config.values())
+    if isinstance(config, list):
+        for value in config:
+            yield from _objects(value)

@@ -1,0 +1,181 @@
+"""Reading a weight file of any format, and setting a model's weights whole or not at all."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_vgg.weights import keras_format, torch_format
+from keras_vgg.weights.published import NAMES, find
+from keras_vgg.weights.tensors import TOP, Tensors, Weights, check
+
+_FORMATS = (
+    "Keras .h5, .weights.h5 or .keras, .safetensors, PyTorch .pth, a KerasHub preset's folder, "
+    "or a run directory"
+)
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Read a weight file, recognised by its content, without building its network.
+
+    Args:
+        path: Keras' legacy `.h5`, `.weights.h5` or `.keras`; `.safetensors` or PyTorch's `.pth` in
+            torchvision's or timm's naming; the folder of a KerasHub VGG preset, or of a run.
+
+    Returns:
+        The tensors in Keras' layout, by layer name, and the preprocessing that they expect.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is none of these, is damaged, holds objects other than tensors, or
+            values that are not finite floating-point numbers.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no weight file at {path}")
+    weights = _reader(path)(path)
+    check(weights)
+    return weights
+
+
+def _reader(path: Path):
+    if path.is_dir():
+        if (path / "model.keras").is_file():
+            return lambda folder: keras_format.read_archive(folder / "model.keras")
+        if (path / "model.weights.h5").is_file():
+            return keras_format.read_preset
+        raise ValueError(f"{path} is a folder without weights; it may be {_FORMATS}")
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start:
+        raise ValueError(f"{path} is empty")
+    if start.startswith(b"\x89HDF\r\n\x1a\n"):
+        return keras_format.read_h5
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if "model.weights.h5" in names:
+            return keras_format.read_archive
+        if any(name.endswith("data.pkl") for name in names):
+            return torch_format.read_pth
+    elif start[8:9] == b"{":
+        return torch_format.read_safetensors
+    elif start.startswith(b"\x80") or path.suffix in (".pth", ".pt"):
+        return torch_format.read_pth
+    suffixes = {".keras": "a .keras archive", ".safetensors": "a safetensors file"}
+    if path.suffix in suffixes:
+        raise ValueError(f"{path} is damaged: it is not {suffixes[path.suffix]} inside")
+    if path.suffix in (".h5", ".hdf5"):
+        raise ValueError(f"{path} is damaged: it is not an HDF5 file inside")
+    raise ValueError(f"{path} is no weight file; it may be {_FORMATS}")
+
+
+def obtain(
+    weights: str | Path, configuration: str, *, batch_norm: bool, include_top: bool
+) -> Weights:
+    """The weights that a builder's `weights=` means: a published checkpoint's or a file's.
+
+    Raises:
+        ValueError, OSError: as `find`, `fetch` and `read_weights`.
+    """
+    if weights in NAMES:
+        from keras_vgg.weights.download import fetch  # loads network clients
+
+        published = find(str(weights), configuration, batch_norm, include_top)
+        found = read_weights(fetch(published))
+    else:
+        found = read_weights(weights)
+    return found if include_top else found.without(TOP)
+
+
+def load_weights(model: keras.Model, path: str | Path, drop: Sequence[str] = ()) -> Weights:
+    """Load a weight file into a model by layer name; see `assign`.
+
+    Args:
+        model: A VGG.
+        path: As `read_weights`.
+        drop: Layers that the model keeps as they are and the file's are not used, such as
+            `("predictions",)` for other classes, or `TOP` for another head.
+
+    Returns:
+        What was read, with its preprocessing.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_weights` and `assign`; the model is as it was.
+    """
+    weights = read_weights(path)
+    assign(model, weights, drop)
+    return weights
+
+
+def tensors_of(model: keras.Model) -> Tensors:
+    """A model's weights by layer name."""
+    return {
+        layer.name: [keras.ops.convert_to_numpy(w) for w in layer.weights]
+        for layer in model.layers
+        if layer.weights
+    }
+
+
+def copy_weights(source: keras.Model, target: keras.Model, drop: Sequence[str] = ()) -> None:
+    """Give `target` the weights of `source`, as between `head="fc"` and `head="conv"`.
+
+    Raises:
+        ValueError: as `assign`.
+    """
+    assign(target, Weights(tensors_of(source), source.name), drop)
+
+
+def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> None:
+    """Set every weight of a model, by layer name; strict, and nothing is set when anything differs.
+
+    A dense kernel [h*w*c, units] fits a convolution [h, w, c, units] and the other way round: a
+    fully connected layer and its convolutional form hold the same numbers in the same order.
+
+    Args:
+        model: Any model whose weighted layers have distinct names.
+        weights: Tensors by layer name.
+        drop: Layers to leave alone, in the model and in the weights.
+
+    Raises:
+        ValueError: lists the layers that are missing, left over, or of another shape.
+    """
+    layers = {layer.name: layer for layer in model.layers if layer.weights}
+    tensors = weights.tensors
+    unknown = [name for name in drop if name not in {**layers, **tensors}]
+    if unknown:
+        raise ValueError(f"cannot drop {', '.join(unknown)}: there is no such layer on either side")
+    layers = {name: layer for name, layer in layers.items() if name not in drop}
+    tensors = {name: values for name, values in tensors.items() if name not in drop}
+    problems = [f"missing {name}" for name in layers if name not in tensors]
+    problems += [f"left over {name}" for name in tensors if name not in layers]
+    plan = []
+    for name in layers.keys() & tensors.keys():
+        wanted = [tuple(w.shape) for w in layers[name].weights]
+        found = [tuple(t.shape) for t in tensors[name]]
+        if len(wanted) != len(found) or not all(map(_same_numbers, wanted, found)):
+            problems.append(f"{name} is {found}, the model wants {wanted}")
+        else:
+            plan += [
+                (w, np.reshape(t, w.shape))
+                for w, t in zip(layers[name].weights, tensors[name], strict=True)
+            ]
+    if problems:
+        raise ValueError(
+            f"weights of {weights.source} do not fit the model {model.name}, nothing was loaded: "
+            + "; ".join(sorted(problems))
+            + (f" ({weights.note})" if weights.note else "")
+        )
+    for weight, value in plan:
+        weight.assign(value)
+
+
+def _same_numbers(wanted: tuple[int, ...], found: tuple[int, ...]) -> bool:
+    if wanted == found:
+        return True
+    dense, conv = sorted((wanted, found), key=len)
+    return (len(dense), len(conv)) == (2, 4) and dense == (int(np.prod(conv[:3])), conv[3])

@@ -1,0 +1,158 @@
+"""The published ImageNet checkpoints of VGG: where they lie, what they are, what they expect."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from keras_vgg.architecture import get_configuration, layers
+
+_KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """One published file.
+
+    `top1`, `top5`: published accuracy, centre crop, single model, in percent. A file without the
+    classifier has those of the whole network it is a part of.
+    """
+
+    source: str
+    """"keras" or "torchvision"."""
+    configuration: str
+    batch_norm: bool
+    include_top: bool
+    location: str
+    """URL of the file, or the repository on the Hugging Face hub."""
+    file: str
+    """Its name there, and in the cache."""
+    hash: str | None
+    """"md5:..." or "sha256:..."; None: what the hub states of the file is compared."""
+    licence: str
+    preprocessing: str
+    """What the network was trained on: "caffe" or "torchvision"; see `ImagePreprocessing`."""
+    top1: float
+    top5: float
+    classes: int = 1000
+
+    @property
+    def on_hub(self) -> bool:
+        return not self.location.startswith("http")
+
+    @property
+    def parameters(self) -> int:
+        rows = layers(self.configuration, include_top=self.include_top, batch_norm=self.batch_norm)
+        return sum(row.parameters for row in rows)
+
+    @property
+    def bytes(self) -> int:
+        """Of the tensors, 4 a number; the file is some kilobytes more."""
+        return 4 * self.parameters
+
+    @property
+    def name(self) -> str:
+        """Such as "VGG16, batch norm, from torchvision"."""
+        builder = get_configuration(self.configuration).builder
+        return f"{builder}{', batch norm' if self.batch_norm else ''}, from {self.source}"
+
+
+def _keras(configuration: str, number: int, top1: float, top5: float, *md5: str):
+    for top, digest in zip((True, False), md5, strict=True):
+        kernels = "weights_tf_dim_ordering_tf_kernels" + ("" if top else "_notop")
+        file = f"vgg{number}_{kernels}.h5"
+        yield Checkpoint(
+            source="keras",
+            configuration=configuration,
+            batch_norm=False,
+            include_top=top,
+            location=f"{_KERAS}vgg{number}/{file}",
+            file=file,
+            hash=f"md5:{digest}",
+            licence="CC BY 4.0 (University of Oxford)",
+            preprocessing="caffe",
+            top1=top1,
+            top5=top5,
+        )
+
+
+def _torchvision(
+    configuration: str, name: str, top1: float, top5: float, sha256: str | None = None
+) -> Checkpoint:
+    return Checkpoint(
+        source="torchvision",
+        configuration=configuration,
+        batch_norm=name.endswith("_bn"),
+        include_top=True,
+        location=f"timm/{name}.tv_in1k",
+        file="model.safetensors",
+        hash=f"sha256:{sha256}" if sha256 else None,
+        licence="BSD-3-Clause (torchvision)",
+        preprocessing="torchvision",
+        top1=top1,
+        top5=top5,
+    )
+
+
+# Accuracies: keras.applications' and torchvision's own tables (centre crop of 224 from 256).
+CHECKPOINTS: tuple[Checkpoint, ...] = (
+    *_keras(
+        *("D", 16, 71.3, 90.1),
+        "64373286793e3c8b2b4e3219cbf3544b",
+        "6d6bbae143d832006294945121d1f1fc",
+    ),
+    *_keras(
+        *("E", 19, 71.3, 90.0),
+        "cbe5617147190e668d6c5d5026f83318",
+        "253f8cb515780f3b799900260a226db6",
+    ),
+    _torchvision(
+        *("A", "vgg11", 69.020, 88.628),
+        "682c023808812148d4e60c76d80ad83dbeaf5d50eb1a952a0b836895003151e5",
+    ),
+    _torchvision("A", "vgg11_bn", 70.370, 89.810),
+    _torchvision("B", "vgg13", 69.928, 89.246),
+    _torchvision("B", "vgg13_bn", 71.586, 90.374),
+    _torchvision(
+        *("D", "vgg16", 71.592, 90.382),
+        "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8",
+    ),
+    _torchvision("D", "vgg16_bn", 73.360, 91.516),
+    _torchvision("E", "vgg19", 72.376, 90.876),
+    _torchvision("E", "vgg19_bn", 74.218, 91.842),
+)
+
+# What `weights=` may name, and the sources it looks in, best known first.
+NAMES = {"imagenet": ("keras", "torchvision"), "torchvision": ("torchvision",)}
+
+
+def find(name: str, configuration: str, batch_norm: bool, include_top: bool) -> Checkpoint:
+    """The published checkpoint that `weights=name` means for a network.
+
+    Args:
+        name: "imagenet" or "torchvision".
+        configuration: "A" ... "E", or a builder's name.
+        batch_norm: Whether the network has batch normalisation.
+        include_top: Whether the classifier is wanted; where no file without it is published, the
+            whole one is returned, and the classifier is to be left out.
+
+    Raises:
+        ValueError: none is published, or no such name.
+    """
+    if name not in NAMES:
+        raise ValueError(f"weights={name!r} is none of {', '.join(map(repr, NAMES))}")
+    found = get_configuration(configuration)
+    for source in NAMES[name]:
+        fitting = [
+            c
+            for c in CHECKPOINTS
+            if (c.source, c.configuration, c.batch_norm) == (source, found.name, batch_norm)
+            and (c.include_top or not include_top)
+        ]
+        if fitting:
+            return min(fitting, key=lambda c: c.bytes)
+    norm = " with batch normalisation" if batch_norm else ""
+    raise ValueError(
+        f"no ImageNet weights of {found.builder} (configuration {found.name}){norm} are published "
+        f"for weights={name!r}: there are those of A, B, D and E (`keras-vgg weights` lists them). "
+        "Pass weights=None and train it"
+    )

@@ -1,0 +1,252 @@
+"""PyTorch's weight files in torchvision's and timm's naming: .safetensors and .pth.
+
+torchvision numbers `features` through: convolution, (batch norm,) ReLU, and a pool after each
+block. The blocks are recovered from the numbers, so one reader takes every configuration. Kernels
+are OIHW there, and fc1's columns are in the order channel, row, column; here they are HWIO and
+row, column, channel.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.weights.tensors import TOP, Tensors, Weights
+
+NAMINGS = {
+    "torchvision": ("classifier.0", "classifier.3", "classifier.6"),
+    "timm": ("pre_logits.fc1", "pre_logits.fc2", "head.fc"),
+}
+_BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
+_SAID = ("mean", "std", "channel_order")
+_COUNTER = "num_batches_tracked"  # PyTorch's, which Keras has no use for
+
+
+def read_safetensors(path: Path) -> Weights:
+    try:
+        with safe_open(path, "np") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            said = (file.metadata() or {}).get("preprocessing")
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
+    return _weights(state, str(path), said)
+
+
+def read_pth(path: Path) -> Weights:
+    """A state dict that `torch.save` wrote. Tensors only: no other object in it is ever made."""
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError(
+            f"{path} is a PyTorch file, and PyTorch is not installed: pip install torch, or take "
+            "the same weights as .safetensors"
+        )
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it is damaged, or its pickle asks for objects that are not "
+            "tensors, which could run code. Take the same weights as .safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or no PyTorch file: {error}") from error
+    if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
+        raise ValueError(f"{path} is no state dict: it must map names to tensors")
+    arrays = {
+        name: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        for name, value in state.items()
+    }
+    return _weights(arrays, str(path), None)
+
+
+def write_safetensors(
+    tensors: Tensors, path: Path, naming: str, preprocessing: ImagePreprocessing | None
+) -> None:
+    """The preprocessing goes into the file's metadata, since it may not be torchvision's."""
+    said = {}
+    if preprocessing is not None:
+        config = preprocessing.get_config()
+        said = {name: config[name] for name in _SAID}
+    metadata = {"format": "pt", "preprocessing": json.dumps(said)}
+    save_file(to_torch(tensors, naming), path, metadata=metadata)
+
+
+def write_pth(
+    tensors: Tensors, path: Path, naming: str, preprocessing: ImagePreprocessing | None
+) -> None:
+    """ValueError unless the network expects torchvision's input, since a .pth cannot say other."""
+    if not _is_torchvision(preprocessing):
+        raise ValueError(
+            f"the network does not expect torchvision's input, as every reader of {path.name} "
+            "would believe; write .safetensors, which says what it expects"
+        )
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError("writing a .pth file needs PyTorch: pip install torch")
+    import torch
+
+    state = {name: torch.from_numpy(value) for name, value in to_torch(tensors, naming).items()}
+    torch.save(state, path)
+
+
+def _is_torchvision(preprocessing: ImagePreprocessing | None) -> bool:
+    if preprocessing is None:
+        return False
+    ours, theirs = preprocessing.get_config(), ImagePreprocessing.torchvision().get_config()
+    return all(ours[name] == theirs[name] for name in _SAID)
+
+
+def _weights(state: Mapping[str, np.ndarray], source: str, said: str | None) -> Weights:
+    tensors = from_torch(state, source)
+    preprocessing: ImagePreprocessing | None = ImagePreprocessing.torchvision()
+    if said:
+        try:
+            values = json.loads(said)
+            preprocessing = ImagePreprocessing(**values) if values else None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source} states a preprocessing that is none: {said}") from error
+    note = ""
+    broken = [n for n in TOP if n in tensors and not np.isfinite(tensors[n][0]).any()]
+    if broken:
+        # torchvision's vgg16_features: amdegroot's SSD base, made of Oxford's tensors.
+        tensors = {name: values for name, values in tensors.items() if name not in TOP}
+        mean = [255 * m for m in (0.48235, 0.45882, 0.40784)]
+        preprocessing = ImagePreprocessing(mean, (1.0,), "rgb")
+        note = (
+            f"its {', '.join(broken)} hold nothing but NaN: it is a file of features only, such "
+            "as torchvision's vgg16_features; use include_top=False"
+        )
+    return Weights(tensors, source, preprocessing, note)
+
+
+def from_torch(state: Mapping[str, np.ndarray], source: str) -> Tensors:
+    """A VGG state dict -> tensors by Keras layer name, in Keras' layout.
+
+    Raises:
+        ValueError: names or shapes that are not VGG's in either naming, all listed.
+    """
+    rest = {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
+    convolutions, norms = {}, {}
+    for name in list(rest):
+        match = re.fullmatch(r"features\.(\d+)\.weight", name)
+        if match:
+            kind = convolutions if rest[name].ndim == 4 else norms
+            kind[int(match[1])] = f"features.{match[1]}"
+    if not convolutions:
+        raise ValueError(
+            f"{source} holds no VGG in torchvision's or timm's naming (features.0.weight ...): "
+            f"its tensors are {_listed(state)}"
+        )
+    tensors: Tensors = {}
+    missing = []
+
+    def take(name: str) -> np.ndarray:
+        if name not in rest:
+            missing.append(name)
+            return np.zeros(0, "float32")
+        return rest.pop(name)
+
+    filters = 0
+    for index, layer in _blocks(sorted(convolutions), bool(norms), source):
+        kernel = take(f"features.{index}.weight")
+        filters = kernel.shape[0]
+        tensors[layer] = [kernel.transpose(2, 3, 1, 0), take(f"features.{index}.bias")]
+        if norms:
+            tensors[f"{layer}_bn"] = [take(f"features.{index + 1}.{n}") for n in _BATCH_NORM]
+    for naming in NAMINGS.values():
+        for layer, name in zip(TOP, naming, strict=True):
+            if f"{name}.weight" in rest:
+                kernel, bias = take(f"{name}.weight"), take(f"{name}.bias")
+                tensors[layer] = [_from_dense(kernel, layer, filters, source), bias]
+    if missing or rest:
+        raise ValueError(
+            f"{source} is not a VGG in torchvision's or timm's naming: "
+            f"missing {_listed(missing) or 'nothing'}; left over {_listed(rest) or 'nothing'}"
+        )
+    return tensors
+
+
+def to_torch(tensors: Tensors, naming: str) -> dict[str, np.ndarray]:
+    """Tensors by Keras layer name -> a VGG state dict; the inverse of `from_torch`.
+
+    The counters of batch normalisation, which PyTorch uses only without momentum, are 0.
+    """
+    if naming not in NAMINGS:
+        raise ValueError(f"naming must be one of {', '.join(NAMINGS)}, not {naming!r}")
+    state: dict[str, np.ndarray] = {}
+    norm = any(name.endswith("_bn") for name in tensors)
+    index, block, filters = 0, "1", 0
+    for layer in sorted(n for n in tensors if re.fullmatch(r"block\d_conv\d", n)):
+        if layer[5] != block:
+            block, index = layer[5], index + 1  # the pool
+        kernel, bias = tensors[layer]
+        filters = kernel.shape[3]
+        state[f"features.{index}.weight"] = kernel.transpose(3, 2, 0, 1)
+        state[f"features.{index}.bias"] = bias
+        if norm:
+            values = dict(zip(_BATCH_NORM, tensors[f"{layer}_bn"], strict=True))
+            state |= {f"features.{index + 1}.{n}": v for n, v in values.items()}
+            state[f"features.{index + 1}.{_COUNTER}"] = np.zeros((), "int64")
+        index += 3 if norm else 2
+    for layer, name in zip(TOP, NAMINGS[naming], strict=True):
+        if layer in tensors:
+            kernel, bias = tensors[layer]
+            if kernel.ndim == 2:
+                side = _side(kernel.shape[0], filters, "fc1") if layer == "fc1" else 1
+                kernel = kernel.reshape(side, side, -1, kernel.shape[1])
+            kernel = kernel.transpose(3, 2, 0, 1)
+            if naming == "torchvision" or layer == "predictions":
+                kernel = kernel.reshape(len(kernel), -1)
+            state[f"{name}.weight"], state[f"{name}.bias"] = kernel, bias
+    return {name: np.ascontiguousarray(value) for name, value in state.items()}
+
+
+def _blocks(indices: list[int], norm: bool, source: str) -> Iterator[tuple[int, str]]:
+    """(number in `features`, Keras layer name) of each convolution."""
+    step = 3 if norm else 2
+    block, place, expected = 1, 1, 0
+    for index in indices:
+        if index == expected + 1 and place > 1:
+            block, place = block + 1, 1
+        elif index != expected:
+            raise ValueError(
+                f"{source} is not a VGG in torchvision's naming: a convolution at "
+                f"features.{index}, where features.{expected} or a pool should be"
+            )
+        yield index, f"block{block}_conv{place}"
+        place, expected = place + 1, index + step
+
+
+def _from_dense(kernel: np.ndarray, layer: str, filters: int, source: str) -> np.ndarray:
+    if kernel.ndim == 2 and layer == "fc1":
+        side = _side(kernel.shape[1], filters, f"{source}: fc1")
+        kernel = kernel.reshape(len(kernel), filters, side, side)
+    if kernel.ndim == 4:
+        return kernel.transpose(2, 3, 1, 0)
+    if kernel.ndim != 2:
+        raise ValueError(f"{source}: the kernel of {layer} is {kernel.shape}, not [units, inputs]")
+    return kernel.T
+
+
+def _side(inputs: int, filters: int, what: str) -> int:
+    side = math.isqrt(inputs // max(filters, 1))
+    if side * side * filters != inputs:
+        raise ValueError(
+            f"{what} has {inputs} inputs, which is no square map of {filters} channels: its order "
+            "of rows and columns cannot be known"
+        )
+    return side
+
+
+def _listed(names) -> str:
+    names = sorted(names)
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

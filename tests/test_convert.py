@@ -1,0 +1,110 @@
+"""From one weight format to another: formats, recognition of the network, bad input."""
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+import keras_vgg
+from keras_vgg import convert, weights
+
+SMALL = {"width_multiplier": 1 / 16, "hidden_units": 8, "classes": 7, "input_shape": (64, 64, 3)}
+
+
+@pytest.mark.parametrize("suffix", convert.SUFFIXES)
+@pytest.mark.parametrize("configuration", ["A", "C", "E"])
+def test_every_format_keeps_every_number(tmp_path, configuration, suffix):
+    if suffix == ".pth":
+        pytest.importorskip("torch")
+    model = keras_vgg.vgg(
+        configuration,
+        weights=None,
+        batch_norm=True,
+        include_preprocessing=keras_vgg.ImagePreprocessing.torchvision(),
+        **SMALL,
+    )
+    model.save(tmp_path / "first.keras")
+    convert.convert_weights(tmp_path / "first.keras", tmp_path / f"middle{suffix}")
+    again = keras_vgg.vgg(
+        configuration, weights=tmp_path / f"middle{suffix}", batch_norm=True, **SMALL
+    )
+    for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch_norm": True},
+        {"include_top": False},
+        {"head": "gap"},
+        {"width_multiplier": 0.1, "classes": 3},
+        {"input_shape": (32, 32, 1)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("configuration", ["A", "B", "C", "D", "E"])
+def test_the_network_is_recognised(configuration, options):
+    options = SMALL | options
+    model = keras_vgg.vgg(configuration, weights=None, **options)
+    found = weights.Weights(weights.tensors_of(model), "model")
+    network = convert.recognise(found)
+    assert network.configuration == configuration
+    assert network.batch_norm == options.get("batch_norm", False)
+    assert network.include_top == options.get("include_top", True)
+    assert network.channels == options["input_shape"][2]
+    again = convert.build(found)
+    for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_keras_applications_loads_what_is_written(tmp_path):
+    model = keras_vgg.VGG16(weights=None, include_top=False)
+    model.save(tmp_path / "a.keras")
+    convert.convert_weights(tmp_path / "a.keras", tmp_path / "a.h5")
+    theirs = keras.applications.VGG16(include_top=False, weights=tmp_path / "a.h5")
+    for a, b in zip(model.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_bad_input(tmp_path):
+    source = tmp_path / "a.keras"
+    keras_vgg.vgg("A", weights=None, **SMALL).save(source)
+    with pytest.raises(ValueError, match=r"must end in one of .weights.h5, .h5, .keras"):
+        convert.convert_weights(source, tmp_path / "a.onnx")
+    with pytest.raises(ValueError, match="naming must be one of torchvision, timm, not 'caffe'"):
+        convert.convert_weights(source, tmp_path / "a.safetensors", naming="caffe")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        convert.convert_weights(source, tmp_path / "nowhere" / "a.safetensors")
+    with pytest.raises(FileNotFoundError, match="no weight file at"):
+        convert.convert_weights(tmp_path / "nothing.h5", tmp_path / "a.safetensors")
+    (tmp_path / "there.safetensors").write_text("precious")
+    with pytest.raises(ValueError, match=r"there.safetensors exists; pass overwrite"):
+        convert.convert_weights(source, tmp_path / "there.safetensors")
+    assert (tmp_path / "there.safetensors").read_text() == "precious"
+    convert.convert_weights(source, tmp_path / "there.safetensors", overwrite=True)
+    assert weights.read_weights(tmp_path / "there.safetensors").tensors
+
+
+def test_layers_of_no_configuration(tmp_path):
+    with h5py.File(tmp_path / "odd.h5", "w") as file:
+        file.attrs["layer_names"] = [b"block1_conv1"]
+        group = file.create_group("block1_conv1")
+        group.attrs["weight_names"] = [b"kernel", b"bias"]
+        group["kernel"], group["bias"] = np.ones((3, 3, 3, 4), "float32"), np.ones(4, "float32")
+    with pytest.raises(ValueError, match="none of the paper's configurations; it holds block1_co"):
+        convert.convert_weights(tmp_path / "odd.h5", tmp_path / "odd.safetensors")
+
+
+def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, monkeypatch):
+    source = tmp_path / "a.keras"
+    keras_vgg.vgg("A", weights=None, **SMALL).save(source)
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(convert.torch_format, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        convert.convert_weights(source, tmp_path / "a.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.keras"]

@@ -1,0 +1,316 @@
+"""Training from given weights: what is loaded, what is frozen, what is computed once."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_vgg
+from keras_vgg import fit as fitting
+from keras_vgg.fit import Run, fit, frozen
+from keras_vgg.fit.callbacks import Recorder
+from keras_vgg.fit.optimizer import LayerwiseSGD
+from keras_vgg.recipe import Recipe
+
+# Images that are the same every epoch, a mirror image apart.
+FIXED = Recipe(
+    width_multiplier=1 / 16,
+    hidden_units=8,
+    validation_fraction=0.1,
+    test_fraction=0.8,
+    batch_size=32,
+    epochs=2,
+    train_scale=(36, 36),
+    eval_scale=36,
+    horizontal_flip=True,
+)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A run to begin from, of other classes' worth."""
+    return fit(FIXED.replace(seed=1, epochs=1), tmp_path_factory.mktemp("init") / "run", verbose=0)
+
+
+def weights_of(model, *prefixes):
+    return {
+        w.path: keras.ops.convert_to_numpy(w)
+        for layer in model.layers
+        if layer.name.startswith(prefixes)
+        for w in layer.weights
+    }
+
+
+def recipe_from(run, **changes):
+    return FIXED.replace(init=str(run.directory), **changes)
+
+
+@pytest.mark.parametrize("head", ["fc", "gap"])
+def test_a_frozen_base_is_kept_and_its_features_are_computed_once(
+    pretrained, tmp_path, monkeypatch, head
+):
+    recipe = recipe_from(pretrained, freeze_until="all", head=head, epochs=3)
+    calls = []
+    compute = frozen.Features._compute
+    monkeypatch.setattr(
+        frozen.Features,
+        "_compute",
+        lambda self, *arguments: (calls.append(1), compute(self, *arguments))[1],
+    )
+    run = fit(recipe, tmp_path / "run", verbose=0)
+    assert len(calls) == 2  # training and validation
+    model = run.model()
+    before, after = (weights_of(m, "block") for m in (pretrained.model(), model))
+    assert len(before) == 8 * 6  # batch norm's statistics among them
+    for path, value in before.items():
+        np.testing.assert_array_equal(after[path], value, err_msg=path)
+    # What was recorded on features is what the whole network has on images.
+    found = fitting.load_source(recipe)
+    from keras_vgg import data
+
+    images = data.evaluation_dataset(found.validation, 64, fitting.evaluation_transform(recipe))
+    hits = [model(x).numpy().argmax(1) == y.numpy() for x, y in images]
+    assert np.concatenate(hits).mean() == pytest.approx(run.results["validation_accuracy"])
+    assert run.results["parameters"] == model.count_params()
+
+
+def test_features_are_the_bases_output_of_each_image_and_its_mirror_image(pretrained, tmp_path):
+    recipe = recipe_from(pretrained, freeze_until="all")
+    run = fit(recipe, tmp_path / "run", verbose=0)
+    source = fitting.load_source(recipe)
+    base, head = frozen.split_model(run.model())
+    found = frozen.Features(
+        base,
+        source.train,
+        fitting.evaluation_transform(recipe),
+        mirrored=True,
+        folder=run.directory / "features" / source.train.name,
+    )
+    assert found.seconds == 0  # read, not computed
+    assert found.features.shape == (source.train.size, 2, 1, 1, 32)
+    image = fitting.evaluation_transform(recipe)(source.train.images[7]).numpy()[None]
+    np.testing.assert_allclose(found.features[7, 0], base(image)[0], rtol=1e-4, atol=1e-5)
+    mirrored = base(image[:, :, ::-1])[0]
+    np.testing.assert_allclose(found.features[7, 1], mirrored, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(found.features[7, 0], found.features[7, 1])
+    np.testing.assert_array_equal(found.labels, source.train.labels)
+    np.testing.assert_allclose(
+        head(found.features[:5, 0]),
+        run.model().predict(_images(recipe, source, 5), verbose=0),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    # Both views of every image come, each once an epoch, the same for the same seed.
+    epoch = source.train.size // 32
+    first = list(found.training(32, seed=3, start_epoch=0).take(2 * epoch).as_numpy_iterator())
+    second = list(found.training(32, seed=3, start_epoch=1).take(epoch).as_numpy_iterator())
+    for (a, _), (b, _) in zip(first[epoch:], second, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(first[0][0], second[0][0])
+    views = {tuple(np.ravel(f)) for batch, _ in first for f in batch}
+    for view in (0, 1):
+        assert {tuple(np.ravel(f)) for f in found.features[:, view]} & views
+
+
+def _images(recipe, source, count):
+    transform = fitting.evaluation_transform(recipe)
+    return np.stack([transform(image).numpy() for image in source.train.images[:count]])
+
+
+def test_features_of_other_weights_are_not_reused(pretrained, tmp_path):
+    source = fitting.load_source(FIXED)
+    base, _ = frozen.split_model(pretrained.model())
+    options = {"mirrored": False, "folder": tmp_path / "features"}
+    transform = fitting.evaluation_transform(FIXED)
+    first = frozen.Features(base, source.validation, transform, **options)
+    base.layers[-2].set_weights([w * 2 for w in base.layers[-2].get_weights()])
+    for layer in base.layers:
+        if layer.name == "block1_conv1":
+            layer.set_weights([w * 2 for w in layer.get_weights()])
+    second = frozen.Features(base, source.validation, transform, **options)
+    assert second.seconds > 0
+    assert not np.allclose(first.features, second.features)
+
+
+def test_an_interrupted_computation_goes_on_where_it_was(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen, "SHARD", 64)
+    source = fitting.load_source(FIXED)
+    base, _ = frozen.split_model(pretrained.model())
+    transform = fitting.evaluation_transform(FIXED)
+    options = {"mirrored": True, "batch_size": 32}
+    whole = frozen.Features(base, source.train, transform, folder=tmp_path / "a", **options)
+    save, saved = frozen._save, []
+
+    def interrupted(path, arrays):
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save(path, arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen, "_save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            frozen.Features(base, source.train, transform, folder=tmp_path / "b", **options)
+    assert len(list((tmp_path / "b").glob("*.npz"))) == 2
+    again = frozen.Features(base, source.train, transform, folder=tmp_path / "b", **options)
+    np.testing.assert_array_equal(whole.features, again.features)
+    np.testing.assert_array_equal(whole.labels, again.labels)
+
+
+def test_a_resumed_head_ends_as_an_uninterrupted_one(pretrained, tmp_path, monkeypatch):
+    recipe = recipe_from(pretrained, freeze_until="all", epochs=3)
+    whole = fit(recipe, tmp_path / "whole", verbose=0)
+    begin = Recorder.on_epoch_begin
+
+    def interrupt(self, epoch, logs=None):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        begin(self, epoch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "on_epoch_begin", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(recipe, tmp_path / "cut", verbose=0)
+    again = fit(recipe, tmp_path / "cut", verbose=0)
+    for a, b in zip(whole.model().get_weights(), again.model().get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_images_that_vary_go_through_the_frozen_base_every_epoch(pretrained, tmp_path, capsys):
+    recipe = recipe_from(pretrained, freeze_until="all", epochs=1, brightness=0.1)
+    run = fit(recipe.replace(train_scale=(32, 40)), tmp_path / "run", verbose=2)
+    out = capsys.readouterr().out
+    assert "runs every epoch, because train_scale, brightness give it new images" in out
+    assert not (run.directory / "features").exists()
+    before, after = (weights_of(m, "block") for m in (pretrained.model(), run.model()))
+    for path, value in before.items():
+        np.testing.assert_array_equal(after[path], value, err_msg=path)
+
+
+def test_blocks_before_freeze_until_are_kept(pretrained, tmp_path):
+    run = fit(recipe_from(pretrained, freeze_until="block4", epochs=1), tmp_path / "run", verbose=0)
+    before, after = pretrained.model(), run.model()
+    for name in ("block1", "block2", "block3"):
+        for path, value in weights_of(before, name).items():
+            np.testing.assert_array_equal(weights_of(after, name)[path], value, err_msg=path)
+    for name in ("block4", "block5", "fc1"):
+        a, b = weights_of(before, name), weights_of(after, name)
+        assert all(not np.array_equal(a[path], b[path]) for path in a)
+
+
+@pytest.mark.parametrize(
+    ("init_head", "kept"),
+    [("none", ()), ("hidden", ("fc1", "fc2")), ("all", ("fc1", "fc2", "predictions"))],
+)
+def test_how_much_of_the_classifier_is_loaded(pretrained, init_head, kept):
+    recipe = recipe_from(pretrained, init_head=init_head)
+    initial = fitting.initial_weights(recipe)
+    statistics = fitting._statistics(recipe, None)
+    model = fitting.build_model(recipe, 10, statistics, initial=initial)
+    before = weights_of(pretrained.model(), "fc", "pred")
+    for path, value in weights_of(model, "fc", "pred").items():
+        if path.endswith("kernel"):
+            assert np.array_equal(value, before[path]) == path.startswith(kept), path
+    # The preprocessing came with the weights.
+    theirs, ours = (m.get_layer("preprocessing").get_config() for m in (pretrained.model(), model))
+    assert (ours["mean"], ours["std"]) == (theirs["mean"], theirs["std"])
+
+
+def test_published_convolutions_bring_their_preprocessing(data_folder):
+    recipe = Recipe(
+        configuration="D",
+        width_multiplier=1.0,
+        batch_norm=False,
+        init=str(data_folder / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+        head="gap",
+    )
+    initial = fitting.initial_weights(recipe)
+    model = fitting.build_model(recipe, 10, fitting._statistics(recipe, None), initial=initial)
+    expected = keras_vgg.VGG16(
+        include_top=False, weights=recipe.init, input_shape=(32, 32, 3), include_preprocessing=True
+    )
+    x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    features = keras.Model(model.inputs[0], model.get_layer("block5_pool").output)
+    np.testing.assert_allclose(features(x), expected(x), rtol=1e-4, atol=1e-4)
+
+
+def test_learning_rates_by_depth():
+    """One step of plain SGD moves a weight by learning rate x decay^depth x gradient."""
+    model = keras_vgg.vgg(
+        "A",
+        weights=None,
+        input_shape=(32, 32, 3),
+        classes=3,
+        width_multiplier=1 / 16,
+        hidden_units=8,
+        dropout=0.0,
+    )
+    x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype("float32")
+    y = np.eye(3, dtype="float32")[[0, 1, 2, 0]]
+
+    def moved(optimizer):
+        clone = keras.models.clone_model(model)
+        clone.set_weights(model.get_weights())
+        clone.compile(optimizer, "categorical_crossentropy")
+        clone.train_on_batch(x, y)
+        return {
+            w.path: keras.ops.convert_to_numpy(w) - before
+            for w, before in zip(clone.weights, model.get_weights(), strict=True)
+        }
+
+    plain, layered = moved(keras.optimizers.SGD(0.1)), moved(LayerwiseSGD(0.1, 0.5))
+    for path, step in plain.items():
+        depth = 6 - int(path[5]) if path.startswith("block") else 0
+        np.testing.assert_allclose(layered[path], step * 0.5**depth, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"freeze_until": "all"}, "need init, such as imagenet"),
+        ({"init_head": "all"}, "need init, such as imagenet"),
+        (
+            {"freeze_until": "block6", "init": "imagenet"},
+            "freeze_until must be one of none, block2",
+        ),
+        ({"layer_decay": 0.0}, r"layer_decay must be in \[1e-06, 1\]"),
+        ({"init": "imagenet", "mean_rgb": (1, 2, 3)}, "give mean_rgb and std_rgb both, or neither"),
+    ],
+)
+def test_fields_that_do_not_fit(changes, message):
+    with pytest.raises(ValueError, match=message):
+        FIXED.replace(**changes)
+
+
+def test_weights_that_do_not_fit(pretrained, tmp_path):
+    with pytest.raises(ValueError, match=r"nothing was loaded: .*missing block1_conv2"):
+        fit(recipe_from(pretrained, configuration="B"), tmp_path / "a", verbose=0)
+    with pytest.raises(FileNotFoundError, match="no weight file at nowhere"):
+        fit(FIXED.replace(init="nowhere.h5"), tmp_path / "a", verbose=0)
+    silent = tmp_path / "silent.weights.h5"
+    pretrained.model().save_weights(silent)
+    with pytest.raises(ValueError, match=r"does not say which input .* give mean_rgb and std_rgb"):
+        fit(FIXED.replace(init=str(silent)), tmp_path / "a", verbose=0)
+    assert not (tmp_path / "a").exists()
+
+
+def test_other_weights_under_the_same_name_are_refused(pretrained, tmp_path, monkeypatch):
+    weights = tmp_path / "weights.keras"
+    pretrained.model().save(weights)
+    recipe = FIXED.replace(init=str(weights))
+
+    def interrupt(self, epoch, logs=None):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        begin(self, epoch, logs)
+
+    begin = Recorder.on_epoch_begin
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "on_epoch_begin", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(recipe, tmp_path / "run", verbose=0)
+    other = pretrained.model()
+    other.get_layer("block1_conv1").bias.assign_add(keras.ops.ones(4))
+    other.save(weights)
+    with pytest.raises(ValueError, match=r"have changed since .* began"):
+        fit(recipe, tmp_path / "run", verbose=0)
+    assert len(Run.open(tmp_path / "run").history) == 1

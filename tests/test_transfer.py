@@ -1,0 +1,291 @@
+"""Features put to another use; this file runs on TensorFlow and on JAX."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_vgg
+from keras_vgg import transfer
+from keras_vgg.layers import ImagePreprocessing
+
+SMALL = {"weights": None, "width_multiplier": 1 / 16, "hidden_units": 8, "classes": 7}
+
+
+def small(configuration="A", **options):
+    return keras_vgg.vgg(configuration, **(SMALL | {"input_shape": (32, 32, 3)} | options))
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(0, 255, shape).astype("float32")
+
+
+def output_of(model, name, x):
+    part = keras.Model(model.inputs[0], model.get_layer(name).output)
+    return ops.convert_to_numpy(part(x, training=False))
+
+
+def test_several_layers_in_one_pass():
+    model, x = small(), images(2, 32, 32, 3)
+    names = ["block1_pool", "block3_conv2", "fc1"]
+    found = transfer.feature_extractor(model, names)(x)
+    assert list(found) == names
+    for name in names:
+        np.testing.assert_allclose(found[name], output_of(model, name, x), rtol=1e-5, atol=1e-5)
+
+
+def test_pooling():
+    model, x = small(), images(2, 32, 32, 3)
+    feature_map = output_of(model, "block2_pool", x)  # 8 x 8
+    for pooling, expected in (
+        ("avg", feature_map.mean((1, 2))),
+        ("max", feature_map.max((1, 2))),
+        (2, feature_map.reshape(2, 2, 4, 2, 4, -1).mean((2, 4)).reshape(2, -1)),
+    ):
+        found = transfer.feature_extractor(model, ["block2_pool", "fc1"], pooling=pooling)(x)
+        np.testing.assert_allclose(found["block2_pool"], expected, rtol=1e-4, atol=1e-4)
+        assert found["fc1"].shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("layers", "pooling", "message"),
+    [
+        ("block1_convl", None, "has no layer 'block1_convl'; did you mean 'block1_conv1'"),
+        ([], None, "one or more different names"),
+        (["fc1", "fc1"], None, "one or more different names"),
+        ("fc1", "mean", "pooling must be None, 'avg', 'max' or a number, not 'mean'"),
+        ("fc1", 0, "pooling must be"),
+        ("block5_pool", 2, "a map of known size, at least that large; block5_pool gives 1 x 1"),
+        ("block2_pool", 3, "gives 8 x 8, which no 3 x 3 divides"),
+    ],
+)
+def test_features_that_cannot_be_had(layers, pooling, message):
+    with pytest.raises(ValueError, match=message):
+        transfer.feature_extractor(small(), layers, pooling=pooling)
+
+
+@pytest.mark.parametrize(
+    ("until", "first"), [("none", 1), ("block2", 2), ("block5", 5), ("all", 6)]
+)
+def test_freeze(until, first):
+    model = small(batch_norm=True)
+    names = transfer.freeze(model, until)
+    for layer in model.layers:
+        if layer.weights:
+            frozen = layer.name.startswith("block") and int(layer.name[5]) < first
+            assert layer.trainable != frozen
+            assert (layer.name in names) == frozen
+    assert transfer.freeze(model, "none") == ()
+    assert all(layer.trainable for layer in model.layers)
+    with pytest.raises(ValueError, match="until must be one of none, all, block1"):
+        transfer.freeze(model, "fc1")
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_uses_them():
+    model = small(batch_norm=True)
+    transfer.freeze(model, "block3")
+    model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
+    before = {w.path: ops.convert_to_numpy(w) for w in model.weights}
+    model.fit(images(8, 32, 32, 3), np.arange(8) % 7, verbose=0, batch_size=8)
+    changed = {w.path for w in model.weights if not np.array_equal(before[w.path], w)}
+    for w in model.weights:
+        frozen = w.path.startswith(("block1", "block2"))
+        if frozen or "moving" in w.path:
+            assert (w.path in changed) != frozen, w.path
+    x = images(2, 32, 32, 3)
+    part = keras.Model(model.inputs[0], model.get_layer("block2_pool").output)
+    np.testing.assert_array_equal(part(x, training=True), part(x, training=False))
+
+
+@pytest.fixture(scope="module")
+def base():
+    return keras_vgg.vgg("A", weights=None, include_top=False, width_multiplier=1 / 16)
+
+
+def unit(v):
+    return v / np.linalg.norm(v)
+
+
+def by_hand(model, image, layer="block5_pool"):
+    """The paper's descriptor of one image, one view after the other."""
+    values = [
+        output_of(model, layer, view[None]).mean((0, 1, 2)) for view in (image, image[:, ::-1])
+    ]
+    return unit(np.mean(values, 0))
+
+
+def test_embed_is_the_papers_descriptor(base):
+    mixed = [images(40, 64, 3), images(64, 40, 3, seed=1), images(40, 64, 3, seed=2)]
+    found = transfer.embed(base, mixed, batch_size=2)
+    assert (found.shape, found.dtype) == ((3, 32), np.float32)
+    for image, descriptor in zip(mixed, found, strict=True):
+        np.testing.assert_allclose(descriptor, by_hand(base, image), rtol=1e-4, atol=1e-5)
+    flipped = transfer.embed(base, [image[:, ::-1] for image in mixed])
+    np.testing.assert_allclose(found, flipped, rtol=1e-4, atol=1e-5)
+    once = transfer.embed(base, mixed[:1], flip=False)[0]
+    one_view = output_of(base, "block5_pool", mixed[0][None]).mean((0, 1, 2))
+    np.testing.assert_allclose(once, unit(one_view), rtol=1e-4, atol=1e-5)
+
+
+def test_embed_at_several_scales(base):
+    image = images(50, 75, 3)
+    scaled = [
+        ops.convert_to_numpy(ops.image.resize(image[None], shape, antialias=True))[0]
+        for shape in ((32, 48), (64, 96))
+    ]
+    single = [by_hand(base, s) for s in scaled]
+    stacked = transfer.embed(base, image[None], sizes=(32, 64))[0]
+    np.testing.assert_allclose(stacked, unit(np.concatenate(single)), rtol=1e-3, atol=1e-5)
+    average = transfer.embed(base, image[None], sizes=(32, 64), combine="average")[0]
+    np.testing.assert_allclose(average, unit(np.mean(single, 0)), rtol=1e-3, atol=1e-5)
+
+
+def test_embed_takes_the_fc_layers_as_convolutions():
+    """The paper's 4096-D descriptor: the penultimate layer, over the whole image."""
+    model = small(head="conv", input_shape=(None, None, 3), train_size=32)
+    image = images(64, 96, 3)
+    found = transfer.embed(model, image[None])[0]
+    np.testing.assert_allclose(found, by_hand(model, image, "fc2"), rtol=1e-4, atol=1e-5)
+    assert found.shape == (8,)
+
+
+def test_a_descriptor_of_nothing_is_not_nan(base):
+    zero = keras_vgg.vgg("A", weights=None, include_top=False, width_multiplier=1 / 16)
+    zero.set_weights([0 * w for w in zero.get_weights()])
+    assert np.all(transfer.embed(zero, images(2, 32, 32, 3)) == 0)
+
+
+@pytest.mark.parametrize(
+    ("what", "options", "message"),
+    [
+        ([], {}, "no images"),
+        (np.zeros((2, 32, 32)), {}, r"image 0 has shape \(32, 32\)"),
+        (np.full((1, 32, 32, 3), np.nan), {}, "image 0 holds values that are not finite"),
+        (np.zeros((1, 32, 32, 3)), {"combine": "sum"}, "combine must be"),
+        (np.zeros((1, 32, 32, 3)), {"sizes": (16,)}, "sizes must be 32 or more"),
+        (np.zeros((1, 16, 32, 3)), {}, r"image 0 is \(16, 32\), smaller than 32x32"),
+    ],
+)
+def test_images_that_cannot_be_embedded(base, what, options, message):
+    with pytest.raises(ValueError, match=message):
+        transfer.embed(base, what, **options)
+
+
+def clusters(n, seed):
+    """Three classes, which two of ten features tell apart."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(3, size=n)
+    x = rng.normal(size=(n, 10))
+    x[:, 0] += 3 * (labels == 1)
+    x[:, 1] += 3 * (labels == 2)
+    return x * 10.0 ** np.arange(-2, 3).repeat(2), labels
+
+
+@pytest.mark.parametrize("kind", ["logistic", "svm"])
+def test_linear_probe_chooses_on_validation(kind):
+    x, y = clusters(300, 0)
+    vx, vy = clusters(200, 1)
+    found = transfer.linear_probe(x, y, vx, vy, C=(1, 1e-9, 1e-2), kind=kind, max_iter=5000)
+    assert [c for c, _ in found.tried] == [1e-9, 1e-2, 1]
+    assert found.validation_accuracy == max(a for _, a in found.tried)
+    assert found.validation_accuracy > 0.85
+    assert min(c for c, a in found.tried if a == found.validation_accuracy) == found.C
+    assert found.score(vx, vy) == found.validation_accuracy
+    assert found.converged
+    again = transfer.linear_probe(x, y, vx, vy, C=(found.C,), kind=kind, max_iter=5000)
+    np.testing.assert_array_equal(again.classifier.predict(vx), found.classifier.predict(vx))
+    one = transfer.linear_probe(x, y, vx, vy, C=(1.0,), max_iter=1)
+    assert not one.converged
+
+
+def test_features_that_no_probe_can_learn():
+    x, y = clusters(20, 0)
+    with pytest.raises(ValueError, match="C must be one or more positive numbers"):
+        transfer.linear_probe(x, y, x, y, C=())
+    with pytest.raises(ValueError, match="kind must be one of logistic, svm"):
+        transfer.linear_probe(x, y, x, y, kind="forest")
+    with pytest.raises(ValueError, match=r"training features must be \[n, d\] with n labels"):
+        transfer.linear_probe(x, y[:5], x, y)
+    with pytest.raises(ValueError, match="validation features hold values that are not finite"):
+        transfer.linear_probe(x, y, x * np.nan, y)
+    with pytest.raises(ValueError, match="the training labels are all the same"):
+        transfer.linear_probe(x, 0 * y, x, y)
+
+
+@pytest.mark.parametrize("distance", ["l2", "l1"])
+def test_perceptual_loss_is_the_distance_of_features(distance):
+    net = small(include_preprocessing=True)
+    a, b = images(3, 32, 32, 3), images(3, 32, 32, 3, seed=1)
+    layers = {"block1_conv1": 0.5, "block3_conv2": 2.0}
+    loss = transfer.PerceptualLoss(net, layers, distance=distance)
+    expected = 0
+    for name, weight in layers.items():
+        difference = output_of(net, name, a) - output_of(net, name, b)
+        difference = difference**2 if distance == "l2" else np.abs(difference)
+        expected = expected + weight * difference.mean((1, 2, 3))
+    np.testing.assert_allclose(loss.call(a, b), expected, rtol=1e-4)
+    np.testing.assert_allclose(loss(a, b), expected.mean(), rtol=1e-4)
+    assert float(loss(a, a)) == 0
+    weighted = loss(a, b, sample_weight=np.float32([1, 0, 0]))
+    np.testing.assert_allclose(weighted, expected[0] / 3, rtol=1e-4)
+
+
+def test_perceptual_loss_maps_ranges_channels_and_preprocesses():
+    inside, plain = small(include_preprocessing=True), small()
+    plain.set_weights(inside.get_weights())
+    a, b = images(2, 32, 32, 3), images(2, 32, 32, 3, seed=1)
+    expected = float(transfer.PerceptualLoss(inside, "block2_pool")(a, b))
+    caffe = ImagePreprocessing.caffe()
+    found = transfer.PerceptualLoss(plain, "block2_pool", preprocessing=caffe)(a, b)
+    np.testing.assert_allclose(float(found), expected, rtol=1e-4)
+    signed = transfer.PerceptualLoss(inside, "block2_pool", value_range=(-1, 1))
+    np.testing.assert_allclose(float(signed(a / 127.5 - 1, b / 127.5 - 1)), expected, rtol=1e-3)
+    already = transfer.PerceptualLoss(plain, "block2_pool", preprocessing=False)
+    np.testing.assert_allclose(float(already(caffe(a), caffe(b))), expected, rtol=1e-4)
+    gray = transfer.PerceptualLoss(inside, "block2_pool")
+    three = [np.repeat(x[..., :1], 3, -1) for x in (a, b)]
+    np.testing.assert_allclose(float(gray(a[..., :1], b[..., :1])), float(gray(*three)), rtol=1e-5)
+    unit_features = transfer.PerceptualLoss(inside, "block2_pool", normalize=True)
+    assert float(unit_features(a, b)) < 4
+    assert float(unit_features(a, b)) > 0
+
+
+def test_a_model_learns_by_perceptual_loss_and_the_vgg_does_not():
+    net = small(include_preprocessing=True)
+    before = net.get_weights()
+    image = keras.Input((32, 32, 3))
+    start = keras.initializers.Constant(0.1)
+    generator = keras.Model(image, keras.layers.Conv2D(3, 1, kernel_initializer=start)(image))
+    loss = transfer.PerceptualLoss(net, {"block1_conv1": 1.0, "block2_pool": 1.0})
+    generator.compile(keras.optimizers.Adam(0.02), loss=loss)
+    x = images(16, 32, 32, 3)
+    history = generator.fit(x, x, epochs=15, batch_size=8, verbose=0).history["loss"]
+    assert history[-1] < history[0] / 2
+    for a, b in zip(before, net.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert all("block" not in w.path for w in generator.trainable_weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": {}}, "layers need positive weights"),
+        ({"layers": {"fc1": 0.0}}, "layers need positive weights"),
+        ({"layers": "fc9"}, "has no layer 'fc9'; did you mean 'fc"),
+        ({"distance": "cosine"}, "distance must be 'l2' or 'l1'"),
+        ({"value_range": (1, 1)}, "value_range must rise"),
+        ({"preprocessing": None}, "no preprocessing inside: pass what it was trained on"),
+    ],
+)
+def test_perceptual_losses_that_make_no_sense(options, message):
+    options = {"layers": "fc1", "preprocessing": False} | options
+    with pytest.raises(ValueError, match=message):
+        transfer.PerceptualLoss(small(), **options)
+
+
+def test_a_perceptual_loss_preprocesses_once_and_is_not_saved():
+    net = small(include_preprocessing=True)
+    with pytest.raises(ValueError, match="has its preprocessing inside: pass none"):
+        transfer.PerceptualLoss(net, "fc1", preprocessing=ImagePreprocessing.caffe())
+    with pytest.raises(NotImplementedError, match="save the model without its compilation"):
+        transfer.PerceptualLoss(net, "fc1").get_config()

@@ -1,0 +1,93 @@
+"""How far do ImageNet features go on CIFAR-10? A frozen VGG-16 base and a linear classifier.
+
+    python training/cifar10_transfer.py --data DIR --weights FILE --workdir runs/cifar10_probe
+
+DIR holds train/<class>/<image>; FILE is VGG-16's convolutions (or "imagenet", to download them).
+The features are computed once and kept in the run directory. 5,000 of the 50,000 images are set
+aside and read once; the strength of the regularisation is chosen on 5,000 of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+from keras_vgg import hardware
+
+SIZE = 96  # CIFAR's 32 x 32, enlarged: at 64 a trial on 6,000 images was 2 points lower
+LAYERS = ("block4_conv3", "block4_pool", "block5_conv1", "block5_conv3")
+GRID = 2  # each map is averaged over 2 x 2 parts of the image
+
+
+def descriptor(weights: str):
+    """Images [n, 96, 96, 3], RGB in [0, 255] -> [n, 8192]."""
+    import keras
+
+    from keras_vgg import VGG16
+
+    model = VGG16(
+        include_top=False,
+        weights=weights,
+        input_shape=(SIZE, SIZE, 3),
+        include_preprocessing=True,
+    )
+    parts = []
+    for name in LAYERS:
+        feature_map = model.get_layer(name).output
+        pool = keras.layers.AveragePooling2D(feature_map.shape[1] // GRID)
+        parts.append(keras.layers.Flatten()(pool(feature_map)))
+    return keras.Model(model.input, keras.layers.Concatenate()(parts), name="descriptor")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="folder with train/<class>/<image>")
+    parser.add_argument("--weights", default="imagenet", help="VGG-16's convolutions")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/cifar10_probe"))
+    arguments = parser.parse_args()
+    hardware.prepare_environment()
+    import numpy as np
+
+    from keras_vgg import augment, data, transfer
+    from keras_vgg.fit.frozen import Features
+
+    source = data.load_source(
+        f"folder:{arguments.data}", validation_fraction=0.1, test_fraction=0.0, seed=0
+    )
+    transform = partial(augment.eval_image, size=SIZE, scale=SIZE)
+    base = descriptor(arguments.weights)
+    found = {
+        split.name: Features(
+            base,
+            split,
+            transform,
+            mirrored=False,
+            folder=arguments.workdir / "features" / split.name,
+            verbose=True,
+        )
+        for split in (source.train, source.validation)
+    }
+    train, held_out = found[source.train.name], found[source.validation.name]
+    x, y = train.features[:, 0], train.labels
+    order = np.random.default_rng(0).permutation(len(y))
+    inner, choose = order[5000:], order[:5000]
+    started = time.perf_counter()
+    chosen = transfer.linear_probe(x[inner], y[inner], x[choose], y[choose], C=(1e-5, 1e-4, 1e-3))
+    final = transfer.linear_probe(x, y, held_out.features[:, 0], held_out.labels, C=(chosen.C,))
+    results = {
+        "images": {"train": len(y), "held_out": held_out.size},
+        "feature_seconds": round(train.seconds + held_out.seconds, 1),
+        "tried_on_5000_of_train": chosen.tried,
+        "C": chosen.C,
+        "probe_seconds": round(time.perf_counter() - started, 1),
+        "held_out_accuracy": final.validation_accuracy,
+    }
+    (arguments.workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

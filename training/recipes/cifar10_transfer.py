@@ -1,0 +1,32 @@
+"""CIFAR-10 from VGG-16's ImageNet convolutions, fine-tuned as a whole at 32x32.
+
+command:  keras-vgg train training/recipes/cifar10_transfer.py --source folder:DIR \
+              --init FILE --workdir runs/cifar10_transfer
+          (DIR holds train/<class>/<image>; FILE is a weight file, or "imagenet" to download it)
+hardware: see training/README.md
+result:   see training/README.md
+"""
+
+from keras_vgg.recipe import Recipe
+
+RECIPE = Recipe(
+    source="cifar10",
+    configuration="D",
+    width_multiplier=1.0,
+    batch_norm=False,
+    head="gap",
+    dropout=0.0,
+    init="imagenet",
+    layer_decay=0.8,
+    validation_fraction=0.1,
+    test_fraction=0.0,  # of a folder; TFDS has its own test split
+    train_scale=None,
+    eval_scale=None,
+    crop_padding=4,
+    horizontal_flip=True,
+    epochs=3,
+    batch_size=64,
+    learning_rate=0.005,
+    nesterov=True,
+    warmup_epochs=0.2,
+)
