@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def preprocess_input(x: Any, data_format: str | None = None, mode: str = "caffe"
 
     Args:
         x: [h, w, 3] or [n, h, w, 3] (or channels first), RGB in [0, 255]: a NumPy array, a tensor
-            of the backend, or a Keras tensor.
+            of the backend, or a Keras tensor. A tensor may not know its number of channels, as what
+            tf.io.decode_png gives: then a fourth, alpha, is dropped.
         data_format: "channels_last" or "channels_first"; Keras' default where None.
         mode: "caffe", BGR minus the mean, for Keras' own files; "torchvision", RGB / 255, minus
             mean, over deviation, for torchvision's and timm's.
@@ -38,48 +40,47 @@ def preprocess_input(x: Any, data_format: str | None = None, mode: str = "caffe"
         The same kind and shape; floats keep their dtype, the rest becomes Keras' `floatx`.
 
     Raises:
-        ValueError: another mode, format, rank or number of channels.
+        ValueError: another mode, format, rank or number of channels; not numbers.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
-    data_format = data_format or keras.config.image_data_format()
+    if data_format is None:
+        data_format = keras.config.image_data_format()
     if data_format not in ("channels_last", "channels_first"):
         raise ValueError(
             f"data_format must be channels_last or channels_first, not {data_format!r}"
         )
     tensor = isinstance(x, keras.KerasTensor) or ops.is_tensor(x)
-    if not tensor:
-        x = np.asarray(x)
-        if x.dtype.kind not in "biuf":
-            raise ValueError(f"images must be numbers, not of dtype {x.dtype}")
+    x = x if tensor else np.asarray(x)
+    dtype = keras.backend.standardize_dtype(x.dtype) if tensor else x.dtype.name
+    if not dtype.startswith(("bool", "int", "uint", "float", "bfloat")):
+        raise ValueError(f"images must be numbers, not of dtype {dtype}")
     if len(x.shape) not in (3, 4):
         raise ValueError(f"images must be [h, w, 3] or [n, h, w, 3], not of shape {tuple(x.shape)}")
     axis = len(x.shape) - (3 if data_format == "channels_first" else 1)
-    if x.shape[axis] != 3:
+    if x.shape[axis] != 3 and not (tensor and x.shape[axis] is None):
         raise ValueError(
             f"images must have 3 channels, {data_format}; the shape is {tuple(x.shape)}"
         )
+    dtype = dtype if "float" in dtype else keras.config.floatx()
     config = MODES[mode]().get_config()
+    order = [2, 1, 0] if config["channel_order"] == "bgr" else [0, 1, 2]
     shape = [1] * len(x.shape)
     shape[axis] = 3
-    dtype = keras.backend.standardize_dtype(x.dtype)
-    dtype = dtype if "float" in dtype else keras.config.floatx()
-    # In float64, as keras.applications computes arrays; tensors in their own precision.
-    mean = np.reshape(config["mean"], shape)
-    scale = np.reshape(np.broadcast_to(np.divide(1.0, config["std"]), 3), shape)
+    # In the images' own precision: the same bits as keras.applications.
+    mean = np.reshape(np.take(config["mean"], order), shape)
+    scale = np.reshape(np.take(np.broadcast_to(np.divide(1, config["std"]), 3), order), shape)
     if not tensor:
-        y = (x - mean) * scale
-        y = np.flip(y, axis) if config["channel_order"] == "bgr" else y
-        return np.ascontiguousarray(y, dtype)
-    y = (ops.cast(x, dtype) - ops.cast(mean, dtype)) * ops.cast(scale, dtype)
-    return ops.flip(y, axis) if config["channel_order"] == "bgr" else y
+        return (np.take(x, order, axis).astype(dtype) - mean.astype(dtype)) * scale.astype(dtype)
+    x = ops.cast(ops.take(x, order, axis), dtype)
+    return (x - ops.cast(mean, dtype)) * ops.cast(scale, dtype)
 
 
 def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple[str, str, float]]]:
     """Name the most probable of ImageNet's 1000 classes, as keras.applications does.
 
     Args:
-        preds: [n, 1000] probabilities or logits.
+        preds: [n, 1000] probabilities or logits, of any number type (quantised ones too).
         top: How many classes, from 1 to 1000.
 
     Returns:
@@ -89,15 +90,16 @@ def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple[str, str, fl
         ValueError: another shape or `top`.
         OSError: the class index is not cached and cannot be downloaded.
     """
-    preds = np.asarray(preds)
+    preds = ops.convert_to_numpy(preds) if ops.is_tensor(preds) else np.asarray(preds)
     if preds.ndim != 2 or preds.shape[1] != 1000:
         raise ValueError(
             f"predictions must be [n, 1000], one column for each ImageNet class, not {preds.shape}"
         )
-    if not 1 <= top <= 1000:
+    if top not in range(1, 1001):
         raise ValueError(f"top must be from 1 to 1000, not {top}")
     classes = class_index()
-    order = np.argsort(-preds, axis=1, kind="stable")[:, :top]
+    preds = preds.astype("float64")  # the negative of an unsigned number wraps around
+    order = np.argsort(-preds, axis=1, kind="stable")[:, : int(top)]
     return [
         [(*classes[i], float(row[i])) for i in best] for row, best in zip(preds, order, strict=True)
     ]
@@ -113,28 +115,28 @@ def class_index() -> tuple[tuple[str, str], ...]:
 
     Raises:
         OSError: it is not cached and cannot be downloaded.
-        ValueError: the cached file is damaged.
+        ValueError: the cached file is damaged, or the download has another hash.
     """
     return _read_index(_fetch_index())
 
 
 def _fetch_index() -> Path:
-    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
     path = home / "models" / "imagenet_class_index.json"
     if path.is_file():
         return path
     try:
-        keras.utils.get_file(
-            path.name,
-            CLASS_INDEX_URL,
-            cache_subdir=str(path.parent),
-            file_hash=CLASS_INDEX_MD5,
-        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # get_file writes under the final name from the first byte; a folder of its own keeps half
+        # a file, or a wrong one, from whoever else reads the cache.
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            file = keras.utils.get_file(
+                path.name, CLASS_INDEX_URL, cache_subdir=folder, file_hash=CLASS_INDEX_MD5
+            )
+            os.replace(file, path)
     except ValueError as error:  # another hash
-        path.unlink(missing_ok=True)
         raise ValueError(f"what {CLASS_INDEX_URL} gave is not the class index: {error}") from error
     except Exception as error:  # get_file raises a bare Exception from urllib's
-        path.unlink(missing_ok=True)
         cause = error.__context__ or error
         if hasattr(cause, "close"):
             cause.close()  # an HTTPError holds its connection
@@ -148,7 +150,7 @@ def _fetch_index() -> Path:
 @functools.cache
 def _read_index(path: Path) -> tuple[tuple[str, str], ...]:
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text(encoding="utf-8"))
         return tuple((str(index[str(i)][0]), str(index[str(i)][1])) for i in range(1000))
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import socket
 import threading
 
 import keras
@@ -19,17 +20,30 @@ def images(*shape):
     return RNG.uniform(0, 255, shape).astype("float32")
 
 
-@pytest.mark.parametrize("mode", ["caffe", "torchvision"])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 @pytest.mark.parametrize("shape", [(5, 4, 3), (2, 5, 4, 3)])
-def test_floats_as_keras_applications(shape, mode):
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_same_bits_as_keras_applications(shape, dtype, data_format):
+    x = images(*shape).astype(dtype)
+    x = np.moveaxis(x, -1, -3) if data_format == "channels_first" else x
+    vgg16 = keras.applications.vgg16
+    expected = vgg16.preprocess_input(x.copy(), data_format)  # which overwrites its input
+    np.testing.assert_array_equal(imagenet.preprocess_input(x, data_format), expected)
+    tensor = ops.convert_to_tensor(x)
+    expected = ops.convert_to_numpy(vgg16.preprocess_input(tensor, data_format))
+    found = imagenet.preprocess_input(tensor, data_format)
+    np.testing.assert_array_equal(ops.convert_to_numpy(found), expected)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (2, 5, 4, 3)])
+def test_torchvision_as_keras_applications_torch(shape):
     x = images(*shape)
-    theirs = keras.applications.imagenet_utils.preprocess_input(
-        x.copy(), mode={"torchvision": "torch"}.get(mode, mode)
-    )
-    np.testing.assert_allclose(imagenet.preprocess_input(x, mode=mode), theirs, atol=1e-4)
+    expected = keras.applications.imagenet_utils.preprocess_input(x.copy(), mode="torch")
+    found = imagenet.preprocess_input(x, mode="torchvision")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     first = np.moveaxis(x, -1, -3)
-    found = imagenet.preprocess_input(first, data_format="channels_first", mode=mode)
-    np.testing.assert_allclose(np.moveaxis(found, -3, -1), theirs, atol=1e-4)
+    found = imagenet.preprocess_input(first, data_format="channels_first", mode="torchvision")
+    np.testing.assert_allclose(np.moveaxis(found, -3, -1), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "int64", "float16", "float32", "float64"])
@@ -47,22 +61,66 @@ def test_every_dtype_is_right_and_left_alone(dtype):
         np.testing.assert_allclose(ops.convert_to_numpy(tensor)[0, 0], found[0, 0], atol=0.1)
 
 
-def test_inside_a_model():
-    image = keras.Input((4, 4, 3))
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_inside_a_model(dtype, tmp_path):
+    image = keras.Input((4, 4, 3), dtype=dtype)
     model = keras.Model(image, imagenet.preprocess_input(image))
-    x = images(2, 4, 4, 3)
+    x = images(2, 4, 4, 3).astype(dtype)
     expected = imagenet.preprocess_input(x)
     np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-4)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(again.predict(x, verbose=0), expected, atol=1e-4)
+    layer = keras.layers.Lambda(imagenet.preprocess_input, dtype=dtype)
+    np.testing.assert_allclose(ops.convert_to_numpy(layer(x)), expected, atol=1e-4)
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.data is TensorFlow's")
-def test_inside_a_data_set():
+tensorflow_only = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="tf.data is TensorFlow's"
+)
+
+
+@tensorflow_only
+@pytest.mark.parametrize("mode", ["caffe", "torchvision"])
+@pytest.mark.parametrize("batch", [None, 3])
+def test_inside_a_data_set(batch, mode):
     import tensorflow as tf
 
     x = RNG.integers(0, 256, (6, 4, 4, 3)).astype("uint8")
-    dataset = tf.data.Dataset.from_tensor_slices(x).map(imagenet.preprocess_input)
-    found = np.stack(list(dataset.as_numpy_iterator()))
-    np.testing.assert_allclose(found, imagenet.preprocess_input(x), atol=1e-4)
+    dataset = tf.data.Dataset.from_tensor_slices(x)
+    dataset = dataset.batch(batch) if batch else dataset
+    dataset = dataset.map(lambda image: imagenet.preprocess_input(image, mode=mode))
+    found = np.reshape(list(dataset.as_numpy_iterator()), x.shape)
+    np.testing.assert_allclose(found, imagenet.preprocess_input(x, mode=mode), atol=1e-4)
+
+
+@tensorflow_only
+@pytest.mark.parametrize("mode", ["caffe", "torchvision"])
+def test_decoded_images_of_unknown_channels(mode):
+    import tensorflow as tf
+
+    def preprocessed(image):
+        dataset = tf.data.Dataset.from_tensors(tf.io.encode_png(image))
+        return dataset.map(lambda b: imagenet.preprocess_input(tf.io.decode_png(b), mode=mode))
+
+    x = RNG.integers(0, 256, (4, 5, 4)).astype("uint8")
+    expected = imagenet.preprocess_input(x[..., :3], mode=mode)
+    for image in (x[..., :3], x):
+        dataset = preprocessed(image)
+        assert dataset.element_spec.shape.as_list() == [None, None, 3]
+        np.testing.assert_allclose(next(iter(dataset)), expected, atol=1e-4)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="indices"):
+        next(iter(preprocessed(x[..., :1])))
+
+
+@tensorflow_only
+@pytest.mark.parametrize("dtype", ["string", "complex64"])
+def test_tensors_that_are_no_numbers(dtype):
+    import tensorflow as tf
+
+    x = tf.fill((2, 2, 3), tf.constant("a")) if dtype == "string" else tf.zeros((2, 2, 3), dtype)
+    with pytest.raises(ValueError, match=f"images must be numbers, not of dtype {dtype}"):
+        imagenet.preprocess_input(x)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +128,14 @@ def test_inside_a_data_set():
     [
         (np.zeros((4, 4, 3)), {"mode": "tf"}, "mode must be one of caffe, torchvision, not 'tf'"),
         (np.zeros((4, 4, 3)), {"data_format": "nhwc"}, "data_format must be channels_last or"),
+        (np.zeros((4, 4, 3)), {"data_format": ""}, "channels_first, not ''"),
         (np.zeros((4, 4, 1)), {}, r"must have 3 channels, channels_last; the shape is \(4, 4, 1\)"),
         (np.zeros((4, 4)), {}, r"must be \[h, w, 3\] or \[n, h, w, 3\]"),
+        (np.zeros((4, 4, 3)), {"data_format": "channels_first"}, "3 channels, channels_first"),
+        (np.zeros((1, 1, 4, 4, 3)), {}, r"must be \[h, w, 3\] or \[n, h, w, 3\]"),
         (np.array([["a"]]), {}, "images must be numbers"),
+        ("cat.jpg", {}, "images must be numbers"),
+        (None, {}, "images must be numbers, not of dtype object"),
     ],
 )
 def test_what_is_no_image(x, options, message):
@@ -103,7 +166,7 @@ def server(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         url = f"http://127.0.0.1:{running.server_address[1]}/imagenet_class_index.json"
         monkeypatch.setattr(imagenet, "CLASS_INDEX_URL", url)
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
         yield served
         running.shutdown()
@@ -130,28 +193,66 @@ def test_decode_predictions(server, tmp_path):
     (server / "imagenet_class_index.json").unlink()
     imagenet._read_index.cache_clear()
     assert imagenet.decode_predictions(preds, top=1)[1] == second[:1]
-    cached(tmp_path).write_text("{}")
-    imagenet._read_index.cache_clear()
-    with pytest.raises(ValueError, match=r"imagenet_class_index.json is damaged .* delete it"):
-        imagenet.decode_predictions(preds)
+    assert list(cached(tmp_path).parent.iterdir()) == [cached(tmp_path)]
 
 
-def test_offline_says_what_to_do(server, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "float16"])
+def test_scores_of_any_number_type(server, dtype):
+    preds = np.full((1, 1000), -128 if dtype == "int8" else 0, dtype)
+    preds[0, [5, 9]] = 100, 90
+    expected = [("n00000005", "thing_5", 100.0), ("n00000009", "thing_9", 90.0)]
+    assert imagenet.decode_predictions(preds, top=2) == [expected]
+    assert imagenet.decode_predictions(ops.convert_to_tensor(preds), top=2) == [expected]
+    assert imagenet.decode_predictions(preds.tolist(), top=2) == [expected]
+
+
+def test_as_keras_applications_decodes(server, monkeypatch):
+    from keras.src.applications import imagenet_utils
+
+    monkeypatch.setattr(imagenet_utils, "CLASS_INDEX", INDEX)
+    preds = RNG.permuted(np.arange(2000, dtype="float32")).reshape(2, 1000)
+    for top in (1, 5, 1000):
+        expected = keras.applications.vgg16.decode_predictions(preds, top=top)
+        assert imagenet.decode_predictions(preds, top=top) == expected
+
+
+def test_missing_on_the_server(server, tmp_path):
     (server / "imagenet_class_index.json").unlink()
-    message = rf"cannot be downloaded .*404.* put http.* at {cached(tmp_path)} by hand"
+    message = rf"cannot be downloaded .*404.* put http.*json at {cached(tmp_path)} by hand"
     with pytest.raises(OSError, match=message):
         imagenet.class_names()
-    monkeypatch.setattr(imagenet, "CLASS_INDEX_URL", "http://127.0.0.1:9/index.json")
-    with pytest.raises(OSError, match=r"refused.* by hand"):
-        imagenet.class_names()
-    assert not cached(tmp_path).exists()
+    assert not list(cached(tmp_path).parent.iterdir())
 
 
-def test_another_file_is_not_kept(server, tmp_path):
-    (server / "imagenet_class_index.json").write_text("something else")
-    with pytest.raises(ValueError, match="is not the class index"):
+def test_connection_refused(server, tmp_path, monkeypatch):
+    with socket.socket() as reserved:  # bound, and not listening
+        reserved.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{reserved.getsockname()[1]}/index.json"
+        monkeypatch.setattr(imagenet, "CLASS_INDEX_URL", url)
+        with pytest.raises(OSError, match=rf"refused.* put {url} at .* by hand"):
+            imagenet.class_names()
+    assert not list(cached(tmp_path).parent.iterdir())
+
+
+def test_a_cache_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "home").write_text("a file, not a folder")
+    with pytest.raises(OSError, match=r"Not a directory.* by hand"):
         imagenet.class_names()
-    assert not cached(tmp_path).exists()
+
+
+def test_another_hash_is_not_kept(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(imagenet, "CLASS_INDEX_MD5", "0" * 32)
+    with pytest.raises(ValueError, match=r"http.* gave is not the class index"):
+        imagenet.class_names()
+    assert not list(cached(tmp_path).parent.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"0": ["n01440764"]}', "\xff"])
+def test_damaged_cache(server, tmp_path, text):
+    cached(tmp_path).parent.mkdir(parents=True)
+    cached(tmp_path).write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{cached(tmp_path)} is damaged .* delete it"):
+        imagenet.class_index()
 
 
 @pytest.mark.parametrize("shape", [(2, 10), (1000,), (1, 2, 1000)])
@@ -160,7 +261,7 @@ def test_predictions_of_another_shape(shape):
         imagenet.decode_predictions(np.zeros(shape))
 
 
-@pytest.mark.parametrize("top", [0, 1001])
+@pytest.mark.parametrize("top", [0, 1001, 2.5])
 def test_top_out_of_range(top):
     with pytest.raises(ValueError, match=f"top must be from 1 to 1000, not {top}"):
         imagenet.decode_predictions(np.zeros((1, 1000)), top=top)

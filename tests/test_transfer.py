@@ -1,9 +1,13 @@
 """Features put to another use; this file runs on TensorFlow and on JAX."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
 
 import keras_vgg
 from keras_vgg import transfer
@@ -32,6 +36,15 @@ def test_several_layers_in_one_pass():
     assert list(found) == names
     for name in names:
         np.testing.assert_allclose(found[name], output_of(model, name, x), rtol=1e-5, atol=1e-5)
+
+
+def test_an_extractor_shares_its_weights():
+    model, x = small(), images(2, 32, 32, 3)
+    extractor = transfer.feature_extractor(model, "block2_pool")
+    model.set_weights([0.5 * w for w in model.get_weights()])
+    np.testing.assert_allclose(
+        extractor(x)["block2_pool"], output_of(model, "block2_pool", x), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_pooling():
@@ -79,6 +92,16 @@ def test_freeze(until, first):
     assert all(layer.trainable for layer in model.layers)
     with pytest.raises(ValueError, match="until must be one of none, all, block1"):
         transfer.freeze(model, "fc1")
+
+
+def test_freeze_decides_alone_what_is_trained():
+    model = small()
+    model.trainable = False  # the usual idiom; it would outlast the layers' own
+    assert transfer.freeze(model, "block1") == ()
+    assert len(model.trainable_weights) == len(model.weights)
+    outer = keras.Sequential([small(include_top=False), keras.layers.GlobalMaxPooling2D()])
+    with pytest.raises(ValueError, match=r"no layers block1_.*: freeze the VGG that it holds"):
+        transfer.freeze(outer, "all")
 
 
 def test_frozen_batch_norm_keeps_its_statistics_and_uses_them():
@@ -140,6 +163,55 @@ def test_embed_at_several_scales(base):
     np.testing.assert_allclose(average, unit(np.mean(single, 0)), rtol=1e-3, atol=1e-5)
 
 
+def test_embed_takes_bytes_and_one_size_and_shows_progress(base, capsys):
+    few = images(3, 32, 48, 3).astype("uint8")
+    found = transfer.embed(base, few, batch_size=2, verbose=1)
+    assert "3/3" in capsys.readouterr().out
+    np.testing.assert_array_equal(found, transfer.embed(base, few.astype("float32"), batch_size=2))
+    assert capsys.readouterr().out == ""
+    same = transfer.embed(base, few, sizes=32)  # already of that size
+    np.testing.assert_allclose(same, found, rtol=1e-4, atol=1e-5)
+
+
+def test_embed_in_half_precision(base):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        half = keras_vgg.vgg("A", weights=None, include_top=False, width_multiplier=1 / 16)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    half.set_weights(base.get_weights())
+    few = images(2, 32, 32, 3)
+    found = transfer.embed(half, few)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(found, transfer.embed(base, few), atol=0.05)
+
+
+def test_embed_with_channels_first():
+    if keras.backend.backend() == "tensorflow":
+        pytest.skip("TensorFlow has no channels-first convolution on a CPU; JAX runs this")
+    options = {"weights": None, "include_top": False, "width_multiplier": 1 / 16}
+    last = keras_vgg.vgg("A", **options)
+    few = images(2, 40, 64, 3)
+    expected = transfer.embed(last, few, sizes=(32,))
+    keras.config.set_image_data_format("channels_first")
+    try:
+        first = keras_vgg.vgg("A", **options)
+        first.set_weights(last.get_weights())
+        found = transfer.embed(first, few, sizes=(32,))
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_of_one_size_takes_no_other():
+    message = r"image 0 comes as \(32, 51, 3\), vgg11 takes \(32, 32, 3\)"
+    with pytest.raises(ValueError, match=message):
+        transfer.embed(small(), images(1, 40, 64, 3), sizes=(32,))
+    with pytest.raises(ValueError, match=r"image 1 comes as \(32, 32, 1\)"):
+        transfer.embed(small(), [images(32, 32, 3), images(32, 32, 1)])
+
+
 def test_embed_takes_the_fc_layers_as_convolutions():
     """The paper's 4096-D descriptor: the penultimate layer, over the whole image."""
     model = small(head="conv", input_shape=(None, None, 3), train_size=32)
@@ -162,7 +234,11 @@ def test_a_descriptor_of_nothing_is_not_nan(base):
         (np.zeros((2, 32, 32)), {}, r"image 0 has shape \(32, 32\)"),
         (np.full((1, 32, 32, 3), np.nan), {}, "image 0 holds values that are not finite"),
         (np.zeros((1, 32, 32, 3)), {"combine": "sum"}, "combine must be"),
-        (np.zeros((1, 32, 32, 3)), {"sizes": (16,)}, "sizes must be 32 or more"),
+        (np.zeros((1, 32, 32, 3)), {"sizes": (16,)}, "sizes must be whole numbers of 32 or more"),
+        (np.zeros((1, 32, 32, 3)), {"sizes": ()}, "sizes must be whole numbers"),
+        (np.zeros((1, 32, 32, 3)), {"sizes": (32.5,)}, "sizes must be whole numbers"),
+        (np.zeros((1, 32, 32, 3)), {"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        (np.zeros((1, 32, 32, 3)), {"layer": "fc2"}, "has no layer 'fc2'"),
         (np.zeros((1, 16, 32, 3)), {}, r"image 0 is \(16, 32\), smaller than 32x32"),
     ],
 )
@@ -191,11 +267,41 @@ def test_linear_probe_chooses_on_validation(kind):
     assert found.validation_accuracy > 0.85
     assert min(c for c, a in found.tried if a == found.validation_accuracy) == found.C
     assert found.score(vx, vy) == found.validation_accuracy
+    assert np.mean(found.predict(vx) == vy) == found.validation_accuracy
     assert found.converged
     again = transfer.linear_probe(x, y, vx, vy, C=(found.C,), kind=kind, max_iter=5000)
     np.testing.assert_array_equal(again.classifier.predict(vx), found.classifier.predict(vx))
     one = transfer.linear_probe(x, y, vx, vy, C=(1.0,), max_iter=1)
     assert not one.converged
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_linear_probe_is_scikit_learns(standardize):
+    """Standardised by hand, on the training features' statistics alone."""
+    x, y = clusters(300, 0)
+    vx, vy = clusters(200, 1)
+    mean, deviation = (x.mean(0), x.std(0)) if standardize else (0, 1)
+    for kind, classifier in (
+        ("logistic", LogisticRegression(C=1e-3, max_iter=5000)),
+        ("svm", LinearSVC(C=1e-3, max_iter=5000, random_state=0)),
+    ):
+        options = {"C": (1e-3,), "kind": kind, "standardize": standardize, "max_iter": 5000}
+        found = transfer.linear_probe(x, y, vx, vy, **options)
+        expected = classifier.fit((x - mean) / deviation, y).predict((vx - mean) / deviation)
+        np.testing.assert_array_equal(found.predict(vx), expected)
+
+
+def test_a_probe_hides_no_other_warning(monkeypatch):
+    x, y = clusters(50, 0)
+    fit = LogisticRegression.fit
+
+    def warns(self, *args, **kwargs):
+        warnings.warn("look here", UserWarning, stacklevel=1)
+        return fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(LogisticRegression, "fit", warns)
+    with pytest.warns(UserWarning, match="look here"):
+        assert transfer.linear_probe(x, y, x, y, C=(0.1,), max_iter=1000).converged
 
 
 def test_features_that_no_probe_can_learn():
@@ -204,8 +310,18 @@ def test_features_that_no_probe_can_learn():
         transfer.linear_probe(x, y, x, y, C=())
     with pytest.raises(ValueError, match="kind must be one of logistic, svm"):
         transfer.linear_probe(x, y, x, y, kind="forest")
-    with pytest.raises(ValueError, match=r"training features must be \[n, d\] with n labels"):
+    with pytest.raises(
+        ValueError, match=r"training features must be .* not \(20, 10\) with \(5,\)"
+    ):
         transfer.linear_probe(x, y[:5], x, y)
+    with pytest.raises(ValueError, match=r"with \[n\] labels, not \(20, 10\) with \(20, 1\)"):
+        transfer.linear_probe(x, y, x, y[:, None])
+    with pytest.raises(
+        ValueError, match="training features have 10 columns, validation features 4"
+    ):
+        transfer.linear_probe(x, y, x[:, :4], y)
+    with pytest.raises(ValueError, match="C must be one or more positive numbers"):
+        transfer.linear_probe(x, y, x, y, C=(1.0, float("nan")))
     with pytest.raises(ValueError, match="validation features hold values that are not finite"):
         transfer.linear_probe(x, y, x * np.nan, y)
     with pytest.raises(ValueError, match="the training labels are all the same"):
@@ -245,9 +361,16 @@ def test_perceptual_loss_maps_ranges_channels_and_preprocesses():
     gray = transfer.PerceptualLoss(inside, "block2_pool")
     three = [np.repeat(x[..., :1], 3, -1) for x in (a, b)]
     np.testing.assert_allclose(float(gray(a[..., :1], b[..., :1])), float(gray(*three)), rtol=1e-5)
-    unit_features = transfer.PerceptualLoss(inside, "block2_pool", normalize=True)
-    assert float(unit_features(a, b)) < 4
-    assert float(unit_features(a, b)) > 0
+    for name in ("block2_pool", "fc1"):
+        units = []
+        for x in (a, b):
+            values = output_of(inside, name, x)
+            length = np.linalg.norm(values, axis=-1, keepdims=True)
+            units.append(values / np.where(length > 0, length, 1))
+        found = transfer.PerceptualLoss(inside, name, normalize=True)(a, b)
+        np.testing.assert_allclose(
+            float(found), np.mean((units[0] - units[1]) ** 2), rtol=1e-3, atol=1e-7
+        )
 
 
 def test_a_model_learns_by_perceptual_loss_and_the_vgg_does_not():
@@ -266,15 +389,78 @@ def test_a_model_learns_by_perceptual_loss_and_the_vgg_does_not():
     assert all("block" not in w.path for w in generator.trainable_weights)
 
 
+def test_pixels_without_features_give_a_finite_gradient():
+    """x / |x| has no derivative at 0, where a ReLU often is."""
+    net = small(include_preprocessing=True)
+    first = net.get_layer("block1_conv1")
+    kernel, bias = first.get_weights()
+    first.set_weights([0 * kernel + 0.01, bias])  # nothing where the image is darker than the mean
+    x = np.zeros((4, 32, 32, 3), "float32")
+    x[:2] = 200
+    image = keras.Input((32, 32, 3))
+    generator = keras.Model(image, keras.layers.Conv2D(3, 1)(image))
+    loss = transfer.PerceptualLoss(net, ["block1_conv1", "block5_pool"], normalize=True)
+    generator.compile("sgd", loss=loss)
+    history = generator.fit(x, x, epochs=2, verbose=0).history["loss"]
+    assert np.isfinite(history).all()
+    assert all(np.isfinite(w).all() for w in generator.get_weights())
+
+
+def test_perceptual_loss_of_a_half_precision_network():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        half = small(include_preprocessing=True)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    full = small(include_preprocessing=True)
+    full.set_weights(half.get_weights())
+    a, b = np.zeros((1, 32, 32, 3), "float32"), np.full((1, 32, 32, 3), 255, "float32")
+    # Features that differ by more than 256: their squares are infinite in float16.
+    expected, found = (
+        float(transfer.PerceptualLoss(net, "block1_conv1", value_range=(0, 40))(a, b))
+        for net in (full, half)
+    )
+    assert expected > 65504
+    np.testing.assert_allclose(found, expected, rtol=0.01)
+
+
+def test_perceptual_loss_knows_channels_first():
+    if keras.backend.backend() == "tensorflow":
+        pytest.skip("TensorFlow has no channels-first convolution on a CPU; JAX runs this")
+    last = small(include_preprocessing=True)
+    a, b = images(2, 32, 32, 1), images(2, 32, 32, 1, seed=1)
+    expected = float(transfer.PerceptualLoss(last, "block2_pool", normalize=True)(a, b))
+    keras.config.set_image_data_format("channels_first")
+    try:
+        first = small(include_preprocessing=True, input_shape=(3, 32, 32))
+        first.set_weights(last.get_weights())
+        loss = transfer.PerceptualLoss(first, "block2_pool", normalize=True)
+        found = float(loss(np.moveaxis(a, -1, 1), np.moveaxis(b, -1, 1)))
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_perceptual_loss_compares_images_of_one_size():
+    net = small(include_top=False, input_shape=(None, None, 3), include_preprocessing=True)
+    loss = transfer.PerceptualLoss(net, "block5_pool")  # 1 x 1 against 2 x 2 would broadcast
+    with pytest.raises(ValueError, match=r"images must be .* of one size"):
+        loss(images(1, 32, 32, 3), images(1, 64, 64, 3))
+    with pytest.raises(ValueError, match=r"images must be .* of one size"):
+        loss(images(32, 32, 3), images(32, 32, 3))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": {}}, "layers need positive weights"),
+        ({"layers": {}}, "one or more different names"),
+        ({"layers": ["fc1", "fc1"]}, "one or more different names"),
         ({"layers": {"fc1": 0.0}}, "layers need positive weights"),
         ({"layers": "fc9"}, "has no layer 'fc9'; did you mean 'fc"),
         ({"distance": "cosine"}, "distance must be 'l2' or 'l1'"),
         ({"value_range": (1, 1)}, "value_range must rise"),
         ({"preprocessing": None}, "no preprocessing inside: pass what it was trained on"),
+        ({"preprocessing": True}, "no preprocessing inside: pass what it was trained on"),
     ],
 )
 def test_perceptual_losses_that_make_no_sense(options, message):
@@ -283,9 +469,16 @@ def test_perceptual_losses_that_make_no_sense(options, message):
         transfer.PerceptualLoss(small(), **options)
 
 
-def test_a_perceptual_loss_preprocesses_once_and_is_not_saved():
+def test_a_perceptual_loss_preprocesses_once_and_is_not_saved_with_a_model(tmp_path):
     net = small(include_preprocessing=True)
     with pytest.raises(ValueError, match="has its preprocessing inside: pass none"):
         transfer.PerceptualLoss(net, "fc1", preprocessing=ImagePreprocessing.caffe())
-    with pytest.raises(NotImplementedError, match="save the model without its compilation"):
-        transfer.PerceptualLoss(net, "fc1").get_config()
+    image = keras.Input((32, 32, 3))
+    generator = keras.Model(image, keras.layers.Conv2D(3, 1)(image))
+    generator.compile("sgd", loss=transfer.PerceptualLoss(net, "fc1"))
+    generator.save(tmp_path / "generator.keras")
+    again = keras.saving.load_model(tmp_path / "generator.keras", compile=False)
+    for a, b in zip(generator.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="load the model with compile=False"):
+        keras.saving.load_model(tmp_path / "generator.keras")

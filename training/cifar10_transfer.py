@@ -26,7 +26,7 @@ def descriptor(weights: str):
     """Images [n, 96, 96, 3], RGB in [0, 255] -> [n, 8192]."""
     import keras
 
-    from keras_vgg import VGG16
+    from keras_vgg import VGG16, transfer
 
     model = VGG16(
         include_top=False,
@@ -34,12 +34,9 @@ def descriptor(weights: str):
         input_shape=(SIZE, SIZE, 3),
         include_preprocessing=True,
     )
-    parts = []
-    for name in LAYERS:
-        feature_map = model.get_layer(name).output
-        pool = keras.layers.AveragePooling2D(feature_map.shape[1] // GRID)
-        parts.append(keras.layers.Flatten()(pool(feature_map)))
-    return keras.Model(model.input, keras.layers.Concatenate()(parts), name="descriptor")
+    maps = transfer.feature_extractor(model, LAYERS, pooling=GRID)
+    parts = [maps.output[name] for name in LAYERS]
+    return keras.Model(model.inputs[0], keras.layers.Concatenate()(parts), name="descriptor")
 
 
 def main() -> None:

@@ -98,7 +98,7 @@ class Recorder(keras.callbacks.Callback):
         self.history.append(row)
         if best_row(self.history) is row:
             whole = self._whole or self.model
-            bare = keras.Model(whole.inputs, whole.outputs, name=whole.name)
+            bare = keras.Model(whole.inputs[0], whole.outputs[0], name=whole.name)
             write_atomically(self.run.model_path, bare.save)
         checkpoints = self.run.directory / "checkpoints"
         checkpoints.mkdir(exist_ok=True)

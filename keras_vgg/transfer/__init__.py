@@ -1,0 +1,14 @@
+"""A trained VGG put to another use: features, descriptors, frozen blocks, perceptual losses."""
+
+from keras_vgg.transfer.features import embed, feature_extractor, freeze
+from keras_vgg.transfer.perceptual import PerceptualLoss
+from keras_vgg.transfer.probe import LinearProbe, linear_probe
+
+__all__ = [
+    "LinearProbe",
+    "PerceptualLoss",
+    "embed",
+    "feature_extractor",
+    "freeze",
+    "linear_probe",
+]

@@ -1,0 +1,107 @@
+"""How much a linear classifier gets out of features."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearProbe:
+    """A linear classifier on features, and how its regularisation was chosen."""
+
+    classifier: Any
+    """A scikit-learn pipeline: predict, and with kind="logistic" predict_proba."""
+    C: float
+    validation_accuracy: float
+    tried: tuple[tuple[float, float], ...]
+    """(C, validation accuracy) of everything tried."""
+    converged: bool
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        return self.classifier.predict(features)
+
+    def score(self, features: np.ndarray, labels: np.ndarray) -> float:
+        return float(self.classifier.score(features, labels))
+
+
+def linear_probe(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    validation_features: np.ndarray,
+    validation_labels: np.ndarray,
+    *,
+    C: Iterable[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0),
+    kind: str = "logistic",
+    standardize: bool = True,
+    max_iter: int = 200,
+    seed: int = 0,
+) -> LinearProbe:
+    """Fit a linear classifier for each C and keep the best on validation (of equals, the least C).
+
+    Args:
+        train_features: [n, d]; train_labels: [n]. Likewise for validation.
+        C: Inverse strengths of the regularisation, as in scikit-learn.
+        kind: "logistic" (multinomial, L-BFGS) or "svm" (linear, one against the rest; the paper's).
+        standardize: Give every feature mean 0 and deviation 1 over the training images first.
+        max_iter: Iterations at most; `LinearProbe.converged` tells whether they sufficed.
+        seed: Of the SVM's solver.
+
+    Raises:
+        ValueError: lengths or widths that differ, features that are not finite, one class, no C.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    strengths = sorted(C)
+    if not strengths or not all(0 < c < np.inf for c in strengths):
+        raise ValueError(f"C must be one or more positive numbers, not {strengths}")
+    makers: dict[str, Callable[[float], Any]] = {
+        "logistic": lambda c: LogisticRegression(C=c, max_iter=max_iter),
+        "svm": lambda c: LinearSVC(C=c, max_iter=max_iter, random_state=seed),
+    }
+    if kind not in makers:
+        raise ValueError(f"kind must be one of {', '.join(makers)}, not {kind!r}")
+    _check_features("training", train_features, train_labels)
+    _check_features("validation", validation_features, validation_labels)
+    if np.shape(train_features)[1] != np.shape(validation_features)[1]:
+        raise ValueError(
+            f"training features have {np.shape(train_features)[1]} columns, validation features "
+            f"{np.shape(validation_features)[1]}"
+        )
+    if len(np.unique(train_labels)) < 2:
+        raise ValueError("the training labels are all the same: there is nothing to tell apart")
+    tried, best = [], None
+    for c in strengths:
+        steps = [StandardScaler()] if standardize else []
+        classifier = make_pipeline(*steps, makers[kind](c))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", ConvergenceWarning)
+            classifier.fit(train_features, train_labels)
+        others = [w for w in said if not issubclass(w.category, ConvergenceWarning)]
+        converged = len(others) == len(said)
+        for w in others:
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+        accuracy = float(classifier.score(validation_features, validation_labels))
+        tried.append((c, accuracy))
+        if best is None or accuracy > best[1]:
+            best = (c, accuracy, classifier, converged)
+    c, accuracy, classifier, converged = best
+    return LinearProbe(classifier, c, accuracy, tuple(tried), converged)
+
+
+def _check_features(name: str, features: np.ndarray, labels: np.ndarray) -> None:
+    shape = np.shape(features)
+    if len(shape) != 2 or shape[0] == 0 or np.shape(labels) != shape[:1]:
+        raise ValueError(
+            f"{name} features must be [n, d] with [n] labels, not {shape} with {np.shape(labels)}"
+        )
+    if not np.isfinite(features).all():
+        raise ValueError(f"{name} features hold values that are not finite")
