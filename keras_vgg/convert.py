@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from keras_vgg import weights as weight_files
 from keras_vgg.architecture import CONFIGURATIONS, convolutions, get_configuration, scaled_width
+from keras_vgg.imagenet import MODES
 from keras_vgg.models import vgg
 from keras_vgg.weights import TOP, Weights, keras_format, torch_format
 
@@ -47,7 +49,7 @@ def recognise(weights: Weights) -> Network:
     """
     tensors = weights.tensors
     found = {n: v[0].shape for n, v in tensors.items() if re.fullmatch(r"block\d_conv\d", n)}
-    for name in CONFIGURATIONS:
+    for name in ["A-LRN"] if weights.lrn else CONFIGURATIONS:
         expected = list(convolutions(name))
         if {n: s[0] for n, s in found.items()} != {n: kernel for n, kernel, _ in expected}:
             continue
@@ -59,6 +61,7 @@ def recognise(weights: Weights) -> Network:
             raise ValueError(f"{weights.source} has only {', '.join(top)} of the classifier")
         full = len(top) == len(TOP)
         filters = found[expected[-1][0]][3]
+        _check_shapes(weights, [n for n, _, _ in expected])
         return Network(
             configuration=name,
             width_multiplier=width,
@@ -68,12 +71,53 @@ def recognise(weights: Weights) -> Network:
             channels=found["block1_conv1"][2],
             hidden_units=tensors["fc1"][1].shape[0] if full else None,
             classes=tensors["predictions"][1].shape[0] if top else None,
-            side=32 * math.isqrt(tensors["fc1"][0].size // tensors["fc1"][1].size // filters)
-            if full
-            else None,
+            side=_side(weights, filters) if full else None,
         )
     listed = ", ".join(sorted(tensors)[:12])
     raise ValueError(f"{weights.source} is none of the paper's configurations; it holds {listed}")
+
+
+def _check_shapes(weights: Weights, convolutions: list[str]) -> None:
+    """Every tensor that the network has, in its shape, and no other; ValueError lists the rest."""
+    tensors = weights.tensors
+    norm = "block1_conv1_bn" in tensors
+    channels = tensors["block1_conv1"][0].shape[2]
+    wanted: dict[str, list[tuple[int, ...]]] = {}
+    for name in convolutions:
+        kernel = tensors[name][0].shape
+        filters = kernel[3]
+        wanted[name] = [(*kernel[:2], channels, filters), (filters,)]
+        if norm:
+            wanted[f"{name}_bn"] = [(filters,)] * 4
+        channels = filters
+    problems = []
+    inputs = channels
+    for name in (n for n in TOP if n in tensors):
+        kernel = tensors[name][0].shape
+        given = int(np.prod(kernel[:-1]))
+        # fc1 sees a map of any size; a convolution's channels stand by themselves.
+        fits = given % inputs == 0 if name == "fc1" else given == inputs
+        if not fits or len(kernel) not in (2, 4) or (len(kernel) == 4 and kernel[2] != inputs):
+            problems.append(f"{name} is {kernel}, for {inputs} channels")
+        wanted[name] = [kernel, (kernel[-1],)]
+        inputs = kernel[-1]
+    problems += [f"missing {name}" for name in wanted if name not in tensors]
+    problems += [f"left over {name}" for name in tensors if name not in wanted]
+    for name in wanted.keys() & tensors.keys():
+        shapes = [tuple(value.shape) for value in tensors[name]]
+        if shapes != [tuple(shape) for shape in wanted[name]]:
+            problems.append(f"{name} is {shapes}, should be {wanted[name]}")
+    if problems:
+        raise ValueError(f"{weights.source} is no whole VGG: {'; '.join(sorted(problems))}")
+
+
+def _side(weights: Weights, filters: int) -> int | None:
+    """Side of the images that the classifier is for; None where they are not square."""
+    kernel = weights.tensors["fc1"][0].shape
+    if len(kernel) == 4:
+        return 32 * kernel[0] if kernel[0] == kernel[1] else None
+    side = math.isqrt(kernel[0] // filters)
+    return 32 * side if side * side * filters == kernel[0] else None
 
 
 def _width(filters: dict[int, int]) -> float | None:
@@ -89,7 +133,12 @@ def _width(filters: dict[int, int]) -> float | None:
 def build(weights: Weights, include_preprocessing: bool = False) -> keras.Model:
     """The network that the weights are of, with them; `include_preprocessing` as in `vgg`."""
     network = recognise(weights)
-    side = network.side or (224 if network.include_top else None)
+    if network.head == "fc" and network.side is None:
+        raise ValueError(
+            f"the classifier of {weights.source} is not for square images; no network can be built "
+            "for it here: write .safetensors or .h5"
+        )
+    side = network.side  # None: any size will do
     preprocessing = include_preprocessing and weights.preprocessing
     if preprocessing is None:
         raise ValueError(f"{weights.source} does not say which input its network was trained on")
@@ -98,6 +147,7 @@ def build(weights: Weights, include_preprocessing: bool = False) -> keras.Model:
         options["hidden_units"] = network.hidden_units
     if network.include_top:
         options |= {"head": network.head, "classes": network.classes}
+        options["classifier_activation"] = None if weights.logits else "softmax"
     model = vgg(
         network.configuration,
         weights=None,
@@ -113,9 +163,16 @@ def build(weights: Weights, include_preprocessing: bool = False) -> keras.Model:
 
 
 def convert_weights(
-    source: str | Path, target: str | Path, naming: str = "torchvision", overwrite: bool = False
+    source: str | Path,
+    target: str | Path,
+    naming: str = "torchvision",
+    overwrite: bool = False,
+    preprocessing: str | None = None,
 ) -> Network:
-    """Write a weight file's tensors in another format; every number stays the same, bit by bit.
+    """Write a weight file's tensors in another format; every weight stays the same, bit by bit.
+
+    PyTorch's counters of batch normalisation, which are no weights, become 0, and Keras 3's
+    formats hold float32. A head of convolutions becomes the same one of dense layers in Keras'.
 
     Args:
         source: As `keras_vgg.weights.read_weights`.
@@ -124,6 +181,8 @@ def convert_weights(
             keras.applications' files), `.safetensors` or `.pth` (PyTorch's).
         naming: For PyTorch's, "torchvision" or "timm".
         overwrite: Replace a file that is there.
+        preprocessing: "caffe" or "torchvision", what the network expects where the source does not
+            say, as Keras' `.h5` and `.weights.h5` do not. Only `.keras` and `.safetensors` keep it.
 
     Returns:
         Which network it is.
@@ -143,9 +202,19 @@ def convert_weights(
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent}")
     weights = weight_files.read_weights(source)
+    if preprocessing is not None:
+        weights = _told(weights, preprocessing)
     network = recognise(weights)
     _write(target, lambda path: _save(weights, path, suffix, naming))
     return network
+
+
+def _told(weights: Weights, preprocessing: str) -> Weights:
+    if preprocessing not in MODES:
+        raise ValueError(f"preprocessing must be one of {', '.join(MODES)}, not {preprocessing!r}")
+    if weights.preprocessing is not None:
+        raise ValueError(f"{weights.source} says itself what its network expects")
+    return dataclasses.replace(weights, preprocessing=MODES[preprocessing]())
 
 
 def _save(weights: Weights, path: Path, suffix: str, naming: str) -> None:

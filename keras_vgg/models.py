@@ -79,7 +79,8 @@ def vgg(
             mean, as `keras.applications.vgg16.preprocess_input`); an `ImagePreprocessing` is used
             as it is. False: the caller has preprocessed.
         train_size: With `head="conv"`, side (or sides) of the images that the classifier is
-            trained on: fc1's kernel is a 32nd of it. Default: the input's size, 224 if unknown.
+            trained on: fc1's kernel is a 32nd of it. Default: the input's size, 224 if that is
+            unknown or the weights are a published checkpoint's.
 
     Returns:
         An uncompiled `keras.Model`.
@@ -114,7 +115,9 @@ def vgg(
         x = include_preprocessing(x)
     x = _convolutions(x, found, width_multiplier, batch_norm, options)
     if include_top:
-        if train_size is None:
+        if train_size is None and weights in weight_files.NAMES:
+            train_size = DEFAULT_SIZE
+        elif train_size is None:
             train_size = tuple(side or DEFAULT_SIZE for side in _sides(shape))
         # Probabilities stay float32 in mixed precision.
         half = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")

@@ -108,3 +108,92 @@ def test_nothing_is_left_of_a_conversion_that_fails(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         convert.convert_weights(source, tmp_path / "a.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["a.keras"]
+
+
+def read(path):
+    return weights.read_weights(path)
+
+
+def changed(tensors, **changes):
+    tensors = {name: list(values) for name, values in tensors.items()}
+    for name, value in changes.items():
+        if value is None:
+            del tensors[name]
+        else:
+            tensors[name] = value
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dense": [np.ones((3, 3), "float32")] * 2}, "left over dense"),
+        ({"block3_conv1_bn": None}, "missing block3_conv1_bn"),
+        ({"block2_conv1": "bias"}, r"block2_conv1 is \[.*\(3,\)\], should be"),
+        ({"fc2": [np.ones((5, 9), "float32"), np.ones(9, "float32")]}, r"fc2 is \(5, 9\), for 8"),
+        ({"fc1": None}, "has only fc2, predictions of the classifier"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("suffix", [".h5", ".safetensors", ".keras"])
+def test_what_is_no_whole_network_is_not_converted(tmp_path, changes, message, suffix):
+    model = keras_vgg.vgg("A", weights=None, batch_norm=True, **SMALL)
+    tensors = weights.tensors_of(model)
+    if "block2_conv1" in changes:
+        changes = {"block2_conv1": [tensors["block2_conv1"][0], np.ones(3, "float32")]}
+    convert.keras_format.write_legacy(changed(tensors, **changes), tmp_path / "odd.h5")
+    with pytest.raises(ValueError, match=message):
+        convert.convert_weights(tmp_path / "odd.h5", tmp_path / f"out{suffix}")
+    assert not (tmp_path / f"out{suffix}").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"classifier_activation": None}], ids=str)
+@pytest.mark.parametrize("head", ["fc", "conv", "gap"])
+@pytest.mark.parametrize("configuration", ["A", "A-LRN"])
+def test_a_converted_network_computes_the_same(tmp_path, configuration, head, options):
+    x = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+    model = keras_vgg.vgg(
+        configuration, weights=None, head=head, include_preprocessing=True, **options, **SMALL
+    )
+    model.save(tmp_path / "a.keras")
+    network = convert.convert_weights(tmp_path / "a.keras", tmp_path / "b.keras")
+    assert network.configuration == configuration
+    again = keras.saving.load_model(tmp_path / "b.keras")
+    np.testing.assert_allclose(
+        again.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("naming", ["torchvision", "timm"])
+def test_a_classifier_of_rectangular_images(tmp_path, naming):
+    options = SMALL | {"input_shape": (64, 96, 3)}
+    model = keras_vgg.vgg("A", weights=None, **options)
+    model.save(tmp_path / "a.keras")
+    target = tmp_path / "a.safetensors"
+    if naming == "timm":  # whose kernel has rows and columns
+        with pytest.raises(ValueError, match="order of rows and columns cannot be known"):
+            convert.convert_weights(tmp_path / "a.keras", target, naming)
+        return
+    convert.convert_weights(tmp_path / "a.keras", target, naming)
+    again = keras_vgg.vgg("A", weights=target, **options)
+    for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="not for square images"):
+        convert.convert_weights(target, tmp_path / "b.keras")
+
+
+def test_a_silent_source_is_told_what_it_expects(tmp_path):
+    pytest.importorskip("torch")
+    keras_vgg.vgg("A", weights=None, **SMALL).save_weights(tmp_path / "a.weights.h5")
+    with pytest.raises(ValueError, match="is not known to expect torchvision's input"):
+        convert.convert_weights(tmp_path / "a.weights.h5", tmp_path / "a.pth")
+    convert.convert_weights(
+        tmp_path / "a.weights.h5", tmp_path / "a.pth", preprocessing="torchvision"
+    )
+    told = tmp_path / "a.safetensors"
+    convert.convert_weights(tmp_path / "a.weights.h5", told, preprocessing="caffe")
+    assert read(told).preprocessing.channel_order == "bgr"
+    with pytest.raises(ValueError, match="says itself what its network expects"):
+        convert.convert_weights(told, tmp_path / "b.keras", preprocessing="caffe")
+    with pytest.raises(ValueError, match="preprocessing must be one of caffe, torchvision"):
+        convert.convert_weights(tmp_path / "a.weights.h5", tmp_path / "b.keras", preprocessing="tf")

@@ -18,7 +18,7 @@ ALLOWED = {
     "layers": {"architecture"},
     "weights": {"architecture", "layers"},
     "models": {"architecture", "layers", "weights"},
-    "convert": {"architecture", "models", "weights"},
+    "convert": {"architecture", "imagenet", "models", "weights"},
     "imagenet": {"layers"},
     "transfer": {"layers", "models"},
     "augment": set(),

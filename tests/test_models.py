@@ -95,6 +95,21 @@ def test_outputs_equal_keras_applications(tmp_path, top, pooling):
     )
 
 
+def test_outputs_equal_keras_applications_with_an_input_tensor_and_other_channels():
+    for options in ({"input_shape": (48, 64, 1)}, {"input_shape": (64, 48, 3)}):
+        theirs = keras.applications.VGG19(weights=None, include_top=False, **options)
+        ours = keras_vgg.VGG19(
+            weights=None,
+            include_top=False,
+            input_tensor=keras.Input(options["input_shape"]),
+        )
+        ours.set_weights(theirs.get_weights())
+        x = images(1, *options["input_shape"])
+        np.testing.assert_allclose(
+            ours.predict(x, verbose=0), theirs.predict(x, verbose=0), rtol=1e-5, atol=1e-5
+        )
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [32, 33, 63])
 def test_channels_and_odd_sizes(channels, size):

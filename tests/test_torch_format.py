@@ -56,6 +56,7 @@ def torch_vgg(configuration, batch_norm, width=1 / 16, hidden=8, classes=7, side
                     values.uniform_(0.5, 2)
                 for values in (module.bias, module.running_mean):
                     values.uniform_(-0.5, 0.5)
+                module.num_batches_tracked.fill_(1234)
     return net
 
 
@@ -149,7 +150,10 @@ def test_a_round_trip_is_bit_exact(tmp_path, middle, batch_norm, naming):
     assert before.keys() == after.keys()
     for name, value in before.items():
         assert after[name].dtype == value.dtype
-        np.testing.assert_array_equal(after[name], value, err_msg=name)
+        if name.endswith("num_batches_tracked"):  # a counter, which Keras has not
+            assert after[name] == 0
+        else:
+            np.testing.assert_array_equal(after[name], value, err_msg=name)
     if naming == "torchvision":  # and PyTorch takes it, strictly
         net.load_state_dict({name: torch.from_numpy(value) for name, value in after.items()})
 
@@ -177,6 +181,12 @@ def test_a_file_of_features_only_is_no_classifier(tmp_path):
     base = keras_vgg.VGG16(
         weights=path, include_top=False, width_multiplier=1 / 16, include_preprocessing=True
     )
+    # A classifier that is broken in part is not that file: refused, its preprocessing kept.
+    state = net.state_dict()
+    state["classifier.0.weight"] = torch.zeros_like(state["classifier.0.weight"])
+    torch.save(dict(state), tmp_path / "broken.pth")
+    with pytest.raises(ValueError, match="not finite in fc1, fc2, predictions"):
+        weights.read_weights(tmp_path / "broken.pth")
     config = base.get_layer("preprocessing").get_config()
     np.testing.assert_allclose(config["mean"], (123, 117, 104), atol=0.01)
     assert (config["std"], config["channel_order"]) == ([1.0], "rgb")
@@ -227,6 +237,23 @@ def test_files_that_are_no_vgg(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:20_000])
     with pytest.raises(ValueError, match=r"cut.safetensors is damaged"):
         weights.read_weights(tmp_path / "cut.safetensors")
+
+
+def test_half_precision_and_parameters_are_read(tmp_path):
+    from safetensors.torch import save_file
+
+    net = torch_vgg("A", False)
+    half = {name: value.to(torch.bfloat16) for name, value in net.state_dict().items()}
+    save_file(half, tmp_path / "half.safetensors")
+    torch.save(half, tmp_path / "half.pth")
+    torch.save(dict(net.named_parameters()), tmp_path / "parameters.pth")
+    expected = half["classifier.6.bias"].float().numpy()
+    for name in ("half.safetensors", "half.pth"):
+        found = weights.read_weights(tmp_path / name).tensors["predictions"][1]
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected)
+    found = weights.read_weights(tmp_path / "parameters.pth").tensors["fc2"][1]
+    np.testing.assert_array_equal(found, net.classifier[3].bias.detach().numpy())
 
 
 def test_indices_are_those_that_torchvision_publishes():

@@ -47,6 +47,33 @@ def test_every_format_loads_exactly(tmp_path, name, batch_norm):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_whole_model_in_a_legacy_file(tmp_path):
+    """As model.save("x.h5") writes it: the layers lie under model_weights."""
+    model = small()
+    save_legacy(model, tmp_path / "weights.h5")
+    with h5py.File(tmp_path / "whole.h5", "w") as file:
+        with h5py.File(tmp_path / "weights.h5") as found:
+            group = file.create_group("model_weights")
+            for name, value in found.attrs.items():
+                group.attrs[name] = value
+            for name in found:
+                found.copy(name, group)
+        file.create_group("optimizer_weights")
+    again = small()
+    keras_vgg.load_weights(again, tmp_path / "whole.h5")
+    for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_convolution_of_another_map_is_refused():
+    """As many numbers in another order are other numbers."""
+    conv = small(head="conv", input_shape=(64, 256, 3), train_size=(64, 256))
+    dense = small(input_shape=(128, 128, 3))
+    with pytest.raises(ValueError, match=r"fc1 is \[\(2, 8, 32, 8\)"):
+        keras_vgg.copy_weights(conv, dense)
+    keras_vgg.copy_weights(conv, small(input_shape=(64, 256, 3)))
+
+
 def test_optimiser_state_in_a_file_is_not_a_layer(tmp_path):
     model = small()
     model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "sparse_categorical_crossentropy")
@@ -92,7 +119,12 @@ def damaged(tmp_path):
     (tmp_path / "cut.keras").write_bytes((tmp_path / "whole.keras").read_bytes()[:3000])
     shutil.make_archive(str(tmp_path / "other"), "zip", tmp_path, "text.h5")
     (tmp_path / "folder").mkdir()
+    broken = bytearray((tmp_path / "whole.keras").read_bytes())
+    start = broken.rindex(b"PK\x01\x02")
+    broken[start : start + 4] = b"PK??"
+    (tmp_path / "broken.keras").write_bytes(broken)
     return {
+        "broken.keras": "is damaged",
         "text.h5": "is damaged: it is not an HDF5 file inside",
         "text.keras": "is damaged: it is not a .keras archive inside",
         "text.safetensors": "is damaged: it is not a safetensors file inside",

@@ -5,6 +5,7 @@
 DIR holds train/<class>/<image>; FILE is VGG-16's convolutions (or "imagenet", to download them).
 The features are computed once and kept in the run directory. 5,000 of the 50,000 images are set
 aside and read once; the strength of the regularisation is chosen on 5,000 of the others.
+Measured: 86.14 % of the 5,000, with VGG-16's published convolutions; see training/README.md.
 """
 
 from __future__ import annotations

@@ -203,8 +203,8 @@ def _how_frozen(recipe: Recipe) -> str:
     if varying:
         return (
             f"the frozen base runs every epoch, because {', '.join(varying)} give it new images; "
-            "with train_scale at eval_scale and no other augmentation than horizontal_flip its "
-            "features are computed once"
+            "with train_scale and eval_scale at image_size, and no other augmentation than "
+            "horizontal_flip, its features are computed once"
         )
     return "the frozen base's features are computed once"
 

@@ -1,15 +1,17 @@
 """A fully frozen base: its features are computed once, kept on disk, and only the head is trained.
 
-Every training image is then seen as evaluation sees it, and its mirror image where the recipe
-flips; so the epochs that follow cost the head alone.
+Every training image is then seen as evaluation sees it (of one that is not square, the centre), and
+its mirror image where the recipe flips; so the epochs that follow cost the head alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -29,8 +31,11 @@ def varies(recipe: Recipe) -> list[str]:
     """The fields by which training images would differ every epoch, a mirror image apart."""
     fields = ("crop_padding", "brightness", "contrast", "saturation", "hue", "rgb_shift")
     found = [name for name in fields if getattr(recipe, name)]
-    fixed = None if recipe.eval_scale is None else (recipe.eval_scale,) * 2
-    return (["train_scale"] if recipe.train_scale != fixed else []) + found
+    # At another scale than the crop's size, the crop is drawn at random.
+    fixed = recipe.eval_scale is None and recipe.train_scale is None
+    size = recipe.image_size
+    fixed = fixed or (recipe.eval_scale == size and recipe.train_scale == (size, size))
+    return ([] if fixed else ["train_scale"]) + found
 
 
 def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model]:
@@ -54,8 +59,11 @@ class Features:
         transform: As `data.evaluation_dataset`.
         mirrored: Compute the mirror images' too: a second view.
         folder: Where the files lie; those of other images, weights or transform are replaced.
-        batch_size: Images at a time.
+        batch_size: Images at a time, a divisor of `SHARD`.
         verbose: Show a progress bar.
+
+    Raises:
+        ValueError: another batch size.
     """
 
     def __init__(
@@ -69,11 +77,15 @@ class Features:
         batch_size: int = 64,
         verbose: bool = False,
     ) -> None:
+        if SHARD % batch_size:
+            raise ValueError(f"batch_size must divide {SHARD}, not {batch_size}")
         self.size = split.size
         self.views = 2 if mirrored else 1
         self.seconds = 0.0
         key = {
             "split": split.fingerprint(),
+            "files": _stamp(split),
+            "network": hashlib.sha256(base.to_json().encode()).hexdigest(),
             "weights": _digest(base),
             "transform": {name: str(value) for name, value in transform.keywords.items()},
             "input": list(base.input_shape),
@@ -82,9 +94,9 @@ class Features:
         }
         _claim(folder, key)
         paths = [folder / f"features-{i:05d}.npz" for i in range(-(-split.size // SHARD))]
-        done = sum(path.is_file() for path in paths)
-        if not all(path.is_file() for path in paths[:done]):
-            done = 0
+        done = 0
+        while done < len(paths) and _readable(paths[done]):
+            done += 1
         if done < len(paths):
             started = time.perf_counter()
             self._compute(base, split, transform, paths, done, batch_size, verbose)
@@ -168,6 +180,25 @@ def _claim(folder: Path, key: dict) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
     write_atomically(path, lambda target: target.write_text(json.dumps(key, indent=2) + "\n"))
+
+
+def _readable(path: Path) -> bool:
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return {"features", "labels"} <= set(file.files)
+    except (OSError, ValueError, zipfile.BadZipFile):  # not there, or cut off
+        return False
+
+
+def _stamp(split: data.Split) -> str | None:
+    """Changes when an image file is written anew under its name."""
+    if split.paths is None:
+        return None
+    digest = hashlib.sha256()
+    for path in split.paths:
+        found = os.stat(path)
+        digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
+    return digest.hexdigest()
 
 
 def _digest(model: keras.Model) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.weights.published import CHECKPOINTS
-from keras_vgg.weights.tensors import Tensors, Weights
+from keras_vgg.weights.tensors import TOP, Tensors, Weights
 
 _CAFFE_FILES = {c.file for c in CHECKPOINTS if c.preprocessing == "caffe"}
 
@@ -33,15 +33,21 @@ def read_archive(path: Path) -> Weights:
     """A `.keras` archive; nothing in it is run."""
     with _opening(path), zipfile.ZipFile(path) as archive:
         content = io.BytesIO(archive.read("model.weights.h5"))
-        config = json.loads(archive.read("config.json"))
+        objects = list(_objects(json.loads(archive.read("config.json"))))
         with h5py.File(content, "r") as file:
             tensors = _tensors(file)
-    found = [o for o in _objects(config) if o.get("class_name") == "ImagePreprocessing"]
-    preprocessing = None
-    if len(found) == 1:
-        config = found[0]["config"]
-        preprocessing = ImagePreprocessing(config["mean"], config["std"], config["channel_order"])
-    return Weights(tensors, str(path), preprocessing)
+        found = [o for o in objects if o.get("class_name") == "ImagePreprocessing"]
+        preprocessing = None
+        if len(found) == 1:
+            config = found[0]["config"]
+            preprocessing = ImagePreprocessing(
+                config["mean"], config["std"], config["channel_order"]
+            )
+    lrn = any(o.get("class_name") == "LocalResponseNormalization" for o in objects)
+    last = {o["name"]: o["activation"] for o in objects if "name" in o and "activation" in o}
+    # The convolutional head's predictions are scores, which a layer of their own ends.
+    logits = last.get("probabilities", last.get("predictions")) == "linear"
+    return Weights(tensors, str(path), preprocessing, lrn=lrn, logits=logits)
 
 
 def read_preset(folder: Path) -> Weights:
@@ -87,7 +93,8 @@ def write_legacy(tensors: Tensors, path: Path) -> None:
             full_names = [f"{name}/{kind}:0" for kind in kinds]
             group.attrs["weight_names"] = [n.encode() for n in full_names]
             for full, value in zip(full_names, values, strict=True):
-                group[full] = value
+                flat = name in TOP and value.ndim == 4
+                group[full] = value.reshape(-1, value.shape[-1]) if flat else value
 
 
 @contextlib.contextmanager
@@ -95,13 +102,22 @@ def _opening(path: Path) -> Iterator[None]:
     """Turn what h5py, zipfile and json say of a damaged file into one ValueError."""
     try:
         yield
-    except (OSError, KeyError, zipfile.BadZipFile, RuntimeError, ValueError) as error:
+    except (
+        OSError,
+        KeyError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        ValueError,
+        TypeError,
+    ) as error:
         raise ValueError(
             f"{path} is damaged, or no Keras weight file (.h5, .weights.h5, .keras): {error}"
         ) from error
 
 
 def _tensors(file: h5py.File) -> Tensors:
+    if "model_weights" in file:  # a whole model, as model.save("x.h5") writes it
+        file = file["model_weights"]
     return _legacy(file) if "layer_names" in file.attrs else _keras3(file)
 
 

@@ -56,8 +56,11 @@ def _reader(path: Path):
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return keras_format.read_h5
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except zipfile.BadZipFile as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
         if "model.weights.h5" in names:
             return keras_format.read_archive
         if any(name.endswith("data.pkl") for name in names):
@@ -157,7 +160,8 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
     for name in layers.keys() & tensors.keys():
         wanted = [tuple(w.shape) for w in layers[name].weights]
         found = [tuple(t.shape) for t in tensors[name]]
-        if len(wanted) != len(found) or not all(map(_same_numbers, wanted, found)):
+        same = len(wanted) == len(found) and all(map(_same_numbers, wanted, found))
+        if not same or not _same_map(model, name, found[0]):
             problems.append(f"{name} is {found}, the model wants {wanted}")
         else:
             plan += [
@@ -172,6 +176,16 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
         )
     for weight, value in plan:
         weight.assign(value)
+
+
+def _same_map(model: keras.Model, name: str, found: tuple[int, ...]) -> bool:
+    """Whether fc1's convolution [h, w, ...] is of the map that a dense fc1 is given."""
+    flatten = [layer for layer in model.layers if layer.name == "flatten"]
+    if name != "fc1" or len(found) != 4 or not flatten:
+        return True
+    shape = flatten[0].input.shape
+    first = keras.config.image_data_format() == "channels_first"
+    return tuple(shape[2:] if first else shape[1:3]) == found[:2]
 
 
 def _same_numbers(wanted: tuple[int, ...], found: tuple[int, ...]) -> bool:

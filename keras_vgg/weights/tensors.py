@@ -20,13 +20,16 @@ class Weights:
     """Weights that were read, by layer name, each layer's in its order in Keras.
 
     `preprocessing` is what the network was trained on, or None where the file does not say.
-    `note` explains in errors what is peculiar to the file.
+    `note` explains in errors what is peculiar to the file. `lrn` and `logits` are what a file that
+    holds the network says of it: response normalisation, and no soft-max at the end.
     """
 
     tensors: Tensors
     source: str
     preprocessing: ImagePreprocessing | None = None
     note: str = ""
+    lrn: bool = False
+    logits: bool = False
 
     def sha256(self) -> str:
         """Of the numbers, whatever file they came in."""

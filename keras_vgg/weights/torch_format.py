@@ -35,11 +35,16 @@ _COUNTER = "num_batches_tracked"  # PyTorch's, which Keras has no use for
 def read_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, "np") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = {name: _widened(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             said = (file.metadata() or {}).get("preprocessing")
     except (SafetensorError, OSError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
     return _weights(state, str(path), said)
+
+
+def _widened(value: np.ndarray) -> np.ndarray:
+    """bfloat16, which NumPy has not, as the same numbers in float32."""
+    return value.astype("float32") if value.dtype.name == "bfloat16" else value
 
 
 def read_pth(path: Path) -> Weights:
@@ -58,12 +63,12 @@ def read_pth(path: Path) -> Weights:
             f"{path} is refused: it is damaged, or its pickle asks for objects that are not "
             "tensors, which could run code. Take the same weights as .safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{path} is damaged, or no PyTorch file: {error}") from error
     if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
         raise ValueError(f"{path} is no state dict: it must map names to tensors")
     arrays = {
-        name: (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        name: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
         for name, value in state.items()
     }
     return _weights(arrays, str(path), None)
@@ -86,9 +91,11 @@ def write_pth(
 ) -> None:
     """ValueError unless the network expects torchvision's input, since a .pth cannot say other."""
     if not _is_torchvision(preprocessing):
+        whether = "is not known to expect" if preprocessing is None else "does not expect"
         raise ValueError(
-            f"the network does not expect torchvision's input, as every reader of {path.name} "
-            "would believe; write .safetensors, which says what it expects"
+            f"the network {whether} torchvision's input, as every reader of {path.name} would "
+            "believe: write .safetensors, which says what it expects, or say with preprocessing "
+            "what a silent source expects"
         )
     if importlib.util.find_spec("torch") is None:
         raise ValueError("writing a .pth file needs PyTorch: pip install torch")
@@ -116,7 +123,7 @@ def _weights(state: Mapping[str, np.ndarray], source: str, said: str | None) -> 
             raise ValueError(f"{source} states a preprocessing that is none: {said}") from error
     note = ""
     broken = [n for n in TOP if n in tensors and not np.isfinite(tensors[n][0]).any()]
-    if broken:
+    if broken == list(TOP) and not said:
         # torchvision's vgg16_features: amdegroot's SSD base, made of Oxford's tensors.
         tensors = {name: values for name, values in tensors.items() if name not in TOP}
         mean = [255 * m for m in (0.48235, 0.45882, 0.40784)]
@@ -200,12 +207,20 @@ def to_torch(tensors: Tensors, naming: str) -> dict[str, np.ndarray]:
     for layer, name in zip(TOP, NAMINGS[naming], strict=True):
         if layer in tensors:
             kernel, bias = tensors[layer]
-            if kernel.ndim == 2:
-                side = _side(kernel.shape[0], filters, "fc1") if layer == "fc1" else 1
-                kernel = kernel.reshape(side, side, -1, kernel.shape[1])
-            kernel = kernel.transpose(3, 2, 0, 1)
-            if naming == "torchvision" or layer == "predictions":
-                kernel = kernel.reshape(len(kernel), -1)
+            units = kernel.shape[-1]
+            if layer == "fc1" and kernel.ndim == 2:  # [h*w*c, units]
+                kernel = kernel.reshape(-1, filters, units).transpose(2, 1, 0)
+            else:
+                kernel = np.moveaxis(kernel, -1, 0)
+                kernel = np.moveaxis(kernel, -1, 1)
+            kernel = kernel.reshape(units, -1)
+            if naming == "timm" and layer == "fc1":
+                given = tensors[layer][0].shape
+                side = _side(kernel.shape[1], filters, "fc1") if len(given) == 2 else None
+                height, width = given[:2] if side is None else (side, side)
+                kernel = kernel.reshape(units, filters, height, width)
+            elif naming == "timm" and layer == "fc2":
+                kernel = kernel.reshape(units, -1, 1, 1)
             state[f"{name}.weight"], state[f"{name}.bias"] = kernel, bias
     return {name: np.ascontiguousarray(value) for name, value in state.items()}
 
@@ -228,8 +243,12 @@ def _blocks(indices: list[int], norm: bool, source: str) -> Iterator[tuple[int, 
 
 def _from_dense(kernel: np.ndarray, layer: str, filters: int, source: str) -> np.ndarray:
     if kernel.ndim == 2 and layer == "fc1":
-        side = _side(kernel.shape[1], filters, f"{source}: fc1")
-        kernel = kernel.reshape(len(kernel), filters, side, side)
+        if kernel.shape[1] % filters:
+            raise ValueError(
+                f"{source}: fc1 has {kernel.shape[1]} inputs, no map of {filters} channels"
+            )
+        kernel = kernel.reshape(len(kernel), filters, -1).transpose(2, 1, 0)
+        return kernel.reshape(-1, kernel.shape[2])
     if kernel.ndim == 4:
         return kernel.transpose(2, 3, 1, 0)
     if kernel.ndim != 2:

@@ -3,8 +3,8 @@
 command:  keras-vgg train training/recipes/cifar10_transfer.py --source folder:DIR \
               --init FILE --workdir runs/cifar10_transfer
           (DIR holds train/<class>/<image>; FILE is a weight file, or "imagenet" to download it)
-hardware: see training/README.md
-result:   see training/README.md
+hardware: 2 CPU cores would need hours
+result:   not run; a linear classifier on the frozen base has 86.14 % (training/cifar10_transfer.py)
 """
 
 from keras_vgg.recipe import Recipe
