@@ -26,7 +26,7 @@ RECIPE = Recipe(
     horizontal_flip=True,
     epochs=3,
     batch_size=64,
-    learning_rate=0.005,
+    learning_rate=0.001,
     nesterov=True,
     warmup_epochs=0.2,
 )
