@@ -71,7 +71,7 @@ class Evaluate:
 
     def __call__(self) -> None:
         from keras_vgg.fit.run import Run
-        from keras_vgg.runs import evaluate_run
+        from keras_vgg.runs import evaluate_run, evaluation_name
 
         run = Run.open(self.run)
         evaluation = evaluate_run(run, self.split, verbose=True, protocol=self.protocol)
@@ -89,7 +89,7 @@ class Evaluate:
         ):
             table.add_row(name, str(count), f"{accuracy:.2%}" if count else "no image")
         _print(table)
-        name = self.split if self.protocol == "center" else f"{self.split}_multi_crop"
+        name = evaluation_name(self.split, self.protocol)
         _print(str(run.directory / f"confusion_{name}.png"))
 
 
@@ -250,15 +250,13 @@ class Weights:
             print(weights.note)
 
     def _list(self) -> None:
-        from keras_vgg.architecture import get_configuration
         from keras_vgg.weights import CHECKPOINTS
 
         headers = ("network", "top", "MB", "top-1", "top-5", "preprocessing", "licence")
         table = _table("published ImageNet checkpoints, 1000 classes, 224x224", *headers)
         for c in CHECKPOINTS:
-            builder = get_configuration(c.configuration).builder
             table.add_row(
-                f"{builder}{', batch norm' if c.batch_norm else ''}",
+                c.network,
                 "yes" if c.include_top else "no",
                 f"{c.bytes / 1e6:.1f}",
                 f"{c.top1:.2f}",

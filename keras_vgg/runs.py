@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 PROTOCOLS = ("center", "multi-crop")
 
 
+def evaluation_name(split: str, protocol: str) -> str:
+    """What a run calls the results of a split: test, or with multi-crop test_multi_crop."""
+    return split if protocol == "center" else f"{split}_{protocol.replace('-', '_')}"
+
+
 def evaluate_run(
     run: Run,
     split: str = "test",
@@ -58,9 +63,9 @@ def evaluate_run(
     model = model or run.model()
     images = _split(run, split)
     recipe = run.recipe
-    batch_size, transform, name = recipe.batch_size, evaluation_transform(recipe), split
+    batch_size, transform = recipe.batch_size, evaluation_transform(recipe)
+    name = evaluation_name(split, protocol)
     if protocol == "multi-crop":
-        name = f"{split}_multi_crop"
         batch_size = max(1, batch_size // 8)  # an image is 50
         transform = partial(
             augment.grid_crops,

@@ -41,6 +41,21 @@ def checkpoint_arrays(run):
         return {re.sub(r"_\d+/", "/", k): file[k] for k in file.files if k != "history"}
 
 
+def fit_interrupted(recipe, workdir, epoch, monkeypatch):
+    """A run that is interrupted as epoch `epoch` begins, counted from 0."""
+    on_epoch_begin = Recorder.on_epoch_begin
+
+    def interrupt(self, begun, logs=None):
+        if begun == epoch:
+            raise KeyboardInterrupt
+        on_epoch_begin(self, begun, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "on_epoch_begin", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit(recipe, workdir, verbose=0)
+
+
 def test_run_directory(finished):
     names = {p.name for p in finished.directory.iterdir()}
     assert names == {
@@ -90,17 +105,7 @@ def test_a_finished_run_is_left_alone(finished, capsys):
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch):
     """Weights, optimiser, dropout seeds, data order and the records: bit for bit."""
-    on_epoch_begin = Recorder.on_epoch_begin
-
-    def interrupt(self, epoch, logs=None):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        on_epoch_begin(self, epoch, logs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "on_epoch_begin", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            fit(TINY, tmp_path / "run", verbose=0)
+    fit_interrupted(TINY, tmp_path / "run", 2, monkeypatch)
     assert not Run.open(tmp_path / "run").finished
     resumed = fit(TINY, tmp_path / "run", verbose=0)
     whole, again = checkpoint_arrays(finished), checkpoint_arrays(resumed)

@@ -7,9 +7,9 @@ import pytest
 import keras_vgg
 from keras_vgg import fit as fitting
 from keras_vgg.fit import Run, fit, frozen
-from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.optimizer import LayerwiseSGD
 from keras_vgg.recipe import Recipe
+from tests.test_fit import fit_interrupted
 
 # Images that are the same every epoch, a mirror image apart.
 FIXED = Recipe(
@@ -196,17 +196,7 @@ def test_an_interrupted_computation_goes_on_where_it_was(pretrained, tmp_path, m
 def test_a_resumed_head_ends_as_an_uninterrupted_one(pretrained, tmp_path, monkeypatch):
     recipe = recipe_from(pretrained, freeze_until="all", epochs=3)
     whole = fit(recipe, tmp_path / "whole", verbose=0)
-    begin = Recorder.on_epoch_begin
-
-    def interrupt(self, epoch, logs=None):
-        if epoch == 2:
-            raise KeyboardInterrupt
-        begin(self, epoch, logs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "on_epoch_begin", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            fit(recipe, tmp_path / "cut", verbose=0)
+    fit_interrupted(recipe, tmp_path / "cut", 2, monkeypatch)
     again = fit(recipe, tmp_path / "cut", verbose=0)
     for a, b in zip(whole.model().get_weights(), again.model().get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -334,17 +324,7 @@ def test_other_weights_under_the_same_name_are_refused(pretrained, tmp_path, mon
     weights = tmp_path / "weights.keras"
     pretrained.model().save(weights)
     recipe = FIXED.replace(init=str(weights))
-
-    def interrupt(self, epoch, logs=None):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        begin(self, epoch, logs)
-
-    begin = Recorder.on_epoch_begin
-    with monkeypatch.context() as patch:
-        patch.setattr(Recorder, "on_epoch_begin", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            fit(recipe, tmp_path / "run", verbose=0)
+    fit_interrupted(recipe, tmp_path / "run", 1, monkeypatch)
     other = pretrained.model()
     other.get_layer("block1_conv1").bias.assign_add(keras.ops.ones(4))
     other.save(weights)

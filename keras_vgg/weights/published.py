@@ -50,10 +50,15 @@ class Checkpoint:
         return 4 * self.parameters
 
     @property
+    def network(self) -> str:
+        """Such as "VGG16, batch norm"."""
+        builder = get_configuration(self.configuration).builder
+        return f"{builder}{', batch norm' if self.batch_norm else ''}"
+
+    @property
     def name(self) -> str:
         """Such as "VGG16, batch norm, from torchvision"."""
-        builder = get_configuration(self.configuration).builder
-        return f"{builder}{', batch norm' if self.batch_norm else ''}, from {self.source}"
+        return f"{self.network}, from {self.source}"
 
 
 def _keras(configuration: str, number: int, top1: float, top5: float, *md5: str):

@@ -142,12 +142,12 @@ def from_torch(state: Mapping[str, np.ndarray], source: str) -> Tensors:
         ValueError: names or shapes that are not VGG's in either naming, all listed.
     """
     rest = {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
-    convolutions, norms = {}, {}
-    for name in list(rest):
+    convolutions, norm = [], False
+    for name, value in rest.items():
         match = re.fullmatch(r"features\.(\d+)\.weight", name)
-        if match:
-            kind = convolutions if rest[name].ndim == 4 else norms
-            kind[int(match[1])] = f"features.{match[1]}"
+        if match and value.ndim == 4:
+            convolutions.append(int(match[1]))
+        norm = norm or bool(match and value.ndim != 4)
     if not convolutions:
         raise ValueError(
             f"{source} holds no VGG in torchvision's or timm's naming (features.0.weight ...): "
@@ -163,11 +163,11 @@ def from_torch(state: Mapping[str, np.ndarray], source: str) -> Tensors:
         return rest.pop(name)
 
     filters = 0
-    for index, layer in _blocks(sorted(convolutions), bool(norms), source):
+    for index, layer in _blocks(sorted(convolutions), norm, source):
         kernel = take(f"features.{index}.weight")
         filters = kernel.shape[0]
         tensors[layer] = [kernel.transpose(2, 3, 1, 0), take(f"features.{index}.bias")]
-        if norms:
+        if norm:
             tensors[f"{layer}_bn"] = [take(f"features.{index + 1}.{n}") for n in _BATCH_NORM]
     for naming in NAMINGS.values():
         for layer, name in zip(TOP, naming, strict=True):
