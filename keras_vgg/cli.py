@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import sys
 import tempfile
@@ -298,6 +299,164 @@ class Convert:
         print(f"{self.target}: {convert.describe(network)}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """How a source is opened."""
+
+    data_dir: str | None = None
+    """TFDS: where prepared data sets live (default: TFDS's own, ~/tensorflow_datasets)."""
+    manual_dir: str | None = None
+    """TFDS: a folder that holds the data set's original files, which are then not downloaded."""
+    download: bool = False
+    """TFDS: download and prepare the data set when it is not there."""
+    validation_fraction: float = 0.1
+    """Share of the training images held out where a source has no validation split."""
+    test_fraction: float = 0.2
+    """Share of the images held out where a source has no test split (digits, folders)."""
+    seed: int = 0
+    """Decides what is held out."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """A damaged image file: stop and name it, or leave it out and say how many."""
+
+    def open(self, source: str):
+        from keras_vgg import data
+
+        return data.load_source(source, **dataclasses.asdict(self))
+
+
+SourceName = tyro.conf.Positional[str]
+Opened = Annotated[Where, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataCheck:
+    """Decode every image of a source beforehand; report damage, formats, sizes and classes.
+
+    The exit status is 2 if an image is damaged; the report names each. Of records:PATH the files'
+    hashes are compared first.
+    """
+
+    source: SourceName
+    """digits, folder:PATH, records:PATH, idx:PATH or a TFDS name."""
+    report: Path = Path("data_check.json")
+    """Where the report goes."""
+    where: Opened = Where()
+
+    def __call__(self) -> None:
+        from keras_vgg import data
+
+        form, _, path = self.source.partition(":")
+        if form == "records":
+            data.verify(path)
+        report = data.check(self.where.open(self.source), verbose=True)
+        self.report.write_text(json.dumps(report, indent=2) + "\n")
+        table = _table(self.source, "split", "images", "bad", "height", "width", "formats")
+        for name, split in report["splits"].items():
+            sides = [
+                "{} to {}".format(*split[side][::2]) if side in split else ""
+                for side in ("height", "width")
+            ]
+            formats = [f"{kind} {count:,}" for kind, count in split.get("formats", {}).items()]
+            bad = str(len(split["bad"])) if "bad" in split else "in memory"
+            table.add_row(name, f"{split['images']:,}", bad, *sides, "; ".join(formats))
+        _print(table)
+        _print(str(self.report))
+        bad = [name for split in report["splits"].values() for name, _ in split.get("bad", [])]
+        if bad:
+            listed = ", ".join(bad[:10]) + (", ..." if len(bad) > 10 else "")
+            raise ValueError(f"{len(bad)} images of {self.source} cannot be decoded: {listed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataStats:
+    """Mean, deviation and principal components of RGB over a source's training split."""
+
+    source: SourceName
+    """digits, folder:PATH, records:PATH, idx:PATH or a TFDS name."""
+    limit: int | None = None
+    """Look at so many images, evenly spaced (default: all)."""
+    where: Opened = Where()
+
+    def __call__(self) -> None:
+        from keras_vgg import data
+
+        split = self.where.open(self.source).train
+        with data.bad_images_named(split):
+            found = data.statistics(split, limit=self.limit, verbose=True)
+        title = f"{self.source}: {found.images:,} of {split.size:,} training images, in [0, 255]"
+        table = _table(title, "", "red", "green", "blue")
+        table.add_row("mean", *(f"{v:.3f}" for v in found.mean))
+        table.add_row("standard deviation", *(f"{v:.3f}" for v in found.std))
+        _print(table)
+        table = _table(
+            "covariance of RGB in [0, 1]: its components", "eigenvalue", "red", "green", "blue"
+        )
+        for value, vector in zip(found.eigenvalues, found.eigenvectors.T, strict=True):
+            table.add_row(f"{value:.6f}", *(f"{v:+.4f}" for v in vector))
+        _print(table)
+        for name, values in (("mean", found.mean), ("std", found.std)):
+            _print(f"--{name}-rgb " + " ".join(f"{v:.3f}" for v in values))
+
+
+@dataclasses.dataclass(frozen=True)
+class DataPack:
+    """Write a source's splits as sharded TFRecords, to be read as records:OUT.
+
+    Files are stored byte for byte, and every image is decoded once to see that it is whole.
+    Repeating a command goes on with what was interrupted.
+    """
+
+    source: SourceName
+    """digits, folder:PATH, idx:PATH or a TFDS name."""
+    out: tyro.conf.Positional[Path]
+    """The folder of the pack: new, empty, or an unfinished pack of the same source."""
+    shard_images: int = 1024
+    """Images a file."""
+    where: Opened = Where()
+
+    def __call__(self) -> None:
+        from keras_vgg import data
+
+        source = self.where.open(self.source)
+        manifest = data.pack(source, self.out, shard_images=self.shard_images, verbose=True)
+        table = _table(str(self.out), "split", "images", "files", "MB")
+        for name, split in manifest["splits"].items():
+            size = sum(shard["bytes"] for shard in split["shards"])
+            row = (f"{split['images']:,}", str(len(split["shards"])), f"{size / 1e6:.1f}")
+            table.add_row(name, *row)
+        _print(table)
+        _print(f"next: keras-vgg train --source records:{self.out} --workdir RUN")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataShow:
+    """Draw what a recipe makes of a source's training images: a contact sheet.
+
+    A row an image: the original with the places of the crops, what evaluation sees, and several
+    augmentations of it.
+    """
+
+    source: SourceName
+    """digits, folder:PATH, records:PATH, idx:PATH or a TFDS name."""
+    recipe: Path | None = None
+    """A recipe file, or a run's recipe.json (default: the recipe of the digits)."""
+    out: Path = Path("contact_sheet.png")
+    """Where the picture goes."""
+    images: int = 6
+    """Rows."""
+    views: int = 5
+    """Augmentations of each."""
+    where: Opened = Where()
+
+    def __call__(self) -> None:
+        from keras_vgg.runs import show_augmentation
+
+        recipe = load_recipe(self.recipe) if self.recipe else Recipe()
+        recipe = recipe.replace(source=self.source, **dataclasses.asdict(self.where))
+        show_augmentation(recipe, self.out, images=self.images, views=self.views)
+        _print(str(self.out))
+
+
 COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
@@ -306,6 +465,10 @@ COMMANDS = {
     "summary": Summary,
     "weights": Weights,
     "convert": Convert,
+    "data check": DataCheck,
+    "data stats": DataStats,
+    "data pack": DataPack,
+    "data show": DataShow,
 }
 
 
@@ -318,8 +481,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"keras-vgg {__version__}")
         return OK
     try:
-        if arguments and arguments[0] in COMMANDS:
-            command = _parse(arguments[0], arguments[1:])
+        name, rest = _name_of(arguments)
+        if name is not None:
+            command = _parse(name, rest)
             tables_only = isinstance(command, Summary) or command == Weights()
             if not tables_only:
                 _import_engine()
@@ -336,14 +500,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DIVERGED if isinstance(error, ArithmeticError) else BAD_INPUT
 
 
+def _name_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """(command, the rest) of a command line; a command is one word, or data and another."""
+    for words in (1, 2):
+        name = " ".join(arguments[:words])
+        if name in COMMANDS:
+            return name, list(arguments[words:])
+    return None, list(arguments)
+
+
 def _help(arguments: Sequence[str]) -> int:
-    asked = not arguments or arguments[0] in ("-h", "--help")
-    if not asked:
-        known = ", ".join(COMMANDS)
-        raise ValueError(f"unknown command {arguments[0]!r}; the commands are {known}")
+    group = [name for name in COMMANDS if arguments and name.startswith(f"{arguments[0]} ")]
+    rest = arguments[1:] if group else arguments
+    if rest and rest[0] not in ("-h", "--help"):
+        known = ", ".join(group or COMMANDS)
+        wrong = " ".join(arguments[:2] if group else arguments[:1])
+        raise ValueError(f"unknown command {wrong!r}; the commands are {known}")
     print("usage: keras-vgg COMMAND [-h] ...\n\nTrain, test and export the VGG networks.\n")
-    for name, command in COMMANDS.items():
-        print(f"  {name:10} {(command.__doc__ or '').splitlines()[0]}")
+    for name in group or COMMANDS:
+        print(f"  {name:10} {(COMMANDS[name].__doc__ or '').splitlines()[0]}")
     print("\n  --version  print the version\n  --debug    show the traceback of an error")
     print("\nkeras-vgg COMMAND --help explains a command.")
     return OK

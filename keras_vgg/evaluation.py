@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_vgg.progress import progress_bars
+
 if TYPE_CHECKING:
     import keras
-    from rich.progress import Progress
 
 _CLIP = 1e-7  # keras.config.epsilon(), as Keras' cross-entropy clips
 
@@ -122,7 +123,7 @@ def evaluate(
     labels: list[np.ndarray] = []
     probabilities: list[np.ndarray] = []
     seen = 0
-    with _progress(verbose) as progress:
+    with progress_bars(verbose) as progress:
         task = progress.add_task("evaluating", total=expected)
         for batch_images, batch_labels in dataset:
             batch_labels = np.asarray(batch_labels)
@@ -198,17 +199,3 @@ def _check_output(output: np.ndarray, images: int, classes: int) -> None:
         )
     if not np.isfinite(output).all():
         raise ValueError("the model's output is not finite: it has nan or inf in it")
-
-
-def _progress(verbose: bool) -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    return Progress(
-        "{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),  # stdout is for results
-        disable=not verbose,
-    )

@@ -26,7 +26,7 @@ class Recipe:
 
     # Data
     source: str = "digits"
-    """Where images come from: digits, a TFDS name, folder:PATH, or idx:PATH."""
+    """Where images come from: digits, a TFDS name, folder:PATH, records:PATH or idx:PATH."""
     data_dir: str | None = None
     """TFDS: where prepared data sets live (default: TFDS's own, ~/tensorflow_datasets)."""
     manual_dir: str | None = None
@@ -95,6 +95,14 @@ class Recipe:
     """Rotate hue by up to this share of a turn, either way; at most 0.5."""
     rgb_shift: float = 0.0
     """The paper's colour shift along the training set's RGB components; its strength is 0.1."""
+    rand_augment: float = 0.0
+    """Magnitude of two random operations of keras.layers.RandAugment, drawn once a batch."""
+    random_erasing: float = 0.0
+    """Probability that keras.layers.RandomErasing puts a rectangle of noise on an image."""
+    mixup: float = 0.0
+    """Alpha of keras.layers.MixUp, which blends two images of a batch; 0.2 is usual."""
+    cutmix: float = 0.0
+    """Factor of keras.layers.CutMix, which pastes a part of another image; 1 is usual."""
     mean_rgb: tuple[float, float, float] | None = None
     """Subtracted inside the model, in [0, 255]; None: init's, else the training set's mean."""
     std_rgb: tuple[float, float, float] | None = None
@@ -135,6 +143,8 @@ class Recipe:
     """Arithmetic of the layers; weights, soft-max and loss stay float32."""
     jit: Literal["auto", "on", "off"] = "auto"
     """Compile the training step with XLA."""
+    deterministic: bool = True
+    """Every batch is decided by seed, epoch and step; False lets images overtake slower ones."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints to keep."""
 
@@ -180,6 +190,9 @@ class Recipe:
         return {k: (mine[k], others[k]) for k in mine if mine[k] != others[k] and k not in _PLACE}
 
 
+# Fields that change whole batches: the arguments of augment.batch_augmentation.
+BATCH_AUGMENTATIONS = ("rand_augment", "random_erasing", "mixup", "cutmix")
+
 _PLACE = ("data_dir", "manual_dir", "download", "keep_checkpoints")
 
 # A field's type, as annotated -> what its values may be instances of.
@@ -202,6 +215,10 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "saturation": (0, 1, True),
     "hue": (0, 0.5, True),
     "rgb_shift": (0, 10, True),
+    "rand_augment": (0, 1, True),
+    "random_erasing": (0, 1, True),
+    "mixup": (0, 1, True),
+    "cutmix": (0, 1, True),
     "epochs": (1, 1e6, True),
     "batch_size": (1, 1e6, True),
     "learning_rate": (1e-12, 1e3, True),
@@ -250,6 +267,10 @@ def _validate(recipe: Recipe) -> None:
     scale = recipe.train_scale
     if scale is not None and not (len(scale) == 2 and 1 <= scale[0] <= scale[1]):
         raise ValueError(f"train_scale must be two rising whole numbers, not {scale}")
+    if recipe.crop_padding >= recipe.image_size:
+        raise ValueError(
+            f"crop_padding ({recipe.crop_padding}) must be below image_size ({recipe.image_size})"
+        )
     if recipe.schedule == "step" and not recipe.step_epochs:
         raise ValueError("schedule 'step' needs step_epochs, such as 60 120 160")
     if list(recipe.step_epochs) != sorted(set(recipe.step_epochs)):

@@ -16,9 +16,11 @@ from keras_vgg.fit import (
     evaluation_transform,
     load_source,
     require_same_data,
+    training_transform,
     write_atomically,
 )
 from keras_vgg.fit.run import Run
+from keras_vgg.recipe import Recipe
 
 if TYPE_CHECKING:
     import keras
@@ -132,6 +134,35 @@ def export_run(
     with data.bad_images_named(validation):
         taken = np.concatenate([x.numpy() for x, _ in dataset.take(-(-images // 64))])[:images]
     return exporting.export(model, run.class_names, directory, images=taken, **options)
+
+
+def show_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, views: int = 5) -> None:
+    """Draw what a recipe makes of its training images, as `keras_vgg.data.contact_sheet`.
+
+    Raises:
+        ValueError, OSError: the recipe's source cannot be opened or shown, or `path` not written.
+    """
+    source = load_source(recipe)
+    statistics = None
+    if recipe.rgb_shift:
+        with data.bad_images_named(source.train):
+            statistics = data.statistics(source.train)
+    data.contact_sheet(
+        source.train,
+        path,
+        class_names=source.class_names,
+        train=training_transform(recipe, statistics),
+        evaluate=evaluation_transform(recipe),
+        window=partial(
+            augment.train_window,
+            size=recipe.image_size,
+            scale=recipe.train_scale,
+            crop_padding=recipe.crop_padding,
+        ),
+        images=images,
+        views=views,
+        seed=recipe.seed,
+    )
 
 
 def _split(run: Run, name: str) -> data.Split:

@@ -294,8 +294,38 @@ EVERYTHING = {
 def test_train_image_result(dtype: type) -> None:
     result = call(partial(augment.train_image, **EVERYTHING), noise(30, 40, dtype), [1, 2])
     assert result.shape == (16, 16, 3)
-    assert result.dtype == np.float32
-    assert 0.0 <= result.min() < result.max() <= 255.0
+    assert result.dtype == np.uint8
+    assert result.min() < 50 < 200 < result.max()
+
+
+def test_all_colour_is_one_rounded_affine_map() -> None:
+    """What `train_image` computes for speed is `adjust_color` and the shift, rounded."""
+    image, seed = noise(16, 24).astype(np.float32) / 4 + 60, [4, 2]
+    crop = call(partial(augment.train_image, size=16, flip=False), image, seed).astype(np.float32)
+    jitter = {"brightness": 0.1, "contrast": 0.3, "saturation": 0.4, "hue": 0.1}
+    drawn = 2 * tf.random.stateless_uniform([8], seed).numpy()[4:] - 1
+    for size, names in ((16, list(jitter)), (15, ["contrast"]), (16, ["hue"])):
+        used = {name: jitter[name] if name in names else 0.0 for name in jitter}
+        expected = augment.adjust_color(
+            crop[:size, :size],
+            255 * used["brightness"] * drawn[0],
+            1 + used["contrast"] * drawn[1],
+            1 + used["saturation"] * drawn[2],
+            2 * math.pi * used["hue"] * drawn[3],
+        )
+        # The window of this image is at the same place for both sizes.
+        op = partial(augment.train_image, size=size, flip=False, **used)
+        whole = call(op, crop[:size, :size], seed)
+        assert np.abs(whole - expected.numpy()).max() <= 0.51
+    shifted = partial(
+        augment.train_image, size=16, flip=False, shift=0.5, **jitter,
+        eigenvalues=EIGENVALUES, eigenvectors=EIGENVECTORS,
+    )  # fmt: skip
+    without = partial(augment.train_image, size=16, flip=False, **jitter)
+    difference = call(shifted, crop, seed).astype(float) - call(without, crop, seed)
+    inside = np.ptp(difference, axis=(0, 1))
+    assert (inside <= 1).all()  # one number a channel, but for rounding
+    assert np.abs(difference).max() > 3
 
 
 def test_train_image_has_a_static_shape() -> None:
@@ -355,6 +385,7 @@ def test_switching_one_operation_off_leaves_the_others_as_they_were() -> None:
         ({"scale": (8, 4)}, r"scale=\(8, 4\)"),
         ({"scale": (0, 4)}, r"scale=\(0, 4\)"),
         ({"crop_padding": -1}, "crop_padding=-1"),
+        ({"crop_padding": 4}, "crop_padding=4 must be 0 or more pixels, below size=4"),
         ({"shift": 0.1}, "shift=0.1 needs eigenvalues"),
         ({"hue": 0.6}, "hue=0.6"),
     ],

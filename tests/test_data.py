@@ -1,8 +1,11 @@
 """keras_vgg.data: every form of source, the pipelines over them, and every refusal."""
 
 import gzip
+import json
+import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -503,7 +506,9 @@ def test_tfds_that_is_not_prepared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["fashion_mnits", "/data/photos", "huggingface:mnist", ""])
 def test_unknown_source(spec: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown source '{spec}'.*digits, folder:PATH, idx:PATH"):
+    with pytest.raises(
+        ValueError, match=f"unknown source '{spec}'.*digits, folder:PATH, records:PATH, idx:PATH"
+    ):
         data.load_source(spec)
 
 
@@ -569,7 +574,7 @@ def split(request: pytest.FixtureRequest, tmp_path: Path) -> data.Split:
 
 def test_training_batches(split: data.Split) -> None:
     dataset = data.training_dataset(split, 5, plain, seed=0)
-    assert dataset.element_spec[0].dtype == tf.float32
+    assert dataset.element_spec[0].dtype == tf.uint8
     assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
     assert data.steps_per_epoch(split, 5) == 4
     batches = epochs(dataset, 12)
@@ -592,6 +597,177 @@ def test_start_epoch_continues_the_stream_exactly(split: data.Split) -> None:
     for (images, labels), (same_images, same_labels) in zip(whole[20:], later, strict=True):
         np.testing.assert_array_equal(images, same_images)
         np.testing.assert_array_equal(labels, same_labels)
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, 3), (2, 0), (2, 1), (2, 3)])
+def test_any_step_can_be_begun_at(split: data.Split, epoch: int, step: int) -> None:
+    transform = partial(augment.train_image, size=6, crop_padding=2, brightness=0.3)
+    mixing = augment.batch_augmentation(mixup=0.5)
+
+    def mixed(images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple:
+        return mixing(images, tf.one_hot(labels, 5), seed)
+
+    open_at = partial(data.training_dataset, split, 5, transform, seed=9, batch_transform=mixed)
+    whole = epochs(open_at(), 16)[4 * epoch + step :]
+    later = epochs(open_at(start_epoch=epoch, start_step=step), len(whole))
+    for (images, labels), (same_images, same_labels) in zip(whole, later, strict=True):
+        np.testing.assert_array_equal(images, same_images)
+        np.testing.assert_array_equal(labels, same_labels)
+
+
+def test_hosts_share_every_batch(split: data.Split) -> None:
+    transform = partial(augment.train_image, size=6, crop_padding=2, brightness=0.3)
+    whole = epochs(data.training_dataset(split, 6, transform, seed=9), 9)
+    parts = [
+        epochs(
+            data.training_dataset(
+                split, 2, transform, seed=9, host=host, hosts=3, start_epoch=1, start_step=1
+            ),
+            5,
+        )
+        for host in range(3)
+    ]
+    for step, (images, labels) in enumerate(whole[4:]):
+        np.testing.assert_array_equal(images, np.concatenate([part[step][0] for part in parts]))
+        np.testing.assert_array_equal(labels, np.concatenate([part[step][1] for part in parts]))
+
+
+@pytest.mark.parametrize(
+    "where", [{"start_step": 4}, {"start_step": -1}, {"host": 2, "hosts": 2}, {"host": -1}]
+)
+def test_training_refuses_steps_and_hosts_that_there_are_not(where: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"start_step=.* must be in .* and host=.* in "):
+        data.training_dataset(numbered(22), 5, plain, seed=0, **where)
+
+
+def test_without_deterministic_every_image_still_comes_once() -> None:
+    dataset = data.training_dataset(numbered(22), 11, plain, seed=0, deterministic=False)
+    images = np.concatenate([images[:, 0, 0, 0] for images, _ in epochs(dataset, 2)])
+    assert sorted(images) == list(range(22))
+
+
+def test_a_transform_that_knows_no_pictures_is_given_decoded_images(data_folder: Path) -> None:
+    paths = sorted(map(str, (data_folder / "imagenet_samples").iterdir()))[:2]
+    photographs = data.Split(
+        "train", 2, labels=np.zeros(2, np.int32), paths=np.array(paths, dtype=object)
+    )
+    ((images, _),) = data.evaluation_dataset(photographs, 2, lambda image: image[:9, :9])
+    expected = [data.load_image(path)[:9, :9] for path in paths]
+    np.testing.assert_array_equal(images, expected)
+
+
+# --- records ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = data.Source("numbers", ("a", "b", "c", "d", "e"), numbered(40), None, None)
+    out = tmp_path_factory.mktemp("numbers") / "packed"
+    data.pack(images, out, shard_images=2)
+    return out
+
+
+@pytest.fixture
+def shards(packed: Path, tmp_path: Path) -> data.Split:
+    """40 images in 20 shards of two, image i filled with i; two groups to be mixed."""
+    shutil.copytree(packed, tmp_path / "packed")
+    return data.load_source(f"records:{tmp_path / 'packed'}").train
+
+
+def order_of(dataset: tf.data.Dataset, steps: int) -> list[int]:
+    return np.concatenate([images[:, 0, 0, 0] for images, _ in epochs(dataset, steps)]).tolist()
+
+
+def test_records_are_shuffled_anew_each_epoch(shards: data.Split) -> None:
+    found = order_of(data.training_dataset(shards, 5, plain, seed=3), 16)
+    assert sorted(found[:40]) == sorted(found[40:]) == list(range(40))
+    assert found[:40] != found[40:]
+    other = order_of(data.training_dataset(shards, 5, plain, seed=4), 8)
+    assert other != found[:40]
+    # Neither as they lie, nor shard by shard.
+    lying = [int(image[0, 0, 0]) for image, _ in data.evaluation_dataset(
+        shards, 40, lambda image: image
+    ).unbatch()]  # fmt: skip
+    neighbours = {frozenset(lying[i : i + 2]) for i in range(0, 40, 2)}
+    assert sum(frozenset(found[i : i + 2]) in neighbours for i in range(0, 40, 2)) < 6
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (1, 0), (1, 6), (1, 7)])
+def test_records_can_be_begun_at_any_step(shards: data.Split, epoch: int, step: int) -> None:
+    transform = partial(augment.train_image, size=6, crop_padding=2, brightness=0.3)
+    whole = epochs(data.training_dataset(shards, 5, transform, seed=3), 24)[8 * epoch + step :]
+    later = data.training_dataset(shards, 5, transform, seed=3, start_epoch=epoch, start_step=step)
+    for (images, labels), (same_images, same_labels) in zip(
+        whole, epochs(later, len(whole)), strict=True
+    ):
+        np.testing.assert_array_equal(images, same_images)
+        np.testing.assert_array_equal(labels, same_labels)
+
+
+def test_skipped_groups_of_shards_are_not_read(shards: data.Split) -> None:
+    """With 16 of 20 shards passed, it is no matter that they are gone."""
+    expected = order_of(data.training_dataset(shards, 4, plain, seed=3), 10)[32:]
+    used = set(expected)
+    for shard in shards.records.shards:
+        values = {
+            int(image[0, 0, 0])
+            for image, _ in data.evaluation_dataset(
+                replace(shards, size=2, records=replace(shards.records, shards=(shard,))),
+                2, lambda image: image,
+            ).unbatch()
+        }  # fmt: skip
+        if not values & used:
+            Path(shard.path).unlink()
+    later = data.training_dataset(shards, 4, plain, seed=3, start_step=8)
+    assert order_of(later, 2) == expected
+
+
+def test_bad_records_are_left_out_when_asked(
+    shards: data.Split, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """One of 40, in a file of TFDS's or anyone's making."""
+    path = Path(shards.records.shards[3].path)
+    kept = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        writer.write(kept[0].replace(b"PNG", b"PMG"))
+        writer.write(kept[1])
+    size = path.stat().st_size
+    manifest = json.loads((path.parent / "manifest.json").read_text())
+    assert manifest["splits"]["train"]["shards"][3]["bytes"] == size  # so that it still opens
+    spec = f"records:{path.parent}"
+    with pytest.raises(ValueError, match=f"{path}, record 0"):
+        data.raise_for_bad_images(data.load_source(spec).train)
+    found = data.load_source(spec, on_bad_image="skip").train
+    assert found.size == found.records.size == 39
+    assert "skipped: 1 of 40 images of split 'train'" in capsys.readouterr().err
+    whole = [int(label) for _, label in shards.records.dataset()]
+    assert [int(label) for _, label in found.records.dataset()] == whole[:6] + whole[7:]
+    everything = data.training_dataset(found, 13, plain, seed=0)
+    assert len(set(order_of(everything, 3))) == 39
+
+
+@pytest.mark.parametrize("positions", [[], [0], [7], [0, 1], [3, 4, 5], range(8), [2, 6]])
+def test_records_without_some(positions: Sequence[int]) -> None:
+    parts = (data.Shard("a", 2, 5), data.Shard("b", 0, 4), data.Shard("c", 9, 10))
+
+    def listed(records: data.Records) -> list[tuple[str, int]]:
+        return [(s.path, i) for s in records.shards for i in range(s.start, s.stop)]
+
+    records = data.Records(parts, lambda record: record)
+    expected = [name for i, name in enumerate(listed(records)) if i not in positions]
+    assert listed(records.without(positions)) == expected
+
+
+def test_hosts_share_the_shards(shards: data.Split) -> None:
+    assert data.steps_per_epoch(shards, 4, hosts=3) == 3  # of 14, 14 and 12 records
+    found = [
+        order_of(data.training_dataset(shards, 4, plain, seed=3, host=host, hosts=3), 6)
+        for host in range(3)
+    ]
+    assert all(len(set(part[:12])) == 12 for part in found)
+    assert not set(found[0]) & set(found[1])
+    assert not set(found[0]) & set(found[2])
+    assert not set(found[1]) & set(found[2])
 
 
 def test_the_stream_is_decided_by_the_seed_alone() -> None:

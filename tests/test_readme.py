@@ -24,7 +24,8 @@ def test_commands():
         if line.startswith("keras-vgg ")
     ]
     assert len(commands) >= 7
-    for _, command, *arguments in commands:
+    for _, *words in commands:
+        command, arguments = cli._name_of(words)
         recipe = arguments[0] if arguments and arguments[0].endswith(".py") else None
         if recipe:
             arguments[0] = str(ROOT / recipe)
@@ -32,7 +33,7 @@ def test_commands():
 
 
 @pytest.mark.parametrize(
-    "block", blocks("python"), ids=["drop-in", "options", "pretrained", "transfer"]
+    "block", blocks("python"), ids=["drop-in", "options", "pretrained", "transfer", "pipeline"]
 )
 def test_python(block, capsys, monkeypatch):
     def offline(checkpoint):

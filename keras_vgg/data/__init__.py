@@ -4,12 +4,13 @@ Images are uint8 RGB [h, w, 3] in [0, 255] as they leave a source, of varying si
 label; `keras_vgg.augment` brings them to the model's size, and the model normalises them.
 """
 
-from keras_vgg.data.decode import (
+from keras_vgg.data.check import (
     bad_images_named,
+    check,
     find_bad_images,
-    load_image,
     raise_for_bad_images,
 )
+from keras_vgg.data.decode import load_image
 from keras_vgg.data.pipeline import (
     ChannelStatistics,
     evaluation_dataset,
@@ -17,20 +18,28 @@ from keras_vgg.data.pipeline import (
     steps_per_epoch,
     training_dataset,
 )
+from keras_vgg.data.records import pack, verify
+from keras_vgg.data.show import contact_sheet
 from keras_vgg.data.sources import load_source
-from keras_vgg.data.split import Source, Split
+from keras_vgg.data.split import Records, Shard, Source, Split
 
 __all__ = [
     "ChannelStatistics",
+    "Records",
+    "Shard",
     "Source",
     "Split",
     "bad_images_named",
+    "check",
+    "contact_sheet",
     "evaluation_dataset",
     "find_bad_images",
     "load_image",
     "load_source",
+    "pack",
     "raise_for_bad_images",
     "statistics",
     "steps_per_epoch",
     "training_dataset",
+    "verify",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg.data.split import Source, Split
+from keras_vgg.data.split import Records, Shard, Source, Split
 
 # Their "test" has no labels (-1), so their "validation" is what everyone reports.
 UNLABELLED_TEST = frozenset({"i_naturalist2017", "i_naturalist2018", "imagenet2012"})
@@ -64,7 +64,7 @@ def load(
         and shape[-1] in (1, 3)
         and images * np.prod(shape[:2]) * 3 <= IN_MEMORY_BYTES
     )
-    read = _read_arrays if in_memory else _read_stream
+    read = _read_arrays if in_memory else _read_records
     splits = {
         split: read(builder, split, pieces, image_key, label_key) if pieces else None
         for split, pieces in chosen.items()
@@ -111,7 +111,7 @@ def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name.partition(":")[0].partition("/")[0], known)
     meant = f" (did you mean {', '.join(close)}?)" if close else ""
     return (
-        f"unknown source {name!r}{meant}: give digits, folder:PATH, idx:PATH "
+        f"unknown source {name!r}{meant}: give digits, folder:PATH, records:PATH, idx:PATH "
         "or the name of a TensorFlow Datasets image set"
     )
 
@@ -236,20 +236,31 @@ def _read_arrays(
     return Split(name, len(labels), labels=labels.astype(np.int32), images=images)
 
 
-def _read_stream(
+def _read_records(
     builder: Any, name: str, pieces: list[Piece], image_key: str, label_key: str
 ) -> Split:
     import tensorflow_datasets as tfds
 
-    def labelled(example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    spec = _spec(pieces)
+    if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
+        raise ValueError(
+            f"{builder.name} is prepared as {builder.info.file_format.value}, and images of "
+            "varying size are read from tfrecord files"
+        )
+
+    def parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # Undecoded, so that a shuffle buffer holds files and not pixels.
+        example = builder.info.features.deserialize_example(
+            record, decoders={image_key: tfds.decode.SkipDecoding()}
+        )
         label = example[label_key]
         tf.debugging.assert_non_negative(
-            label, f"{builder.name}: {_spec(pieces)} has images without a label"
+            label, f"{builder.name}: {spec} has images without a label"
         )
         return example[image_key], label
 
-    # Undecoded, so that a shuffle buffer holds files and not pixels.
-    examples = builder.as_dataset(
-        split=_spec(pieces), shuffle_files=False, decoders={image_key: tfds.decode.SkipDecoding()}
+    shards = tuple(
+        Shard(os.fspath(part.filename), part.skip, part.skip + part.take)
+        for part in builder.info.splits[spec].file_instructions
     )
-    return Split(name, _length(pieces), records=examples.map(labelled))
+    return Split(name, _length(pieces), records=Records(shards, parse))

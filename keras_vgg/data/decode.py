@@ -1,29 +1,178 @@
-"""Encoded image to RGB, and finding the files that do not decode."""
+"""Encoded image to RGB, whole or no more than is needed."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg.data.split import Split
+from keras_vgg.augment import Picture
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
+# 100 megapixels decode to 300 MB. A file of a few kilobytes can claim more than any memory.
+MAX_PIXELS = 100_000_000
+
+# The orientation of a photograph (Exif 2.32, tag 0x0112, a SHORT) where every writer puts it: in
+# the first directory of an APP1 segment at the head of the file. \C is one byte.
+_EXIF_ORIENTATION = (
+    r"\C{0,64}?Exif\x00\x00(?:"
+    r"II\*\x00\x08\x00\x00\x00\C\C(?:\C{12}){0,40}?\x12\x01\x03\x00\x01\x00\x00\x00([\x02-\x08])\x00"
+    r"|MM\x00\*\x00\x00\x00\x08\C\C(?:\C{12}){0,40}?\x01\x12\x00\x03\x00\x00\x00\x01\x00([\x02-\x08])"
+    r")\C*"
+)
+_HEAD_BYTES = 640  # as far as the pattern can reach
+
+_UNKNOWN = "not a JPEG, PNG, BMP, GIF or WebP image, or nothing of one but its first bytes"
+_TOO_LARGE = f"more than {MAX_PIXELS:,} pixels, height and width"
+
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """JPEG, PNG, BMP, GIF (first frame) or WebP bytes -> uint8 [h, w, 3] RGB.
+    """JPEG, PNG, BMP, GIF (first frame) or WebP bytes -> uint8 [h, w, 3] RGB, as it is to be seen.
 
-    Grey is repeated, alpha dropped. tf.errors.InvalidArgumentError for anything else, a truncated
-    file included.
+    The bytes decide, not a file's name. Grey is repeated, alpha dropped (what a GIF has transparent
+    is black), a palette looked up, CMYK becomes RGB, of 16 bits the upper 8 stay (floor(v / 256)),
+    and a JPEG that Exif says is turned is turned upright.
+    tf.errors.InvalidArgumentError for anything else: a truncated file (but damage after the first
+    frame is not seen), a BMP of 1, 4 or 16 bits, an image of more than MAX_PIXELS.
     """
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    sides = encoded_sides(encoded)
+    with tf.control_dependencies([_known(sides), _small_enough(sides)]):
+        mark = tf.strings.substr(encoded, 0, 2)
+        image = tf.cond(
+            mark == b"RI",
+            # WebP's decoder must not be asked for 3 channels where there is alpha.
+            lambda: tf.io.decode_image(encoded, expand_animations=False)[..., :3],
+            lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+        )
+        image = tf.cond(mark == b"BM", lambda: _looked_up(image, encoded), lambda: image)
     image.set_shape([None, None, 3])
-    return image
+    turned = orientation(encoded)
+    return tf.cond(turned == 1, lambda: image, lambda: _upright(image, turned))
+
+
+def transform_encoded(
+    encoded: tf.Tensor, transform: Callable[[tf.Tensor | Picture], tf.Tensor]
+) -> tf.Tensor:
+    """`transform` of an encoded image, of which no more is decoded than it reads.
+
+    `transform` maps a Picture or a decoded image, uint8 [h, w, 3], to a tensor of one shape. A JPEG
+    that is upright is a Picture: of a part of it, the rows below are not decoded, and damage there
+    is not seen. All else is decoded as a whole. Errors as of `decode`.
+    """
+
+    def of_jpeg() -> tf.Tensor:
+        sides = tf.io.extract_jpeg_shape(encoded)[:2]
+
+        def read(part: tf.Tensor) -> tf.Tensor:
+            # Where colour has half the columns, the outermost of a part would not be interpolated
+            # with what lies beside it, so two more are decoded and cut off again.
+            before = tf.minimum(part[1], 2)
+            after = tf.minimum(sides[1] - part[1] - part[3], 2)
+            wider = tf.stack([part[0], part[1] - before, part[2], part[3] + before + after])
+            decoded = tf.image.decode_and_crop_jpeg(encoded, wider, channels=3)
+            return tf.slice(decoded, [0, before, 0], [-1, part[3], -1])
+
+        with tf.control_dependencies([_small_enough(sides)]):
+            return transform(Picture(tf.identity(sides), read))
+
+    turned = tf.strings.regex_full_match(
+        tf.strings.substr(encoded, 0, _HEAD_BYTES), _EXIF_ORIENTATION
+    )
+    return tf.cond(tf.io.is_jpeg(encoded) & ~turned, of_jpeg, lambda: transform(decode(encoded)))
+
+
+def encoded_sides(encoded: tf.Tensor) -> tf.Tensor:
+    """What an image file says of its size: int32 [2], (height, width); [0, 0] if it says nothing.
+
+    As stored: a JPEG that Exif turns on its side is as wide here as it is high upright. Of a GIF
+    the canvas; a first frame of another size is decoded as large as it is.
+    """
+    return tf.cond(
+        tf.io.is_jpeg(encoded),
+        lambda: tf.io.extract_jpeg_shape(encoded)[:2],
+        lambda: _sides_in_header(encoded),
+    )
+
+
+def _sides_in_header(encoded: tf.Tensor) -> tf.Tensor:
+    """`encoded_sides` of the other formats, which have them at a fixed place."""
+    head = tf.io.decode_raw(tf.reshape(encoded, [1]), tf.uint8, fixed_length=30)[0]
+    head = tf.cast(head, tf.int64)
+
+    def number(*places: int) -> tf.Tensor:
+        """Bytes, the least significant first."""
+        return sum(head[place] * 256**i for i, place in enumerate(places))
+
+    lossless = number(21, 22, 23, 24)  # 14 bits each
+    webp = {
+        b" ": (number(28, 29) % 2**14, number(26, 27) % 2**14),
+        b"L": (lossless // 2**14 % 2**14 + 1, lossless % 2**14 + 1),
+        b"X": (number(27, 28, 29) + 1, number(24, 25, 26) + 1),
+    }
+    bmp_height = tf.cast(number(22, 23, 24, 25), tf.int32)  # negative: from the top down
+    formats = [
+        (b"\x89PNG", (number(23, 22, 21, 20), number(19, 18, 17, 16))),
+        (b"GIF8", (number(8, 9), number(6, 7))),
+        (b"BM", (tf.cast(tf.abs(bmp_height), tf.int64), number(18, 19, 20, 21))),
+    ]
+    sides = tf.zeros([2], tf.int64)
+    for mark, found in formats:
+        sides = tf.where(_begins(head, 0, mark), tf.stack(found), sides)
+    for kind, found in webp.items():
+        sides = tf.where(_begins(head, 8, b"WEBPVP8" + kind), tf.stack(found), sides)
+    return tf.cast(sides, tf.int32)
+
+
+def _begins(head: tf.Tensor, at: int, mark: bytes) -> tf.Tensor:
+    return tf.reduce_all(head[at : at + len(mark)] == tf.constant(list(mark), tf.int64))
+
+
+def orientation(encoded: tf.Tensor) -> tf.Tensor:
+    """Exif's orientation of a JPEG, int32 1 to 8; 1, upright, where there is none."""
+    head = tf.strings.substr(encoded, 0, _HEAD_BYTES)
+    found = tf.strings.regex_replace(head, _EXIF_ORIENTATION, r"\1\2")
+    turned = tf.strings.regex_full_match(head, _EXIF_ORIENTATION) & tf.io.is_jpeg(encoded)
+    code = tf.io.decode_raw(tf.reshape(found, [1]), tf.uint8, fixed_length=1)[0, 0]
+    return tf.where(turned, tf.cast(code, tf.int32), 1)
+
+
+def _looked_up(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
+    """A BMP as TensorFlow decodes it, which takes the 8-bit indices of a palette for grey."""
+    head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 30), tf.uint8), tf.int32)
+
+    def colours() -> tf.Tensor:
+        # Blue, green, red, unused; 256 of them or fewer, after the two headers of 14 and head[14].
+        table = tf.strings.substr(encoded, 14 + head[14], 4 * 256)
+        table = tf.io.decode_raw(tf.reshape(table, [1]), tf.uint8, fixed_length=4 * 256)
+        table = tf.reshape(table, [256, 4])[:, 2::-1]
+        return tf.gather(table, tf.cast(image[..., 0], tf.int32))
+
+    return tf.cond(head[28] == 8, colours, lambda: image)
+
+
+def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Undo what Exif says: 2 to 4 are mirrored or upside down, 5 to 8 have rows for columns."""
+    image = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    # Then what is left to mirror: the columns, the rows, both or neither.
+    columns = tf.reduce_any(orientation == [2, 3, 6, 7])
+    rows = tf.reduce_any(orientation == [3, 4, 7, 8])
+    return tf.reverse(image, tf.where(tf.stack([rows, columns]))[:, 0])
+
+
+def _known(sides: tf.Tensor) -> tf.Operation | None:
+    return tf.raw_ops.Assert(condition=tf.reduce_all(sides > 0), data=[_UNKNOWN, sides])
+
+
+def _small_enough(sides: tf.Tensor) -> tf.Operation | None:
+    """Where the image has more than MAX_PIXELS, tf.errors.InvalidArgumentError."""
+    pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
+    # The raw op, for tf.debugging.Assert wraps it in a conditional that costs more than the test.
+    return tf.raw_ops.Assert(condition=pixels <= MAX_PIXELS, data=[_TOO_LARGE, sides])
 
 
 def load_image(path: str | os.PathLike[str]) -> np.ndarray:
@@ -35,69 +184,33 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     if not path.is_file():
         reason = "is a folder, not an image file" if path.is_dir() else "no such image file"
         raise (ValueError if path.is_dir() else FileNotFoundError)(f"{path}: {reason}")
-    reason = _why_bad(str(path))
+    encoded = tf.io.read_file(str(path))
+    reason = why_bad(encoded)
     if reason is not None:
         raise ValueError(f"{path}: {reason}")
-    return decode(path.read_bytes()).numpy()
+    return decode(encoded).numpy()
 
 
-def find_bad_images(split: Split) -> list[tuple[str, str]]:
-    """(path, reason) of every file of the split that does not decode; [] if it has no files.
-
-    Reads and decodes all of them, in parallel.
-    """
-    if split.paths is None:
-        return []
-    with tf.device("CPU"):
-        paths = tf.constant(split.paths)
-
-    def decoded(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        # The shape, for without a use of the image the decoding would be pruned away.
-        return index, tf.shape(decode(tf.io.read_file(paths[index])))
-
-    good = np.zeros(split.size, dtype=bool)
-    indices = tf.data.Dataset.range(split.size).map(decoded, num_parallel_calls=tf.data.AUTOTUNE)
-    for index, _ in indices.ignore_errors().prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
-        good[index] = True
-    suspects = [str(path) for path in split.paths[~good]]
-    return [(path, _why_bad(path) or "could not be read") for path in suspects]
-
-
-def raise_for_bad_images(split: Split) -> None:
-    """ValueError naming the split's bad files, the first ten with reasons; None if there are none.
-
-    TensorFlow's own decoding error does not name the file: call this on tf.errors.OpError.
-    """
-    bad = find_bad_images(split)
-    if bad:
-        listed = "; ".join(f"{path}: {reason}" for path, reason in bad[:10])
-        more = "; ..." if len(bad) > 10 else ""
-        raise ValueError(
-            f"{len(bad)} of {split.size} images of split {split.name!r} cannot be decoded: "
-            f'{listed}{more}. Mend or remove them, or skip them with on_bad_image="skip"'
-        )
-
-
-@contextlib.contextmanager
-def bad_images_named(*splits: Split) -> Iterator[None]:
-    """Turn a reading or decoding error met inside into a ValueError that names the images."""
+def why_bad(encoded: tf.Tensor) -> str | None:
+    """Why the bytes do not decode, in a few words; None if they do."""
+    if not encoded.numpy():
+        return "the file is empty"
     try:
-        yield
-    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError) as error:
-        for split in splits:
-            raise_for_bad_images(split)
-        raise ValueError(f"TensorFlow stopped: {error.message.splitlines()[0]}") from error
-
-
-def _why_bad(path: str) -> str | None:
-    try:
-        encoded = tf.io.read_file(path)
-        if not encoded.numpy():
-            return "the file is empty"
         decode(encoded)
     except tf.errors.OpError as error:
-        if not path.lower().endswith(EXTENSIONS) or "Unknown image file format" in error.message:
-            return "not a JPEG, PNG, BMP, GIF or WebP image"
-        # "{{function_node ...}} reason [Op:DecodeImage]" -> "reason"
-        return error.message.split("}} ")[-1].split(" [Op:")[0]
+        return reason(error)
     return None
+
+
+def reason(error: tf.errors.OpError) -> str:
+    """What an error of TensorFlow says, on one line and without the names of its graph."""
+    lines = [line.strip() for line in error.message.splitlines() if line.strip()]
+    # A graph's error has its name, what is wrong, "[[{{node ...}}]]", and maybe the same again.
+    places = [i for i, line in enumerate(lines) if line.startswith("[[{{") and i > 0]
+    said = lines[places[0] - 1] if places else lines[0] if lines else type(error).__name__
+    # "{{function_node ...}} what is wrong [Op:DecodeImage] name: "
+    said = re.sub(r"^(\{\{.*?\}\} )+|( \[Op:| \[\[\{\{).*$", "", said)
+    said = re.sub(r"^Error in user-defined function .* with iterator: \S+: ", "", said)
+    if found := re.search(rf"\[{re.escape(_TOO_LARGE)}\] \[(-?\d+) (-?\d+)\]", said):
+        return f"more than {MAX_PIXELS:,} pixels: height {found[1]}, width {found[2]}"
+    return _UNKNOWN if _UNKNOWN in said or "Unknown image file format" in said else said

@@ -1,8 +1,8 @@
 """From a split to batches: training in a repeatable random order, evaluation of every image once.
 
 Determinism is exact. The order of epoch e is a function of (seed, e), an image's augmentation seed
-of (seed, e, its position in that order), and nothing else, so a run that starts at epoch 5 sees
-what a run from epoch 0 sees there.
+of (seed, e, its position in that order), and nothing else: a run that starts at step 7 of epoch 5
+sees what a run from the beginning sees there, however many threads there are.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg.data.decode import decode
-from keras_vgg.data.split import Split
+from keras_vgg.augment import may_take_pictures
+from keras_vgg.data.decode import decode, transform_encoded
+from keras_vgg.data.split import Records, Split
+from keras_vgg.progress import progress_bars
 
-# Encoded, so about 1 GB of photographs.
-STREAM_SHUFFLE_BUFFER = 10_000
+# Records are mixed across so many shards at a time, in a buffer of so many records: encoded, about
+# 1 GB of photographs.
+MIXED_SHARDS = 16
+MIXED_RECORDS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +39,19 @@ class ChannelStatistics:
     images: int
 
 
-def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Whole batches in an epoch of training. ValueError if there is none."""
-    if not 1 <= batch_size <= split.size:
+def steps_per_epoch(split: Split, batch_size: int, hosts: int = 1) -> int:
+    """Whole batches in an epoch of training, `batch_size` on each host. ValueError for none."""
+    smallest = split.size // hosts
+    if split.records is not None and hosts > 1:
+        shares = [split.records.share(host, hosts).size for host in range(hosts)]
+        smallest = min(shares)
+    if not 1 <= batch_size <= smallest:
+        each = "" if hosts == 1 else f" on each of {hosts} hosts"
         raise ValueError(
-            f"batch_size={batch_size} must be from 1 to {split.size}, "
-            f"the number of images of split {split.name!r}"
+            f"batch_size={batch_size} must be from 1 to {smallest}, "
+            f"the number of images of split {split.name!r}{each}"
         )
-    return split.size // batch_size
+    return smallest // batch_size
 
 
 def training_dataset(
@@ -52,90 +61,121 @@ def training_dataset(
     *,
     seed: int,
     start_epoch: int = 0,
+    start_step: int = 0,
+    host: int = 0,
+    hosts: int = 1,
+    deterministic: bool = True,
+    batch_transform: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None = None,
 ) -> tf.data.Dataset:
-    """Endless batches (float32 [batch, size, size, 3], int32 [batch]), from epoch `start_epoch` on.
+    """Endless batches (transform's dtype [batch, size, size, 3], int32 [batch]).
 
-    `transform(image, seed)` maps uint8 [h, w, 3] and a seed [2] to [size, size, 3]. An epoch is
-    `steps_per_epoch` batches; its remainder is dropped, another one each epoch.
-    Images in memory and files are shuffled as a whole, by index, before anything is decoded. A
-    stream is shuffled within a buffer of 10,000 records: as repeatable, but mixed less well.
+    They begin with batch `start_step` of epoch `start_epoch`: the ones before it are not computed,
+    nor are files before it read. `transform(image, seed)` maps uint8 [h, w, 3] and a seed [2] to
+    [size, size, 3]; one marked by `augment.takes_pictures` may be given a Picture instead. An epoch
+    is `steps_per_epoch` batches; its remainder is dropped, another one each epoch.
+
+    Images in memory and files are shuffled as a whole, by index, before anything is decoded.
+    Records are shuffled within 16 shards, drawn anew each epoch, through a buffer of 10,000.
+    With several `hosts`, each makes `batch_size` images of every batch: of images in memory and
+    files, together exactly the batches of one host; of records, each from every hosts-th shard.
+    Without `deterministic`, images that are ready overtake others, and nothing above is exact.
+    `batch_transform(images, labels, seed)` -> (images, labels) is applied to every whole batch.
     """
-    used = steps_per_epoch(split, batch_size) * batch_size
-    load = _loader(split)
+    steps = steps_per_epoch(split, batch_size, hosts)
+    if not 0 <= start_step < steps or not 0 <= host < hosts:
+        raise ValueError(
+            f"start_step={start_step} must be in [0, {steps}) and host={host} in [0, {hosts})"
+        )
+    load = _loader(split, may_take_pictures(transform))
 
     def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
         order_seed, image_seed = tf.unstack(tf.random.split(tf.stack([seed, epoch]), 2))
-        image_seeds = tf.data.Dataset.from_tensor_slices(tf.random.split(image_seed, split.size))
+        first = tf.where(epoch == start_epoch, start_step, 0)
+        # Positions in the epoch's order, as one host would go through it.
+        positions = tf.reshape(tf.range(steps * hosts * batch_size), [steps, hosts, batch_size])
+        positions = tf.reshape(positions[first:, host], [-1])
+        seeds = tf.gather(tf.random.split(image_seed, steps * hosts * batch_size), positions)
+        image_seeds = tf.data.Dataset.from_tensor_slices(seeds)
         if split.records is not None:
-            records = _shuffled(split.records, order_seed)
-            return tf.data.Dataset.zip(records, image_seeds).take(used)
+            share = split.records.share(host, hosts)
+            records = _mixed(share, order_seed, tf.cast(first, tf.int64) * batch_size)
+            return tf.data.Dataset.zip(records, image_seeds)
         order = tf.random.experimental.stateless_shuffle(tf.range(split.size), order_seed)
-        return tf.data.Dataset.zip(tf.data.Dataset.from_tensor_slices(order[:used]), image_seeds)
+        order = tf.data.Dataset.from_tensor_slices(tf.gather(order, positions))
+        return tf.data.Dataset.zip(order, image_seeds)
 
-    def example(item: tf.Tensor | tuple, image_seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image, label = load(item)
-        return tf.cast(transform(image, image_seed), tf.float32), label
+    def example(item: tf.Tensor | tuple, image_seed: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return *load(item, lambda image: transform(image, image_seed)), image_seed
+
+    def finish(
+        images: tf.Tensor, labels: tf.Tensor, image_seeds: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        if batch_transform is None:
+            return images, labels
+        # Nothing else draws from this one.
+        return batch_transform(images, labels, tf.random.fold_in(image_seeds[0], 2))
 
     # Indices flow across the end of an epoch, so the workers are never drained; as an epoch has
     # whole batches only, the batches do not mix epochs.
     epochs = tf.data.Dataset.range(start_epoch, tf.int64.max)
     examples = epochs.flat_map(epoch_of).map(
-        example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=deterministic
     )
-    batches = examples.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    batches = examples.batch(batch_size, drop_remainder=True).map(
+        finish, num_parallel_calls=tf.data.AUTOTUNE, deterministic=deterministic
+    )
+    batches = batches.prefetch(tf.data.AUTOTUNE)
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    return batches.apply(endless).with_options(_parallel_over_images())
+    return batches.apply(endless)
 
 
 def evaluation_dataset(
     split: Split, batch_size: int, transform: Callable[[tf.Tensor], tf.Tensor]
 ) -> tf.data.Dataset:
-    """Every image once, in order: batches (float32 [<=batch, ...], int32 [<=batch]).
+    """Every image once, in order: batches (transform's dtype [<=batch, ...], int32 [<=batch]).
 
     The last batch is smaller where the size of the split is no multiple of `batch_size`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
 
-    def transformed(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.cast(transform(image), tf.float32), label
-
-    examples = _in_order(split, np.arange(split.size)).map(
-        transformed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    )
+    examples = _in_order(split, np.arange(split.size), transform)
     batches = examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
     exactly = tf.data.experimental.assert_cardinality(-(-split.size // batch_size))
-    return batches.apply(exactly).with_options(_parallel_over_images())
+    return batches.apply(exactly)
 
 
 def statistics(
     split: Split,
     transform: Callable[[tf.Tensor], tf.Tensor] | None = None,
-    limit: int = 10_000,
+    limit: int | None = 10_000,
+    verbose: bool = False,
 ) -> ChannelStatistics:
     """Mean, deviation and principal components of RGB over at most `limit` images of the split.
 
     Those images are evenly spaced through it (of a stream: the first ones). Every pixel counts the
     same, so that, without a `transform(image)` to one size, a larger image weighs more; what a
-    transform pads, counts too. ValueError if limit < 1.
+    transform pads, counts too. A `limit` of None takes all; memory does not grow with them.
+    `verbose` shows a progress bar on stderr. ValueError if limit < 1.
     """
-    if limit < 1:
+    if limit is not None and limit < 1:
         raise ValueError(f"limit={limit}: statistics need at least 1 image")
-    count = min(limit, split.size)
+    count = split.size if limit is None else min(limit, split.size)
     chosen = np.arange(count) * split.size // count
 
-    def moments(image: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
+    def moments(image: tf.Tensor) -> tf.Tensor:
         image = image if transform is None else transform(image)
         pixels = tf.reshape(tf.cast(image, tf.float64), [-1, 3]) / 255.0
         # With a column of ones, one product has the count, the sums and the sums of products.
         pixels = tf.pad(pixels, [[0, 0], [0, 1]], constant_values=1.0)
         return tf.matmul(pixels, pixels, transpose_a=True)
 
-    sums = _in_order(split, chosen).map(
-        moments, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    )
-    sums = sums.with_options(_parallel_over_images())
-    total = sums.reduce(tf.zeros([4, 4], tf.float64), tf.add).numpy()
+    sums = _in_order(split, chosen, moments).prefetch(tf.data.AUTOTUNE)
+    total = np.zeros([4, 4])
+    with progress_bars(verbose) as bars:
+        images = sums.as_numpy_iterator()
+        for found, _ in bars.track(images, total=count, description="statistics"):
+            total += found
     mean = total[:3, 3] / total[3, 3]
     covariance = total[:3, :3] / total[3, 3] - np.outer(mean, mean)
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
@@ -149,35 +189,85 @@ def statistics(
     )
 
 
-def _loader(split: Split) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """What turns an index, or a record of a stream, into (uint8 [h, w, 3], int32 label)."""
+def _loader(split: Split, lazy: bool) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """What turns an index, or an (encoded, label) record, into (transform(image), int32 label).
+
+    `lazy`: the transform takes a Picture.
+    """
+
+    def transformed(encoded: tf.Tensor, transform: Callable) -> tf.Tensor:
+        return transform_encoded(encoded, transform) if lazy else transform(decode(encoded))
+
     if split.records is not None:
-        return _decode_record
+        return lambda record, transform: (
+            transformed(record[0], transform),
+            tf.cast(record[1], tf.int32),
+        )
     # On the CPU, where tf.data runs: a GPU would be given a copy it does not need.
     with tf.device("CPU"):
         labels = tf.constant(split.labels, tf.int32)
         pixels = tf.constant(split.paths if split.images is None else split.images)
 
-    def load(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image = tf.gather(pixels, index)
+    def load(index: tf.Tensor, transform: Callable) -> tuple[tf.Tensor, tf.Tensor]:
+        found = tf.gather(pixels, index)
         if split.images is None:
-            image = decode(tf.io.read_file(image))
+            image = transformed(tf.io.read_file(found), transform)
+        else:
+            image = transform(found)
         return image, tf.gather(labels, index)
 
     return load
 
 
-def _in_order(split: Split, indices: np.ndarray) -> tf.data.Dataset:
+def _in_order(split: Split, indices: np.ndarray, transform: Callable) -> tf.data.Dataset:
+    """(transform(image), label) at the ascending `indices`; of records, of as many first ones."""
+    load = _loader(split, may_take_pictures(transform))
     if split.records is not None:
-        items = split.records.take(len(indices))
-    else:
-        items = tf.data.Dataset.from_tensor_slices(indices)
-    load = _loader(split)
-    return items.map(
-        lambda *item: load(item if split.records is not None else item[0]),
+        return (
+            split.records.dataset()
+            .take(len(indices))
+            .map(
+                lambda *record: load(record, transform),
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+        )
+    return tf.data.Dataset.from_tensor_slices(indices).map(
+        lambda index: load(index, transform),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )
+
+
+def _mixed(records: Records, seed: tf.Tensor, skip: tf.Tensor) -> tf.data.Dataset:
+    """(encoded image, label) of every record after the first `skip`, in an order decided by `seed`.
+
+    Shards are drawn without replacement, MIXED_SHARDS at a time; such a group is read in turns and
+    shuffled by itself, so that whole groups can be skipped without reading them.
+    """
+    paths, starts, stops = records.columns()
+    sizes = stops - starts
+    order = tf.random.experimental.stateless_shuffle(tf.range(len(paths)), seed)
+    groups = -(-len(paths) // MIXED_SHARDS)
+    group_of = tf.range(len(paths)) // MIXED_SHARDS
+    ends = tf.cumsum(tf.math.segment_sum(tf.gather(sizes, order), group_of))
+    first = tf.searchsorted(ends, skip[tf.newaxis], side="right")[0]
+    passed = tf.where(first > 0, ends[tf.maximum(first - 1, 0)], 0)
+
+    def group(number: tf.Tensor) -> tf.data.Dataset:
+        start = tf.cast(number, tf.int32) * MIXED_SHARDS
+        members = order[start : start + MIXED_SHARDS]
+        columns = tuple(tf.gather(column, members) for column in (paths, starts, stops))
+        found = tf.data.Dataset.from_tensor_slices(columns).interleave(
+            records.read,
+            cycle_length=MIXED_SHARDS,
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        return _shuffled(found, tf.random.fold_in(seed, number))
+
+    numbers = tf.data.Dataset.range(tf.cast(first, tf.int64), groups)
+    return numbers.flat_map(group).skip(skip - passed)
 
 
 def _shuffled(records: tf.data.Dataset, seed: tf.Tensor) -> tf.data.Dataset:
@@ -188,23 +278,11 @@ def _shuffled(records: tf.data.Dataset, seed: tf.Tensor) -> tf.data.Dataset:
     specs = tf.nest.flatten(records.element_spec)
     shuffled = tf.raw_ops.ShuffleDataset(
         input_dataset=tf.data.experimental.to_variant(records),
-        buffer_size=STREAM_SHUFFLE_BUFFER,
-        seed=seed[0],
-        seed2=seed[1],
+        buffer_size=MIXED_RECORDS,
+        seed=tf.cast(seed[0], tf.int64),
+        seed2=tf.cast(seed[1], tf.int64),
         reshuffle_each_iteration=False,
         output_types=[spec.dtype for spec in specs],
         output_shapes=[spec.shape for spec in specs],
     )
     return tf.data.experimental.from_variant(shuffled, records.element_spec)
-
-
-def _decode_record(record: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-    encoded, label = record
-    return decode(encoded), tf.cast(label, tf.int32)
-
-
-def _parallel_over_images() -> tf.data.Options:
-    options = tf.data.Options()
-    # Many images at once use the cores better than many threads on one image.
-    options.threading.max_intra_op_parallelism = 1
-    return options

@@ -1,4 +1,4 @@
-"""The four forms of source: digits, class folders, IDX files, TensorFlow Datasets."""
+"""The forms of source: digits, class folders, records, IDX files, TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import gzip
 import os
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from keras_vgg.data import catalog
-from keras_vgg.data.decode import EXTENSIONS, find_bad_images
+from keras_vgg.data import catalog, records
+from keras_vgg.data.check import bad_images
+from keras_vgg.data.decode import EXTENSIONS
 from keras_vgg.data.split import Source, Split, hold_out
 
 _MOST_BAD_IMAGES = 0.1
@@ -37,6 +39,7 @@ def load_source(
     - "digits": scikit-learn's 1,797 handwritten digits, 8 x 8;
     - "folder:PATH": a folder per class, or such folders in train/, val/ (or validation/) and test/;
       without train/ a test split is held out, with it test/ is the test split or there is none;
+    - "records:PATH": what `records.pack` wrote, with the splits that were packed;
     - "idx:PATH": MNIST's four files, gzipped or not, and if it likes a classes.txt, a name a line;
     - the name of a TensorFlow Datasets image set, such as "fashion_mnist" or "imagenet2012":
       `catalog.load` says which splits it uses and what `data_dir`, `manual_dir`, `download` and
@@ -46,8 +49,8 @@ def load_source(
     `validation_fraction` of the remaining training images where there is no validation split:
     never of the test split, the same share of each class (of TFDS, see there), decided by `seed`
     alone. A fraction of 0 makes none.
-    `on_bad_image` is for folders. "error": a damaged file stops what reads it, see
-    `raise_for_bad_images`. "skip": every file is decoded once, now, and bad ones are left out,
+    `on_bad_image` is for files and records. "error": a damaged image stops what reads it, see
+    `raise_for_bad_images`. "skip": every image is decoded once, now, and bad ones are left out,
     with one line on stderr; more than a tenth is a ValueError.
     ValueError or FileNotFoundError, naming the thing, for whatever else is wrong.
     """
@@ -57,10 +60,10 @@ def load_source(
     if on_bad_image not in ("error", "skip"):
         raise ValueError(f'on_bad_image={on_bad_image!r} must be "error" or "skip"')
     form, colon, path = spec.partition(":")
-    if form in ("folder", "idx") and not (colon and path):
+    if form in ("folder", "idx", "records") and not (colon and path):
         raise ValueError(f"source {spec!r} needs a path, as in {form}:/data/flowers")
-    if not (spec == "digits" or form in ("folder", "idx")):
-        return catalog.load(
+    if not (spec == "digits" or form in ("folder", "idx", "records")):
+        source = catalog.load(
             spec,
             validation_fraction=validation_fraction,
             test_fraction=test_fraction,
@@ -72,6 +75,7 @@ def load_source(
             validation_split=validation_split,
             test_split=test_split,
         )
+        return _without_bad_records(source) if on_bad_image == "skip" else source
     if train_split or validation_split or test_split:
         raise ValueError(
             f"source {spec!r} takes no train_split, validation_split or test_split: "
@@ -80,6 +84,9 @@ def load_source(
     rng = np.random.default_rng(seed)
     if spec == "digits":
         return _with_held_out(spec, _digits(), _DIGITS, validation_fraction, test_fraction, rng)
+    if form == "records":
+        source = records.load(path)
+        return _without_bad_records(source) if on_bad_image == "skip" else source
     root = Path(path).expanduser()
     if not root.exists():
         raise FileNotFoundError(f"source {spec!r}: there is no folder {root}")
@@ -204,15 +211,24 @@ def _require_every_class(root: Path, class_names: list[str], split: Split) -> No
 
 
 def _without_bad_images(split: Split) -> Split:
-    bad = dict(find_bad_images(split))
+    bad = bad_images(split)
     if not bad:
         return split
-    listed = ", ".join(list(bad)[:10]) + (", ..." if len(bad) > 10 else "")
+    listed = ", ".join(name for _, name, _ in bad[:10]) + (", ..." if len(bad) > 10 else "")
     found = f"{len(bad)} of {split.size} images of split {split.name!r} cannot be decoded: {listed}"
     if len(bad) > _MOST_BAD_IMAGES * split.size:
         raise ValueError(f"{found}. More than {_MOST_BAD_IMAGES:.0%} is too many to skip")
     print(f"skipped: {found}", file=sys.stderr)
-    return split.take(np.array([i for i, path in enumerate(split.paths) if path not in bad]))
+    return split.without({position for position, _, _ in bad})
+
+
+def _without_bad_records(source: Source) -> Source:
+    splits = {
+        name: _without_bad_images(split)
+        for name in ("train", "validation", "test")
+        if (split := getattr(source, name)) is not None and split.records is not None
+    }
+    return replace(source, **splits)
 
 
 # --- IDX files -------------------------------------------------------------------------------

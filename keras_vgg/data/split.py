@@ -3,12 +3,70 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Records `start` to `stop` of one TFRecord file."""
+
+    path: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Records:
+    """Images in TFRecord files: `parse` takes a serialized record apart, (encoded, int label)."""
+
+    shards: tuple[Shard, ...]
+    parse: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+    @property
+    def size(self) -> int:
+        return sum(shard.stop - shard.start for shard in self.shards)
+
+    def share(self, host: int, hosts: int) -> Records:
+        """Every `hosts`-th shard, from number `host` on."""
+        return replace(self, shards=self.shards[host::hosts])
+
+    def without(self, positions: Collection[int]) -> Records:
+        """All records but those at `positions` in the order of `dataset`."""
+        shards: list[Shard] = []
+        first = 0
+        for shard in self.shards:
+            count = shard.stop - shard.start
+            cuts = sorted(p - first for p in positions if first <= p < first + count)
+            edges = [-1, *cuts, count]
+            shards += [
+                Shard(shard.path, shard.start + before + 1, shard.start + after)
+                for before, after in itertools.pairwise(edges)
+                if after > before + 1
+            ]
+            first += count
+        return replace(self, shards=tuple(shards))
+
+    def columns(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Path, start and stop of every shard: string, int64 and int64 [shards]."""
+        return (
+            tf.constant([shard.path for shard in self.shards]),
+            tf.constant([shard.start for shard in self.shards], tf.int64),
+            tf.constant([shard.stop for shard in self.shards], tf.int64),
+        )
+
+    def dataset(self) -> tf.data.Dataset:
+        """(encoded image, label) of every record, in order."""
+        return tf.data.Dataset.from_tensor_slices(self.columns()).flat_map(self.read)
+
+    def read(self, path: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.data.Dataset:
+        """(encoded image, label) of one shard's records, in order."""
+        return tf.data.TFRecordDataset(path).skip(start).take(stop - start).map(self.parse)
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +75,7 @@ class Split:
 
     `images`: uint8 [n, h, w, 3] RGB, in memory, with `labels`.
     `paths`: n image files, decoded when they are needed, with `labels`.
-    `records`: a tf.data.Dataset of (encoded image, label), always in the same order; no `labels`.
+    `records`: n images in TFRecord files, read in sequence; no `labels`.
     `labels` is int32 [n].
     """
 
@@ -26,7 +84,7 @@ class Split:
     labels: np.ndarray | None = None
     images: np.ndarray | None = None
     paths: np.ndarray | None = None
-    records: tf.data.Dataset | None = None
+    records: Records | None = None
 
     def __post_init__(self) -> None:
         forms = [form for form in (self.images, self.paths, self.records) if form is not None]
@@ -41,8 +99,8 @@ class Split:
     def fingerprint(self) -> str:
         """A digest that changes when images are added, removed, renamed or relabelled.
 
-        Of files it reads the names (with their class folder), not the contents; of a stream, only
-        the size is known.
+        Of files it reads the names (with their class folder), not the contents; of records, the
+        names of the shards and the range of records in each.
         """
         digest = hashlib.sha256(str(self.size).encode())
         if self.labels is not None:
@@ -52,6 +110,10 @@ class Split:
         if self.paths is not None:
             for path in self.paths:
                 digest.update("/".join(str(path).replace(os.sep, "/").split("/")[-2:]).encode())
+        if self.records is not None:
+            for shard in self.records.shards:
+                name = os.path.basename(shard.path)
+                digest.update(f"{name} {shard.start} {shard.stop} ".encode())
         return digest.hexdigest()
 
     def take(self, indices: np.ndarray) -> Split:
@@ -63,6 +125,13 @@ class Split:
             images=None if self.images is None else self.images[indices],
             paths=None if self.paths is None else self.paths[indices],
         )
+
+    def without(self, positions: Collection[int]) -> Split:
+        """All images but those at `positions`, in the same order. For files and records."""
+        if self.records is None:
+            return self.take(np.array([i for i in range(self.size) if i not in positions], int))
+        records = self.records.without(positions)
+        return replace(self, size=records.size, records=records)
 
 
 @dataclass(frozen=True)

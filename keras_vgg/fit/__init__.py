@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,7 @@ from keras_vgg.fit.callbacks import Recorder, TrainingDiverged
 from keras_vgg.fit.model import build_model, compile_model, initial_weights
 from keras_vgg.fit.run import Run, claim, write_atomically
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
-from keras_vgg.recipe import Recipe
+from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 
 __all__ = [
     "Run",
@@ -36,6 +37,7 @@ __all__ = [
     "load_source",
     "plateau_drops",
     "require_same_data",
+    "training_transform",
     "write_atomically",
 ]
 
@@ -120,7 +122,6 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
         )
         if recipe.freeze_until == "all":
             print(_how_frozen(recipe))
-    one_hot = partial(_one_hot, classes=len(source.class_names))
     with data.bad_images_named(source.train, source.validation):
         if base is None:
             training, validation = _datasets(recipe, source, statistics, done)
@@ -129,11 +130,11 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
     if done < recipe.epochs and not is_over(recipe, recorder.history):
         with data.bad_images_named(source.train, source.validation):
             trained.fit(
-                training.map(one_hot),
+                training,
                 epochs=recipe.epochs,
                 initial_epoch=done,
                 steps_per_epoch=steps,
-                validation_data=validation.map(one_hot),
+                validation_data=validation,
                 callbacks=[
                     recorder,
                     keras.callbacks.TensorBoard(run.directory / "tensorboard", write_graph=False),
@@ -160,9 +161,11 @@ def _datasets(
     training = data.training_dataset(
         source.train,
         recipe.batch_size,
-        _training_transform(recipe, statistics),
+        training_transform(recipe, statistics),
         seed=recipe.seed,
         start_epoch=done,
+        deterministic=recipe.deterministic,
+        batch_transform=_batch_transform(recipe, len(source.class_names)),
     )
     validation = data.evaluation_dataset(
         source.validation, recipe.batch_size, evaluation_transform(recipe)
@@ -170,7 +173,7 @@ def _datasets(
     pixels = source.validation.size * recipe.image_size**2 * 3
     if 4 * pixels <= _CACHE_BYTES:
         validation = validation.cache()
-    return training, validation
+    return training, validation.map(partial(_one_hot, classes=len(source.class_names)))
 
 
 def _feature_datasets(
@@ -192,9 +195,10 @@ def _feature_datasets(
     if verbose and seconds:
         print(f"features of {sum(f.size for f in found):,} images computed in {seconds:.0f} s")
     training, validation = found
+    one_hot = partial(_one_hot, classes=len(source.class_names))
     return (
-        training.training(recipe.batch_size, recipe.seed, done),
-        validation.evaluation(recipe.batch_size),
+        training.training(recipe.batch_size, recipe.seed, done).map(one_hot),
+        validation.evaluation(recipe.batch_size).map(one_hot),
     )
 
 
@@ -276,7 +280,11 @@ def load_source(recipe: Recipe) -> data.Source:
     )
 
 
-def _training_transform(recipe: Recipe, statistics: data.ChannelStatistics) -> partial:
+def training_transform(recipe: Recipe, statistics: data.ChannelStatistics | None) -> partial:
+    """The recipe's ([h, w, 3], seed) -> uint8 [size, size, 3] for training.
+
+    `statistics`, of the training split, are for rgb_shift alone.
+    """
     return partial(
         augment.train_image,
         size=recipe.image_size,
@@ -288,14 +296,29 @@ def _training_transform(recipe: Recipe, statistics: data.ChannelStatistics) -> p
         saturation=recipe.saturation,
         hue=recipe.hue,
         shift=recipe.rgb_shift,
-        eigenvalues=statistics.eigenvalues,
-        eigenvectors=statistics.eigenvectors,
+        eigenvalues=statistics and statistics.eigenvalues,
+        eigenvectors=statistics and statistics.eigenvectors,
     )
 
 
 def evaluation_transform(recipe: Recipe) -> partial:
     """The recipe's [h, w, 3] -> [size, size, 3] for validation, test and prediction."""
     return partial(augment.eval_image, size=recipe.image_size, scale=recipe.eval_scale)
+
+
+def _batch_transform(
+    recipe: Recipe, classes: int
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    strengths = {name: getattr(recipe, name) for name in BATCH_AUGMENTATIONS}
+    mix = augment.batch_augmentation(**strengths)
+
+    def transform(
+        images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        images, one_hot = _one_hot(images, labels, classes)
+        return (images, one_hot) if mix is None else mix(images, one_hot, seed)
+
+    return transform
 
 
 def _one_hot(images: tf.Tensor, labels: tf.Tensor, classes: int) -> tuple[tf.Tensor, tf.Tensor]:

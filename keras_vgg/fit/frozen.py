@@ -22,7 +22,7 @@ import tensorflow as tf
 
 from keras_vgg import data
 from keras_vgg.fit.run import write_atomically
-from keras_vgg.recipe import Recipe
+from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 
 SHARD = 2048  # images a file: an interrupted computation loses less than one
 
@@ -30,7 +30,7 @@ SHARD = 2048  # images a file: an interrupted computation loses less than one
 def varies(recipe: Recipe) -> list[str]:
     """The fields by which training images would differ every epoch, a mirror image apart."""
     fields = ("crop_padding", "brightness", "contrast", "saturation", "hue", "rgb_shift")
-    found = [name for name in fields if getattr(recipe, name)]
+    found = [name for name in fields + BATCH_AUGMENTATIONS if getattr(recipe, name)]
     # At another scale than the crop's size, the crop is drawn at random.
     fixed = recipe.eval_scale is None and recipe.train_scale is None
     size = recipe.image_size

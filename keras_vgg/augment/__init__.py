@@ -1,0 +1,54 @@
+"""Image to image: what happens to a picture between its source and the model (section 3.1).
+
+Images are RGB, [h, w, 3], in [0, 255]; normalisation belongs to the model. Every random function
+takes its `seed`, an int32 or int64 tensor of shape [2], and nothing else decides what it draws, so
+that a training stream can be repeated or resumed exactly. All functions run eagerly and in tf.data.
+
+Functions marked by `takes_pictures` also take a `Picture`, of which they read no more than they
+need: `keras_vgg.data` hands them one for a JPEG file.
+"""
+
+from keras_vgg.augment.color import adjust_color, color_jitter, rgb_shift
+from keras_vgg.augment.geometry import (
+    Picture,
+    Window,
+    center_crop,
+    decoded,
+    may_take_pictures,
+    pad_to,
+    picture_of,
+    random_crop,
+    random_flip,
+    random_window,
+    resample,
+    rescale,
+    source_window,
+    takes_pictures,
+)
+from keras_vgg.augment.image import eval_image, grid_crops, train_image, train_window
+from keras_vgg.augment.mixing import batch_augmentation
+
+__all__ = [
+    "Picture",
+    "Window",
+    "adjust_color",
+    "batch_augmentation",
+    "center_crop",
+    "color_jitter",
+    "decoded",
+    "eval_image",
+    "grid_crops",
+    "may_take_pictures",
+    "pad_to",
+    "picture_of",
+    "random_crop",
+    "random_flip",
+    "random_window",
+    "resample",
+    "rescale",
+    "rgb_shift",
+    "source_window",
+    "takes_pictures",
+    "train_image",
+    "train_window",
+]

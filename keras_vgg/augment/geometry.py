@@ -1,0 +1,293 @@
+"""Rescaling, cropping, mirroring; and doing the first two on no more of an image than is kept."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+
+class Picture(NamedTuple):
+    """An image of which any part can be read without the rest.
+
+    `sides`: int32 [2], height and width. `read` maps an int32 [4], (top, left, height, width), to
+    that part, [height, width, 3].
+    """
+
+    sides: tf.Tensor
+    read: Callable[[tf.Tensor], tf.Tensor]
+
+
+class Window(NamedTuple):
+    """The pixels `start` to `start` + (size, size) of an image resized to `scaled`.
+
+    Both are int64 [2], (vertical, horizontal). What lies outside the resized image is zero; with
+    `inside`, nothing does.
+    """
+
+    scaled: tf.Tensor
+    start: tf.Tensor
+    size: int
+    inside: bool = False
+
+
+def rescale(image: tf.Tensor, smallest_side: int | tf.Tensor, antialias: bool = True) -> tf.Tensor:
+    """[h, w, 3] of any dtype -> float32 with min(h, w) == smallest_side, same range; bilinear.
+
+    Isotropic: the longer side is rounded to the nearest pixel, halves up. `antialias` widens the
+    filter when shrinking. ValueError if `smallest_side` is an int below 1.
+    """
+    if not tf.is_tensor(smallest_side) and smallest_side < 1:
+        raise ValueError(f"smallest_side={smallest_side}: an image side is at least 1 pixel")
+    sides = scaled_sides(tf.shape(image)[:2], smallest_side)
+    return tf.image.resize(image, tf.cast(sides, tf.int32), antialias=antialias)
+
+
+def scaled_sides(sides: tf.Tensor, smallest_side: int | tf.Tensor | None) -> tf.Tensor:
+    """Sides [2] -> int64 [2], the smaller of them `smallest_side`; None leaves them alone."""
+    # 64 bits, for the products below overflow 32 on a long strip of pixels.
+    sides = tf.cast(sides, tf.int64)
+    if smallest_side is None:
+        return sides
+    shortest = tf.reduce_min(sides)
+    # Integer arithmetic: the smallest side comes out exact, and no side can round to 0.
+    return (2 * sides * tf.cast(smallest_side, tf.int64) + shortest) // (2 * shortest)
+
+
+def pad_to(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
+    """Zero-pad [h, w, 3] evenly to at least [height, width, 3]; same dtype.
+
+    An odd pixel goes to the bottom or right. A side that is long enough already is left alone.
+    """
+    h, w = sides_of(image)
+    rows, columns = larger(height - h, 0), larger(width - w, 0)
+    if isinstance(rows, int) and isinstance(columns, int) and rows == columns == 0:
+        return image
+    top, left = rows // 2, columns // 2
+    return tf.pad(image, [[top, rows - top], [left, columns - left], [0, 0]])
+
+
+def random_crop(image: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
+    """A [size, size, 3] window of [h, w, 3], every offset equally likely; same dtype.
+
+    ValueError (tf.errors.InvalidArgumentError where sides are only known at run time) if the image
+    is smaller than `size`.
+    """
+    sides = sides_of_at_least(size, image)
+    # One draw for both offsets. u < 1 implies u * n < n in float32 for any side an image can have.
+    reach = tf.cast(tf.stack(sides) - (size - 1), tf.float32)
+    top, left = tf.unstack(tf.cast(tf.random.stateless_uniform([2], seed) * reach, tf.int32))
+    return crop(image, top, left, size)
+
+
+def center_crop(image: tf.Tensor, size: int) -> tf.Tensor:
+    """The central [size, size, 3] of [h, w, 3], offset floor((side - size) / 2); same dtype.
+
+    Errors as for `random_crop`.
+    """
+    h, w = sides_of_at_least(size, image)
+    return crop(image, (h - size) // 2, (w - size) // 2, size)
+
+
+def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """[h, w, 3] mirrored left to right with probability 1/2; same shape and dtype."""
+    return mirror_if(image, tf.random.stateless_uniform([], seed) < 0.5)
+
+
+def mirror_if(image: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
+    """[h, w, 3] mirrored left to right where the bool scalar says so."""
+    # The axes to reverse are [1] or none: one op. A tf.cond costs more on a small image, and a
+    # slice of stride -1 ten times as much on a large one.
+    flipped = tf.reverse(image, tf.range(1, 1 + tf.cast(mirrored, tf.int32)))
+    flipped.set_shape(image.shape)
+    return flipped
+
+
+def picture_of(image: tf.Tensor | Picture) -> Picture:
+    """A decoded image [h, w, 3] as a Picture; a Picture as it is."""
+    if isinstance(image, Picture):
+        return image
+    image = tf.convert_to_tensor(image)
+
+    def read(part: tf.Tensor) -> tf.Tensor:
+        return tf.slice(image, tf.pad(part[:2], [[0, 1]]), tf.concat([part[2:], [3]], 0))
+
+    return Picture(tf.shape(image)[:2], read)
+
+
+def takes_pictures(function: Callable) -> Callable:
+    """Decorator: `function` takes a Picture for its image as well as a tensor."""
+    function.takes_pictures = True
+    return function
+
+
+def may_take_pictures(transform: Callable) -> bool:
+    """Whether `transform`, or what it is a functools.partial of, is marked by `takes_pictures`."""
+    while isinstance(transform, functools.partial):
+        transform = transform.func
+    return getattr(transform, "takes_pictures", False)
+
+
+def decoded(image: tf.Tensor | Picture) -> tf.Tensor:
+    """The whole of a Picture, uint8 [h, w, 3]; an image as it is."""
+    if not isinstance(image, Picture):
+        return image
+    whole = image.read(tf.pad(image.sides, [[2, 0]]))
+    whole.set_shape([None, None, 3])
+    return whole
+
+
+def random_window(
+    sides: tf.Tensor,
+    draws: tf.Tensor,
+    *,
+    size: int,
+    scale: tuple[int, int] | None = None,
+    crop_padding: int = 0,
+) -> Window:
+    """Where a training crop comes from, in an image of `sides` [2].
+
+    `draws`, float32 [3] uniform in [0, 1), choose the smallest side, an integer scale[0]..scale[1]
+    (None: the image is not rescaled), and the offsets, every one equally likely, in the rescaled
+    image with `crop_padding` zeros around it, and more up to `size` where it is smaller.
+    """
+    side = None
+    if scale is not None:
+        smallest, largest = scale
+        if not 1 <= smallest <= largest:
+            raise ValueError(
+                f"scale={scale} must be (smallest, largest) with 1 <= smallest <= largest"
+            )
+        side = smallest + tf.cast(draws[0] * (largest - smallest + 1), tf.int64)
+    scaled = scaled_sides(sides, side)
+    framed = tf.maximum(scaled + 2 * crop_padding, size)
+    # u < 1 implies u * n < n in float32 for any side an image can have.
+    offset = tf.cast(draws[1:] * tf.cast(framed - (size - 1), tf.float32), tf.int64)
+    inside = crop_padding == 0 and scale is not None and scale[0] >= size
+    return Window(scaled, offset - (framed - scaled) // 2, size, inside)
+
+
+def central_window(sides: tf.Tensor, *, size: int, scale: int | None = None) -> Window:
+    """The central [size, size] of an image of `sides` [2] rescaled to the smallest side `scale`."""
+    scaled = scaled_sides(sides, scale)
+    framed = tf.maximum(scaled, size)
+    inside = scale is not None and scale >= size
+    return Window(scaled, (framed - size) // 2 - (framed - scaled) // 2, size, inside)
+
+
+def resample(image: tf.Tensor | Picture, window: Window, exact: bool = True) -> tf.Tensor:
+    """The window of the image, resized bilinearly: float32 [size, size, 3], the image's range.
+
+    Only the pixels that matter are read. `exact` equals resizing the whole image with
+    `tf.image.resize(antialias=True)` and cropping. Otherwise the window is moved to whole pixels
+    of the source, by at most half of one, and resized without antialiasing, which is twice as
+    fast; but an image that is shrunk or enlarged more than twofold is still resampled exactly.
+    """
+    image = picture_of(image)
+    sides = tf.cast(image.sides, tf.int64)
+    low, high = visible(window)
+    if exact:
+        part = _exactly(sides, image.read, window.scaled, low, high)
+    else:
+        part = tf.cond(
+            tf.reduce_all((2 * sides >= window.scaled) & (sides <= 2 * window.scaled)),
+            lambda: tf.image.resize(
+                # As floats: the kernel for bytes takes half as long again.
+                tf.cast(source_window(image, window), tf.float32),
+                tf.cast(high - low, tf.int32),
+            ),
+            lambda: _exactly(sides, image.read, window.scaled, low, high),
+        )
+    return _in_frame(part, window, low, high)
+
+
+def cut(image: tf.Tensor | Picture, window: Window) -> tf.Tensor:
+    """The window of an image that is not rescaled: [size, size, 3] of the image's dtype."""
+    low, high = visible(window)
+    part = picture_of(image).read(tf.cast(tf.concat([low, high - low], 0), tf.int32))
+    return _in_frame(part, window, low, high)
+
+
+def visible(window: Window) -> tuple[tf.Tensor, tf.Tensor]:
+    """The part of a window that is image: from, to; int64 [2] each, in the rescaled image."""
+    if window.inside:
+        return window.start, window.start + window.size
+    return tf.maximum(window.start, 0), tf.minimum(window.start + window.size, window.scaled)
+
+
+def snapped(
+    sides: tf.Tensor, scaled: tf.Tensor, low: tf.Tensor, high: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """low..high of an image resized to `scaled` -> the nearest whole pixels of the source.
+
+    All int64 [2]; at least one pixel.
+    """
+    # Rounded to nearest; a wide enlargement must not leave the image or come to nothing.
+    first = tf.minimum((2 * low * sides + scaled) // (2 * scaled), sides - 1)
+    last = tf.maximum((2 * high * sides + scaled) // (2 * scaled), first + 1)
+    return first, last
+
+
+def source_window(image: Picture, window: Window) -> tf.Tensor:
+    """The window, moved to whole pixels of the source, as it is there: [height, width, 3]."""
+    first, last = snapped(tf.cast(image.sides, tf.int64), window.scaled, *visible(window))
+    part = image.read(tf.cast(tf.concat([first, last - first], 0), tf.int32))
+    part.set_shape([None, None, 3])
+    return part
+
+
+def _exactly(
+    sides: tf.Tensor, read: Callable, scaled: tf.Tensor, low: tf.Tensor, high: tf.Tensor
+) -> tf.Tensor:
+    enlarged = tf.cast(scaled, tf.float32) / tf.cast(sides, tf.float32)
+    # Around the window, what the filter reaches: 1 pixel of the larger of the two grids.
+    reach = tf.cast(tf.math.ceil(tf.maximum(1.0 / enlarged, 1.0)), tf.int64) + 1
+    first = tf.maximum(low * sides // scaled - reach, 0)
+    last = tf.minimum(-(-high * sides // scaled) + reach, sides)
+    part = read(tf.cast(tf.concat([first, last - first], 0), tf.int32))
+    resized = tf.raw_ops.ScaleAndTranslate(
+        images=part[tf.newaxis],
+        size=tf.cast(high - low, tf.int32),
+        scale=enlarged,
+        translation=tf.cast(first, tf.float32) * enlarged - tf.cast(low, tf.float32),
+        kernel_type="triangle",
+        antialias=True,
+    )
+    return resized[0]
+
+
+def _in_frame(part: tf.Tensor, window: Window, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+    if not window.inside:
+        around = tf.stack([low - window.start, window.start + window.size - high], axis=1)
+        part = tf.pad(part, tf.pad(around, [[0, 1], [0, 0]]))
+    part.set_shape([window.size, window.size, 3])
+    return part
+
+
+def sides_of(image: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:
+    """Height and width, as ints where they are known before run time."""
+    static, dynamic = image.shape, tf.shape(image)
+    return tuple(dynamic[i] if static[i] is None else static[i] for i in (0, 1))
+
+
+def sides_of_at_least(size: int, image: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:
+    """Height and width; ValueError if they are known to be less than `size`."""
+    sides = sides_of(image)
+    for side in sides:
+        if isinstance(side, int) and side < size:
+            raise ValueError(f"cannot crop {size} x {size} pixels from {sides[0]} x {sides[1]}")
+    return sides
+
+
+def crop(image: tf.Tensor, top: int | tf.Tensor, left: int | tf.Tensor, size: int) -> tf.Tensor:
+    """[h, w, 3] -> the [size, size, 3] at (top, left); same dtype."""
+    window = tf.slice(image, [top, left, 0], [size, size, 3])
+    window.set_shape([size, size, 3])
+    return window
+
+
+def larger(a: int | tf.Tensor, b: int | tf.Tensor) -> int | tf.Tensor:
+    """The maximum, as an int where both are."""
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else tf.maximum(a, b)

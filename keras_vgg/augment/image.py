@@ -1,0 +1,148 @@
+"""A whole image's way to the model: in training, in evaluation, and the paper's many views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from keras_vgg.augment.color import adjust_to_uint8, check_strengths, jitter_amounts, random_shift
+from keras_vgg.augment.geometry import (
+    Picture,
+    Window,
+    central_window,
+    crop,
+    cut,
+    decoded,
+    larger,
+    mirror_if,
+    pad_to,
+    picture_of,
+    random_window,
+    resample,
+    rescale,
+    sides_of,
+    sides_of_at_least,
+    takes_pictures,
+)
+
+
+@takes_pictures
+def train_image(
+    image: tf.Tensor | Picture,
+    seed: tf.Tensor,
+    *,
+    size: int,
+    scale: tuple[int, int] | None = None,
+    crop_padding: int = 0,
+    flip: bool = True,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+    shift: float = 0.0,
+    eigenvalues: Sequence[float] | np.ndarray | None = None,
+    eigenvectors: Sequence[Sequence[float]] | np.ndarray | None = None,
+) -> tf.Tensor:
+    """[h, w, 3] in [0, 255], or a Picture -> uint8 [size, size, 3] (section 3.1).
+
+    In turn: rescale to a smallest side drawn uniformly from the integers scale[0]..scale[1];
+    zero-pad by `crop_padding` on each side, and further up to `size` where the image is smaller;
+    random crop; horizontal flip; `color_jitter`; `rgb_shift` of strength `shift`; rounding.
+    Of a Picture only the crop is read, resampled once as `resample(exact=False)` says, and all
+    colour is one affine map. Switching one operation off does not change what the others draw.
+    ValueError for a bad `scale` or `crop_padding`, a `shift` without eigen-decomposition, and what
+    `color_jitter` refuses.
+    """
+    if not 0 <= crop_padding < size:
+        raise ValueError(f"crop_padding={crop_padding} must be 0 or more pixels, below size={size}")
+    if shift and (eigenvalues is None or eigenvectors is None):
+        raise ValueError(
+            f"shift={shift} needs eigenvalues and eigenvectors of the training set's RGB "
+            "covariance: see keras_vgg.data.statistics"
+        )
+    check_strengths(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
+    draws = _draws(seed)
+    image = picture_of(image)
+    window = random_window(
+        image.sides, draws[:3], size=size, scale=scale, crop_padding=crop_padding
+    )
+    pixels = cut(image, window) if scale is None else resample(image, window, exact=False)
+    if flip:
+        pixels = mirror_if(pixels, draws[3] < 0.5)
+    if shift or brightness or contrast or saturation or hue:
+        added = None
+        if shift:
+            shift_seed = tf.random.fold_in(seed, 1)
+            added = random_shift(shift_seed, shift, eigenvalues, eigenvectors)
+        amounts = jitter_amounts(draws[4:], brightness, contrast, saturation, hue)
+        return adjust_to_uint8(tf.cast(pixels, tf.float32), amounts, added)
+    return pixels if pixels.dtype == tf.uint8 else tf.cast(pixels + 0.5, tf.uint8)
+
+
+def train_window(
+    sides: tf.Tensor,
+    seed: tf.Tensor,
+    *,
+    size: int,
+    scale: tuple[int, int] | None = None,
+    crop_padding: int = 0,
+) -> Window:
+    """Where `train_image` takes its crop from, of an image of `sides` [2], given the same rest."""
+    draws = _draws(seed)
+    return random_window(sides, draws[:3], size=size, scale=scale, crop_padding=crop_padding)
+
+
+def _draws(seed: tf.Tensor) -> tf.Tensor:
+    """All that `train_image` draws: scale, two offsets, mirroring, four of colour; in [0, 1)."""
+    return tf.random.stateless_uniform([8], seed)
+
+
+@takes_pictures
+def eval_image(image: tf.Tensor | Picture, *, size: int, scale: int | None = None) -> tf.Tensor:
+    """[h, w, 3] in [0, 255], or a Picture -> float32 [size, size, 3] in [0, 255]; not random.
+
+    Rescale to smallest side `scale` (the paper's Q) if given, with antialiasing; zero-pad up to
+    `size` where the image is smaller; take the centre. So 28 x 28 at size 32 gets two zero pixels
+    on each side: it is padded, not stretched.
+    """
+    image = picture_of(image)
+    window = central_window(image.sides, size=size, scale=scale)
+    if scale is None:
+        return tf.cast(cut(image, window), tf.float32)
+    return resample(image, window)
+
+
+@takes_pictures
+def grid_crops(
+    image: tf.Tensor | Picture,
+    *,
+    size: int,
+    scale: int | None = None,
+    padding: int = 0,
+    grid: int = 5,
+    flip: bool = True,
+) -> tf.Tensor:
+    """The paper's multi-crop views (section 3.2): [h, w, 3] -> float32 [views, size, size, 3].
+
+    The image is rescaled to the smallest side `scale` (None: not) and padded with zeros, by
+    `padding` on every side and then to at least [size, size], as `train_image` does. Crops lie on
+    a regular `grid` x `grid` from corner to corner, offsets rounded down, row by row; with `flip`
+    their mirror images follow. 50 views by default. ValueError if grid < 2.
+    """
+    if grid < 2:
+        raise ValueError(f"grid={grid}: from corner to corner there are at least 2 crops a side")
+    image = decoded(image)
+    if scale is not None:
+        image = rescale(image, scale)
+    h, w = sides_of(image)
+    image = pad_to(image, larger(h + 2 * padding, size), larger(w + 2 * padding, size))
+    h, w = sides_of_at_least(size, image)
+    crops = [
+        crop(image, (h - size) * row // (grid - 1), (w - size) * column // (grid - 1), size)
+        for row in range(grid)
+        for column in range(grid)
+    ]
+    views = tf.cast(tf.stack(crops), tf.float32)
+    return tf.concat([views, tf.reverse(views, [2])], 0) if flip else views

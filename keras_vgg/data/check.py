@@ -1,0 +1,253 @@
+"""Looking through a set before it is used: what does not decode, and what the rest is."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_vgg.data.decode import decode, orientation, reason, why_bad
+from keras_vgg.data.split import Records, Source, Split
+from keras_vgg.progress import progress_bars
+
+# The first bytes of a file -> its format, and what such a file may be called.
+_MARKS = (
+    (b"\xff\xd8\xff", "JPEG", (".jpg", ".jpeg")),
+    (b"\x89PNG", "PNG", (".png",)),
+    (b"GIF8", "GIF", (".gif",)),
+    (b"BM", "BMP", (".bmp",)),
+    (b"RIFF", "WebP", (".webp",)),
+)
+_NOT_READ = "could not be read: its TFRecord file is damaged at it or before it, or ends there"
+_COMPONENTS = {1: "grey", 3: "colour", 4: "CMYK"}
+
+
+def check(source: Source, verbose: bool = False) -> dict[str, Any]:
+    """Decode every image of a source, and say what its splits hold: plain values for JSON.
+
+    Of each split `images` and `class_counts`, which count bad images too, but no bad records, for
+    their labels are not known. Of one in files or records also `bad`, [name, reason] of each image
+    that does not decode, `formats`, how many images of each, `wrong_extension`, [path, format] of
+    each file whose name claims another, `turned`, how many JPEGs Exif turns upright, and, if any
+    image is good, `height` and `width`, their smallest, median and largest.
+    `verbose` shows a progress bar on stderr.
+    """
+    splits = {"train": source.train, "validation": source.validation, "test": source.test}
+    splits = {name: split for name, split in splits.items() if split is not None}
+    with progress_bars(verbose) as bars:
+        tasks = {name: bars.add_task(name, total=split.size) for name, split in splits.items()}
+        found = {}
+        for name, split in splits.items():
+            scanned = _Scan(
+                split, lambda count, task=tasks[name]: bars.update(task, completed=count)
+            )
+            found[name] = scanned.describe(len(source.class_names))
+    return {"source": source.name, "class_names": list(source.class_names), "splits": found}
+
+
+def find_bad_images(split: Split) -> list[tuple[str, str]]:
+    """(name, reason) of every image of the split that does not decode; [] for images in memory.
+
+    The name is a file's path, or "PATH, record N". All of them are decoded, in parallel.
+    """
+    return [(name, reason) for _, name, reason in bad_images(split)]
+
+
+def bad_images(split: Split) -> list[tuple[int, str, str]]:
+    """`find_bad_images`, with the position in the split before each."""
+    return [] if split.images is not None else _Scan(split).bad()
+
+
+def raise_for_bad_images(split: Split) -> None:
+    """ValueError naming the split's bad images, the first ten with reasons; None for none.
+
+    TensorFlow's own decoding error does not name the file: call this on tf.errors.OpError.
+    """
+    bad = find_bad_images(split)
+    if bad:
+        listed = "; ".join(f"{name}: {reason}" for name, reason in bad[:10])
+        more = "; ..." if len(bad) > 10 else ""
+        skip = "" if split.paths is None else ', or skip them with on_bad_image="skip"'
+        raise ValueError(
+            f"{len(bad)} of {split.size} images of split {split.name!r} cannot be decoded: "
+            f"{listed}{more}. Mend or remove them{skip}"
+        )
+
+
+@contextlib.contextmanager
+def bad_images_named(*splits: Split) -> Iterator[None]:
+    """Turn a reading or decoding error met inside into a ValueError that names the images."""
+    try:
+        yield
+    except (
+        tf.errors.InvalidArgumentError,
+        tf.errors.NotFoundError,
+        tf.errors.PermissionDeniedError,
+        tf.errors.DataLossError,  # what is wrong with a TFRecord file itself
+    ) as error:
+        for split in splits:
+            raise_for_bad_images(split)
+        raise ValueError(f"TensorFlow stopped: {reason(error)}") from error
+
+
+class _Scan:
+    """One pass over a split, everything decoded; per image it keeps three small numbers."""
+
+    def __init__(self, split: Split, progress: Callable[[int], Any] = lambda count: None) -> None:
+        self.split = split
+        self.sides = np.zeros((split.size, 2), np.int32)  # 0 stays where an image is bad
+        self.formats: collections.Counter[str] = collections.Counter()
+        self.wrong_extension: list[tuple[str, str]] = []
+        self.turned = 0
+        self.labels = split.labels if split.labels is None else split.labels.copy()
+        if split.images is not None:
+            progress(split.size)
+            return
+        if split.records is not None:
+            self.labels = np.full(split.size, -1, np.int32)
+        # Errors are ignored here, and what is missing at the end is bad.
+        examined = _readable(split).map(_examine, num_parallel_calls=tf.data.AUTOTUNE)
+        examined = examined.ignore_errors().prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+        for done, (position, label, head, sides, components, turned) in enumerate(examined, 1):
+            self.sides[position] = sides
+            self.labels[position] = label
+            self.turned += int(turned)
+            self._count(int(position), head, int(components))
+            progress(done)
+        progress(split.size)
+
+    def _count(self, position: int, head: bytes, components: int) -> None:
+        kind, extensions = next((k, e) for mark, k, e in _MARKS if head.startswith(mark))
+        self.formats[f"{kind}, {_COMPONENTS[components]}" if components else kind] += 1
+        if self.split.paths is not None:
+            path = str(self.split.paths[position])
+            if not path.lower().endswith(extensions):
+                self.wrong_extension.append((path, kind))
+
+    def bad(self) -> list[tuple[int, str, str]]:
+        """(position, name, reason)"""
+        positions = np.flatnonzero(self.sides[:, 0] == 0).tolist()
+        if self.split.paths is not None:
+            paths = [str(self.split.paths[position]) for position in positions]
+            reasons = map(_why_bad_file, paths)
+            return list(zip(positions, paths, reasons, strict=True))
+        if not positions:
+            return []
+        reasons = dict.fromkeys(positions, _NOT_READ)
+        for position, record in _serialized(self.split.records).ignore_errors():
+            if int(position) in reasons:
+                reasons[int(position)] = _why_bad_record(record, self.split.records)
+        return [(found[0], *_named(self.split.records, *found)) for found in reasons.items()]
+
+    def describe(self, classes: int) -> dict[str, Any]:
+        labels = self.labels[self.labels >= 0]
+        described = {
+            "images": self.split.size,
+            "class_counts": np.bincount(labels, minlength=classes).tolist(),
+        }
+        if self.split.images is not None:
+            return described
+        good = self.sides[self.sides[:, 0] > 0]
+        ranges = {
+            name: [int(values.min()), int(np.median(values)), int(values.max())]
+            for name, values in zip(("height", "width"), good.T, strict=True)
+            if len(values)
+        }
+        return described | {
+            "bad": [[name, reason] for _, name, reason in self.bad()],
+            "formats": dict(self.formats.most_common()),
+            "wrong_extension": [list(found) for found in self.wrong_extension],
+            "turned": self.turned,
+            **ranges,
+        }
+
+
+def _readable(split: Split) -> tf.data.Dataset:
+    """(position in the split, encoded image, label); an error in place of what cannot be read."""
+    if split.records is not None:
+        return _serialized(split.records).map(
+            lambda position, record: (position, *split.records.parse(record)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+    with tf.device("CPU"):
+        paths, labels = tf.constant(split.paths), tf.constant(split.labels)
+    return tf.data.Dataset.range(split.size).map(
+        lambda position: (position, tf.io.read_file(paths[position]), labels[position]),
+        num_parallel_calls=tf.data.AUTOTUNE,
+    )
+
+
+def _serialized(records: Records) -> tf.data.Dataset:
+    """(position in the split, record), in order; after damage, on with the next shard.
+
+    A shard that cannot be opened is left out: ignore_errors would try it again for ever.
+    """
+    firsts = np.cumsum([0, *(shard.stop - shard.start for shard in records.shards)])
+    rows = [
+        (shard.path, shard.start, shard.stop, first)
+        for shard, first in zip(records.shards, firsts, strict=False)
+        if _why_not_opened(shard.path) is None
+    ]
+    columns = zip(*rows, strict=True) if rows else ((),) * 4
+    with tf.device("CPU"):
+        columns = tuple(
+            tf.constant(column, kind)
+            for column, kind in zip(columns, (tf.string, *(tf.int64,) * 3), strict=True)
+        )
+
+    def read(
+        path: tf.Tensor, start: tf.Tensor, stop: tf.Tensor, first: tf.Tensor
+    ) -> tf.data.Dataset:
+        return tf.data.TFRecordDataset(path).skip(start).take(stop - start).enumerate(first)
+
+    return tf.data.Dataset.from_tensor_slices(columns).flat_map(read)
+
+
+def _examine(position: tf.Tensor, encoded: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    components = tf.cond(
+        tf.io.is_jpeg(encoded), lambda: tf.io.extract_jpeg_shape(encoded)[2], lambda: 0
+    )
+    # The shape, for without a use of the image the decoding would be pruned away.
+    sides = tf.shape(decode(encoded))[:2]
+    head = tf.strings.substr(encoded, 0, 4)
+    return position, label, head, sides, components, orientation(encoded) > 1
+
+
+def _named(records: Records, position: int, why: str) -> tuple[str, str]:
+    """("PATH, record N", N counted in the file; the reason)."""
+    for shard in records.shards:
+        if position < shard.stop - shard.start:
+            if why == _NOT_READ:
+                why = _why_not_opened(shard.path) or why
+            return f"{shard.path}, record {shard.start + position}", why
+        position -= shard.stop - shard.start
+    raise IndexError(position)
+
+
+def _why_not_opened(path: str) -> str | None:
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            file.read(1)
+    except tf.errors.OpError as error:
+        return reason(error)
+    return None
+
+
+def _why_bad_record(record: tf.Tensor, records: Records) -> str:
+    try:
+        encoded, _ = records.parse(record)
+    except tf.errors.OpError as error:
+        return reason(error)
+    return why_bad(encoded) or _NOT_READ
+
+
+def _why_bad_file(path: str) -> str:
+    try:
+        encoded = tf.io.read_file(path)
+    except tf.errors.OpError as error:
+        return reason(error)
+    return why_bad(encoded) or "could not be read"

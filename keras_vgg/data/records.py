@@ -1,0 +1,360 @@
+"""Sources packed in TFRecord shards: written once, resumed after a stop, opened, and verified."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_vgg.data.check import find_bad_images
+from keras_vgg.data.decode import decode
+from keras_vgg.data.split import Records, Shard, Source, Split
+from keras_vgg.progress import progress_bars
+
+_FORMAT = {"format": "keras_vgg records", "version": 1}
+_MANIFEST, _PROGRESS = "manifest.json", "progress.json"
+_PARTIAL = ".packing-"  # what a kill in the middle of a write leaves; swept at the next call
+_SPLITS = ("train", "validation", "test")
+_FIELDS = {"source": str, "class_names": list, "splits": dict}
+_SPLIT_FIELDS = {"images": int, "fingerprint": str, "class_counts": list, "shards": list}
+_SHARD_FIELDS = {"file": str, "images": int, "bytes": int, "sha256": str}
+
+
+def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """A record of a pack, string [] -> (encoded image, string []; label, int32 [])."""
+    features = {
+        "image": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.FixedLenFeature([], tf.int64),
+    }
+    example = tf.io.parse_single_example(serialized, features)
+    return example["image"], tf.cast(example["label"], tf.int32)
+
+
+def pack(
+    source: Source,
+    out: str | os.PathLike[str],
+    *,
+    shard_images: int = 1024,
+    verbose: bool = False,
+) -> dict[str, Any]:
+    """Write every split of the source to `out` in shards of `shard_images`; the manifest.
+
+    Files are stored byte for byte, arrays as PNG, in one fixed random order so that every shard is
+    mixed; records as they are, in their order. Each image is decoded first, so that a pack holds
+    no damaged one.
+    A call that was stopped is gone on with by the same call: its finished shards are hashed and
+    left alone. The same source is one of the same class names, sizes and fingerprints, wherever it
+    lies. If `out` is finished already, one line on stderr says so. One call at a time.
+
+    Raises:
+        ValueError: an image that cannot be decoded or has no label among the class names, named;
+            `out` holds something else, or the pack of another source, which is left as it is.
+        OSError: `out` cannot be written. The finished shards stay.
+    """
+    out = Path(out).expanduser()
+    splits = {name: split for name in _SPLITS if (split := getattr(source, name)) is not None}
+    manifest = _plan(source, splits, shard_images)
+    if (out / _MANIFEST).exists():
+        there = _read(out / _MANIFEST)
+        _refuse_another(out, there, manifest)
+        for _ in _shard_files(out, there):
+            pass  # only to find one that has gone
+        (out / _PROGRESS).unlink(missing_ok=True)
+        print(f"{out} already holds this pack: nothing to do", file=sys.stderr)
+        return there
+    done = _claim(out, manifest)
+    with progress_bars(verbose) as bars:
+        task = bars.add_task("packing", total=sum(split.size for split in splits.values()))
+        for name, split in splits.items():
+            fields = manifest["splits"][name]
+            order = (
+                None if split.labels is None else np.random.default_rng(0).permutation(split.size)
+            )
+            counts = np.zeros(len(source.class_names), dtype=np.int64)
+            first = 0
+            for shard in fields["shards"]:
+                file, stop = shard["file"], first + shard["images"]
+                if _is_whole(out / file, done.get(file)):
+                    bars.advance(task, shard["images"])
+                else:
+                    shard_counts = np.zeros_like(counts)
+                    with _whole(out / file) as path, tf.io.TFRecordWriter(str(path)) as writer:
+                        for encoded, label in _images(split, order, first, stop, len(counts)):
+                            writer.write(_serialize(encoded, label))
+                            shard_counts[label] += 1
+                            bars.advance(task)
+                    done[file] = {
+                        "bytes": (out / file).stat().st_size,
+                        "sha256": _sha256(out / file),
+                        "class_counts": shard_counts.tolist(),
+                    }
+                    _write_json(out / _PROGRESS, {**manifest, "done": done})
+                counts += done[file]["class_counts"]
+                first = stop
+            fields["class_counts"] = counts.tolist()
+            for shard in fields["shards"]:
+                shard |= {key: done[shard["file"]][key] for key in ("bytes", "sha256")}
+    _write_json(out / _MANIFEST, manifest, indent=1)
+    (out / _PROGRESS).unlink()
+    return manifest
+
+
+def load(path: str | os.PathLike[str]) -> Source:
+    """Open what `pack` wrote. The shards' sizes are checked; `verify` checks their contents.
+
+    Raises:
+        FileNotFoundError: no such folder, no manifest in it, or a shard of it is missing.
+        ValueError: the manifest is damaged or not of this version, or a shard is cut or too long.
+    """
+    root = Path(path).expanduser()
+    manifest = _open(root)
+    shards = {shard["file"]: file for file, shard in _shard_files(root, manifest)}
+    splits = dict.fromkeys(_SPLITS)
+    for name, fields in manifest["splits"].items():
+        listed = tuple(Shard(str(shards[s["file"]]), 0, s["images"]) for s in fields["shards"])
+        splits[name] = Split(name, fields["images"], records=Records(listed, parse))
+    return Source(f"records:{os.fspath(path)}", tuple(manifest["class_names"]), **splits)
+
+
+def verify(path: str | os.PathLike[str]) -> None:
+    """Read every shard. ValueError naming the first whose contents are not what `pack` wrote."""
+    root = Path(path).expanduser()
+    for file, shard in _shard_files(root, _open(root)):
+        if _sha256(file) != shard["sha256"]:
+            raise ValueError(f"{file} is damaged: its SHA-256 is not the manifest's")
+
+
+# --- the manifest ----------------------------------------------------------------------------
+
+
+def _plan(source: Source, splits: dict[str, Split], shard_images: int) -> dict[str, Any]:
+    """The manifest before there is a shard: nothing counted or hashed."""
+    if shard_images < 1:
+        raise ValueError(f"shard_images={shard_images} must be at least 1")
+    manifest = {**_FORMAT, "source": source.name, "class_names": list(source.class_names)}
+    manifest["splits"] = {}
+    for name, split in splits.items():
+        if split.size == 0:
+            raise ValueError(f"split {name!r} of {source.name} has no images")
+        starts = range(0, split.size, shard_images)
+        shards = [
+            {
+                "file": f"{name}-{i:05}-of-{len(starts):05}.tfrecord",
+                "images": min(shard_images, split.size - start),
+                "bytes": 0,
+                "sha256": "",
+            }
+            for i, start in enumerate(starts)
+        ]
+        fields = {"images": split.size, "fingerprint": split.fingerprint()}
+        manifest["splits"][name] = {**fields, "class_counts": [], "shards": shards}
+    return manifest
+
+
+def _refuse_another(out: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """ValueError if the manifests would not hold the same images in the same shards."""
+    parts = [_parts(manifest) for manifest in (there, here)]
+    differing = [key for key in {**parts[0], **parts[1]} if parts[0].get(key) != parts[1].get(key)]
+    if differing:
+        raise ValueError(
+            f"{out} holds a pack of another source ({there['source']}) or of other shards: "
+            f"{', '.join(differing)} differ; choose another folder"
+        )
+
+
+def _parts(manifest: dict[str, Any]) -> dict[str, Any]:
+    parts = {"class names": manifest["class_names"]}
+    for name, split in manifest["splits"].items():
+        parts[f"{name} size"] = split["images"]
+        parts[f"{name} fingerprint"] = split["fingerprint"]
+        parts[f"{name} shards"] = [(shard["file"], shard["images"]) for shard in split["shards"]]
+    return parts
+
+
+def _claim(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Make `out`, or find it begun with the same plan; what is recorded of its finished shards."""
+    done: dict[str, Any] = {}
+    if (out / _PROGRESS).exists():
+        there = _read(out / _PROGRESS)
+        _refuse_another(out, there, plan)
+        done = there.get("done", {})
+    elif out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is not a folder")
+    elif out.exists() and any(not file.name.startswith(_PARTIAL) for file in out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no pack; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    for leftover in out.glob(f"{_PARTIAL}*"):
+        leftover.unlink()
+    _write_json(out / _PROGRESS, {**plan, "done": done})
+    return done
+
+
+def _open(root: Path) -> dict[str, Any]:
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root}")
+    if not (root / _MANIFEST).is_file():
+        begun = (root / _PROGRESS).is_file()
+        reason = ": packing was not finished: run it again" if begun else " and is no pack"
+        raise FileNotFoundError(f"{root} has no {_MANIFEST}{reason}")
+    return _read(root / _MANIFEST)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A manifest, or what there is of one in a progress file, with all its fields."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    stated = {key: manifest.get(key) for key in _FORMAT} if isinstance(manifest, dict) else None
+    if stated != _FORMAT:
+        raise ValueError(f"{path} is not of {_FORMAT}: it states {stated}")
+    _require(path, "the manifest", manifest, _FIELDS)
+    _require(path, "splits", manifest["splits"], {"train": dict})
+    for name, split in manifest["splits"].items():
+        if name not in _SPLITS:
+            raise ValueError(f"{path}: unknown split {name!r}")
+        _require(path, name, split, _SPLIT_FIELDS)
+        for shard in split["shards"]:
+            _require(path, f"a shard of {name}", shard, _SHARD_FIELDS)
+        listed = sum(shard["images"] for shard in split["shards"])
+        if listed != split["images"]:
+            raise ValueError(f"{path}: {name} has {split['images']} images, its shards {listed}")
+    return manifest
+
+
+def _require(path: Path, what: str, fields: Any, kinds: dict[str, type]) -> None:
+    for name, kind in kinds.items():
+        if not isinstance(fields, dict) or not isinstance(fields.get(name), kind):
+            raise ValueError(f"{path}: {what} lacks {name!r}, or it is no {kind.__name__}")
+
+
+def _shard_files(root: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """(path, its entry) of every shard, whose size is that of the entry."""
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            path = root / shard["file"]
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is missing, and the manifest lists it")
+            size = path.stat().st_size
+            if size != shard["bytes"]:
+                raise ValueError(f"{path} has {size} bytes, and the manifest says {shard['bytes']}")
+            yield path, shard
+
+
+# --- the images ------------------------------------------------------------------------------
+
+
+def _images(
+    split: Split, order: np.ndarray | None, start: int, stop: int, classes: int
+) -> Iterator[tuple[bytes, int]]:
+    """(encoded image, label) `start` to `stop` of the order, each decoded to see that it can be."""
+    images = _dataset(split, order, start, stop).as_numpy_iterator()
+    for position in range(start, stop):
+        index = position if order is None else order[position]
+        image = f"image {index} of split {split.name!r}"
+        if split.paths is not None:
+            image = str(split.paths[index])
+        try:
+            encoded, label, _ = next(images)
+        except tf.errors.OpError as error:  # the map keeps the order, so it is this image's
+            bad = find_bad_images(split.take(np.array([index]))) if split.paths is not None else []
+            raise ValueError(f"{image}: {bad[0][1] if bad else _reason(error)}") from error
+        except StopIteration:
+            raise ValueError(f"{image} is missing: its files hold fewer records") from None
+        if not 0 <= label < classes:
+            raise ValueError(f"{image} has label {label}, and there are {classes} classes")
+        yield encoded, int(label)
+
+
+def _dataset(split: Split, order: np.ndarray | None, start: int, stop: int) -> tf.data.Dataset:
+    if split.records is not None:
+        items = _between(split.records, start, stop).dataset()
+    else:
+        chosen = split.take(order[start:stop])
+        with tf.device("CPU"):  # arrays would go to the GPU's memory
+            forms = chosen.paths if chosen.images is None else chosen.images
+            items = tf.data.Dataset.from_tensor_slices((forms, chosen.labels))
+
+    def decoded(item: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        if split.paths is not None:
+            item = tf.io.read_file(item)
+        elif split.images is not None:
+            item = tf.io.encode_png(item)
+        return item, label, _sides(item)
+
+    return items.map(decoded, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)])  # traced once, not for each shard
+def _sides(encoded: tf.Tensor) -> tf.Tensor:
+    """int32 [3]: a use of the image, without which the decoding would be pruned away."""
+    return tf.shape(decode(encoded))
+
+
+def _between(records: Records, start: int, stop: int) -> Records:
+    """Records `start` to `stop` of the shards laid end to end, so that none before is read."""
+    shards = []
+    for shard in records.shards:
+        size = shard.stop - shard.start
+        low, high = max(start, 0), min(stop, size)
+        if low < high:
+            shards.append(Shard(shard.path, shard.start + low, shard.start + high))
+        start, stop = start - size, stop - size
+    return replace(records, shards=tuple(shards))
+
+
+def _serialize(encoded: bytes, label: int) -> bytes:
+    features = {
+        "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded])),
+        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(
+        deterministic=True  # a resumed pack has the bytes of one that was not stopped
+    )
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    # "{{function_node ...}} reason\n\t [[{{node ...}}]] [Op:...]" -> "reason"
+    return error.message.split("}} ")[-1].splitlines()[0].split(" [Op:")[0]
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A name to write to: the file appears at `path` when all went well, or not at all."""
+    handle, name = tempfile.mkstemp(prefix=_PARTIAL, suffix=path.name, dir=path.parent)
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except tf.errors.OpError as error:  # TensorFlow's word for a full disk
+        raise OSError(f"{path} cannot be written: {_reason(error)}") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _write_json(path: Path, value: dict[str, Any], indent: int | None = None) -> None:
+    with _whole(path) as partial:
+        partial.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
+
+
+def _is_whole(path: Path, entry: dict[str, Any] | None) -> bool:
+    return entry is not None and path.is_file() and _sha256(path) == entry["sha256"]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

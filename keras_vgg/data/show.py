@@ -1,0 +1,382 @@
+"""A contact sheet: some images of a split beside what evaluation and training make of them."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_vgg.augment import Picture, Window
+from keras_vgg.data.check import bad_images_named
+from keras_vgg.data.decode import decode, transform_encoded
+from keras_vgg.data.split import Records, Shard, Split
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Box = tuple[float, float, float, float]  # top, left, height, width in source pixels
+
+# Okabe and Ito's colours, told apart with any kind of colour vision; with the colour of the number
+# on them. After the last they begin again, in other strokes.
+_COLOURS = (
+    ("#0072B2", "white"),
+    ("#E69F00", "black"),
+    ("#009E73", "white"),
+    ("#CC79A7", "black"),
+    ("#D55E00", "white"),
+    ("#56B4E9", "black"),
+    ("#F0E442", "black"),
+    ("#000000", "white"),
+)
+_STROKES = ("solid", "dashed", "dotted")
+_INK, _EVALUATION = "#333333", "#999999"
+
+_DPI = 150
+_MOST_DOTS = 30_000  # of a side of the sheet; matplotlib's own limit is 65,536
+# Inches.
+_CELL = 1.6
+_GAP = 0.08
+_MARGIN = 0.12
+_LINE = 0.24  # of text, with the space around it
+_WIDEST, _TALLEST = 1.8 * _CELL, 1.8 * _CELL  # what a long original may take
+_THINNEST = 0.08  # and at least takes, so that something is seen of it
+
+# Of records, so many of a shard are looked at for each image wanted, in so many shards.
+_LOOK, _SHARDS = 4, 16
+
+
+class _Row(NamedTuple):
+    """One image on the sheet. All pixels are uint8; `drawn` is (width, height) in inches."""
+
+    caption: str
+    original: np.ndarray
+    sides: tuple[int, int]
+    drawn: tuple[float, float]
+    evaluated: np.ndarray
+    views: list[np.ndarray]
+    boxes: list[Box]
+
+
+def contact_sheet(
+    split: Split,
+    path: str | os.PathLike[str],
+    *,
+    class_names: Sequence[str],
+    train: Callable[[tf.Tensor | Picture, tf.Tensor], tf.Tensor],
+    evaluate: Callable[[tf.Tensor | Picture], tf.Tensor],
+    window: Callable[[tf.Tensor, tf.Tensor], Window],
+    images: int = 6,
+    views: int = 5,
+    seed: int = 0,
+) -> list[list[Box]]:
+    """Draw images of a split as evaluation and training see them, as a PNG at 150 dots an inch.
+
+    A row is an image: the original with its class, height and width, and a numbered rectangle where
+    each view comes from; what evaluation sees; the views, framed in the rectangles' colours. The
+    part of a crop that is padding has no place in the original: its rectangle ends there.
+
+    Args:
+        path: the PNG to write, whole or not at all; a missing folder is made.
+        class_names: label i means class_names[i].
+        train: (image, seed [2]) -> uint8 [size, size, 3], as for `training_dataset`.
+        evaluate: image -> uint8 or float32 [size, size, 3] in [0, 255], as for
+            `evaluation_dataset`.
+        window: (sides [2], seed [2]) -> where `train` crops, such as `augment.train_window` given
+            the same options.
+        images: how many, of classes as different as can be; all of a smaller split. Of records,
+            those that come first in a few shards.
+        views: training views of each image; view v of row i depends on (seed, i, v) alone.
+        seed: decides the images too.
+
+    Returns:
+        For each image, for each view, (top, left, height, width) of its rectangle in pixels of the
+        source. `train` may round a crop to whole pixels there, half a pixel away.
+
+    Raises:
+        ValueError: `images` or `views` is below 1, the split is empty, a label has no name, or an
+            image cannot be decoded, which the message names.
+        OSError: the file cannot be written.
+    """
+    for name, count in (("images", images), ("views", views)):
+        if count < 1:
+            raise ValueError(f"{name}={count}: a contact sheet needs at least 1")
+    if split.size == 0:
+        raise ValueError(f"split {split.name!r} has no images to show")
+    chosen = _choose(split, images, len(class_names), np.random.default_rng(seed))
+    rows = []
+    # On the CPU, as in a tf.data pipeline.
+    with tf.device("CPU"), bad_images_named(chosen):
+        for i, (source, label) in enumerate(_stored(chosen)):
+            if not 0 <= label < len(class_names):
+                raise ValueError(
+                    f"an image of split {split.name!r} has label {label}, "
+                    f"and there are {len(class_names)} class names"
+                )
+            base = tf.constant([seed, i], tf.int64)
+            seeds = [tf.random.fold_in(base, view) for view in range(views)]
+            rows.append(_row(source, str(class_names[label]), train, evaluate, window, seeds))
+    _save(_draw(rows), Path(path).expanduser())
+    return [row.boxes for row in rows]
+
+
+# --- which images ----------------------------------------------------------------------------
+
+
+def _choose(split: Split, images: int, classes: int, rng: np.random.Generator) -> Split:
+    """A split of at most so many of the images, evenly of its classes, in the order of labels."""
+    if split.records is not None:
+        shards, labels = _first_records(split.records, images, classes, rng)
+        picked = _evenly(np.array(labels), images, rng)
+        records = replace(split.records, shards=tuple(shards[i] for i in picked))
+        return replace(split, size=len(picked), records=records)
+    order = rng.permutation(split.size)
+    return split.take(order[_evenly(split.labels[order], images, rng)])
+
+
+def _evenly(labels: np.ndarray, images: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of `labels`, ascending by label: in turns one of each class, the first ones first."""
+    _, of_class, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    by_class = np.argsort(of_class, kind="stable")
+    turn = np.empty(len(labels), int)
+    turn[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # Where the last turn is not whole, which classes have one is drawn.
+    picked = np.lexsort((rng.permutation(len(counts))[of_class], turn))[:images]
+    return picked[np.argsort(labels[picked], kind="stable")]
+
+
+def _first_records(
+    records: Records, images: int, classes: int, rng: np.random.Generator
+) -> tuple[list[Shard], list[int]]:
+    """Single records, and their labels, from the heads of shards in random order.
+
+    No more are read than are needed for `images` images evenly of `classes` classes, or than the
+    limits above allow: a class that comes late in every shard is missed.
+    """
+    found: list[Shard] = []
+    labels: list[int] = []
+    counts: collections.Counter[int] = collections.Counter()
+    for opened, number in enumerate(rng.permutation(len(records.shards))):
+        shard = records.shards[number]
+        if len(found) >= images and (opened == _SHARDS or _even(counts, images, classes)):
+            break
+        stop = min(shard.stop, shard.start + _LOOK * images)
+        head = replace(records, shards=(replace(shard, stop=stop),)).dataset()
+        try:
+            for place, (_, label) in enumerate(head, shard.start):
+                found.append(Shard(shard.path, place, place + 1))
+                labels.append(int(label))
+                counts[int(label)] += 1
+                if _even(counts, images, classes):
+                    break
+        except tf.errors.OpError as error:
+            raise ValueError(
+                f"{shard.path}, record {shard.start + len(found)}: {_reason(error)}"
+            ) from error
+    if not found:
+        raise ValueError("the split's files hold no records to show")
+    return found, labels
+
+
+def _even(counts: collections.Counter[int], images: int, classes: int) -> bool:
+    """Whether as many as `images` can be taken, and no class twice more than another."""
+    turns, rest = divmod(images, max(classes, 1))
+    whole = sum(min(count, turns) for count in counts.values()) >= images - rest
+    return whole and sum(min(count, turns + 1) for count in counts.values()) >= images
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    # "{{function_node ...}} reason\n\t [[{{node ...}}]] [Op:...]" -> "reason"
+    return error.message.split("}} ")[-1].splitlines()[0].split(" [Op:")[0]
+
+
+def _stored(split: Split) -> Iterator[tuple[tf.Tensor, int]]:
+    """(uint8 [h, w, 3] or an encoded image, label) in order."""
+    if split.records is not None:
+        for encoded, label in split.records.dataset():
+            yield encoded, int(label)
+    elif split.paths is not None:
+        for path, label in zip(split.paths, split.labels, strict=True):
+            yield tf.io.read_file(str(path)), int(label)
+    else:
+        for image, label in zip(split.images, split.labels, strict=True):
+            yield tf.constant(image), int(label)
+
+
+# --- what they become ------------------------------------------------------------------------
+
+
+def _row(
+    source: tf.Tensor,
+    name: str,
+    train: Callable,
+    evaluate: Callable,
+    window: Callable,
+    seeds: Sequence[tf.Tensor],
+) -> _Row:
+    def transformed(transform: Callable) -> np.ndarray:
+        # The pipelines' way, where training decodes no more of a JPEG than its crop.
+        encoded = source.dtype == tf.string
+        pixels = np.asarray(transform_encoded(source, transform) if encoded else transform(source))
+        return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+
+    image = decode(source) if source.dtype == tf.string else source
+    height, width = image.shape[:2]
+    drawn = _drawn(height, width)
+    return _Row(
+        caption=f"{' '.join(name.split())}, {height} × {width}",
+        original=_shrunk(image, drawn),
+        sides=(height, width),
+        drawn=drawn,
+        evaluated=transformed(evaluate),
+        views=[transformed(lambda image, seed=seed: train(image, seed)) for seed in seeds],
+        boxes=[_box((height, width), window(tf.constant([height, width]), seed)) for seed in seeds],
+    )
+
+
+def _box(sides: tuple[int, int], window: Window) -> Box:
+    """The window in source pixels, as far as there are any."""
+    start, scaled = np.asarray(window.start, float), np.asarray(window.scaled, float)
+    low = np.clip(start * sides / scaled, 0, sides)
+    high = np.clip((start + window.size) * sides / scaled, 0, sides)
+    return tuple(float(value) for value in (*low, *(high - low)))
+
+
+def _drawn(height: int, width: int) -> tuple[float, float]:
+    """Width and height in inches: a cell high, but a long image as long as it may be.
+
+    At its own aspect, unless it would be too thin to be seen.
+    """
+    tallest = _TALLEST if height > 2 * width else _CELL
+    scale = min(_WIDEST / width, tallest / height)
+    return max(width * scale, _THINNEST), max(height * scale, _THINNEST)
+
+
+def _shrunk(image: tf.Tensor, drawn: tuple[float, float]) -> np.ndarray:
+    """The image in no more pixels than it has dots on the sheet."""
+    sides = [
+        min(side, max(1, round(inches * _DPI)))
+        for side, inches in zip(image.shape[:2], reversed(drawn), strict=True)
+    ]
+    if sides == list(image.shape[:2]):
+        return image.numpy()
+    small = tf.image.resize(image, sides, antialias=True)
+    return np.clip(np.rint(small), 0, 255).astype(np.uint8)
+
+
+# --- the sheet -------------------------------------------------------------------------------
+
+
+def _draw(rows: Sequence[_Row]) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    views = len(rows[0].views)
+    # From the left: the originals, then cells; from the top: heads, then for each row a caption
+    # above its pictures.
+    first = max(row.drawn[0] for row in rows)
+    lefts = [_MARGIN + first + 2 * _GAP + i * (_CELL + _GAP) for i in range(1 + views)]
+    width = lefts[-1] + _CELL + _MARGIN
+    heights = [_LINE + max(_CELL, row.drawn[1]) + _GAP for row in rows]
+    height = _LINE + sum(heights) + _MARGIN
+    dpi = min(_DPI, _MOST_DOTS / max(width, height))
+    figure = Figure(figsize=(width, height), dpi=dpi)
+    FigureCanvasAgg(figure)
+
+    def place(left: float, top: float, size: tuple[float, float]) -> Axes:
+        share = (left / width, 1 - (top + size[1]) / height, size[0] / width, size[1] / height)
+        axis = figure.add_axes(share)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        return axis
+
+    def write(left: float, bottom: float, text: str, **style: object) -> None:
+        # parse_math: a class called "$5" is a name, not the start of a formula.
+        at = left / width, 1 - bottom / height
+        style = {"va": "bottom", "color": _INK, "fontsize": 9, "parse_math": False, **style}
+        figure.text(*at, text, **style)
+
+    for left, head in zip(lefts, ["evaluation", *range(1, 1 + views)], strict=True):
+        write(left + _CELL / 2, _MARGIN + _LINE - 0.05, f"{head}", ha="center", weight="bold")
+    top = _MARGIN
+    for row, row_height in zip(rows, heights, strict=True):
+        pictures = top + _LINE
+        write(_MARGIN, pictures - 0.05, row.caption)
+        _draw_original(place(_MARGIN, pictures, row.drawn), row, dpi)
+        cells = [(row.evaluated, _EVALUATION, "solid")]
+        cells += [(view, _look(i)[0], _look(i)[2]) for i, view in enumerate(row.views)]
+        for left, (pixels, colour, stroke) in zip(lefts, cells, strict=True):
+            axis = place(left, pictures, (_CELL, _CELL))
+            _show(axis, pixels, pixels.shape[:2], _CELL * dpi)
+            axis.spines[:].set(color=colour, linewidth=2.5, linestyle=stroke)
+        top += row_height
+    return figure
+
+
+def _look(view: int) -> tuple[str, str, str]:
+    """A view's colour, the colour of its number on that, and its stroke."""
+    turn, index = divmod(view, len(_COLOURS))
+    return (*_COLOURS[index], _STROKES[turn % len(_STROKES)])
+
+
+def _show(axis: Axes, pixels: np.ndarray, sides: tuple[int, int], dots: float) -> None:
+    """The pixels on the whole axis, whose coordinates are those of an image of `sides`."""
+    small = 2 * max(pixels.shape[:2]) <= dots
+    axis.imshow(
+        pixels,
+        extent=(0, sides[1], sides[0], 0),
+        aspect="auto",
+        interpolation="nearest" if small else "antialiased",
+    )
+
+
+def _draw_original(axis: Axes, row: _Row, dpi: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    _show(axis, row.original, row.sides, max(row.drawn) * dpi)
+    axis.spines[:].set_visible(False)
+    for view, (top, left, height, width) in enumerate(row.boxes):
+        colour, ink, stroke = _look(view)
+        for halo in (True, False):
+            axis.add_patch(
+                Rectangle(
+                    (left, top),
+                    width,
+                    height,
+                    fill=False,
+                    clip_on=False,
+                    edgecolor="white" if halo else colour,
+                    linewidth=3.6 if halo else 1.8,
+                    linestyle="solid" if halo else stroke,
+                )
+            )
+        # Each number at its own share of its rectangle's longer edge, so that two rectangles in
+        # the same place do not hide each other's.
+        share = (view + 0.5) / len(row.boxes)
+        across = width * row.drawn[0] / row.sides[1] >= height * row.drawn[1] / row.sides[0]
+        axis.text(
+            left + width * (share if across else 0),
+            top + height * (0 if across else share),
+            f"{view + 1}",
+            ha="center",
+            va="center",
+            fontsize=6,
+            color=ink,
+            bbox={"boxstyle": "round,pad=0.2", "facecolor": colour, "edgecolor": "white"},
+        )
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        figure.savefig(partial, format="png")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,96 @@
+"""keras_vgg.augment.batch_augmentation: Keras' layers as functions of a seed."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_vgg import augment
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
+ONE_HOT = np.eye(4, dtype=np.float32)[np.arange(8) % 4]
+
+
+def batches(operation, count: int = 6, threads: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
+    seeds = np.stack([np.full(count, 3), np.arange(count)], axis=1).astype(np.int32)
+    dataset = tf.data.Dataset.from_tensor_slices(seeds).map(
+        lambda seed: operation(IMAGES, ONE_HOT, seed), num_parallel_calls=threads
+    )
+    return list(dataset.as_numpy_iterator())
+
+
+@pytest.mark.parametrize(
+    "strengths",
+    [
+        {"mixup": 0.3},
+        {"cutmix": 1.0},
+        {"mixup": 0.3, "cutmix": 1.0},
+        {"random_erasing": 1.0},
+        {"rand_augment": 0.5},
+        {"rand_augment": 0.3, "random_erasing": 0.5, "mixup": 0.2},
+    ],
+    ids=str,
+)
+def test_a_batch_is_a_function_of_its_seed(strengths: dict[str, float]) -> None:
+    found = batches(augment.batch_augmentation(**strengths))
+    again = batches(augment.batch_augmentation(**strengths), threads=1)
+    for (images, labels), (others, other_labels) in zip(found, again, strict=True):
+        np.testing.assert_array_equal(images, others)
+        np.testing.assert_array_equal(labels, other_labels)
+        assert images.dtype == np.uint8
+        assert images.shape == IMAGES.shape
+        np.testing.assert_allclose(labels.sum(axis=1), 1.0, atol=1e-6)
+    assert len({images.tobytes() for images, _ in found}) == len(found)  # another seed, another
+    eager, labels = augment.batch_augmentation(**strengths)(IMAGES, ONE_HOT, tf.constant([3, 0]))
+    np.testing.assert_allclose(eager, found[0][0], atol=1)  # rounding
+    np.testing.assert_allclose(labels, found[0][1], atol=1e-6)
+
+
+def test_mixup_blends_images_as_their_labels() -> None:
+    ((images, labels),) = batches(augment.batch_augmentation(mixup=0.5), 1)
+    for image, label, own, row in zip(images, labels, IMAGES, ONE_HOT, strict=True):
+        weight = label @ row
+        if 0.01 < weight < 0.99:
+            rest = (image - weight * own.astype(float)) / (1 - weight)
+            other = np.abs(IMAGES - rest).mean(axis=(1, 2, 3)).argmin()
+            np.testing.assert_allclose(label, weight * row + (1 - weight) * ONE_HOT[other])
+            break
+    else:
+        pytest.fail("no image was blended with one of another class")
+
+
+def test_cutmix_pastes_a_rectangle_of_another_image() -> None:
+    ((images, labels),) = batches(augment.batch_augmentation(cutmix=1.0), 1)
+    partners = 0
+    for image, label, own, row in zip(images, labels, IMAGES, ONE_HOT, strict=True):
+        changed = (image != own).any(axis=-1)
+        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+        if not len(rows):
+            continue
+        window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        found = [i for i, other in enumerate(IMAGES) if (image[window] == other[window]).all()]
+        assert len(found) == 1
+        outside = np.ones((16, 16), bool)
+        outside[window] = False
+        np.testing.assert_array_equal(image[outside], own[outside])
+        assert set(np.flatnonzero(label)) == {row.argmax(), ONE_HOT[found[0]].argmax()}
+        partners += 1
+    assert partners >= 3
+
+
+def test_random_erasing_has_its_probability() -> None:
+    erased = [
+        (images != IMAGES).any(axis=(1, 2, 3))
+        for images, _ in batches(augment.batch_augmentation(random_erasing=0.25), 40)
+    ]
+    assert 50 <= np.sum(erased) <= 110  # of 320: 80, standard deviation 7.7
+
+
+def test_mixup_and_cutmix_take_turns() -> None:
+    both = batches(augment.batch_augmentation(mixup=0.4, cutmix=1.0), 24)
+    # A pasted rectangle leaves the rest of an image exactly as it was.
+    cut = [(images == IMAGES).mean() > 0.3 for images, _ in both]
+    assert 4 <= sum(cut) <= 20
+
+
+def test_nothing_is_none() -> None:
+    assert augment.batch_augmentation() is None

@@ -1,0 +1,522 @@
+"""keras_vgg.data.records: what a pack holds, going on after a stop, and every refusal."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from keras_vgg.data import Source, Split, load_source, records
+from keras_vgg.data.split import Records, Shard
+
+SPLITS = ("train", "validation", "test")
+EXTENSIONS = ("jpg", "png", "gif", "bmp", "webp")
+
+
+def write_image(path: Path, seed: int, side: int = 9) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (side, side + 2, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+def truncate(path: Path) -> None:
+    write_image(path, 0, side=64)
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """20 images of class a and 10 of class b, no two alike, of five formats."""
+    for i in range(30):
+        name = f"{'aab'[i % 3]}/{i:03}.{EXTENSIONS[i % 5]}"
+        write_image(tmp_path / "images" / name, i, 8 + i % 4)
+    return tmp_path / "images"
+
+
+def open_folder(folder: Path, **options: Any) -> Source:
+    return load_source(f"folder:{folder}", validation_fraction=0.25, test_fraction=0.2, **options)
+
+
+def in_memory(count: int, name: str = "train") -> Split:
+    rng = np.random.default_rng(count)
+    images = rng.integers(0, 256, (count, 5, 4, 3), dtype=np.uint8)
+    return Split(name, count, labels=np.arange(count, dtype=np.int32) % 3, images=images)
+
+
+def only(train: Split) -> Source:
+    return Source("numbers", ("x", "y", "z"), train, None, None)
+
+
+def contents(split: Split) -> list[tuple[bytes, int]]:
+    return [(encoded, int(label)) for encoded, label in split.records.dataset().as_numpy_iterator()]
+
+
+def written(split: Split) -> np.ndarray:
+    return np.random.default_rng(0).permutation(split.size)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def refused(source: Source, out: Path, message: str, **options: Any) -> None:
+    """`pack` refuses and touches nothing."""
+    before = files(out)
+    with pytest.raises(ValueError, match=message):
+        records.pack(source, out, **options)
+    assert files(out) == before
+
+
+class Stop(Exception):
+    """What the tests stop a pack with."""
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """stop_after(n): writing record n (from 0) raises Stop, until stop_after(-1)."""
+    serialize = records._serialize
+    left = -1
+
+    def counting(encoded: bytes, label: int) -> bytes:
+        nonlocal left
+        left -= 1
+        if left == -1:
+            raise Stop
+        return serialize(encoded, label)
+
+    def stop(count: int) -> None:
+        nonlocal left
+        left = count if count >= 0 else 10**9
+
+    stop(-1)
+    monkeypatch.setattr(records, "_serialize", counting)
+    return stop
+
+
+# --- what a pack holds -----------------------------------------------------------------------
+
+
+def test_files_are_packed_byte_for_byte_in_a_random_order(folder: Path, tmp_path: Path) -> None:
+    source = open_folder(folder)
+    records.pack(source, tmp_path / "out", shard_images=7)
+    packed = records.load(tmp_path / "out")
+    assert packed.class_names == ("a", "b")
+    assert packed.name == f"records:{tmp_path / 'out'}"
+    for name in SPLITS:
+        split, there = getattr(source, name), getattr(packed, name)
+        assert (there.name, there.size, there.labels) == (name, split.size, None)
+        assert there.records.size == split.size
+        expected = [(Path(split.paths[i]).read_bytes(), split.labels[i]) for i in written(split)]
+        assert contents(there) == expected
+    # In the order of the classes the first shard would have one class only.
+    assert {label for _, label in contents(packed.train)[:7]} == {0, 1}
+
+
+def test_arrays_are_packed_as_png(tmp_path: Path) -> None:
+    source = load_source("digits")
+    manifest = records.pack(source, tmp_path, shard_images=500)
+    packed = records.load(str(tmp_path))
+    for name in SPLITS:
+        split = getattr(source, name)
+        order = written(split)
+        encoded, labels = zip(*contents(getattr(packed, name)), strict=True)
+        assert all(image.startswith(b"\x89PNG") for image in encoded)
+        decoded = [Image.open(io.BytesIO(image)).convert("RGB") for image in encoded]
+        np.testing.assert_array_equal(np.stack(decoded), split.images[order])
+        np.testing.assert_array_equal(labels, split.labels[order])
+    assert [shard["images"] for shard in manifest["splits"]["train"]["shards"]] == [500, 500, 293]
+
+
+def test_records_are_packed_as_they_come(folder: Path, tmp_path: Path) -> None:
+    records.pack(open_folder(folder), tmp_path / "first", shard_images=5)
+    first = records.load(tmp_path / "first")
+    one, two, *_ = (shard.path for shard in first.train.records.shards)
+    # Parts of files, and shards that begin and end within them.
+    some = Records((Shard(two, 1, 5), Shard(one, 0, 3), Shard(two, 0, 1)), records.parse)
+    expected = contents(first.train)
+    expected = expected[6:10] + expected[:3] + expected[5:6]
+    source = replace(first, train=Split("train", 8, records=some))
+    records.pack(source, tmp_path / "second", shard_images=3)
+    second = records.load(tmp_path / "second")
+    assert contents(second.train) == expected
+    assert contents(second.test) == contents(first.test)
+    assert [shard.stop for shard in second.train.records.shards] == [3, 3, 2]
+
+
+def test_manifest(folder: Path, tmp_path: Path) -> None:
+    source, out = open_folder(folder), tmp_path / "out"
+    manifest = records.pack(source, out, shard_images=7)
+    assert manifest == json.loads((out / "manifest.json").read_text())
+    assert list(manifest) == ["format", "version", "source", "class_names", "splits"]
+    assert (manifest["format"], manifest["version"]) == ("keras_vgg records", 1)
+    assert manifest["source"] == source.name
+    assert manifest["class_names"] == ["a", "b"]
+    assert list(manifest["splits"]) == list(SPLITS)
+    listed = ["manifest.json"]
+    for name, fields in manifest["splits"].items():
+        split = getattr(source, name)
+        assert fields["images"] == split.size
+        assert fields["fingerprint"] == split.fingerprint()
+        assert fields["class_counts"] == np.bincount(split.labels).tolist()
+        for shard in fields["shards"]:
+            content = (out / shard["file"]).read_bytes()
+            listed.append(shard["file"])
+            assert shard["bytes"] == len(content)
+            assert (out / shard["file"]).stat().st_mode & 0o777 == 0o644
+            assert shard["sha256"] == hashlib.sha256(content).hexdigest()
+            found = tf.data.TFRecordDataset(str(out / shard["file"])).reduce(0, lambda n, _: n + 1)
+            assert shard["images"] == found
+    assert sorted(listed) == sorted(files(out))  # no temporary and no progress file is left
+    # 20 + 10 images: 0.2 of each class to test, then 0.25 of the rest to validation.
+    assert [shard["file"] for shard in manifest["splits"]["train"]["shards"]] == [
+        f"train-{i:05}-of-00003.tfrecord" for i in range(3)
+    ]
+    without_source = json.dumps({**manifest, "source": ""})
+    assert str(tmp_path) not in without_source
+
+
+def test_records_count_their_classes(tmp_path: Path) -> None:
+    records.pack(only(in_memory(10)), tmp_path / "first")
+    source = records.load(tmp_path / "first")
+    manifest = records.pack(source, tmp_path / "second", shard_images=4)
+    assert manifest["splits"]["train"]["class_counts"] == [4, 3, 3]
+
+
+def test_a_split_that_the_source_lacks(tmp_path: Path) -> None:
+    records.pack(only(in_memory(5)), tmp_path)
+    packed = records.load(tmp_path)
+    assert packed.validation is None
+    assert packed.test is None
+
+
+def test_parse_in_eager_mode_and_in_a_graph() -> None:
+    serialized = tf.constant(records._serialize(b"bytes", 3))
+    for function in (records.parse, tf.function(records.parse)):
+        image, label = function(serialized)
+        assert image.numpy() == b"bytes"
+        assert (label.dtype, int(label)) == (tf.int32, 3)
+
+
+def test_progress_is_on_stderr_if_verbose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records.pack(only(in_memory(5)), tmp_path / "quiet")
+    assert capsys.readouterr() == ("", "")
+    records.pack(only(in_memory(5)), tmp_path / "verbose", verbose=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "packing" in shown.err
+    assert "5/5" in shown.err
+
+
+# --- damaged images --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncate, "(JPEG|PNG)"),
+        (lambda path: path.write_bytes(b""), "the file is empty"),
+        (lambda path: path.write_text("words"), "not a JPEG, PNG, BMP, GIF or WebP image"),
+        (lambda path: path.unlink(), "No such file"),
+    ],
+)
+def test_a_damaged_file_is_named(
+    folder: Path, tmp_path: Path, damage: Callable[[Path], Any], reason: str
+) -> None:
+    source, out = open_folder(folder), tmp_path / "out"
+    order = written(source.train)
+    jpeg_or_png = [i for i in order[5:] if source.train.paths[i].endswith(("jpg", "png"))]
+    path = Path(source.train.paths[jpeg_or_png[-1]])
+    damage(path)
+    with pytest.raises(ValueError, match=rf"^{path}: .*{reason}"):
+        records.pack(source, out, shard_images=5)
+    # The shards before the image are there, and nothing of the one that would hold it.
+    whole = list(order).index(jpeg_or_png[-1]) // 5
+    assert sorted(files(out)) == [
+        "progress.json",
+        *(f"train-{i:05}-of-00004.tfrecord" for i in range(whole)),
+    ]
+    assert whole > 0
+
+
+def test_files_skipped_by_the_source_are_not_packed(folder: Path, tmp_path: Path) -> None:
+    truncate(folder / "a" / "000.jpg")
+    source = open_folder(folder, on_bad_image="skip")
+    manifest = records.pack(source, tmp_path / "out")
+    assert sum(split["images"] for split in manifest["splits"].values()) == 29
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "given.tfrecord"
+    png = tf.io.encode_png(np.zeros((4, 4, 3), np.uint8)).numpy()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for image in (png, png, png[:-20], png):
+            writer.write(records._serialize(image, 0))
+
+    def source(*ranges: tuple[int, int]) -> Source:
+        shards = tuple(Shard(str(path), *limits) for limits in ranges)
+        return only(Split("train", 4, records=Records(shards, records.parse)))
+
+    for shard_images in (1, 4):
+        with pytest.raises(ValueError, match=r"^image 2 of split 'train': .*PNG"):
+            records.pack(source((0, 4)), tmp_path / f"{shard_images}", shard_images=shard_images)
+    with pytest.raises(ValueError, match=r"^image 3 of split 'train' is missing: .*fewer records"):
+        records.pack(source((0, 2), (3, 5)), tmp_path / "short")
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_a_label_out_of_range_is_named(tmp_path: Path, label: int) -> None:
+    split = in_memory(6)
+    split.labels[4] = label
+    with pytest.raises(ValueError, match=f"^image 4 of split 'train' has label {label}.* 3 classe"):
+        records.pack(only(split), tmp_path)
+
+
+# --- going on after a stop -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written_before", [0, 12, 18, 23])
+def test_a_resumed_pack_is_that_of_an_uninterrupted_one(
+    folder: Path, tmp_path: Path, stop_after: Callable[[int], None], written_before: int
+) -> None:
+    source, out = open_folder(folder), tmp_path / "out"
+    expected = records.pack(source, tmp_path / "whole", shard_images=5)
+    stop_after(written_before)
+    with pytest.raises(Stop):
+        records.pack(source, out, shard_images=5)
+    before = {path.name: path.stat() for path in out.glob("*.tfrecord")}
+    assert sorted(files(out)) == ["progress.json", *sorted(before)]
+    shards = np.array([5, 5, 5, 3, 5, 1, 5, 1])  # 18 images in train, 6 and 6
+    assert len(before) == np.sum(np.cumsum(shards) <= written_before)
+    with pytest.raises(FileNotFoundError, match=r"packing was not finished: run it again"):
+        records.load(out)
+    # What a kill would have left.
+    (out / ".packing-abctrain-00003-of-00004.tfrecord").write_bytes(b"half")
+    stop_after(-1)
+    assert records.pack(source, out, shard_images=5) == expected
+    assert files(out) == files(tmp_path / "whole")
+    for name, stat in before.items():
+        again = (out / name).stat()
+        assert (again.st_ino, again.st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_a_finished_shard_that_is_not_whole_is_written_again(
+    tmp_path: Path, stop_after: Callable[[int], None], damage: str
+) -> None:
+    source = only(in_memory(12))
+    records.pack(source, tmp_path / "whole", shard_images=3)
+    stop_after(10)
+    with pytest.raises(Stop):
+        records.pack(source, tmp_path / "out", shard_images=3)
+    shard = tmp_path / "out" / "train-00001-of-00004.tfrecord"
+    content = shard.read_bytes()
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(content[:-9] if damage == "cut" else content[:-9] + bytes(9))
+    stop_after(-1)
+    records.pack(source, tmp_path / "out", shard_images=3)
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_a_kill_before_the_first_file(tmp_path: Path) -> None:
+    (tmp_path / ".packing-abcprogress.json").write_bytes(b"{")
+    records.pack(only(in_memory(3)), tmp_path)
+    assert sorted(files(tmp_path)) == ["manifest.json", "train-00000-of-00001.tfrecord"]
+
+
+def test_a_kill_after_the_manifest(tmp_path: Path) -> None:
+    records.pack(only(in_memory(3)), tmp_path)
+    before = files(tmp_path)
+    (tmp_path / "progress.json").write_text("{}")
+    records.pack(only(in_memory(3)), tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(tf.io.TFRecordWriter):
+        def write(self, record: bytes) -> None:
+            raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(tf.io, "TFRecordWriter", Full)
+    with pytest.raises(OSError, match=r"train-00000-of-00001.tfrecord cannot be written: No space"):
+        records.pack(only(in_memory(3)), tmp_path)
+    assert sorted(files(tmp_path)) == ["progress.json"]
+
+
+def test_a_finished_pack_is_left_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    manifest = records.pack(open_folder(folder), out)
+    before = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.iterdir()}
+    capsys.readouterr()
+    moved = folder.rename(tmp_path / "moved")
+    assert records.pack(open_folder(moved), out) == manifest
+    assert f"{out} already holds this pack" in capsys.readouterr().err
+    after = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.iterdir()}
+    assert after == before
+    (out / "test-00000-of-00001.tfrecord").unlink()
+    with pytest.raises(FileNotFoundError, match=r"test-00000-of-00001.tfrecord is missing"):
+        records.pack(open_folder(moved), out)
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_source_is_refused(
+    tmp_path: Path, stop_after: Callable[[int], None], finished: bool
+) -> None:
+    source = only(in_memory(9))
+    stop_after(-1 if finished else 5)
+    if finished:
+        records.pack(source, tmp_path, shard_images=3)
+    else:
+        with pytest.raises(Stop):
+            records.pack(source, tmp_path, shard_images=3)
+        (tmp_path / ".packing-abc").write_bytes(b"half")
+        stop_after(-1)
+    relabelled = in_memory(9)
+    relabelled.labels[0] = 2
+    names = replace(source, class_names=("x", "y", "w"))
+    refused(names, tmp_path, r"another source \(numbers\).*: class names differ", shard_images=3)
+    refused(only(in_memory(8)), tmp_path, "train size, train fingerprint, train sh", shard_images=3)
+    refused(only(relabelled), tmp_path, ": train fingerprint differ", shard_images=3)
+    refused(source, tmp_path, ": train shards differ", shard_images=4)
+    more = replace(source, test=in_memory(2, "test"))
+    refused(more, tmp_path, ": test size, test fingerprint", shard_images=3)
+
+
+def test_another_part_of_the_same_records_is_refused(
+    tmp_path: Path, stop_after: Callable[[int], None]
+) -> None:
+    records.pack(only(in_memory(9)), tmp_path / "first")
+    [shard] = records.load(tmp_path / "first").train.records.shards
+
+    def part(start: int, stop: int) -> Source:
+        some = Records((replace(shard, start=start, stop=stop),), records.parse)
+        return only(Split("train", stop - start, records=some))
+
+    out = tmp_path / "out"
+    stop_after(4)
+    with pytest.raises(Stop):
+        records.pack(part(0, 6), out, shard_images=2)
+    stop_after(-1)
+    refused(part(3, 9), out, "train fingerprint differ", shard_images=2)
+    records.pack(part(0, 6), out, shard_images=2)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "progress.json", "holiday.jpg"])
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"name": "app"}')
+    (tmp_path / ".packing-x").write_bytes(b"")
+    message = f"{tmp_path} is not empty" if name == "holiday.jpg" else f"{name} is not of .*format"
+    refused(only(in_memory(3)), tmp_path, message)
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    with pytest.raises(ValueError, match="file is not a folder"):
+        records.pack(only(in_memory(3)), tmp_path / "file")
+    assert files(tmp_path) == {"file": b"content"}
+
+
+def test_nothing_to_pack(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="shard_images=0 must be at least 1"):
+        records.pack(only(in_memory(3)), tmp_path / "out", shard_images=0)
+    with pytest.raises(ValueError, match="split 'train' of numbers has no images"):
+        records.pack(only(in_memory(0)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    records.pack(only(in_memory(9)), tmp_path, shard_images=3)
+    return tmp_path
+
+
+@pytest.mark.parametrize("opened", [records.load, records.verify])
+def test_what_is_not_there(packed: Path, opened: Callable[[Path], Any]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*absent"):
+        opened(packed / "absent")
+    (packed / "train-00001-of-00003.tfrecord").unlink()
+    with pytest.raises(FileNotFoundError, match=r"train-00001-of-00003.tfrecord is missing"):
+        opened(packed)
+    (packed / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no manifest.json and is no pack"):
+        opened(packed)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(format="other"), "is not of .*: it states .*other"),
+        (lambda m: m.update(version=2), "is not of .*: it states .*2"),
+        (lambda m: m.pop("source"), "lacks 'source'"),
+        (lambda m: m.pop("class_names"), "lacks 'class_names'"),
+        (lambda m: m.pop("splits"), "lacks 'splits'"),
+        (lambda m: m.update(splits={}), "splits lacks 'train'"),
+        (lambda m: m["splits"].update(extra={}), "unknown split 'extra'"),
+        (lambda m: m["splits"].update(test=[]), "test lacks 'images'"),
+        (lambda m: m["splits"]["train"].pop("images"), "train lacks 'images'"),
+        (lambda m: m["splits"]["train"].update(images="9"), "'images', or it is no int"),
+        (lambda m: m["splits"]["train"].update(images=8), "train has 8 images, its shards 9"),
+        (lambda m: m["splits"]["train"].pop("fingerprint"), "train lacks 'fingerprint'"),
+        (lambda m: m["splits"]["train"].pop("class_counts"), "train lacks 'class_counts'"),
+        (lambda m: m["splits"]["train"].pop("shards"), "train lacks 'shards'"),
+        *(
+            (lambda m, key=key: m["splits"]["train"]["shards"][1].pop(key), f"lacks '{key}'")
+            for key in ("file", "images", "bytes", "sha256")
+        ),
+    ],
+)
+def test_a_manifest_that_is_not_right(
+    packed: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    edit(packed / "manifest.json", change)
+    with pytest.raises(ValueError, match=f"{packed / 'manifest.json'}.* {message}"):
+        records.load(packed)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe"])
+def test_a_manifest_that_cannot_be_read(packed: Path, content: bytes) -> None:
+    (packed / "manifest.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"manifest.json (cannot be read|is not of)"):
+        records.load(packed)
+
+
+@pytest.mark.parametrize("opened", [records.load, records.verify])
+def test_a_shard_of_another_size(packed: Path, opened: Callable[[Path], Any]) -> None:
+    shard = packed / "train-00002-of-00003.tfrecord"
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=f"{shard} has {size - 1} bytes, .*says {size}"):
+        opened(packed)
+
+
+def test_verify_names_the_first_damaged_shard(packed: Path) -> None:
+    records.verify(packed)
+    for i in (1, 2):
+        shard = packed / f"train-{i:05}-of-00003.tfrecord"
+        content = bytearray(shard.read_bytes())
+        content[-20] ^= 1
+        shard.write_bytes(content)
+    with pytest.raises(ValueError, match=r"train-00001-of-00003.tfrecord is damaged"):
+        records.verify(packed)
+    records.load(packed)  # does not read the shards
