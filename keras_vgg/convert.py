@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -15,6 +12,7 @@ import numpy as np
 
 from keras_vgg import weights as weight_files
 from keras_vgg.architecture import CONFIGURATIONS, convolutions, get_configuration, scaled_width
+from keras_vgg.atomic import write_atomically
 from keras_vgg.imagenet import MODES
 from keras_vgg.models import vgg
 from keras_vgg.weights import TOP, Weights, keras_format, torch_format
@@ -205,7 +203,7 @@ def convert_weights(
     if preprocessing is not None:
         weights = _told(weights, preprocessing)
     network = recognise(weights)
-    _write(target, lambda path: _save(weights, path, suffix, naming))
+    write_atomically(target, lambda path: _save(weights, path, suffix, naming))
     return network
 
 
@@ -228,14 +226,6 @@ def _save(weights: Weights, path: Path, suffix: str, naming: str) -> None:
         torch_format.write_safetensors(weights.tensors, path, naming, weights.preprocessing)
     else:
         torch_format.write_pth(weights.tensors, path, naming, weights.preprocessing)
-
-
-def _write(target: Path, write: Callable[[Path], None]) -> None:
-    """The file appears whole or not at all."""
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=target.parent) as folder:
-        path = Path(folder) / target.name
-        write(path)
-        os.replace(path, target)
 
 
 def describe(network: Network) -> str:

@@ -11,13 +11,13 @@ import numpy as np
 
 from keras_vgg import augment, data, evaluation, report
 from keras_vgg import export as exporting
+from keras_vgg.atomic import write_atomically
 from keras_vgg.fit import (
     describe,
     evaluation_transform,
     load_source,
     require_same_data,
     training_transform,
-    write_atomically,
 )
 from keras_vgg.fit.run import Run
 from keras_vgg.recipe import Recipe

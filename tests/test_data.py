@@ -615,6 +615,17 @@ def test_any_step_can_be_begun_at(split: data.Split, epoch: int, step: int) -> N
         np.testing.assert_array_equal(labels, same_labels)
 
 
+def test_the_number_of_threads_is_no_matter(split: data.Split) -> None:
+    transform = partial(augment.train_image, size=6, crop_padding=2, brightness=0.3)
+    found = []
+    for threads in (1, 6):
+        options = tf.data.Options()
+        options.threading.private_threadpool_size = threads
+        dataset = data.training_dataset(split, 5, transform, seed=9).with_options(options)
+        found.append(np.stack([images for images, _ in epochs(dataset, 12)]))
+    np.testing.assert_array_equal(*found)
+
+
 def test_hosts_share_every_batch(split: data.Split) -> None:
     transform = partial(augment.train_image, size=6, crop_padding=2, brightness=0.3)
     whole = epochs(data.training_dataset(split, 6, transform, seed=9), 9)

@@ -291,18 +291,6 @@ def test_a_path_that_cannot_be_written(tmp_path):
         fit(TINY, tmp_path / "file" / "run")
 
 
-def test_atomic_writes_leave_nothing_half(tmp_path):
-    def fail(path):
-        path.write_text("half")
-        raise OSError("disk full")
-
-    (tmp_path / "a.json").write_text("old")
-    with pytest.raises(OSError, match="disk full"):
-        fitting.write_atomically(tmp_path / "a.json", fail)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-    assert (tmp_path / "a.json").read_text() == "old"
-
-
 def test_a_folder_that_the_user_made_stays(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         fit(TINY.replace(source="folder:nowhere"), tmp_path, verbose=0)

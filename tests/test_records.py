@@ -299,7 +299,7 @@ def test_a_resumed_pack_is_that_of_an_uninterrupted_one(
     with pytest.raises(FileNotFoundError, match=r"packing was not finished: run it again"):
         records.load(out)
     # What a kill would have left.
-    (out / ".packing-abctrain-00003-of-00004.tfrecord").write_bytes(b"half")
+    (out / ".partial-abctrain-00003-of-00004.tfrecord").write_bytes(b"half")
     stop_after(-1)
     assert records.pack(source, out, shard_images=5) == expected
     assert files(out) == files(tmp_path / "whole")
@@ -329,7 +329,7 @@ def test_a_finished_shard_that_is_not_whole_is_written_again(
 
 
 def test_a_kill_before_the_first_file(tmp_path: Path) -> None:
-    (tmp_path / ".packing-abcprogress.json").write_bytes(b"{")
+    (tmp_path / ".partial-abcprogress.json").write_bytes(b"{")
     records.pack(only(in_memory(3)), tmp_path)
     assert sorted(files(tmp_path)) == ["manifest.json", "train-00000-of-00001.tfrecord"]
 
@@ -384,7 +384,7 @@ def test_another_source_is_refused(
     else:
         with pytest.raises(Stop):
             records.pack(source, tmp_path, shard_images=3)
-        (tmp_path / ".packing-abc").write_bytes(b"half")
+        (tmp_path / ".partial-abc").write_bytes(b"half")
         stop_after(-1)
     relabelled = in_memory(9)
     relabelled.labels[0] = 2
@@ -419,7 +419,7 @@ def test_another_part_of_the_same_records_is_refused(
 @pytest.mark.parametrize("name", ["manifest.json", "progress.json", "holiday.jpg"])
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"name": "app"}')
-    (tmp_path / ".packing-x").write_bytes(b"")
+    (tmp_path / ".partial-x").write_bytes(b"")
     message = f"{tmp_path} is not empty" if name == "holiday.jpg" else f"{name} is not of .*format"
     refused(only(in_memory(3)), tmp_path, message)
 

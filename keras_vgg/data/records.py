@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_vgg.atomic import PARTIAL, whole_file
 from keras_vgg.data.check import find_bad_images
 from keras_vgg.data.decode import decode
 from keras_vgg.data.split import Records, Shard, Source, Split
@@ -23,7 +23,6 @@ from keras_vgg.progress import progress_bars
 
 _FORMAT = {"format": "keras_vgg records", "version": 1}
 _MANIFEST, _PROGRESS = "manifest.json", "progress.json"
-_PARTIAL = ".packing-"  # what a kill in the middle of a write leaves; swept at the next call
 _SPLITS = ("train", "validation", "test")
 _FIELDS = {"source": str, "class_names": list, "splits": dict}
 _SPLIT_FIELDS = {"images": int, "fingerprint": str, "class_counts": list, "shards": list}
@@ -190,10 +189,10 @@ def _claim(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
         done = there.get("done", {})
     elif out.exists() and not out.is_dir():
         raise ValueError(f"{out} is not a folder")
-    elif out.exists() and any(not file.name.startswith(_PARTIAL) for file in out.iterdir()):
+    elif out.exists() and any(not file.name.startswith(PARTIAL) for file in out.iterdir()):
         raise ValueError(f"{out} is not empty and holds no pack; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    for leftover in out.glob(f"{_PARTIAL}*"):
+    for leftover in out.glob(f"{PARTIAL}*"):
         leftover.unlink()
     _write_json(out / _PROGRESS, {**plan, "done": done})
     return done
@@ -334,16 +333,11 @@ def _reason(error: tf.errors.OpError) -> str:
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[Path]:
     """A name to write to: the file appears at `path` when all went well, or not at all."""
-    handle, name = tempfile.mkstemp(prefix=_PARTIAL, suffix=path.name, dir=path.parent)
-    os.close(handle)
     try:
-        yield Path(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        with whole_file(path) as partial:
+            yield partial
     except tf.errors.OpError as error:  # TensorFlow's word for a full disk
         raise OSError(f"{path} cannot be written: {_reason(error)}") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _write_json(path: Path, value: dict[str, Any], indent: int | None = None) -> None:

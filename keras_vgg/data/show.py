@@ -6,12 +6,14 @@ import collections
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from keras_vgg.atomic import write_atomically
 from keras_vgg.augment import Picture, Window
 from keras_vgg.data.check import bad_images_named
 from keras_vgg.data.decode import decode, transform_encoded
@@ -122,7 +124,9 @@ def contact_sheet(
             base = tf.constant([seed, i], tf.int64)
             seeds = [tf.random.fold_in(base, view) for view in range(views)]
             rows.append(_row(source, str(class_names[label]), train, evaluate, window, seeds))
-    _save(_draw(rows), Path(path).expanduser())
+    path = Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, partial(_draw(rows).savefig, format="png"))
     return [row.boxes for row in rows]
 
 
@@ -370,13 +374,3 @@ def _draw_original(axis: Axes, row: _Row, dpi: float) -> None:
             color=ink,
             bbox={"boxstyle": "round,pad=0.2", "facecolor": colour, "edgecolor": "white"},
         )
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

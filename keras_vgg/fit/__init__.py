@@ -21,7 +21,7 @@ from keras_vgg import weights as weight_files
 from keras_vgg.fit import frozen
 from keras_vgg.fit.callbacks import Recorder, TrainingDiverged
 from keras_vgg.fit.model import build_model, compile_model, initial_weights
-from keras_vgg.fit.run import Run, claim, write_atomically
+from keras_vgg.fit.run import Run, claim
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 
@@ -38,7 +38,6 @@ __all__ = [
     "plateau_drops",
     "require_same_data",
     "training_transform",
-    "write_atomically",
 ]
 
 

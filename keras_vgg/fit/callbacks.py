@@ -13,7 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vgg.fit.run import Run, write_atomically
+from keras_vgg.atomic import write_atomically
+from keras_vgg.fit.run import Run
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg import data
-from keras_vgg.fit.run import write_atomically
+from keras_vgg.atomic import write_atomically
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 
 SHARD = 2048  # images a file: an interrupted computation loses less than one

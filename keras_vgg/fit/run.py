@@ -6,33 +6,13 @@ import csv
 import dataclasses
 import io
 import json
-import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from keras_vgg.atomic import PARTIAL, write_atomically
 from keras_vgg.recipe import Recipe
-
-_PARTIAL = ".partial-"  # what a kill in the middle of a write leaves; swept at the next start
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file, which appears at `path` whole or not at all.
-
-    Raises:
-        OSError: the file cannot be written; nothing of it is left.
-    """
-    # The suffix is kept because Keras decides the format by it.
-    handle, name = tempfile.mkstemp(prefix=_PARTIAL, suffix=path.name, dir=path.parent)
-    os.close(handle)
-    try:
-        write(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +144,6 @@ def claim(directory: str | Path, recipe: Recipe) -> tuple[Run, bool]:
             pass
     except OSError as error:
         raise OSError(f"the run directory {directory} cannot be written: {error}") from error
-    for leftover in directory.rglob(f"{_PARTIAL}*"):
+    for leftover in directory.rglob(f"{PARTIAL}*"):
         leftover.unlink()
     return run, is_new

@@ -1,0 +1,41 @@
+"""keras_vgg.atomic: whole or not at all."""
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from keras_vgg.atomic import write_atomically
+
+
+def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    (tmp_path / "a.json").write_text("old")
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(tmp_path / "a.json", fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "old"
+
+
+def test_what_succeeds_replaces_it_and_can_be_read_by_all(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("old")
+    names = []
+
+    def write(path: Path) -> None:
+        names.append(path.name)
+        path.write_text("new")
+
+    write_atomically(tmp_path / "a.json", write)
+    assert names[0].endswith("a.json")
+    assert names[0].startswith(".partial-")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "new"
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / "nowhere" / "a.json", Path.touch)
