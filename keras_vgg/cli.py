@@ -452,7 +452,10 @@ class DataShow:
         from keras_vgg.runs import show_augmentation
 
         recipe = load_recipe(self.recipe) if self.recipe else Recipe()
-        recipe = recipe.replace(source=self.source, **dataclasses.asdict(self.where))
+        # The recipe's splits are of its own source.
+        splits = dict.fromkeys(("train_split", "validation_split", "test_split"))
+        where = dataclasses.asdict(self.where)
+        recipe = recipe.replace(source=self.source, **splits, **where)
         show_augmentation(recipe, self.out, images=self.images, views=self.views)
         _print(str(self.out))
 

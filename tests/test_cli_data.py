@@ -1,0 +1,124 @@
+"""keras-vgg data: check, stats, pack and show, as a user types them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_vgg import cli, data
+from tests.test_cli import error_of
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes of four JPEGs."""
+    for number in range(8):
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (50, 40 + number, 3), np.uint8)
+        Image.fromarray(noise).save(path)
+    return tmp_path / "photos"
+
+
+FRACTIONS = ["--validation-fraction", "0.25", "--test-fraction", "0"]
+
+
+def test_check_of_a_good_set(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    report = tmp_path / "report.json"
+    arguments = ["data", "check", f"folder:{photos}", "--report", str(report), *FRACTIONS]
+    assert cli.main(arguments) == cli.OK
+    out = capsys.readouterr().out
+    assert "JPEG, colour 6" in out
+    assert "50 to 50" in out
+    assert str(report) in out
+    found = json.loads(report.read_text())["splits"]
+    assert {name: split["images"] for name, split in found.items()} == {"train": 6, "validation": 2}
+
+
+def test_check_of_a_damaged_set(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    bad = photos / "a" / "2.jpg"
+    bad.write_bytes(bad.read_bytes()[:400])
+    report = tmp_path / "report.json"
+    arguments = ["data", "check", f"folder:{photos}", "--report", str(report)]
+    assert cli.main([*arguments, "--validation-fraction", "0", "--test-fraction", "0"]) == 2
+    captured = capsys.readouterr()
+    assert f"1 images of folder:{photos} cannot be decoded: {bad}" in captured.err
+    ((name, reason),) = json.loads(report.read_text())["splits"]["train"]["bad"]
+    assert name == str(bad)
+    assert reason
+    arguments += ["--on-bad-image", "skip", *FRACTIONS]
+    assert "More than 10% is too many to skip" in error_of(capsys, *arguments)
+
+
+def test_stats_are_of_the_training_images(photos: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.main(["data", "stats", f"folder:{photos}", *FRACTIONS]) == cli.OK
+    out = capsys.readouterr().out
+    source = data.load_source(f"folder:{photos}", validation_fraction=0.25, test_fraction=0)
+    found = data.statistics(source.train)
+    assert "6 of 6 training images" in out
+    assert "--mean-rgb " + " ".join(f"{v:.3f}" for v in found.mean) in out
+    assert "--std-rgb " + " ".join(f"{v:.3f}" for v in found.std) in out
+    assert f"{found.eigenvalues[0]:.6f}" in out
+
+
+def test_a_pack_is_written_checked_and_shown(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "packed"
+    pack = ["data", "pack", f"folder:{photos}", str(out), "--shard-images", "2", *FRACTIONS]
+    assert cli.main(pack) == cli.OK
+    assert f"--source records:{out}" in capsys.readouterr().out
+    assert cli.main(pack) == cli.OK
+    assert "nothing to do" in capsys.readouterr().err
+    report = tmp_path / "r.json"
+    check = ["data", "check", f"records:{out}", "--report", str(report)]
+    assert cli.main(check) == cli.OK
+    capsys.readouterr()
+    sheet = tmp_path / "sheet.png"
+    show = ["data", "show", f"records:{out}", "--out", str(sheet), "--images", "2"]
+    recipe = Path(__file__).parents[1] / "training" / "recipes" / "imagenet_d.py"
+    assert cli.main([*show, "--recipe", str(recipe), "--views", "2"]) == cli.OK
+    assert str(sheet) in capsys.readouterr().out
+    with Image.open(sheet) as image:
+        assert image.width > 300
+    shard = next(out.glob("train-*"))
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    assert "SHA-256" in error_of(capsys, *check)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data", "chekc", "digits"], "unknown command 'data chekc'; the commands are data check"),
+        (["data", "check"], "Missing from keras-vgg data check: STR"),
+        (["data", "check", "folder:/nowhere"], "there is no folder /nowhere"),
+        (["data", "stats", "digits", "--limit", "0"], "limit=0"),
+        (["data", "stats", "digitz"], "unknown source 'digitz'"),
+        (["data", "pack", "digits", "{file}"], "is not a folder"),
+        (["data", "pack", "digits", "{tmp}/new", "--shard-images", "0"], "shard_images=0"),
+        (["data", "show", "digits", "--views", "0"], "views=0"),
+        (["data", "show", "digits", "--recipe", "{tmp}/none.py"], "no recipe at"),
+        (["data", "check", "records:{tmp}"], "has no manifest.json"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    words = [a.format(tmp=tmp_path, file=tmp_path / "file") for a in arguments]
+    assert message in error_of(capsys, *words)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_help_of_the_group(capsys: pytest.CaptureFixture) -> None:
+    for arguments in (["data"], ["data", "--help"]):
+        assert cli.main(arguments) == cli.OK
+        out = capsys.readouterr().out
+        assert all(f"data {name}" in out for name in ("check", "stats", "pack", "show"))
+        assert "evaluate" not in out
