@@ -249,7 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, help="a folder of JPEG photographs")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each pipeline (5)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="length of a run (8)")
+    parser.add_argument("--seconds", type=float, default=6.0, help="length of a run (6)")
     parser.add_argument("--stages", action="store_true", help="keras_vgg's steps, not its peers")
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--only", choices=PIPELINES, help="one run of one pipeline, here")

@@ -316,7 +316,7 @@ class Where:
     seed: int = 0
     """Decides what is held out."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A damaged image file: stop and name it, or leave it out and say how many."""
+    """A damaged image: stop and name it, or decode all first, leave it out and say how many."""
 
     def open(self, source: str):
         from keras_vgg import data
@@ -333,7 +333,7 @@ class DataCheck:
     """Decode every image of a source beforehand; report damage, formats, sizes and classes.
 
     The exit status is 2 if an image is damaged; the report names each. Of records:PATH the files'
-    hashes are compared first.
+    hashes are compared as well.
     """
 
     source: SourceName
@@ -344,12 +344,14 @@ class DataCheck:
 
     def __call__(self) -> None:
         from keras_vgg import data
+        from keras_vgg.atomic import write_atomically
 
-        form, _, path = self.source.partition(":")
-        if form == "records":
-            data.verify(path)
-        report = data.check(self.where.open(self.source), verbose=True)
-        self.report.write_text(json.dumps(report, indent=2) + "\n")
+        # What is skipped would not be reported.
+        source = dataclasses.replace(self.where, on_bad_image="error").open(self.source)
+        self.report.parent.mkdir(parents=True, exist_ok=True)
+        report = data.check(source, verbose=True)
+        text = json.dumps(report, indent=2) + "\n"
+        write_atomically(self.report, lambda path: path.write_text(text))
         table = _table(self.source, "split", "images", "bad", "height", "width", "formats")
         for name, split in report["splits"].items():
             sides = [
@@ -365,6 +367,9 @@ class DataCheck:
         if bad:
             listed = ", ".join(bad[:10]) + (", ..." if len(bad) > 10 else "")
             raise ValueError(f"{len(bad)} images of {self.source} cannot be decoded: {listed}")
+        form, _, path = self.source.partition(":")
+        if form == "records":
+            data.verify(path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -452,10 +457,11 @@ class DataShow:
         from keras_vgg.runs import show_augmentation
 
         recipe = load_recipe(self.recipe) if self.recipe else Recipe()
-        # The recipe's splits are of its own source.
-        splits = dict.fromkeys(("train_split", "validation_split", "test_split"))
-        where = dataclasses.asdict(self.where)
-        recipe = recipe.replace(source=self.source, **splits, **where)
+        if recipe.source != self.source:  # the recipe's named splits are of its own source
+            splits = dict.fromkeys(("train_split", "validation_split", "test_split"))
+            recipe = recipe.replace(source=self.source, **splits)
+        given, default = dataclasses.asdict(self.where), dataclasses.asdict(Where())
+        recipe = recipe.replace(**{k: v for k, v in given.items() if v != default[k]})
         show_augmentation(recipe, self.out, images=self.images, views=self.views)
         _print(str(self.out))
 

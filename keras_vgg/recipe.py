@@ -44,7 +44,7 @@ class Recipe:
     test_fraction: float = 0.2
     """Share of the images held out where a source has no test split (digits, folders)."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A damaged image file: stop and name it, or leave it out and say how many."""
+    """A damaged image: stop and name it, or decode all first, leave it out and say how many."""
     seed: int = 0
     """Decides splits, initial weights, order, augmentation and dropout."""
 

@@ -56,6 +56,14 @@ def test_the_same_tests_pass_on_jax(name):
 
 
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is that run")
+def test_batches_are_augmented_as_repeatably_on_jax():
+    # RandAugment, of eleven layers, takes minutes there.
+    names = "a_batch_is_a_function_of_its_seed and not rand_augment"
+    options = ["-q", "-k", names, "-p", "no:cacheprovider"]
+    assert "passed" in on_jax("-m", "pytest", *options, str(HERE / "test_mixing.py"))
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is that run")
 def test_a_file_saved_here_gives_the_same_outputs_on_jax(tmp_path):
     model = models.vgg(
         "A-LRN",

@@ -1,5 +1,6 @@
 """keras_vgg.augment.batch_augmentation: Keras' layers as functions of a seed."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -40,6 +41,8 @@ def test_a_batch_is_a_function_of_its_seed(strengths: dict[str, float]) -> None:
         assert images.shape == IMAGES.shape
         np.testing.assert_allclose(labels.sum(axis=1), 1.0, atol=1e-6)
     assert len({images.tobytes() for images, _ in found}) == len(found)  # another seed, another
+    if keras.backend.backend() != "tensorflow":
+        return  # only in tf.data are Keras' layers TensorFlow then
     eager, labels = augment.batch_augmentation(**strengths)(IMAGES, ONE_HOT, tf.constant([3, 0]))
     np.testing.assert_allclose(eager, found[0][0], atol=1)  # rounding
     np.testing.assert_allclose(labels, found[0][1], atol=1e-6)
@@ -90,6 +93,20 @@ def test_mixup_and_cutmix_take_turns() -> None:
     # A pasted rectangle leaves the rest of an image exactly as it was.
     cut = [(images == IMAGES).mean() > 0.3 for images, _ in both]
     assert 4 <= sum(cut) <= 20
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_the_policy_of_the_model_is_no_matter(policy: str) -> None:
+    strengths = {"rand_augment": 0.3, "random_erasing": 0.5, "mixup": 0.2, "cutmix": 0.5}
+    expected = batches(augment.batch_augmentation(**strengths), 2)
+    keras.mixed_precision.set_dtype_policy(policy)
+    try:
+        found = batches(augment.batch_augmentation(**strengths), 2)
+    finally:
+        keras.mixed_precision.set_dtype_policy("float32")
+    for (images, labels), (others, other_labels) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(images, others)
+        np.testing.assert_array_equal(labels, other_labels)
 
 
 def test_nothing_is_none() -> None:

@@ -520,3 +520,16 @@ def test_verify_names_the_first_damaged_shard(packed: Path) -> None:
     with pytest.raises(ValueError, match=r"train-00001-of-00003.tfrecord is damaged"):
         records.verify(packed)
     records.load(packed)  # does not read the shards
+
+
+def test_another_pack_of_the_same_shape_is_another_source(tmp_path: Path) -> None:
+    """Shards of the same names and sizes, with other images in them."""
+    for name, value in (("a", 1), ("b", 200)):
+        images = np.full((6, 4, 4, 3), value, np.uint8)
+        split = Split("train", 6, labels=np.arange(6, dtype=np.int32) % 2, images=images)
+        records.pack(Source(name, ("x", "y"), split, None, None), tmp_path / name)
+    a, b = (load_source(f"records:{tmp_path / name}") for name in "ab")
+    assert a.train.fingerprint() != b.train.fingerprint()
+    records.pack(a, tmp_path / "again")
+    with pytest.raises(ValueError, match="another source"):
+        records.pack(b, tmp_path / "again")

@@ -25,19 +25,20 @@ def batch_augmentation(
     labels, in Keras, go by the rectangle's area before the image's edge cuts it): with both, each
     batch is given one of the two, at random.
     """
+    kind = {"dtype": "float32"}  # whatever the policy of the model
     first = [
         layer
         for layer in (
-            rand_augment and keras.layers.RandAugment((0, 255), factor=rand_augment),
-            random_erasing and keras.layers.RandomErasing((random_erasing, random_erasing)),
+            rand_augment and keras.layers.RandAugment((0, 255), factor=rand_augment, **kind),
+            random_erasing and keras.layers.RandomErasing((random_erasing, random_erasing), **kind),
         )
         if layer
     ]
     blends = [
         layer
         for layer in (
-            mixup and keras.layers.MixUp(mixup),
-            cutmix and keras.layers.CutMix(cutmix),
+            mixup and keras.layers.MixUp(mixup, **kind),
+            cutmix and keras.layers.CutMix(cutmix, **kind),
         )
         if layer
     ]
@@ -88,6 +89,8 @@ class _SeedStream(keras.random.SeedGenerator):
 
 def _draw_from(layer: keras.Layer, stream: _SeedStream) -> None:
     layer.generator = stream
+    # With another backend than TensorFlow a layer would make a generator of its own for tf.data.
+    layer._get_seed_generator = lambda backend=None: stream
     for part in list(vars(layer).values()):
         if isinstance(part, keras.Layer):
             _draw_from(part, stream)

@@ -263,4 +263,4 @@ def _read_records(
         Shard(os.fspath(part.filename), part.skip, part.skip + part.take)
         for part in builder.info.splits[spec].file_instructions
     )
-    return Split(name, _length(pieces), records=Records(shards, parse))
+    return Split(name, _length(pieces), records=Records(shards, parse, builder.info.full_name))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg.data.decode import decode, orientation, reason, why_bad
+from keras_vgg.data.decode import TENSORFLOW_ERRORS, decode, orientation, reason, why_bad
 from keras_vgg.data.split import Records, Source, Split
 from keras_vgg.progress import progress_bars
 
@@ -71,10 +71,9 @@ def raise_for_bad_images(split: Split) -> None:
     if bad:
         listed = "; ".join(f"{name}: {reason}" for name, reason in bad[:10])
         more = "; ..." if len(bad) > 10 else ""
-        skip = "" if split.paths is None else ', or skip them with on_bad_image="skip"'
         raise ValueError(
             f"{len(bad)} of {split.size} images of split {split.name!r} cannot be decoded: "
-            f"{listed}{more}. Mend or remove them{skip}"
+            f'{listed}{more}. Mend or remove them, or skip them with on_bad_image="skip"'
         )
 
 
@@ -88,6 +87,7 @@ def bad_images_named(*splits: Split) -> Iterator[None]:
         tf.errors.NotFoundError,
         tf.errors.PermissionDeniedError,
         tf.errors.DataLossError,  # what is wrong with a TFRecord file itself
+        UnicodeDecodeError,
     ) as error:
         for split in splits:
             raise_for_bad_images(split)
@@ -240,7 +240,7 @@ def _why_not_opened(path: str) -> str | None:
 def _why_bad_record(record: tf.Tensor, records: Records) -> str:
     try:
         encoded, _ = records.parse(record)
-    except tf.errors.OpError as error:
+    except TENSORFLOW_ERRORS as error:
         return reason(error)
     return why_bad(encoded) or _NOT_READ
 

@@ -38,7 +38,8 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     is black), a palette looked up, CMYK becomes RGB, of 16 bits the upper 8 stay (floor(v / 256)),
     and a JPEG that Exif says is turned is turned upright.
     tf.errors.InvalidArgumentError for anything else: a truncated file (but damage after the first
-    frame is not seen), a BMP of 1, 4 or 16 bits, an image of more than MAX_PIXELS.
+    frame is not seen), a BMP of 1, 4 or 16 bits, an image of more than MAX_PIXELS (of a GIF the
+    canvas counts, and not its frames, all of which TensorFlow decodes).
     """
     sides = encoded_sides(encoded)
     with tf.control_dependencies([_known(sides), _small_enough(sides)]):
@@ -155,9 +156,16 @@ def _looked_up(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
     return tf.cond(head[28] == 8, colours, lambda: image)
 
 
+def _transposed(image: tf.Tensor) -> tf.Tensor:
+    """[h, w, 3] -> [w, h, 3]. tf.transpose of bytes has oneDNN complain on stderr on most CPUs."""
+    height, width = tf.unstack(tf.shape(image)[:2])
+    pixels = tf.range(height) * width + tf.range(width)[:, tf.newaxis]
+    return tf.gather(tf.reshape(image, [-1, 3]), pixels)
+
+
 def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Undo what Exif says: 2 to 4 are mirrored or upside down, 5 to 8 have rows for columns."""
-    image = tf.cond(orientation >= 5, lambda: tf.transpose(image, [1, 0, 2]), lambda: image)
+    image = tf.cond(orientation >= 5, lambda: _transposed(image), lambda: image)
     # Then what is left to mirror: the columns, the rows, both or neither.
     columns = tf.reduce_any(orientation == [2, 3, 6, 7])
     rows = tf.reduce_any(orientation == [3, 4, 7, 8])
@@ -202,8 +210,14 @@ def why_bad(encoded: tf.Tensor) -> str | None:
     return None
 
 
-def reason(error: tf.errors.OpError) -> str:
-    """What an error of TensorFlow says, on one line and without the names of its graph."""
+# TensorFlow quotes a record that it cannot parse, and Python then fails to read the quotation.
+TENSORFLOW_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
+
+
+def reason(error: Exception) -> str:
+    """What one of TENSORFLOW_ERRORS says, on one line and without the names of its graph."""
+    if isinstance(error, UnicodeDecodeError):
+        return "not a record of an image and its label"
     lines = [line.strip() for line in error.message.splitlines() if line.strip()]
     # A graph's error has its name, what is wrong, "[[{{node ...}}]]", and maybe the same again.
     places = [i for i, line in enumerate(lines) if line.startswith("[[{{") and i > 0]

@@ -19,9 +19,10 @@ from keras_vgg.data.split import Records, Split
 from keras_vgg.progress import progress_bars
 
 # Records are mixed across so many shards at a time, in a buffer of so many records: encoded, about
-# 1 GB of photographs.
+# 200 MB of photographs. It is filled anew for every group of shards; the trainer waits for that.
 MIXED_SHARDS = 16
-MIXED_RECORDS = 10_000
+MIXED_RECORDS = 2048
+_STATISTICS_PIXELS = 2**18  # as doubles at a time, so that a large photograph takes no gigabytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,15 +70,16 @@ def training_dataset(
 ) -> tf.data.Dataset:
     """Endless batches (transform's dtype [batch, size, size, 3], int32 [batch]).
 
-    They begin with batch `start_step` of epoch `start_epoch`: the ones before it are not computed,
-    nor are files before it read. `transform(image, seed)` maps uint8 [h, w, 3] and a seed [2] to
-    [size, size, 3]; one marked by `augment.takes_pictures` may be given a Picture instead. An epoch
-    is `steps_per_epoch` batches; its remainder is dropped, another one each epoch.
+    They begin with batch `start_step` of epoch `start_epoch`: nothing before it is decoded, nor are
+    files before it read, or groups of 16 shards. `transform(image, seed)` maps uint8 [h, w, 3] and
+    a seed [2] to [size, size, 3]; one marked by `augment.takes_pictures` may be given a Picture
+    instead. An epoch is `steps_per_epoch` batches; what remains is dropped, other images each time.
 
     Images in memory and files are shuffled as a whole, by index, before anything is decoded.
-    Records are shuffled within 16 shards, drawn anew each epoch, through a buffer of 10,000.
+    Records are shuffled within 16 shards, drawn anew each epoch, through a buffer of 2,048.
     With several `hosts`, each makes `batch_size` images of every batch: of images in memory and
-    files, together exactly the batches of one host; of records, each from every hosts-th shard.
+    files, together exactly what one host would (before `batch_transform`); of records, each from
+    every hosts-th shard.
     Without `deterministic`, images that are ready overtake others, and nothing above is exact.
     `batch_transform(images, labels, seed)` -> (images, labels) is applied to every whole batch.
     """
@@ -165,10 +167,16 @@ def statistics(
 
     def moments(image: tf.Tensor) -> tf.Tensor:
         image = image if transform is None else transform(image)
-        pixels = tf.reshape(tf.cast(image, tf.float64), [-1, 3]) / 255.0
-        # With a column of ones, one product has the count, the sums and the sums of products.
-        pixels = tf.pad(pixels, [[0, 0], [0, 1]], constant_values=1.0)
-        return tf.matmul(pixels, pixels, transpose_a=True)
+        pixels = tf.reshape(image, [-1, 3])
+
+        def add(start: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            part = tf.cast(pixels[start : start + _STATISTICS_PIXELS], tf.float64) / 255.0
+            # With a column of ones, one product has the count, the sums and those of products.
+            part = tf.pad(part, [[0, 0], [0, 1]], constant_values=1.0)
+            return start + _STATISTICS_PIXELS, sums + tf.matmul(part, part, transpose_a=True)
+
+        start = (tf.constant(0), tf.zeros([4, 4], tf.float64))
+        return tf.while_loop(lambda start, sums: start < tf.shape(pixels)[0], add, start)[1]
 
     sums = _in_order(split, chosen, moments).prefetch(tf.data.AUTOTUNE)
     total = np.zeros([4, 4])

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from keras_vgg.atomic import PARTIAL, whole_file
 from keras_vgg.data.check import find_bad_images
-from keras_vgg.data.decode import decode
+from keras_vgg.data.decode import decode, reason
 from keras_vgg.data.split import Records, Shard, Source, Split
 from keras_vgg.progress import progress_bars
 
@@ -121,7 +121,8 @@ def load(path: str | os.PathLike[str]) -> Source:
     splits = dict.fromkeys(_SPLITS)
     for name, fields in manifest["splits"].items():
         listed = tuple(Shard(str(shards[s["file"]]), 0, s["images"]) for s in fields["shards"])
-        splits[name] = Split(name, fields["images"], records=Records(listed, parse))
+        identity = " ".join(shard["sha256"] for shard in fields["shards"])
+        splits[name] = Split(name, fields["images"], records=Records(listed, parse, identity))
     return Source(f"records:{os.fspath(path)}", tuple(manifest["class_names"]), **splits)
 
 
@@ -267,7 +268,7 @@ def _images(
             encoded, label, _ = next(images)
         except tf.errors.OpError as error:  # the map keeps the order, so it is this image's
             bad = find_bad_images(split.take(np.array([index]))) if split.paths is not None else []
-            raise ValueError(f"{image}: {bad[0][1] if bad else _reason(error)}") from error
+            raise ValueError(f"{image}: {bad[0][1] if bad else reason(error)}") from error
         except StopIteration:
             raise ValueError(f"{image} is missing: its files hold fewer records") from None
         if not 0 <= label < classes:
@@ -322,11 +323,6 @@ def _serialize(encoded: bytes, label: int) -> bytes:
     )
 
 
-def _reason(error: tf.errors.OpError) -> str:
-    # "{{function_node ...}} reason\n\t [[{{node ...}}]] [Op:...]" -> "reason"
-    return error.message.split("}} ")[-1].splitlines()[0].split(" [Op:")[0]
-
-
 # --- files -----------------------------------------------------------------------------------
 
 
@@ -337,7 +333,7 @@ def _whole(path: Path) -> Iterator[Path]:
         with whole_file(path) as partial:
             yield partial
     except tf.errors.OpError as error:  # TensorFlow's word for a full disk
-        raise OSError(f"{path} cannot be written: {_reason(error)}") from error
+        raise OSError(f"{path} cannot be written: {reason(error)}") from error
 
 
 def _write_json(path: Path, value: dict[str, Any], indent: int | None = None) -> None:

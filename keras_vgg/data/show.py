@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras_vgg.atomic import write_atomically
 from keras_vgg.augment import Picture, Window
 from keras_vgg.data.check import bad_images_named
-from keras_vgg.data.decode import decode, transform_encoded
+from keras_vgg.data.decode import TENSORFLOW_ERRORS, decode, reason, transform_encoded
 from keras_vgg.data.split import Records, Shard, Split
 
 if TYPE_CHECKING:
@@ -172,6 +172,7 @@ def _first_records(
             break
         stop = min(shard.stop, shard.start + _LOOK * images)
         head = replace(records, shards=(replace(shard, stop=stop),)).dataset()
+        before = len(found)
         try:
             for place, (_, label) in enumerate(head, shard.start):
                 found.append(Shard(shard.path, place, place + 1))
@@ -179,10 +180,9 @@ def _first_records(
                 counts[int(label)] += 1
                 if _even(counts, images, classes):
                     break
-        except tf.errors.OpError as error:
-            raise ValueError(
-                f"{shard.path}, record {shard.start + len(found)}: {_reason(error)}"
-            ) from error
+        except TENSORFLOW_ERRORS as error:
+            place = shard.start + len(found) - before
+            raise ValueError(f"{shard.path}, record {place}: {reason(error)}") from error
     if not found:
         raise ValueError("the split's files hold no records to show")
     return found, labels
@@ -193,11 +193,6 @@ def _even(counts: collections.Counter[int], images: int, classes: int) -> bool:
     turns, rest = divmod(images, max(classes, 1))
     whole = sum(min(count, turns) for count in counts.values()) >= images - rest
     return whole and sum(min(count, turns + 1) for count in counts.values()) >= images
-
-
-def _reason(error: tf.errors.OpError) -> str:
-    # "{{function_node ...}} reason\n\t [[{{node ...}}]] [Op:...]" -> "reason"
-    return error.message.split("}} ")[-1].splitlines()[0].split(" [Op:")[0]
 
 
 def _stored(split: Split) -> Iterator[tuple[tf.Tensor, int]]:

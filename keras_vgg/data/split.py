@@ -23,10 +23,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Records:
-    """Images in TFRecord files: `parse` takes a serialized record apart, (encoded, int label)."""
+    """Images in TFRecord files: `parse` takes a serialized record apart, (encoded, int label).
+
+    `identity` says which images these are, for a fingerprint: another set has another.
+    """
 
     shards: tuple[Shard, ...]
     parse: Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    identity: str = ""
 
     @property
     def size(self) -> int:
@@ -99,8 +103,8 @@ class Split:
     def fingerprint(self) -> str:
         """A digest that changes when images are added, removed, renamed or relabelled.
 
-        Of files it reads the names (with their class folder), not the contents; of records, the
-        names of the shards and the range of records in each.
+        Of files it reads the names (with their class folder), not the contents; of records, their
+        identity, the names of the shards and the range of records in each.
         """
         digest = hashlib.sha256(str(self.size).encode())
         if self.labels is not None:
@@ -111,6 +115,7 @@ class Split:
             for path in self.paths:
                 digest.update("/".join(str(path).replace(os.sep, "/").split("/")[-2:]).encode())
         if self.records is not None:
+            digest.update(self.records.identity.encode())
             for shard in self.records.shards:
                 name = os.path.basename(shard.path)
                 digest.update(f"{name} {shard.start} {shard.stop} ".encode())
