@@ -4,8 +4,8 @@ command:  keras-vgg train training/recipes/cifar10_transfer.py --source folder:D
               --init FILE --workdir runs/cifar10_transfer
           (DIR holds train/<class>/<image>; FILE is a weight file, or "imagenet" to download it)
 hardware: 2 CPU cores (AVX2), 79 minutes of processor time; see training/README.md
-result:   81.24 % on the 5,000 held-out images, which also choose the epoch (1 run, seed 0); a linear
-          classifier on the frozen base at 96x96 has 86.14 % (training/cifar10_transfer.py)
+result:   81.24 % on the 5,000 held-out images, which also choose the epoch (1 run, seed 0); a
+          linear classifier on the frozen base at 96x96: 86.14 % (training/cifar10_transfer.py)
 """
 
 from keras_vgg.recipe import Recipe
