@@ -1,7 +1,7 @@
 """Scikit-learn's handwritten digits (1,797 images of 8x8): the default recipe, spelled out.
 
 command:  keras-vgg train training/recipes/digits.py --workdir runs/digits
-hardware: 2 CPU cores, 46 s of training
+hardware: 2 CPU cores, 40 s of training
 result:   99.16 % on the 359 test images (1 run, seed 0)
 """
 
