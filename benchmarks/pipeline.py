@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SIZE, BATCH, SCALE, JITTER, HUE = 224, 128, (256, 512), 0.4, 0.1
+STRENGTHS = {"brightness": JITTER, "contrast": JITTER, "saturation": JITTER, "hue": HUE}
 COMPARED = ("keras_vgg", "tf.image", "keras layers", "pillow", "decode only")
 STAGES = ("read", "decode whole", "decode window", "+ resample", "+ flip", "+ colour = all")
 
@@ -51,19 +52,11 @@ def ours(files: list[str]) -> Iterator:
     repeated = np.array(files * -(-max(4096, len(files)) // len(files)), dtype=object)
     labels = np.zeros(len(repeated), np.int32)
     split = data.Split("train", len(repeated), labels=labels, paths=repeated)
-    transform = partial(
-        augment.train_image,
-        size=SIZE,
-        scale=SCALE,
-        brightness=JITTER,
-        contrast=JITTER,
-        saturation=JITTER,
-        hue=HUE,
-    )
+    transform = partial(augment.train_image, size=SIZE, scale=SCALE, **STRENGTHS)
     return iter(data.training_dataset(split, BATCH, transform, seed=0))
 
 
-def mapped(files: list[str], of_image: Callable, batched: bool = True) -> Iterator:
+def mapped(files: list[str], of_image: Callable) -> Iterator:
     """The usual tf.data pipeline around a function of (path, seed)."""
     import tensorflow as tf
 
@@ -82,8 +75,6 @@ def stage(name: str) -> Callable[[list[str]], Iterator]:
         from keras_vgg import augment
         from keras_vgg.data.decode import decode, transform_encoded
 
-        strengths = {"brightness": JITTER, "contrast": JITTER, "saturation": JITTER, "hue": HUE}
-
         def window_only(image: tf.Tensor | augment.Picture, seed: tf.Tensor) -> tf.Tensor:
             image = augment.picture_of(image)
             draws = tf.random.stateless_uniform([3], seed)
@@ -100,7 +91,7 @@ def stage(name: str) -> Callable[[list[str]], Iterator]:
                 return transform_encoded(encoded, lambda image: window_only(image, seed))
             options = {"size": SIZE, "scale": SCALE, "flip": name != "+ resample"}
             if name == "+ colour = all":
-                options |= strengths
+                options |= STRENGTHS
             return transform_encoded(
                 encoded, lambda image: augment.train_image(image, seed, **options)
             )

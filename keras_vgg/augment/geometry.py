@@ -186,11 +186,11 @@ def resample(image: tf.Tensor | Picture, window: Window, exact: bool = True) -> 
     fast; but an image that is shrunk or enlarged more than twofold is still resampled exactly.
     """
     image = picture_of(image)
-    sides = tf.cast(image.sides, tf.int64)
     low, high = visible(window)
     if exact:
-        part = _exactly(sides, image.read, window.scaled, low, high)
+        part = _exactly(image, window.scaled, low, high)
     else:
+        sides = tf.cast(image.sides, tf.int64)
         part = tf.cond(
             tf.reduce_all((2 * sides >= window.scaled) & (sides <= 2 * window.scaled)),
             lambda: tf.image.resize(
@@ -198,7 +198,7 @@ def resample(image: tf.Tensor | Picture, window: Window, exact: bool = True) -> 
                 tf.cast(source_window(image, window), tf.float32),
                 tf.cast(high - low, tf.int32),
             ),
-            lambda: _exactly(sides, image.read, window.scaled, low, high),
+            lambda: _exactly(image, window.scaled, low, high),
         )
     return _in_frame(part, window, low, high)
 
@@ -206,8 +206,7 @@ def resample(image: tf.Tensor | Picture, window: Window, exact: bool = True) -> 
 def cut(image: tf.Tensor | Picture, window: Window) -> tf.Tensor:
     """The window of an image that is not rescaled: [size, size, 3] of the image's dtype."""
     low, high = visible(window)
-    part = picture_of(image).read(tf.cast(tf.concat([low, high - low], 0), tf.int32))
-    return _in_frame(part, window, low, high)
+    return _in_frame(_part(picture_of(image), low, high), window, low, high)
 
 
 def visible(window: Window) -> tuple[tf.Tensor, tf.Tensor]:
@@ -232,23 +231,26 @@ def snapped(
 
 def source_window(image: Picture, window: Window) -> tf.Tensor:
     """The window, moved to whole pixels of the source, as it is there: [height, width, 3]."""
-    first, last = snapped(tf.cast(image.sides, tf.int64), window.scaled, *visible(window))
+    sides = tf.cast(image.sides, tf.int64)
+    return _part(image, *snapped(sides, window.scaled, *visible(window)))
+
+
+def _part(image: Picture, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+    """The pixels first..last, int64 [2] each, of the image as it is."""
     part = image.read(tf.cast(tf.concat([first, last - first], 0), tf.int32))
     part.set_shape([None, None, 3])
     return part
 
 
-def _exactly(
-    sides: tf.Tensor, read: Callable, scaled: tf.Tensor, low: tf.Tensor, high: tf.Tensor
-) -> tf.Tensor:
+def _exactly(image: Picture, scaled: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+    sides = tf.cast(image.sides, tf.int64)
     enlarged = tf.cast(scaled, tf.float32) / tf.cast(sides, tf.float32)
     # Around the window, what the filter reaches: 1 pixel of the larger of the two grids.
     reach = tf.cast(tf.math.ceil(tf.maximum(1.0 / enlarged, 1.0)), tf.int64) + 1
     first = tf.maximum(low * sides // scaled - reach, 0)
     last = tf.minimum(-(-high * sides // scaled) + reach, sides)
-    part = read(tf.cast(tf.concat([first, last - first], 0), tf.int32))
     resized = tf.raw_ops.ScaleAndTranslate(
-        images=part[tf.newaxis],
+        images=_part(image, first, last)[tf.newaxis],
         size=tf.cast(high - low, tf.int32),
         scale=enlarged,
         translation=tf.cast(first, tf.float32) * enlarged - tf.cast(low, tf.float32),

@@ -88,8 +88,7 @@ class _SeedStream(keras.random.SeedGenerator):
 
 
 def _draw_from(layer: keras.Layer, stream: _SeedStream) -> None:
-    layer.generator = stream
-    # With another backend than TensorFlow a layer would make a generator of its own for tf.data.
+    # Not its attribute `generator`, which is passed over when Keras' backend is not TensorFlow.
     layer._get_seed_generator = lambda backend=None: stream
     for part in list(vars(layer).values()):
         if isinstance(part, keras.Layer):

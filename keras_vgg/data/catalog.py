@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg.data.split import Records, Shard, Source, Split
+from keras_vgg.data.split import Piece, Records, Shard, Source, Split, between
 
 # Their "test" has no labels (-1), so their "validation" is what everyone reports.
 UNLABELLED_TEST = frozenset({"i_naturalist2017", "i_naturalist2018", "imagenet2012"})
 IN_MEMORY_BYTES = 2 * 2**30
 # name/config:version. Anything more, such as huggingface:name, would make TFDS ask the network.
 _NAME = re.compile(r"[A-Za-z]\w*(/[^/:]+)?(:[\d.*]+)?")
-
-# Records start..stop of one written split; a list of them is a TFDS split string.
-Piece = tuple[str, int, int]
 
 
 def load(
@@ -197,19 +194,8 @@ def _hold_out(
     if fraction and not 0 < count < size:
         raise ValueError(f"cannot hold {fraction:g} of {size} images out of {_spec(pieces)}")
     start = int(rng.integers(size - count + 1))
-    rest = _between(pieces, 0, start) + _between(pieces, start + count, size)
-    return rest, _between(pieces, start, start + count)
-
-
-def _between(pieces: list[Piece], start: int, stop: int) -> list[Piece]:
-    """Records start..stop of the pieces laid end to end."""
-    found = []
-    for name, first, last in pieces:
-        low, high = max(start, 0), min(stop, last - first)
-        if low < high:
-            found.append((name, first + low, first + high))
-        start, stop = start - (last - first), stop - (last - first)
-    return found
+    rest = between(pieces, 0, start) + between(pieces, start + count, size)
+    return rest, between(pieces, start, start + count)
 
 
 def _length(pieces: list[Piece]) -> int:

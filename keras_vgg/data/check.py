@@ -219,13 +219,10 @@ def _examine(position: tf.Tensor, encoded: tf.Tensor, label: tf.Tensor) -> tuple
 
 def _named(records: Records, position: int, why: str) -> tuple[str, str]:
     """("PATH, record N", N counted in the file; the reason)."""
-    for shard in records.shards:
-        if position < shard.stop - shard.start:
-            if why == _NOT_READ:
-                why = _why_not_opened(shard.path) or why
-            return f"{shard.path}, record {shard.start + position}", why
-        position -= shard.stop - shard.start
-    raise IndexError(position)
+    (shard,) = records.between(position, position + 1).shards
+    if why == _NOT_READ:
+        why = _why_not_opened(shard.path) or why
+    return f"{shard.path}, record {shard.start}", why
 
 
 def _why_not_opened(path: str) -> str | None:

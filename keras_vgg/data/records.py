@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,7 +277,7 @@ def _images(
 
 def _dataset(split: Split, order: np.ndarray | None, start: int, stop: int) -> tf.data.Dataset:
     if split.records is not None:
-        items = _between(split.records, start, stop).dataset()
+        items = split.records.between(start, stop).dataset()  # no shard before is read
     else:
         chosen = split.take(order[start:stop])
         with tf.device("CPU"):  # arrays would go to the GPU's memory
@@ -299,18 +298,6 @@ def _dataset(split: Split, order: np.ndarray | None, start: int, stop: int) -> t
 def _sides(encoded: tf.Tensor) -> tf.Tensor:
     """int32 [3]: a use of the image, without which the decoding would be pruned away."""
     return tf.shape(decode(encoded))
-
-
-def _between(records: Records, start: int, stop: int) -> Records:
-    """Records `start` to `stop` of the shards laid end to end, so that none before is read."""
-    shards = []
-    for shard in records.shards:
-        size = shard.stop - shard.start
-        low, high = max(start, 0), min(stop, size)
-        if low < high:
-            shards.append(Shard(shard.path, shard.start + low, shard.start + high))
-        start, stop = start - size, stop - size
-    return replace(records, shards=tuple(shards))
 
 
 def _serialize(encoded: bytes, label: int) -> bytes:

@@ -6,10 +6,24 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import tensorflow as tf
+
+# Records start..stop of one named thing: a file, or a written split.
+Piece = tuple[str, int, int]
+
+
+def between(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
+    """Records `start` to `stop` of the pieces laid end to end."""
+    found = []
+    for name, first, last in pieces:
+        low, high = max(start, 0), min(stop, last - first)
+        if low < high:
+            found.append((name, first + low, first + high))
+        start, stop = start - (last - first), stop - (last - first)
+    return found
 
 
 @dataclass(frozen=True)
@@ -40,21 +54,16 @@ class Records:
         """Every `hosts`-th shard, from number `host` on."""
         return replace(self, shards=self.shards[host::hosts])
 
+    def between(self, start: int, stop: int) -> Records:
+        """Records `start` to `stop` in the order of `dataset`, with no shard that has none."""
+        found = between([astuple(shard) for shard in self.shards], start, stop)
+        return replace(self, shards=tuple(Shard(*piece) for piece in found))
+
     def without(self, positions: Collection[int]) -> Records:
         """All records but those at `positions` in the order of `dataset`."""
-        shards: list[Shard] = []
-        first = 0
-        for shard in self.shards:
-            count = shard.stop - shard.start
-            cuts = sorted(p - first for p in positions if first <= p < first + count)
-            edges = [-1, *cuts, count]
-            shards += [
-                Shard(shard.path, shard.start + before + 1, shard.start + after)
-                for before, after in itertools.pairwise(edges)
-                if after > before + 1
-            ]
-            first += count
-        return replace(self, shards=tuple(shards))
+        edges = itertools.pairwise([-1, *sorted(positions), self.size])
+        parts = (self.between(before + 1, after).shards for before, after in edges)
+        return replace(self, shards=tuple(itertools.chain(*parts)))
 
     def columns(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Path, start and stop of every shard: string, int64 and int64 [shards]."""
