@@ -99,7 +99,11 @@ def vgg(
         loaded = weight_files.obtain(
             weights, configuration, batch_norm=batch_norm, include_top=include_top
         )
-    options = {"kernel_initializer": kernel_initializer, "kernel_regularizer": kernel_regularizer}
+
+    def options() -> dict[str, Any]:
+        initializer = _unshared(kernel_initializer)
+        return {"kernel_initializer": initializer, "kernel_regularizer": kernel_regularizer}
+
     if input_tensor is None:
         image = layers.Input(shape=shape)
     elif keras.utils.is_keras_tensor(input_tensor):
@@ -135,6 +139,13 @@ def vgg(
     return model
 
 
+def _unshared(initializer: Any) -> Any:
+    """What a layer may have for its own: an unseeded instance draws the same numbers every time."""
+    instance = isinstance(initializer, keras.initializers.Initializer)
+    unseeded = instance and initializer.get_config().get("seed", 0) is None
+    return initializer.clone() if unseeded else initializer
+
+
 def _preprocessing(loaded: weight_files.Weights | None) -> ImagePreprocessing:
     if loaded is None:
         return ImagePreprocessing.caffe(name="preprocessing")
@@ -149,7 +160,11 @@ def _preprocessing(loaded: weight_files.Weights | None) -> ImagePreprocessing:
 
 
 def _convolutions(
-    x: Any, found: Configuration, width_multiplier: float, batch_norm: bool, options: dict
+    x: Any,
+    found: Configuration,
+    width_multiplier: float,
+    batch_norm: bool,
+    options: Callable[[], dict],
 ) -> Any:
     channel_axis = 1 if keras.config.image_data_format() == "channels_first" else -1
     for b, block in enumerate(found.blocks, 1):
@@ -161,7 +176,7 @@ def _convolutions(
                 padding="same",
                 activation=None if batch_norm else "relu",
                 name=name,
-                **options,
+                **options(),
             )(x)
             if batch_norm:
                 x = layers.BatchNormalization(
@@ -177,9 +192,9 @@ def _convolutions(
 def _fc_head(x, train_size, hidden_units, dropout, classes, options, classifier) -> Any:
     x = layers.Flatten(name="flatten")(x)
     for name in ("fc1", "fc2"):
-        x = layers.Dense(hidden_units, activation="relu", name=name, **options)(x)
+        x = layers.Dense(hidden_units, activation="relu", name=name, **options())(x)
         x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
-    return layers.Dense(classes, name="predictions", **options, **classifier)(x)
+    return layers.Dense(classes, name="predictions", **options(), **classifier)(x)
 
 
 def _conv_head(x, train_size, hidden_units, dropout, classes, options, classifier) -> Any:
@@ -187,10 +202,10 @@ def _conv_head(x, train_size, hidden_units, dropout, classes, options, classifie
     if min(height, width) < MINIMUM_SIZE:
         raise ValueError(f"train_size must be at least {MINIMUM_SIZE}, not {train_size}")
     for name, kernel in (("fc1", (height // 32, width // 32)), ("fc2", 1)):
-        x = layers.Conv2D(hidden_units, kernel, activation="relu", name=name, **options)(x)
+        x = layers.Conv2D(hidden_units, kernel, activation="relu", name=name, **options())(x)
         x = layers.Dropout(dropout, name=f"{name}_dropout")(x)
     dtype = classifier["dtype"]
-    x = layers.Conv2D(classes, 1, name="predictions", dtype=dtype, **options)(x)
+    x = layers.Conv2D(classes, 1, name="predictions", dtype=dtype, **options())(x)
     x = layers.GlobalAveragePooling2D(name="score_average", dtype=dtype)(x)
     return layers.Activation(name="probabilities", **classifier)(x)
 
@@ -198,7 +213,7 @@ def _conv_head(x, train_size, hidden_units, dropout, classes, options, classifie
 def _gap_head(x, train_size, hidden_units, dropout, classes, options, classifier) -> Any:
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     x = layers.Dropout(dropout, name="dropout")(x)
-    return layers.Dense(classes, name="predictions", **options, **classifier)(x)
+    return layers.Dense(classes, name="predictions", **options(), **classifier)(x)
 
 
 _HEADS = {"fc": _fc_head, "conv": _conv_head, "gap": _gap_head}

@@ -61,12 +61,13 @@ class Recipe:
     """Width of fc1 and fc2; the paper's is 4096."""
     dropout: float = 0.5
     """Dropout rate after fc1 and fc2."""
-    kernel_initializer: str = "he_normal"
-    """Keras initializer of every kernel, such as he_normal or glorot_uniform."""
 
     # Where it starts
+    initialization: str = "he_normal"
+    """First weights: normal (the paper's), glorot, a Keras initializer, or a run, from which the
+    first four convolutions and the classifier are taken (section 3.1), the rest as it began."""
     init: str | None = None
-    """First weights: imagenet, torchvision, a weight file or a run directory; None: at random."""
+    """All first weights: imagenet, torchvision, a weight file or a run; None: initialization's."""
     init_head: Literal["none", "hidden", "all"] = "none"
     """Of the classifier, too: nothing, fc1 and fc2, or all of it (for the same classes)."""
     freeze_until: Literal["none", "block2", "block3", "block4", "block5", "all"] = "none"

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 import keras_vgg
+from keras_vgg import data
 from keras_vgg import fit as fitting
-from keras_vgg.fit import Run, fit, frozen
+from keras_vgg.fit import Run, build_model, fit, frozen
+from keras_vgg.fit.model import initial_weights
 from keras_vgg.fit.optimizer import LayerwiseSGD
 from keras_vgg.recipe import Recipe
 from tests.test_fit import fit_interrupted
@@ -22,6 +24,10 @@ FIXED = Recipe(
     train_scale=(32, 32),
     eval_scale=32,
     horizontal_flip=True,
+)
+
+STATISTICS = data.ChannelStatistics(
+    np.full(3, 100.0), np.full(3, 50.0), np.ones(3), np.eye(3), images=1
 )
 
 
@@ -331,3 +337,65 @@ def test_other_weights_under_the_same_name_are_refused(pretrained, tmp_path, mon
     with pytest.raises(ValueError, match=r"have changed since .* began"):
         fit(recipe, tmp_path / "run", verbose=0)
     assert len(Run.open(tmp_path / "run").history) == 1
+
+
+@pytest.mark.parametrize(("head", "batch_norm"), [("fc", True), ("gap", False)])
+def test_a_deeper_net_takes_four_convolutions_and_the_classifier_from_a(tmp_path, head, batch_norm):
+    """Section 3.1; the other layers are drawn as those of A were."""
+    recipe = FIXED.replace(
+        head=head, batch_norm=batch_norm, initialization="normal", learning_rate=1e-6, epochs=1
+    )
+    first = fit(recipe, tmp_path / "a", verbose=0)
+    deeper = recipe.replace(configuration="D", initialization=str(first.directory))
+    initial = initial_weights(deeper)
+    built = build_model(deeper, 10, STATISTICS, initial=initial)
+    copied = {"block1_conv1", "block2_conv1", "block3_conv1", "block3_conv2"}
+    copied |= {f"{name}_bn" for name in copied} if batch_norm else set()
+    copied |= {"fc1", "fc2", "predictions"} if head == "fc" else {"predictions"}
+    assert initial.tensors.keys() == copied
+    a = first.model()
+    for layer in built.layers:
+        if layer.name in copied:
+            theirs = a.get_layer(layer.name).get_weights()
+            for mine, other in zip(layer.get_weights(), theirs, strict=True):
+                np.testing.assert_array_equal(mine, other)
+        elif "conv" in layer.name and not layer.name.endswith(("_bn", "_relu")):
+            assert np.abs(layer.get_weights()[1]).max() == 0  # biases
+    drawn = built.get_layer("block5_conv3").get_weights()[0]
+    assert drawn.std() == pytest.approx(0.1, rel=0.05)
+    assert built.get_layer("preprocessing").mean == a.get_layer("preprocessing").mean
+    run = fit(deeper, tmp_path / "d", verbose=0)
+    assert run.read_json("init.json")["sha256"] == initial.sha256()
+
+
+def test_initialization_that_does_not_fit(pretrained, tmp_path):
+    directory = str(pretrained.directory)
+    for changes, error, message in (
+        ({"initialization": "he"}, ValueError, "initialization must be normal, glorot, a Keras"),
+        ({"initialization": str(tmp_path)}, ValueError, "or a run directory, not"),
+        ({"initialization": directory, "init": directory}, ValueError, "choose one"),
+        (
+            {"initialization": directory, "width_multiplier": 1 / 8},
+            ValueError,
+            "nothing was loaded: block1_conv1",
+        ),
+        ({"initialization": directory, "head": "gap"}, ValueError, "left over fc1"),
+    ):
+        with pytest.raises(error, match=message):
+            fit(FIXED.replace(configuration="B", **changes), tmp_path / "run", verbose=0)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_random_start_is_what_its_name_says():
+    spread = {}
+    for name in ("normal", "glorot", "glorot_uniform", "he_normal"):
+        keras.utils.set_random_seed(0)
+        built = build_model(FIXED.replace(initialization=name, batch_norm=False), 10, STATISTICS)
+        kernel, bias = built.get_layer("block4_conv2").get_weights()
+        assert not bias.any()
+        spread[name] = kernel.std()
+    fan = 9 * 32
+    assert spread["normal"] == pytest.approx(0.1, rel=0.05)
+    assert spread["glorot"] == spread["glorot_uniform"]
+    assert spread["glorot"] == pytest.approx((2 / (2 * fan)) ** 0.5, rel=0.05)
+    assert spread["he_normal"] == pytest.approx((2 / fan) ** 0.5, rel=0.05)

@@ -217,6 +217,17 @@ def test_regulariser_and_initialiser_reach_every_kernel():
     np.testing.assert_allclose(float(sum(model.losses)), 0.5 * total, rtol=1e-5)
 
 
+def test_an_initialiser_instance_gives_every_layer_its_own_numbers():
+    """Keras' random initialisers repeat themselves: one instance would make equal layers."""
+    instance = keras.initializers.RandomNormal(stddev=0.1)
+    model = models.vgg("E", input_shape=(32, 32, 3), kernel_initializer=instance, **SMALL)
+    one, other = (
+        keras.ops.convert_to_numpy(model.get_layer(f"block5_conv{i}").kernel) for i in (2, 3)
+    )
+    assert one.shape == other.shape
+    assert np.abs(one - other).max() > 0.1
+
+
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_keras_file_gives_the_same_outputs(tmp_path, configuration):
     model = models.vgg(

@@ -2,27 +2,76 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import numpy as np
 
 from keras_vgg import data, hardware
 from keras_vgg import weights as weight_files
+from keras_vgg.architecture import convolutions
 from keras_vgg.fit.optimizer import LayerwiseSGD
+from keras_vgg.fit.run import Run
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.models import vgg
 from keras_vgg.recipe import Recipe
 
+# Section 3.1: deeper nets take "the first four convolutional layers" of A, block1_conv1,
+# block2_conv1, block3_conv1 and block3_conv2, and its three fully connected ones.
+_FROM_A = tuple(name for name, *_ in convolutions("A"))[:4]
+_INITIALIZERS = {
+    # The paper's: mean 0, variance 1e-2. As a description, for an instance would draw the same
+    # numbers for every layer of a shape.
+    "normal": {"class_name": "RandomNormal", "config": {"mean": 0.0, "stddev": 0.1}},
+    "glorot": "glorot_uniform",
+}
+
 
 def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
-    """What `recipe.init` means; see `keras_vgg.weights.obtain` for errors."""
-    if recipe.init is None:
-        return None
-    return weight_files.obtain(
-        recipe.init,
-        recipe.configuration,
-        batch_norm=recipe.batch_norm,
-        include_top=recipe.init_head != "none",
-    )
+    """What `recipe.init`, or a run as `recipe.initialization`, gives; None for neither.
+
+    Raises:
+        ValueError, OSError: as `keras_vgg.weights.obtain`; both are given; `initialization` is
+            neither an initializer nor a run.
+    """
+    name = recipe.initialization
+    if _is_initializer(name):
+        if recipe.init is None:
+            return None
+        return weight_files.obtain(
+            recipe.init,
+            recipe.configuration,
+            batch_norm=recipe.batch_norm,
+            include_top=recipe.init_head != "none",
+        )
+    if recipe.init is not None:
+        raise ValueError(
+            f"init={recipe.init!r} gives every layer; initialization={name!r} would give some of "
+            "them again: choose one"
+        )
+    if not (Path(name) / "recipe.json").is_file():
+        raise ValueError(
+            "initialization must be normal, glorot, a Keras initializer such as he_normal, or a "
+            f"run directory, not {name!r}"
+        )
+    found = weight_files.read_weights(name)
+    convolved = {layer for conv in _FROM_A for layer in (conv, f"{conv}_bn")}
+    return found.without(tuple(found.tensors.keys() - convolved - {*weight_files.TOP}))
+
+
+def _is_initializer(name: str) -> bool:
+    # Not keras.initializers.get: to make one draws from the global seed.
+    found = getattr(keras.initializers, name, None)
+    base = keras.initializers.Initializer
+    known = isinstance(found, type) and issubclass(found, base) and found is not base
+    return known or name in _INITIALIZERS
+
+
+def _initializer(name: str) -> str | dict:
+    """The initializer that `recipe.initialization` means; of a run, what that run began from."""
+    while not _is_initializer(name):
+        name = Run.open(name).recipe.initialization
+    return _INITIALIZERS.get(name, name)
 
 
 def build_model(
@@ -34,7 +83,7 @@ def build_model(
 ) -> keras.Model:
     """The recipe's network, which takes RGB images in [0, 255], float32 [n, size, size, 3].
 
-    `initial`: the weights that `recipe.init` means; they bring their preprocessing.
+    `initial`: what `initial_weights` gives; they bring their preprocessing.
     """
     # Keras adds l * sum(w^2), whose gradient is 2 l w; the paper's decay adds wd * w.
     decay = keras.regularizers.L2(recipe.weight_decay / 2) if recipe.weight_decay else None
@@ -51,16 +100,21 @@ def build_model(
             head=recipe.head,
             hidden_units=recipe.hidden_units,
             dropout=recipe.dropout,
-            kernel_initializer=recipe.kernel_initializer,
+            kernel_initializer=_initializer(recipe.initialization),
             kernel_regularizer=decay,
             include_preprocessing=_preprocessing(recipe, statistics, initial),
         )
     finally:
         keras.config.set_dtype_policy(before)
     if initial is not None:
-        new = {"none": weight_files.TOP, "hidden": ("predictions",), "all": ()}[recipe.init_head]
-        names = {layer.name for layer in model.layers}
-        weight_files.assign(model, initial, drop=[name for name in new if name in names])
+        weighted = [layer.name for layer in model.layers if layer.weights]
+        if recipe.init is None:
+            new = [name for name in weighted if name not in initial.tensors]
+        else:
+            new = {"none": weight_files.TOP, "hidden": ("predictions",), "all": ()}[
+                recipe.init_head
+            ]
+        weight_files.assign(model, initial, drop=[name for name in weighted if name in new])
     return model
 
 

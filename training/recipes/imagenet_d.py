@@ -22,7 +22,7 @@ RECIPE = Recipe(
     batch_norm=False,
     hidden_units=4096,
     dropout=0.5,
-    kernel_initializer="glorot_uniform",
+    initialization="glorot",
     image_size=224,
     train_scale=(256, 512),
     eval_scale=384,  # Q = 0.5 (Smin + Smax), section 4.1
