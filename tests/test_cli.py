@@ -1,5 +1,6 @@
 """The commands as a user types them: what they print, and one clear line for bad input."""
 
+import shutil
 import subprocess
 import sys
 
@@ -7,10 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vgg import augment, cli
-from keras_vgg import fit as fitting
+from keras_vgg import cli
 from keras_vgg.fit import Run, fit
-from keras_vgg.runs import evaluate_run
 from tests.test_fit import TINY
 
 
@@ -53,26 +52,47 @@ def test_train_resumes_with_fields_from_the_command_line(tmp_path, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
-def test_evaluate_multi_crop(run, capsys):
+def test_evaluate_by_the_papers_protocols(run, tmp_path, capsys):
     arguments = ["evaluate", str(run.directory), "--split", "validation"]
-    assert cli.main([*arguments, "--protocol", "multi-crop"]) == cli.OK
-    assert "confusion_validation_multi_crop.png" in capsys.readouterr().out
-    # By hand: 5 x 5 crops of 32 from 36, and their mirror images.
-    source = fitting.load_source(run.recipe)
-    model = run.model()
-    hits = 0
-    split = source.validation
-    for image, label in zip(split.images, split.labels, strict=True):
-        whole = augment.rescale(image, run.recipe.eval_scale).numpy()
-        crops = [whole[t : t + 32, u : u + 32] for t in range(5) for u in range(5)]
-        views = np.stack(crops + [crop[:, ::-1] for crop in crops])
-        hits += model.predict_on_batch(views).mean(0).argmax() == label
-    found = run.results["validation_multi_crop"]
-    assert found["count"] == split.size
-    assert found["top1"] == pytest.approx(hits / split.size)
-    assert "validation" not in run.results
-    with pytest.raises(ValueError, match="protocol must be one of center, multi-crop, not 'dense'"):
-        evaluate_run(run, protocol="dense")
+    more = ["--protocol", "both", "--scales", "32,36", "--average", "posteriors"]
+    assert cli.main([*arguments, *more]) == cli.OK
+    out = capsys.readouterr().out
+    assert "both, scales 32,36, averaged: posteriors" in out
+    assert "confusion_validation_both_32_36_posteriors.png" in out
+    found = run.results["validation_both_32_36_posteriors"]
+    assert f"top-1 accuracy    {found['top1']:.2%} ({found['top1_interval'][0]:.2%} to" in out
+
+
+def test_evaluate_several_runs(run, tmp_path, capsys):
+    other = shutil.copytree(run.directory, tmp_path / "other")
+    arguments = ["evaluate", str(run.directory), str(other), "--split", "validation"]
+    assert cli.main(arguments) == cli.OK
+    lines = capsys.readouterr().out.splitlines()
+    (one,), (two,), (fused,) = (
+        [line.split() for line in lines if line.strip().startswith(name) and ".00%" in line]
+        for name in ("run ", "other ", "all, fused")
+    )
+    assert one[1] == two[1] == fused[2]  # the same run twice
+    assert two[-4:] == ["(+0.00%", "to", "+0.00%)", "1"]
+    assert cli.main([*arguments, "--tables"]) == cli.OK
+    out = capsys.readouterr().out
+    for number in (3, 4, 5, 6):
+        assert f"Table {number}: " in out
+    assert f"{run.directory.name} + other" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scales", "36,x"], "--scales must be whole numbers such as 256,384,512, not '36,x'"),
+        (["--scales", "16"], "scale 16 is below 32"),
+        (["--tables", "--scales", "36"], "--tables has the paper's protocols and scales"),
+        (["--protocol", "sparse"], "invalid choice 'sparse'"),
+    ],
+)
+def test_bad_input_to_evaluate(run, arguments, message, capsys):
+    assert cli.main(["evaluate", str(run.directory), *arguments]) == cli.BAD_INPUT
+    assert message in capsys.readouterr().err
 
 
 def test_weights_lists_the_published_checkpoints_without_tensorflow():

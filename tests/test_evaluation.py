@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_vgg.evaluation import Evaluation, evaluate, predict
+from keras_vgg.evaluation import Evaluation, compare, evaluate, fuse, predict
 
 NAMES = ("cat", "dog", "emu")
 # An image of one pixel that holds the probabilities which `identity` then gives.
@@ -96,6 +96,7 @@ def test_to_dict_survives_json(model: keras.Model) -> None:
         "top1": 0.5,
         "top5": None,
         "loss": result.loss,
+        "top1_interval": [0.0, 1.0],
         "class_names": ["cat", "dog", "emu"],
         "per_class": [0.5, 0.5, None],
         "confusion": [[1, 1, 0], [0, 1, 1], [0, 0, 0]],
@@ -191,7 +192,85 @@ def test_predict_refuses(model: keras.Model, images: np.ndarray, top: int, messa
         predict(model, images, NAMES, top)
 
 
-def test_probabilities_of_views_are_averaged(model: keras.Model) -> None:
-    views = PROBABILITIES.reshape(2, 2, 1, 1, 3)  # two images, two views of each
-    found = evaluate(model, [(views, LABELS[:2])], expected=2, class_names=NAMES)
-    np.testing.assert_allclose(found.probabilities, PROBABILITIES.reshape(2, 2, 3).mean(1))
+def right_on(*right: bool) -> Evaluation:
+    """An evaluation of two classes, right where it says so."""
+    rows = np.where(np.array(right)[:, None], [[0.9, 0.1]], [[0.2, 0.8]]).astype(np.float32)
+    return Evaluation(np.zeros(len(right), int), rows, ("no", "yes"))
+
+
+def test_the_interval_is_that_of_resampled_images() -> None:
+    found = right_on(*[True] * 70, *[False] * 30)
+    right = np.array([1] * 70 + [0] * 30)
+    random = np.random.default_rng(0)
+    drawn = right[random.integers(0, 100, (40_000, 100))].mean(axis=1)
+    np.testing.assert_allclose(found.interval(), np.quantile(drawn, [0.025, 0.975]), atol=0.011)
+    narrow = found.interval(level=0.5)
+    assert found.interval()[0] < narrow[0] < 0.7 < narrow[1] < found.interval()[1]
+    assert right_on(True, True).interval() == (1.0, 1.0)
+
+
+def test_the_interval_of_top5() -> None:
+    rows = np.tile(np.array([0.3, 0.25, 0.2, 0.15, 0.06, 0.04], np.float32), (4, 1))
+    result = Evaluation(np.array([0, 4, 5, 5]), rows, tuple("abcdef"))
+    low, high = result.interval(top=5)
+    assert low < 0.5 < high
+    assert result.interval(top=5) != result.interval()
+
+
+def test_intervals_that_there_are_not() -> None:
+    with pytest.raises(ValueError, match=r"level must be in \(0, 1\), not 95"):
+        right_on(True).interval(level=95)
+    with pytest.raises(ValueError, match="no top-5 accuracy of 2 classes"):
+        right_on(True).interval(top=5)
+    with pytest.raises(ValueError, match=r"level must be in \(0, 1\), not 95"):
+        compare(right_on(True), right_on(True), level=95)
+
+
+def test_fusion_averages_posteriors() -> None:
+    one = Evaluation(np.array([0, 1]), np.array([[0.9, 0.1], [0.6, 0.4]], np.float32), ("a", "b"))
+    two = Evaluation(np.array([0, 1]), np.array([[0.4, 0.6], [0.1, 0.9]], np.float32), ("a", "b"))
+    fused = fuse([one, two])
+    np.testing.assert_allclose(fused.probabilities, [[0.65, 0.35], [0.35, 0.65]], atol=1e-7)
+    assert (one.top1, two.top1, fused.top1) == (0.5, 0.5, 1.0)
+    np.testing.assert_array_equal(fuse([one]).probabilities, one.probabilities)
+
+
+def test_comparison_by_hand() -> None:
+    """Eight images on which they differ, seven of them right by the other only."""
+    one = right_on(*[False] * 7, True, *[True] * 4)
+    other = right_on(*[True] * 7, False, *[True] * 4)
+    found = compare(one, other)
+    assert (found.one_only, found.other_only) == (1, 7)
+    assert found.difference == 0.5
+    # The chance of at most one head, or at most one tail, in eight throws of a coin.
+    assert found.p_value == pytest.approx(2 * (1 + 8) / 2**8)
+    random = np.random.default_rng(1)
+    paired = np.array([1] * 7 + [-1] + [0] * 4)
+    drawn = paired[random.integers(0, 12, (40_000, 12))].mean(axis=1)
+    np.testing.assert_allclose(found.interval, np.quantile(drawn, [0.025, 0.975]), atol=0.09)
+    back = compare(other, one)
+    assert back.difference == -0.5
+    assert back.p_value == found.p_value
+
+
+def test_equal_models_do_not_differ() -> None:
+    found = compare(right_on(True, False), right_on(True, False))
+    assert (found.difference, found.interval, found.p_value) == (0.0, (0.0, 0.0), 1.0)
+
+
+@pytest.mark.parametrize("function", [compare, lambda a, b: fuse([a, b])])
+def test_other_images_or_classes_are_refused(function) -> None:
+    one = right_on(True, False)
+    with pytest.raises(ValueError, match="of other images: 2 and 3"):
+        function(one, right_on(True, False, True))
+    labels = Evaluation(np.array([0, 1]), one.probabilities, one.class_names)
+    with pytest.raises(ValueError, match="whose labels differ"):
+        function(one, labels)
+    names = Evaluation(one.labels, one.probabilities, ("yes", "no"))
+    with pytest.raises(ValueError, match="other classes"):
+        function(one, names)
+
+
+def test_nothing_to_fuse() -> None:
+    with pytest.raises(ValueError, match="no evaluation to fuse"):
+        fuse([])

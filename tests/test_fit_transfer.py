@@ -10,6 +10,7 @@ from keras_vgg import fit as fitting
 from keras_vgg.fit import Run, build_model, fit, frozen
 from keras_vgg.fit.model import initial_weights
 from keras_vgg.fit.optimizer import LayerwiseSGD
+from keras_vgg.pieces import Pieces
 from keras_vgg.recipe import Recipe
 from tests.test_fit import fit_interrupted
 
@@ -181,16 +182,16 @@ def test_an_interrupted_computation_goes_on_where_it_was(pretrained, tmp_path, m
     transform = fitting.evaluation_transform(FIXED)
     options = {"mirrored": True, "batch_size": 32}
     whole = frozen.Features(base, source.train, transform, folder=tmp_path / "a", **options)
-    save, saved = frozen._save, []
+    add, added = Pieces.add, []
 
-    def interrupted(path, arrays):
-        if len(saved) == 2:
+    def interrupted(self, **arrays):
+        if len(added) == 2:
             raise KeyboardInterrupt
-        saved.append(path)
-        save(path, arrays)
+        added.append(arrays)
+        add(self, **arrays)
 
     with monkeypatch.context() as patch:
-        patch.setattr(frozen, "_save", interrupted)
+        patch.setattr(Pieces, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             frozen.Features(base, source.train, transform, folder=tmp_path / "b", **options)
     assert len(list((tmp_path / "b").glob("*.npz"))) == 2

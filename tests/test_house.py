@@ -22,6 +22,7 @@ ALLOWED = {
     "imagenet": {"layers"},
     "transfer": {"layers", "models"},
     "atomic": set(),
+    "pieces": {"atomic"},
     "progress": set(),
     "augment": set(),
     "data": {"atomic", "augment", "progress"},
@@ -39,12 +40,16 @@ ALLOWED = {
             "hardware",
             "layers",
             "models",
+            "pieces",
             "recipe",
             "report",
         ),
         *("transfer", "weights"),
     },
-    "runs": {"atomic", "augment", "data", "evaluation", "export", "fit", "recipe", "report"},
+    "runs": {
+        *("atomic", "augment", "data", "evaluation", "export", "fit", "pieces", "progress"),
+        *("recipe", "report"),
+    },
 }
 # What may name TensorFlow; the rest runs on every backend of Keras.
 TENSORFLOW = {"augment", "data", "export", "fit", "cli"}

@@ -30,7 +30,7 @@ def main() -> None:
 
     run = fit(load_recipe(arguments.recipe), arguments.workdir)
     model = run.model()
-    test = evaluate_run(run, "test", verbose=True, model=model)
+    test = evaluate_run(run, "test", verbose=True)
     artifacts = export_run(run, model=model, overwrite=True)
 
     results = run.results

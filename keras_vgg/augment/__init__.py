@@ -25,7 +25,7 @@ from keras_vgg.augment.geometry import (
     source_window,
     takes_pictures,
 )
-from keras_vgg.augment.image import eval_image, grid_crops, train_image, train_window
+from keras_vgg.augment.image import eval_image, grid_crops, train_image, train_window, whole_image
 from keras_vgg.augment.mixing import batch_augmentation
 
 __all__ = [
@@ -51,4 +51,5 @@ __all__ = [
     "takes_pictures",
     "train_image",
     "train_window",
+    "whole_image",
 ]

@@ -115,6 +115,18 @@ def eval_image(image: tf.Tensor | Picture, *, size: int, scale: int | None = Non
 
 
 @takes_pictures
+def whole_image(image: tf.Tensor | Picture, *, size: int, scale: int | None = None) -> tf.Tensor:
+    """[h, w, 3] in [0, 255], or a Picture -> float32 [h', w', 3] in [0, 255], uncropped.
+
+    As `eval_image` sees it, without the crop: rescaled to the smallest side `scale` if given, with
+    antialiasing, the longer side rounded to the nearest pixel; zero-padded to `size`.
+    """
+    image = decoded(image)
+    image = tf.cast(image, tf.float32) if scale is None else rescale(image, scale)
+    return pad_to(image, size, size)
+
+
+@takes_pictures
 def grid_crops(
     image: tf.Tensor | Picture,
     *,

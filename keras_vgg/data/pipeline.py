@@ -132,16 +132,19 @@ def training_dataset(
 
 
 def evaluation_dataset(
-    split: Split, batch_size: int, transform: Callable[[tf.Tensor], tf.Tensor]
+    split: Split, batch_size: int | None, transform: Callable[[tf.Tensor], tf.Tensor]
 ) -> tf.data.Dataset:
     """Every image once, in order: batches (transform's dtype [<=batch, ...], int32 [<=batch]).
 
-    The last batch is smaller where the size of the split is no multiple of `batch_size`.
+    The last batch is smaller where the size of the split is no multiple of `batch_size`. None:
+    single (image, label) pairs, whose images may differ in size.
     """
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
 
     examples = _in_order(split, np.arange(split.size), transform)
+    if batch_size is None:
+        return examples.prefetch(tf.data.AUTOTUNE)
     batches = examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
     exactly = tf.data.experimental.assert_cardinality(-(-split.size // batch_size))
     return batches.apply(exactly)

@@ -140,6 +140,23 @@ class Split:
             paths=None if self.paths is None else self.paths[indices],
         )
 
+    def stamp(self) -> str | None:
+        """Changes when an image file is written anew under its name; None where there are none."""
+        if self.paths is None:
+            return None
+        digest = hashlib.sha256()
+        for path in self.paths:
+            found = os.stat(path)
+            digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
+        return digest.hexdigest()
+
+    def between(self, start: int, stop: int) -> Split:
+        """Images `start` to `stop`, in the same order."""
+        if self.records is None:
+            return self.take(np.arange(self.size)[start:stop])
+        records = self.records.between(start, stop)
+        return replace(self, size=records.size, records=records)
+
     def without(self, positions: Collection[int]) -> Split:
         """All images but those at `positions`, in the same order. For files and records."""
         if self.records is None:

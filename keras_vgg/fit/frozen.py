@@ -7,11 +7,7 @@ its mirror image where the recipe flips; so the epochs that follow cost the head
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
 import time
-import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg import data
-from keras_vgg.atomic import write_atomically
+from keras_vgg.pieces import Pieces
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 
 SHARD = 2048  # images a file: an interrupted computation loses less than one
@@ -84,7 +80,7 @@ class Features:
         self.seconds = 0.0
         key = {
             "split": split.fingerprint(),
-            "files": _stamp(split),
+            "files": split.stamp(),
             "network": hashlib.sha256(base.to_json().encode()).hexdigest(),
             "weights": _digest(base),
             "transform": {name: str(value) for name, value in transform.keywords.items()},
@@ -92,30 +88,20 @@ class Features:
             "features": list(base.output_shape),
             "views": self.views,
         }
-        _claim(folder, key)
-        paths = [folder / f"features-{i:05d}.npz" for i in range(-(-split.size // SHARD))]
-        done = 0
-        while done < len(paths) and _readable(paths[done]):
-            done += 1
-        if done < len(paths):
+        pieces = Pieces(folder, key)
+        if pieces.done < split.size:
             started = time.perf_counter()
-            self._compute(base, split, transform, paths, done, batch_size, verbose)
+            self._compute(base, split, transform, pieces, batch_size, verbose)
             self.seconds = time.perf_counter() - started
-        self.features, self.labels = [], []
-        for path in paths:
-            with np.load(path, allow_pickle=False) as file:
-                self.features.append(file["features"])
-                self.labels.append(file["labels"])
-        self.features = np.concatenate(self.features)
-        self.labels = np.concatenate(self.labels)
+        found = pieces.load()
+        self.features, self.labels = found["features"], found["labels"]
 
     def _compute(
         self,
         base: keras.Model,
         split: data.Split,
         transform: partial,
-        paths: list[Path],
-        done: int,
+        pieces: Pieces,
         batch_size: int,
         verbose: bool,
     ) -> None:
@@ -126,19 +112,17 @@ class Features:
             return tf.cast(features, tf.float32)
 
         bar = keras.utils.Progbar(split.size, verbose=int(verbose), unit_name="image")
-        dataset = data.evaluation_dataset(split, batch_size, transform).unbatch()
-        dataset = dataset.skip(done * SHARD).batch(batch_size).prefetch(2)
+        rest = split.between(pieces.done, split.size)
         features, labels = [], []
-        seen = done * SHARD
-        for images, classes in dataset:
+        seen = pieces.done
+        for images, classes in data.evaluation_dataset(rest, batch_size, transform):
             features.append(run(images).numpy())
             labels.append(classes.numpy())
             seen += len(classes)
             bar.update(seen)
             if seen % SHARD == 0 or seen == split.size:
-                arrays = {"features": np.concatenate(features), "labels": np.concatenate(labels)}
-                write_atomically(paths[done], partial(_save, arrays=arrays))
-                done, features, labels = done + 1, [], []
+                pieces.add(features=np.concatenate(features), labels=np.concatenate(labels))
+                features, labels = [], []
         if seen != split.size:
             raise ValueError(f"computed the features of {seen} of {split.size} images")
 
@@ -172,42 +156,8 @@ class Features:
         )
 
 
-def _claim(folder: Path, key: dict) -> None:
-    path = folder / "key.json"
-    if path.is_file() and json.loads(path.read_text()) == key:
-        return
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    write_atomically(path, lambda target: target.write_text(json.dumps(key, indent=2) + "\n"))
-
-
-def _readable(path: Path) -> bool:
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {"features", "labels"} <= set(file.files)
-    except (OSError, ValueError, zipfile.BadZipFile):  # not there, or cut off
-        return False
-
-
-def _stamp(split: data.Split) -> str | None:
-    """Changes when an image file is written anew under its name."""
-    if split.paths is None:
-        return None
-    digest = hashlib.sha256()
-    for path in split.paths:
-        found = os.stat(path)
-        digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
-    return digest.hexdigest()
-
-
 def _digest(model: keras.Model) -> str:
     digest = hashlib.sha256()
     for weight in model.weights:
         digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).data)
     return digest.hexdigest()
-
-
-def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:
-        np.savez(file, **arrays)

@@ -1,0 +1,32 @@
+"""How good a model is: the paper's testing protocols (section 3.2), and what their figures mean.
+
+Images are RGB in [0, 255]; a model ends in soft-max probabilities. Accuracies are fractions in
+[0, 1], never per cent; losses are mean cross-entropies in nats. Every image is counted once.
+"""
+
+from keras_vgg.evaluation.dense import dense_network
+from keras_vgg.evaluation.protocols import (
+    AVERAGES,
+    PROTOCOLS,
+    Protocol,
+    evaluate,
+    posteriors,
+    predict,
+    runner,
+)
+from keras_vgg.evaluation.result import Comparison, Evaluation, compare, fuse
+
+__all__ = [
+    "AVERAGES",
+    "PROTOCOLS",
+    "Comparison",
+    "Evaluation",
+    "Protocol",
+    "compare",
+    "dense_network",
+    "evaluate",
+    "fuse",
+    "posteriors",
+    "predict",
+    "runner",
+]

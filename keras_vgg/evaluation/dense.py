@@ -1,0 +1,87 @@
+"""Dense evaluation (section 3.2): a trained classifier, run as convolutions over a whole image."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+
+_LAST_POOL = "block5_pool"
+_CLASSIFIER = ("fc1", "fc2", "predictions")
+
+
+def dense_network(model: keras.Model) -> keras.Model:
+    """A trained VGG as a network of convolutions, for images of any size.
+
+    "The fully-connected layers are first converted to convolutional layers (the first FC layer to a
+    7x7 conv. layer, the last two FC layers to 1x1 conv. layers)." Nothing is trained: the
+    convolutional part is shared with `model`, the classifier has copies of its weights. Dropout is
+    left out, and so is the soft-max: the output is class scores.
+
+    Args:
+        model: A VGG with its classifier: any configuration, width and number of classes, with or
+            without batch norm and preprocessing, `head="fc"`, `"conv"` or `"gap"`; or one of
+            keras.applications. Channels last. It ends in a soft-max, or in its scores.
+
+    Returns:
+        A model from [n, height, width, channels] to the score map [n, rows, columns, classes]. A
+        cell is what the classifier gives for the window of the last block's feature map that it
+        was trained on; the next cell is 32 pixels away. The map has floor(side / 32) features a
+        side (each pool leaves an odd row or column out), less the window's own but one: an
+        image of the training size gives one cell. With "gap" a cell is one feature.
+
+    Raises:
+        ValueError: the model is no VGG, has no classifier, or ends in another activation.
+    """
+    layers = {layer.name: layer for layer in model.layers}
+    if _LAST_POOL not in layers or "predictions" not in layers:
+        missing = _LAST_POOL if _LAST_POOL not in layers else "predictions"
+        raise ValueError(
+            f"dense evaluation needs a VGG with its classifier; {model.name!r} has no layer "
+            f"{missing!r}"
+        )
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError("dense evaluation needs images with channels last")
+    final = getattr(model.layers[-1], "activation", None)
+    if final not in (keras.activations.softmax, keras.activations.linear):
+        raise ValueError(
+            f"dense evaluation needs a model that ends in a soft-max or in its scores; the last "
+            f"layer of {model.name!r} is {model.layers[-1].name!r}"
+        )
+    channels = model.inputs[0].shape[-1]
+    convolutions = keras.Model(model.inputs[0], layers[_LAST_POOL].output)
+    image = keras.Input((None, None, channels), name="image")
+    # The layers themselves, not copies, called on an input of any size.
+    features = keras.models.clone_model(
+        convolutions, input_tensors=image, clone_function=lambda layer: layer
+    ).output
+    x = features
+    for name in _CLASSIFIER:
+        if name in layers:
+            x = _as_convolution(layers[name], x, layers.get("flatten"))
+    return keras.Model(image, x, name=f"{model.name}_dense")
+
+
+def _as_convolution(layer: keras.Layer, x: keras.KerasTensor, flatten: keras.Layer | None):
+    kernel = layer.kernel
+    if len(kernel.shape) == 4:
+        window = tuple(kernel.shape[:2])
+    elif layer.name == "fc1" and flatten is not None:
+        window = tuple(flatten.input.shape[1:3])
+    else:
+        window = (1, 1)
+    convolution = keras.layers.Conv2D(
+        kernel.shape[-1],
+        window,
+        activation=None if layer.name == "predictions" else layer.activation,
+        name=layer.name,
+        dtype=layer.dtype_policy,
+    )
+    y = convolution(x)
+    shape = tuple(convolution.kernel.shape)
+    if math.prod(shape) != math.prod(kernel.shape):
+        raise ValueError(f"layer {layer.name!r} has a kernel {tuple(kernel.shape)}, not {shape}")
+    # A dense kernel's rows are in the order of Flatten: row, column, channel.
+    convolution.kernel.assign(keras.ops.reshape(kernel, shape))
+    convolution.bias.assign(layer.bias)
+    return y

@@ -1,0 +1,189 @@
+"""What predictions are worth: accuracies with their intervals, fusion, two models compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+_CLIP = 1e-7  # keras.config.epsilon(), as Keras' cross-entropy clips
+_RESAMPLINGS = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The predictions of one model on one data set, and what follows from them.
+
+    Attributes:
+        labels: [n] integers in [0, classes), the true class of each image.
+        probabilities: [n, classes] float32, row i being the prediction for labels[i].
+        class_names: one name for each class, in the order of the model's outputs.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    class_names: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """How many images were evaluated."""
+        return len(self.labels)
+
+    @cached_property
+    def top1(self) -> float:
+        """Fraction of images whose most probable class is the true one."""
+        return float(np.mean(self.probabilities.argmax(axis=1) == self.labels))
+
+    @cached_property
+    def top5(self) -> float | None:
+        """Fraction with the true class among the five most probable; None for <= 5 classes."""
+        classes = len(self.class_names)
+        if classes <= 5:
+            return None
+        from sklearn.metrics import top_k_accuracy_score
+
+        return float(
+            top_k_accuracy_score(self.labels, self.probabilities, k=5, labels=range(classes))
+        )
+
+    @cached_property
+    def loss(self) -> float:
+        """Mean cross-entropy in nats, probabilities clipped to [1e-7, 1 - 1e-7] as in Keras."""
+        true = self.probabilities[np.arange(self.count), self.labels].astype(np.float64)
+        return float(-np.log(np.clip(true, _CLIP, 1 - _CLIP)).mean())
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """[classes, classes] int64 counts: rows are true classes, columns predicted ones."""
+        from sklearn.metrics import confusion_matrix
+
+        return confusion_matrix(
+            self.labels, self.probabilities.argmax(axis=1), labels=range(len(self.class_names))
+        )
+
+    @cached_property
+    def per_class(self) -> np.ndarray:
+        """[classes] float64: accuracy on the images of each class, nan where there are none."""
+        images = self.confusion.sum(axis=1)
+        return np.divide(
+            self.confusion.diagonal(),
+            images,
+            out=np.full(len(images), np.nan),
+            where=images > 0,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain Python values for JSON; per_class is None where it is nan."""
+        return {
+            "count": self.count,
+            "top1": self.top1,
+            "top5": self.top5,
+            "loss": self.loss,
+            "top1_interval": list(self.interval()),
+            # Lists in class order: names may repeat (ImageNet has two cranes), so no dict.
+            "class_names": list(self.class_names),
+            "per_class": [None if np.isnan(a) else float(a) for a in self.per_class],
+            "confusion": self.confusion.tolist(),
+        }
+
+    def interval(self, top: int = 1, level: float = 0.95) -> tuple[float, float]:
+        """Bootstrap interval of the top-1 (or top-k) accuracy: its percentiles over resampled sets.
+
+        Each image is right or wrong, so the number right among n images drawn with replacement is
+        binomial: these are the percentiles of infinitely many resamplings, with no drawing. They
+        say how much the accuracy owes to the choice of images, not how much to the training's seed.
+
+        Raises:
+            ValueError: level is not in (0, 1); top is not 1, or 5 of more than five classes.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must be in (0, 1), not {level}")
+        accuracy = {1: self.top1, 5: self.top5}.get(top)
+        if accuracy is None:
+            raise ValueError(f"there is no top-{top} accuracy of {len(self.class_names)} classes")
+        from scipy.stats import binom
+
+        tails = ((1 - level) / 2, (1 + level) / 2)
+        low, high = binom.ppf(tails, self.count, accuracy) / self.count
+        return float(low), float(high)
+
+
+def fuse(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Average the posteriors of several evaluations of the same images (section 4.4).
+
+    Raises:
+        ValueError: there are none, or their images or classes differ.
+    """
+    if not evaluations:
+        raise ValueError("there is no evaluation to fuse")
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        _require_same_images(first, other)
+    total = np.zeros(first.probabilities.shape)
+    for one in evaluations:
+        total += one.probabilities
+    mean = (total / len(evaluations)).astype(np.float32)
+    return Evaluation(first.labels, mean, first.class_names)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations of the same images, the other minus the one.
+
+    Attributes:
+        difference: of the top-1 accuracies.
+        interval: bootstrap interval of the difference, the images resampled in pairs.
+        one_only, other_only: how many images only the one, or only the other, has right.
+        p_value: of McNemar's exact test: how likely at least so uneven a share of the images on
+            which they differ would be, if both were equally good.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    one_only: int
+    other_only: int
+    p_value: float
+
+
+def compare(one: Evaluation, other: Evaluation, level: float = 0.95) -> Comparison:
+    """Whether one of two models is better, from the images on which only one of them is right.
+
+    Raises:
+        ValueError: their images or classes differ; level is not in (0, 1).
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), not {level}")
+    _require_same_images(one, other)
+    from scipy.stats import binomtest
+
+    right, right_other = (e.probabilities.argmax(axis=1) == e.labels for e in (one, other))
+    only, only_other = int((right & ~right_other).sum()), int((~right & right_other).sum())
+    differ = only + only_other
+    p_value = binomtest(only, differ).pvalue if differ else 1.0
+    shares = np.array([only, only_other, one.count - differ]) / one.count
+    drawn = np.random.default_rng(0).multinomial(one.count, shares, size=_RESAMPLINGS)
+    differences = (drawn[:, 1] - drawn[:, 0]) / one.count
+    low, high = np.quantile(differences, ((1 - level) / 2, (1 + level) / 2))
+    return Comparison(
+        difference=(only_other - only) / one.count,
+        interval=(float(low), float(high)),
+        one_only=only,
+        other_only=only_other,
+        p_value=float(p_value),
+    )
+
+
+def _require_same_images(one: Evaluation, other: Evaluation) -> None:
+    if one.class_names != other.class_names:
+        raise ValueError(
+            f"the evaluations are of other classes: {one.class_names[:5]} and "
+            f"{other.class_names[:5]}, {len(one.class_names)} and {len(other.class_names)} of them"
+        )
+    if not np.array_equal(one.labels, other.labels):
+        raise ValueError(
+            f"the evaluations are of other images: {one.count} and {other.count}, "
+            "whose labels differ"
+        )

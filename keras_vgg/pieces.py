@@ -1,0 +1,77 @@
+"""A long computation's arrays, kept on disk as they come, so that an interrupted one goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_vgg.atomic import write_atomically
+
+
+class Pieces:
+    """Arrays with the same first axis, items 0 to `done`, in one .npz file for each `add`.
+
+    Args:
+        folder: Where the files lie. It is made; one that holds another computation is emptied.
+        key: Everything that decides the numbers, as JSON can hold it.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        self._folder = folder
+        path = folder / "key.json"
+        # Through JSON, which makes lists of tuples.
+        text = json.dumps(key, indent=2, sort_keys=True) + "\n"
+        if not path.is_file() or path.read_text() != text:
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+            write_atomically(path, lambda target: target.write_text(text))
+        self._paths: list[Path] = []
+        self.done = 0
+        while (found := self._next()) is not None:
+            self._paths.append(found)
+            self.done = int(found.stem.split("-")[1])
+
+    def _next(self) -> Path | None:
+        """The file that goes on where those so far end, if it can be read."""
+        for path in self._folder.glob(f"{self.done:09d}-*.npz"):
+            try:
+                with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                    if file.files:
+                        return path
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # cut off
+                path.unlink()
+        return None
+
+    def add(self, **arrays: np.ndarray) -> None:
+        """Keep the arrays of the next items, whole or not at all."""
+        count = len(next(iter(arrays.values())))
+        path = self._folder / f"{self.done:09d}-{self.done + count:09d}.npz"
+
+        def save(target: Path) -> None:
+            with target.open("wb") as file:
+                np.savez(file, **arrays)
+
+        write_atomically(path, save)
+        self._paths.append(path)
+        self.done += count
+
+    def load(self) -> dict[str, np.ndarray]:
+        """All that is kept, end to end. ValueError if there is nothing."""
+        if not self._paths:
+            raise ValueError(f"{self._folder} holds nothing yet")
+        found: dict[str, list[np.ndarray]] = {}
+        for path in self._paths:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                for name in file.files:
+                    found.setdefault(name, []).append(file[name])
+        return {name: np.concatenate(arrays) for name, arrays in found.items()}

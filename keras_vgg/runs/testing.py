@@ -1,0 +1,336 @@
+"""Testing runs as the paper does: protocols, scales, fusion; the posteriors are kept on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from keras_vgg import augment, data, evaluation, report
+from keras_vgg.atomic import write_atomically
+from keras_vgg.fit import describe, evaluation_transform, load_source, require_same_data
+from keras_vgg.fit.run import Run
+from keras_vgg.pieces import Pieces
+from keras_vgg.progress import progress_bars
+from keras_vgg.recipe import Recipe
+
+PROTOCOLS = (*evaluation.PROTOCOLS, "both")
+_PIXELS = 2**21  # at a time, at most: 42 images of 224x224
+
+Scale = int | None
+
+
+def evaluate_run(
+    run: Run,
+    split: str = "test",
+    verbose: bool = False,
+    protocol: str = "center",
+    scales: Sequence[int] = (),
+    average: str | None = None,
+) -> evaluation.Evaluation:
+    """Test a run's best model on every image of a split.
+
+    Writes the figures into the run's results.json under `evaluation_name`, and the confusion
+    matrix to confusion_NAME.csv (rows are true classes) and confusion_NAME.png. The posteriors of
+    each protocol and scale are kept in posteriors/, so that an interrupted evaluation goes on, and
+    another average of them costs nothing.
+
+    Args:
+        run: A finished run.
+        split: "test", "validation" or "train".
+        verbose: Show a progress bar.
+        protocol: "center", one crop an image; "dense", the classifier as convolutions over the
+            whole image; "multi-crop", a 5 x 5 grid of crops; "both", the average of the two
+            (section 3.2). All but center see the mirror image, too, if training did.
+        scales: Smallest sides that an image is rescaled to, bilinearly and antialiased; the
+            posteriors are averaged. Default: the recipe's eval_scale.
+        average: As `evaluation.Protocol`.
+
+    Raises:
+        ValueError: an unknown protocol or average; a scale below the image size; the run has not
+            finished training; its source has no such split, has changed since, or holds a damaged
+            image.
+    """
+    found = evaluate_runs([run], split, verbose, protocol, scales, average)[0]
+    name = evaluation_name(split, protocol, scales, average)
+    figures = found.to_dict()
+    del figures["confusion"]  # a million numbers for ImageNet
+    run.add_results(**{name: figures})
+    write_atomically(
+        run.directory / f"confusion_{name}.csv",
+        lambda path: np.savetxt(path, found.confusion, "%d", ","),
+    )
+    report.plot_confusion(found.confusion, run.class_names, run.directory / f"confusion_{name}.png")
+    return found
+
+
+def evaluate_runs(
+    runs: Sequence[Run],
+    split: str = "test",
+    verbose: bool = False,
+    protocol: str = "center",
+    scales: Sequence[int] = (),
+    average: str | None = None,
+) -> list[evaluation.Evaluation]:
+    """Each run's evaluation, with which `evaluation.fuse` and `evaluation.compare` work.
+
+    Args and raises: as `evaluate_run`; ValueError also if the runs' images or classes differ.
+    Nothing but posteriors/ is written.
+    """
+    _check(runs, protocol, scales, average)
+    _require_same_split(runs, split)
+    found = []
+    for run in runs:
+        tested = _Tested(run, split, average, verbose)
+        plan = _plan(protocol, scales or [run.recipe.eval_scale])
+        found.append(evaluation.fuse([tested.posteriors(*one) for one in plan]))
+    return found
+
+
+def evaluation_name(
+    split: str, protocol: str, scales: Sequence[int] = (), average: str | None = None
+) -> str:
+    """What a run calls the results of an evaluation, such as test_dense_256_384_512."""
+    parts = [split] if protocol == "center" else [split, protocol.replace("-", "_")]
+    return "_".join([*parts, *map(str, scales), *([average] if average else [])])
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """What a table calls each run: its directory's name where that tells them apart, or path."""
+    names = [run.directory.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.directory) for run in runs]
+
+
+def paper_scales(recipe: Recipe) -> tuple[list[Scale], list[Scale]]:
+    """The paper's test scales: of single-scale testing (one), and of multi-scale testing.
+
+    Trained at S, or at S in [low, high]: Q = S and {S - d, S, S + d}, or (low + high) / 2 and
+    {low, (low + high) / 2, high}. d is 32 for images of 224 and as much of other sizes. No scale is
+    below the image size. Recipes that do not rescale are tested as they are.
+    """
+    if recipe.train_scale is None:
+        return [recipe.eval_scale], [recipe.eval_scale]
+    low, high = recipe.train_scale
+    middle = (low + high) // 2
+    if low == high:
+        step = round(recipe.image_size / 7)
+        low, high = low - step, high + step
+    several = {max(scale, recipe.image_size) for scale in (low, middle, high)}
+    return [max(middle, recipe.image_size)], sorted(several)
+
+
+def paper_tables(
+    runs: Sequence[Run], split: str = "test", verbose: bool = False, average: str | None = None
+) -> list[tuple[str, tuple[str, ...], list[tuple[Any, ...]]]]:
+    """The paper's Tables 3 to 6 of some runs: (title, headers, rows) each. Errors in per cent.
+
+    Args and raises: as `evaluate_runs`; the scales are those of `paper_scales`. Table 6 needs two
+    runs; of more, it has every pair and all of them together.
+    """
+    _check(runs, "both", (), average)
+    _require_same_split(runs, split)
+    tested = [_Tested(run, split, average, verbose) for run in runs]
+    scales = [paper_scales(run.recipe) for run in runs]
+
+    def figures(found: evaluation.Evaluation) -> tuple[Any, ...]:
+        low, high = found.interval()
+        top5 = None if found.top5 is None else f"{100 * (1 - found.top5):.2f}"
+        bounds = f"{100 * (1 - high):.2f} to {100 * (1 - low):.2f}"
+        return f"{100 * (1 - found.top1):.2f}", bounds, top5
+
+    def at(one: _Tested, protocol: str, several: Sequence[Scale]) -> evaluation.Evaluation:
+        return evaluation.fuse([one.posteriors(*each) for each in _plan(protocol, several)])
+
+    names = run_names(runs)
+    errors = ("top-1 error", "95 % interval", "top-5 error")
+    tables = []
+    for number, title, which in ((3, "one", 0), (4, "several", 1)):
+        rows = [
+            (
+                name,
+                _range(one.run.recipe.train_scale),
+                _listed(chosen[which]),
+                *figures(at(one, "dense", chosen[which])),
+            )
+            for name, one, chosen in zip(names, tested, scales, strict=True)
+        ]
+        title = f"Table {number}: dense testing at {title} scale" + ("s" if which else "")
+        tables.append((title, ("net", "S", "Q", *errors), rows))
+    multiple = {
+        protocol: [at(one, protocol, chosen[1]) for one, chosen in zip(tested, scales, strict=True)]
+        for protocol in ("dense", "multi-crop", "both")
+    }
+    rows = [
+        (name, protocol, *figures(found[i]))
+        for i, name in enumerate(names)
+        for protocol, found in multiple.items()
+    ]
+    tables.append(("Table 5: dense and multi-crop testing", ("net", "testing", *errors), rows))
+    groups = list(itertools.combinations(range(len(runs)), 2))
+    groups += [tuple(range(len(runs)))] if len(runs) > 2 else []
+    rows = [
+        (
+            " + ".join(names[i] for i in group),
+            protocol,
+            *figures(evaluation.fuse([found[i] for i in group])),
+        )
+        for group in groups
+        for protocol, found in multiple.items()
+    ]
+    if rows:
+        tables.append(("Table 6: fusion", ("nets", "testing", *errors), rows))
+    return tables
+
+
+class _Tested:
+    """A run under test on one split. The model and the data are opened when they are needed."""
+
+    def __init__(self, run: Run, split: str, average: str | None, verbose: bool) -> None:
+        if not run.finished:
+            raise ValueError(f"{run.directory} has not finished training; resume it first")
+        self.run = run
+        self._name, self._average, self._verbose = split, average, verbose
+        self._split = open_split(run, split)
+        self._model = None
+        self._runners: dict[evaluation.Protocol, Callable] = {}
+
+    def posteriors(self, name: str, scale: Scale) -> evaluation.Evaluation:
+        """Of every image by one protocol at one scale, from disk as far as they are there."""
+        recipe, split = self.run.recipe, self._split
+        protocol = evaluation.Protocol(name, self._average, mirror=recipe.horizontal_flip)
+        transform = _transform(recipe, protocol.name, scale)
+        key = {
+            "split": split.fingerprint(),
+            "files": split.stamp(),
+            "model": hashlib.sha256(self.run.model_path.read_bytes()).hexdigest(),
+            "protocol": dataclasses.asdict(protocol),
+            "transform": transform.keywords,
+        }
+        folder = "-".join(map(str, (protocol.name, protocol.average, scale or "native")))
+        pieces = Pieces(self.run.directory / "posteriors" / self._name / folder, key)
+        if pieces.done < split.size:
+            self._run(protocol, transform, pieces, f"{self.run.directory.name} {folder}")
+        found = pieces.load()
+        return evaluation.Evaluation(found["labels"], found["posteriors"], self.run.class_names)
+
+    def _run(
+        self, protocol: evaluation.Protocol, transform: partial, pieces: Pieces, label: str
+    ) -> None:
+        recipe, split, classes = self.run.recipe, self._split, len(self.run.class_names)
+        self._model = self._model or self.run.model()
+        if protocol not in self._runners:  # one for all scales: to build it is to trace it
+            self._runners[protocol] = evaluation.runner(self._model, protocol, classes)
+        rest = split.between(pieces.done, split.size)
+        images = data.evaluation_dataset(rest, None, transform).as_numpy_iterator()
+        blocks = evaluation.posteriors(
+            self._runners[protocol],
+            images,
+            classes=classes,
+            pixels=min(recipe.batch_size * recipe.image_size**2, _PIXELS),
+        )
+        with (
+            data.bad_images_named(split),
+            progress_bars(self._verbose) as progress,
+            _unwarned("triggered tf.function retracing"),  # a network for each run and protocol
+        ):
+            task = progress.add_task(label, total=split.size, completed=pieces.done)
+            for labels, probabilities in blocks:
+                pieces.add(labels=labels, posteriors=probabilities)
+                progress.update(task, completed=pieces.done)
+        if pieces.done != split.size:
+            raise ValueError(f"evaluated {pieces.done} of {split.size} images")
+
+
+@contextlib.contextmanager
+def _unwarned(message: str) -> Iterator[None]:
+    """Leave a message of TensorFlow's out that is none of the user's business."""
+    logger = logging.getLogger("tensorflow")
+
+    def other(record: logging.LogRecord) -> bool:
+        return message not in record.getMessage()
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
+
+
+def open_split(run: Run, name: str) -> data.Split:
+    """A split of the run's source, the same images as when the run began.
+
+    Raises:
+        ValueError: the source has no such split, or has changed.
+    """
+    source = load_source(run.recipe)
+    split = getattr(source, name, None)
+    if split is None:
+        raise ValueError(f"source {run.recipe.source} has no {name} split")
+    require_same_data(run, describe(source))
+    return split
+
+
+def _transform(recipe: Recipe, protocol: str, scale: Scale) -> partial:
+    if protocol == "dense":
+        return partial(augment.whole_image, size=recipe.image_size, scale=scale)
+    if protocol == "center":
+        return partial(evaluation_transform(recipe), scale=scale)
+    return partial(
+        augment.grid_crops,
+        size=recipe.image_size,
+        scale=scale,
+        padding=recipe.crop_padding,
+        flip=recipe.horizontal_flip,
+    )
+
+
+def _plan(protocol: str, scales: Sequence[Scale]) -> list[tuple[str, Scale]]:
+    names = ("dense", "multi-crop") if protocol == "both" else (protocol,)
+    return [(name, scale) for name in names for scale in scales]
+
+
+def _check(runs: Sequence[Run], protocol: str, scales: Sequence[int], average: str | None) -> None:
+    if not runs:
+        raise ValueError("there is no run to evaluate")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, not {protocol!r}")
+    evaluation.Protocol("center", average)
+    size = max(run.recipe.image_size for run in runs)
+    for scale in scales:
+        if scale < size:
+            raise ValueError(
+                f"scale {scale} is below {size}, the size of the network's images: it would see "
+                "a frame of zeros that it was not trained on"
+            )
+    if len(set(scales)) != len(scales):
+        raise ValueError(f"scales must differ, not {', '.join(map(str, scales))}")
+
+
+def _require_same_split(runs: Sequence[Run], split: str) -> None:
+    """Before hours of evaluation, not after."""
+    described = [run.read_json("data.json") for run in runs]
+    for run, found in zip(runs, described, strict=True):
+        first = described[0]
+        same = found["class_names"] == first["class_names"]
+        if not same or found["splits"].get(split) != first["splits"].get(split):
+            raise ValueError(
+                f"{run.directory} and {runs[0].directory} cannot be compared: their {split} images "
+                "or classes differ"
+            )
+
+
+def _range(scale: tuple[int, int] | None) -> str:
+    if scale is None:
+        return "as it is"
+    return f"{scale[0]}" if scale[0] == scale[1] else f"[{scale[0]}, {scale[1]}]"
+
+
+def _listed(scales: Sequence[Scale]) -> str:
+    return ", ".join("as it is" if scale is None else str(scale) for scale in scales)

@@ -1,0 +1,48 @@
+"""Arrays kept in pieces: in order, whole, of one computation."""
+
+import numpy as np
+import pytest
+
+from keras_vgg.pieces import Pieces
+
+
+def test_an_interrupted_computation_goes_on(tmp_path):
+    first = Pieces(tmp_path / "a" / "b", {"n": (1, 2)})
+    assert first.done == 0
+    first.add(x=np.arange(3), y=np.zeros((3, 2)))
+    first.add(x=np.arange(3, 5), y=np.ones((2, 2)))
+    again = Pieces(tmp_path / "a" / "b", {"n": [1, 2]})
+    assert again.done == 5
+    again.add(x=np.array([5]), y=np.ones((1, 2)))
+    found = Pieces(tmp_path / "a" / "b", {"n": (1, 2)}).load()
+    np.testing.assert_array_equal(found["x"], np.arange(6))
+    assert found["y"].shape == (6, 2)
+
+
+def test_another_computation_begins_anew(tmp_path):
+    Pieces(tmp_path / "a", {"n": 1}).add(x=np.arange(3))
+    other = Pieces(tmp_path / "a", {"n": 2})
+    assert other.done == 0
+    with pytest.raises(ValueError, match="holds nothing yet"):
+        other.load()
+
+
+@pytest.mark.parametrize("kept", [0, 40, -1])
+def test_a_piece_that_was_cut_off_is_made_again(tmp_path, kept):
+    pieces = Pieces(tmp_path / "a", {})
+    pieces.add(x=np.arange(3))
+    pieces.add(x=np.arange(3, 6))
+    last = max((tmp_path / "a").glob("*.npz"))
+    last.write_bytes(last.read_bytes()[:kept])
+    again = Pieces(tmp_path / "a", {})
+    assert again.done == 3
+    again.add(x=np.arange(3, 9))
+    np.testing.assert_array_equal(Pieces(tmp_path / "a", {}).load()["x"], np.arange(9))
+
+
+def test_what_follows_a_gap_is_not_used(tmp_path):
+    pieces = Pieces(tmp_path / "a", {})
+    for start in (0, 2, 4):
+        pieces.add(x=np.arange(start, start + 2))
+    sorted((tmp_path / "a").glob("*.npz"))[1].unlink()
+    assert Pieces(tmp_path / "a", {}).done == 2

@@ -1,0 +1,231 @@
+"""Testing runs: what is kept and used again, scales and fusion by hand, the paper's tables."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vgg import augment, evaluation
+from keras_vgg.fit import Run, fit
+from keras_vgg.pieces import Pieces
+from keras_vgg.recipe import Recipe
+from keras_vgg.runs import (
+    evaluate_run,
+    evaluate_runs,
+    evaluation_name,
+    paper_scales,
+    paper_tables,
+    testing,
+)
+from tests.test_fit import TINY
+
+RECIPE = TINY.replace(
+    epochs=1, horizontal_flip=True, train_scale=(32, 40), eval_scale=36, learning_rate=0.01
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return [
+        fit(RECIPE, folder / "a", verbose=0),
+        fit(RECIPE.replace(configuration="B"), folder / "b", verbose=0),
+    ]
+
+
+@pytest.fixture
+def runs(trained, tmp_path):
+    """Copies without posteriors."""
+    bare = shutil.ignore_patterns("posteriors")
+    return [
+        Run.open(shutil.copytree(run.directory, tmp_path / run.directory.name, ignore=bare))
+        for run in trained
+    ]
+
+
+def images_of(run, split="validation"):
+    found = testing.open_split(run, split)
+    return found.images, found.labels
+
+
+def by_hand(run, scale, protocol):
+    """Posteriors of the validation images, one image at a time, from the model alone."""
+    model = run.model()
+    dense = evaluation.dense_network(model)
+    found = []
+    for image in images_of(run)[0]:
+        image = np.asarray(augment.rescale(image, scale))
+        if protocol == "multi-crop":
+            corners = [(scale - 32) * i // 4 for i in range(5)]
+            views = [image[t : t + 32, left : left + 32] for t in corners for left in corners]
+            views += [view[:, ::-1] for view in views]
+            found.append(model.predict(np.stack(views), verbose=0).mean(0))
+        else:
+            scores = dense.predict(np.stack([image, image[:, ::-1]]), verbose=0)
+            assert scores.shape[1:3] == (1, 1)
+            e = np.exp(scores[:, 0, 0] - scores.max())
+            found.append((e / e.sum(-1, keepdims=True)).mean(0))
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("protocol", ["dense", "multi-crop"])
+def test_a_protocol_at_a_scale_by_hand(trained, protocol):
+    run = trained[0]
+    found = evaluate_runs([run], "validation", protocol=protocol, scales=(40,))[0]
+    np.testing.assert_array_equal(found.labels, images_of(run)[1])
+    np.testing.assert_allclose(found.probabilities, by_hand(run, 40, protocol), atol=1e-5)
+
+
+def test_scales_and_both_are_averages(trained):
+    def tested(protocol, *scales):
+        return evaluate_runs(trained[:1], "validation", False, protocol, scales)[0].probabilities
+
+    dense = np.mean([tested("dense", 32), tested("dense", 36), tested("dense", 40)], 0)
+    crops = np.mean([tested("multi-crop", scale) for scale in (32, 36, 40)], 0)
+    np.testing.assert_allclose(tested("dense", 32, 36, 40), dense, atol=1e-6)
+    np.testing.assert_allclose(tested("both", 32, 36, 40), (dense + crops) / 2, atol=1e-6)
+    assert np.abs(dense - crops).max() > 1e-6
+    center = tested("center")
+    np.testing.assert_array_equal(center, tested("center", 36))  # the recipe's eval_scale
+
+
+def test_the_mirror_image_is_seen_if_training_saw_it(trained, tmp_path):
+    run = Run.open(shutil.copytree(trained[0].directory, tmp_path / "run"))
+    found = evaluate_runs([run], "validation", protocol="dense")[0].probabilities
+    plain = Run(run.directory, run.recipe.replace(horizontal_flip=False))
+    without = evaluate_runs([plain], "validation", protocol="dense")[0].probabilities
+    assert np.abs(found - without).max() > 1e-6
+
+
+def test_posteriors_are_kept(runs, monkeypatch):
+    run = runs[0]
+    first = evaluate_run(run, "validation", protocol="both", scales=(32, 36))
+    assert {p.name for p in (run.directory / "posteriors" / "validation").iterdir()} == {
+        "dense-scores-32",
+        "dense-scores-36",
+        "multi-crop-posteriors-32",
+        "multi-crop-posteriors-36",
+    }
+    monkeypatch.setattr(evaluation, "posteriors", None)  # nothing is computed again
+    monkeypatch.setattr(Run, "model", None)
+    again = evaluate_run(run, "validation", protocol="both", scales=(36, 32))
+    np.testing.assert_allclose(again.probabilities, first.probabilities, atol=1e-7)
+    one = evaluate_run(run, "validation", protocol="dense", scales=(32,))
+    assert one.count == first.count
+
+
+def test_an_interrupted_evaluation_goes_on(runs, monkeypatch):
+    whole = evaluate_runs(runs[1:], "validation", protocol="dense", scales=(40,))[0]
+    shutil.rmtree(runs[1].directory / "posteriors")
+    blocks = evaluation.posteriors
+    monkeypatch.setattr(
+        evaluation, "posteriors", lambda *a, **k: blocks(*a, **k | {"seconds": 0.0})
+    )
+    add, added = Pieces.add, []
+
+    def interrupt(self, **arrays):
+        if len(added) == 10:
+            raise KeyboardInterrupt
+        added.append(len(arrays["labels"]))
+        add(self, **arrays)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pieces, "add", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_runs(runs[1:], "validation", protocol="dense", scales=(40,))
+    assert added == [1] * 10
+    seen = []
+    monkeypatch.setattr(Pieces, "add", lambda self, **a: (seen.append(1), add(self, **a))[1])
+    again = evaluate_runs(runs[1:], "validation", protocol="dense", scales=(40,))[0]
+    assert len(seen) == whole.count - 10
+    np.testing.assert_allclose(again.probabilities, whole.probabilities, atol=1e-6)
+    np.testing.assert_array_equal(again.labels, whole.labels)
+
+
+def test_posteriors_of_other_weights_are_not_used(runs):
+    run = runs[0]
+    before = evaluate_runs([run], "validation")[0]
+    model = run.model()
+    model.get_layer("predictions").bias.assign_add(keras.ops.arange(10, dtype="float32"))
+    model.save(run.model_path)
+    after = evaluate_runs([run], "validation")[0]
+    assert np.abs(after.probabilities - before.probabilities).max() > 0.1
+
+
+def test_results_are_told_apart(runs):
+    run = runs[0]
+    for options in ({}, {"protocol": "dense", "scales": (32, 40), "average": "posteriors"}):
+        evaluate_run(run, "validation", **options)
+    results = json.loads((run.directory / "results.json").read_text())
+    assert {"validation", "validation_dense_32_40_posteriors"} <= results.keys()
+    low, high = results["validation"]["top1_interval"]
+    assert low <= results["validation"]["top1"] <= high
+    assert (run.directory / "confusion_validation_dense_32_40_posteriors.png").is_file()
+    assert evaluation_name("test", "multi-crop") == "test_multi_crop"
+
+
+def test_the_papers_scales():
+    imagenet = Recipe(image_size=224, train_scale=(256, 256))
+    assert paper_scales(imagenet) == ([256], [224, 256, 288])
+    assert paper_scales(imagenet.replace(train_scale=(384, 384))) == ([384], [352, 384, 416])
+    assert paper_scales(imagenet.replace(train_scale=(256, 512))) == ([384], [256, 384, 512])
+    assert paper_scales(RECIPE.replace(train_scale=(36, 36))) == ([36], [32, 36, 41])
+    assert paper_scales(RECIPE.replace(train_scale=(32, 32))) == ([32], [32, 37])
+    assert paper_scales(RECIPE.replace(train_scale=None, eval_scale=None)) == ([None], [None])
+
+
+def test_the_papers_tables(trained):
+    tables = paper_tables(trained, "validation")
+    assert [title[:7] for title, _, _ in tables] == ["Table 3", "Table 4", "Table 5", "Table 6"]
+    for _, headers, rows in tables:
+        assert all(len(row) == len(headers) for row in rows)
+    three, four, five, six = (rows for _, _, rows in tables)
+
+    def error(protocol, scales):
+        found = evaluate_runs(trained, "validation", False, protocol, scales)
+        return [*found, evaluation.fuse(found)]
+
+    for rows, scales, listed in ((three, (36,), "36"), (four, (32, 36, 40), "32, 36, 40")):
+        for row, name, found in zip(rows, "ab", error("dense", scales), strict=False):
+            low, high = found.interval()
+            assert row == (
+                name,
+                "[32, 40]",
+                listed,
+                f"{100 - 100 * found.top1:.2f}",
+                f"{100 - 100 * high:.2f} to {100 - 100 * low:.2f}",
+                f"{100 - 100 * found.top5:.2f}",
+            )
+    for protocol in ("dense", "multi-crop", "both"):
+        a, b, fused = (f"{100 - 100 * e.top1:.2f}" for e in error(protocol, (32, 36, 40)))
+        found = {(name, how): row[0] for name, how, *row in [*five, *six]}
+        assert [found[name, protocol] for name in ("a", "b", "a + b")] == [a, b, fused]
+
+
+def test_one_run_has_no_table_of_fusion_and_three_have_every_pair(trained, tmp_path):
+    assert len(paper_tables(trained[:1], "validation")) == 3
+    third = Run.open(shutil.copytree(trained[0].directory, tmp_path / "c"))
+    rows = paper_tables([*trained, third], "validation")[3][2]
+    assert [row[0] for row in rows[::3]] == ["a + b", "a + c", "b + c", "a + b + c"]
+
+
+def test_what_cannot_be_tested(trained, tmp_path):
+    for options, message in (
+        ({"protocol": "sparse"}, "protocol must be one of center, dense, multi-crop, both"),
+        ({"average": "logits"}, "average must be one of scores, posteriors"),
+        ({"scales": (36, 31)}, "scale 31 is below 32"),
+        ({"scales": (36, 36)}, "scales must differ"),
+        ({"split": "holdout"}, "no holdout split"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_runs(trained, **options)
+    with pytest.raises(ValueError, match="no run to evaluate"):
+        evaluate_runs([])
+    other = fit(RECIPE.replace(seed=1), tmp_path / "other", verbose=0)
+    with pytest.raises(ValueError, match="cannot be compared: their validation images"):
+        evaluate_runs([trained[0], other], "validation")
+    (other.directory / "results.json").unlink()
+    with pytest.raises(ValueError, match="has not finished training"):
+        evaluate_runs([other], "validation")
