@@ -1,0 +1,140 @@
+"""The scripts of training/: the paper's chain of stages, and what it costs."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from keras_vgg.fit import Run
+from keras_vgg.recipe import Recipe, load_recipe
+
+TRAINING = Path(__file__).parents[1] / "training"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, TRAINING / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+paper = script("paper")
+
+TINY = """
+from keras_vgg.recipe import Recipe
+RECIPE = Recipe(
+    width_multiplier=1 / 16, hidden_units=8, validation_fraction=0.1, test_fraction=0.8,
+    batch_size=32, epochs=1, batch_norm=False, learning_rate=0.01,
+)
+"""
+
+
+def test_the_stages_are_the_papers():
+    stages = paper.chain(Recipe(image_size=224, learning_rate=0.01), Path("runs"))
+    assert [(stage.name, stage.begins) for stage in stages] == [
+        ("a-256", "he_normal"),
+        ("a-lrn-256", "he_normal"),
+        ("b-256", "a-256"),
+        *(
+            (f"{net}-{scale}", begins)
+            for net in "cde"
+            for scale, begins in ((256, "a-256"), (384, f"{net}-256"), ("jitter", f"{net}-384"))
+        ),
+    ]
+    recipes = {stage.name: stage.recipe for stage in stages}
+    assert recipes["d-256"].initialization == "runs/a-256"
+    assert recipes["d-256"].learning_rate == 0.01
+    assert (recipes["d-384"].init, recipes["d-384"].init_head) == ("runs/d-256", "all")
+    assert recipes["d-384"].learning_rate == pytest.approx(0.001)
+    assert recipes["d-jitter"].init == "runs/d-384"
+    scales = {name: (r.train_scale, r.eval_scale) for name, r in recipes.items()}
+    assert scales["b-256"] == ((256, 256), 256)
+    assert scales["d-384"] == ((384, 384), 384)
+    assert scales["e-jitter"] == ((256, 512), 384)
+
+
+def test_a_comes_first_where_a_deeper_net_needs_it():
+    names = [stage.name for stage in paper.chain(Recipe(image_size=224), Path("r"), ["E", "A"])]
+    assert names == ["a-256", "e-256", "e-384", "e-jitter"]
+    assert [s.name for s in paper.chain(Recipe(image_size=224), Path("r"), ["A-LRN"])] == [
+        "a-lrn-256"
+    ]
+
+
+def test_what_is_no_chain():
+    with pytest.raises(ValueError, match="unknown VGG configuration 'F'"):
+        paper.chain(Recipe(), Path("r"), ["F"])
+    with pytest.raises(ValueError, match=r"scales \(16, 40\) .* are below 32"):
+        paper.chain(Recipe(), Path("r"), scales=(16, 40))
+
+
+def test_the_chain_trains_each_stage_from_the_one_before_and_resumes(tmp_path, capsys):
+    recipe = tmp_path / "tiny.py"
+    recipe.write_text(TINY)
+    arguments = ["--recipe", str(recipe), "--workdir", str(tmp_path / "runs"), "--nets", "D"]
+    arguments += ["--scales", "32", "36", "--jitter", "32", "40"]
+    paper.main(arguments)
+    out = capsys.readouterr().out
+    assert "stage 4 of 4: d-jitter, from d-36" in out
+    assert "d-jitter --tables" in out
+    runs = {path.name: Run.open(path) for path in (tmp_path / "runs").iterdir()}
+    assert runs.keys() == {"a-32", "d-32", "d-36", "d-jitter"}
+    for name, before in (("d-32", "a-32"), ("d-36", "d-32"), ("d-jitter", "d-36")):
+        assert runs[name].read_json("init.json")["source"].startswith(str(runs[before].directory))
+    # One epoch at a hundredth of the rate leaves them close, and not equal.
+    before, after = (
+        runs[name].model().get_layer("fc1").get_weights()[0] for name in ("d-36", "d-jitter")
+    )
+    assert 0 < np.abs(after - before).max() < 0.1 * np.abs(before).max()
+    stamps = {
+        name: (run.directory / "results.json").stat().st_mtime_ns for name, run in runs.items()
+    }
+    paper.main(arguments)
+    assert capsys.readouterr().out.count("is finished; nothing to do") == 4
+    for name, run in runs.items():
+        assert (run.directory / "results.json").stat().st_mtime_ns == stamps[name]
+
+
+def test_the_plan_trains_nothing(tmp_path, capsys):
+    paper.main(["--plan", "--workdir", str(tmp_path / "runs")])
+    out = capsys.readouterr().out
+    assert "8.71e+18" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_cost_by_hand():
+    """D at 224: 15.47 GMAC, as the paper's own port counts; 138,357,544 float32 gradients."""
+    recipe = Recipe(
+        configuration="D", image_size=224, width_multiplier=1.0, hidden_units=4096, epochs=74,
+        batch_size=256, batch_norm=False,
+    )  # fmt: skip
+    flop = paper.training_flop(recipe, 1_268_355)
+    assert flop == pytest.approx(74 * 1_268_355 * 6 * 15.47e9, rel=1e-3)
+    computing, exchanging = paper.hours(recipe, 1_268_355, 8, tflops=100, gbytes=100)
+    assert computing == pytest.approx(flop / 8e14 / 3600)
+    steps = 74 * (1_268_355 // 256)
+    assert exchanging == pytest.approx(steps * 4 * 138_357_544 * 1.75 / 1e11 / 3600)
+    assert paper.hours(recipe, 1_268_355, 1, 100, 100)[1] == 0
+
+
+@pytest.mark.parametrize(
+    "path", sorted(TRAINING.glob("recipes/imagenet_*.py")), ids=lambda p: p.stem
+)
+def test_the_imagenet_recipes_are_the_papers_and_say_what_they_cost(path):
+    recipe, text = load_recipe(path), path.read_text()
+    assert f"imagenet_{recipe.configuration.lower().replace('-', '_')}" == path.stem
+    assert f"{paper.training_flop(recipe, paper.IMAGENET_IMAGES):.2e} FLOP" in text
+    alone, _ = paper.hours(recipe, paper.IMAGENET_IMAGES, 1, 100, 100)
+    assert f"{alone:.1f} h on one" in text
+    computing, exchanging = paper.hours(recipe, paper.IMAGENET_IMAGES, 8, 100, 100)
+    assert f"on 8, {computing:.1f} h and {exchanging:.1f} h" in text
+    assert "not run" in text
+    assert (recipe.batch_size, recipe.momentum, recipe.weight_decay) == (256, 0.9, 5e-4)
+    assert (recipe.dropout, recipe.hidden_units, recipe.image_size) == (0.5, 4096, 224)
+    assert (recipe.learning_rate, recipe.schedule, recipe.plateau_drops) == (0.01, "plateau", 3)
+    assert recipe.train_scale == ((256, 512) if recipe.configuration in "CDE" else (256, 256))
+    assert recipe.eval_scale == sum(recipe.train_scale) // 2
