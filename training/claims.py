@@ -11,15 +11,25 @@ goes on. The test images are read when all runs are trained; nothing is selected
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
 
 from keras_vgg import hardware
+from keras_vgg.atomic import write_atomically
 
 hardware.prepare_environment()  # before TensorFlow is imported below
 
+from keras_vgg.evaluation import Evaluation, compare  # noqa: E402
 from keras_vgg.fit import Run, fit  # noqa: E402
 from keras_vgg.recipe import Recipe, load_recipe  # noqa: E402
+from keras_vgg.runs import evaluate_runs, paper_scales  # noqa: E402
 
 NETS = ("A", "A-LRN", "B", "C", "D", "E")
 
@@ -56,6 +66,147 @@ def train(base: Recipe, workdir: Path, seeds: int) -> dict[tuple[str, int], Run]
     return runs
 
 
+@dataclass(frozen=True)
+class Claim:
+    """The other ought to have a lower top-1 error than the one; with `equal`, the same."""
+
+    text: str
+    paper: str
+    one: tuple[str, str]
+    other: tuple[str, str]
+    equal: bool = False
+
+
+# A net and a way of testing it, each: dense at one scale or at several, crops, or both.
+CLAIMS = (
+    Claim("1 deeper: B beats A", "29.6 to 28.7", ("A", "single"), ("B", "single")),
+    Claim("1 deeper: D beats B", "28.7 to 27.0", ("B", "single"), ("D", "single")),
+    Claim("1 deeper: E beats D", "27.0 to 27.3", ("D", "single"), ("E", "single")),
+    Claim("2 LRN does not help", "29.6 to 29.7", ("A", "single"), ("A-LRN", "single"), equal=True),
+    Claim("3 non-linearity: C beats B", "28.7 to 28.1", ("B", "single"), ("C", "single")),
+    Claim("3 context: D beats C", "28.1 to 27.0", ("C", "single"), ("D", "single")),
+    Claim("4 scale jitter helps", "26.8 to 25.6", ("D", "single"), ("D jitter", "single")),
+    Claim("5 several scales: D", "27.0 to 26.6", ("D", "single"), ("D", "multi")),
+    Claim(
+        "5 several scales: D jitter", "25.6 to 24.8", ("D jitter", "single"), ("D jitter", "multi")
+    ),
+    Claim("6 crops beat dense", "24.8 to 24.6", ("D jitter", "multi"), ("D jitter", "crops")),
+    Claim("6 both beat dense", "24.8 to 24.4", ("D jitter", "multi"), ("D jitter", "both")),
+    Claim("6 both beat crops", "24.6 to 24.4", ("D jitter", "crops"), ("D jitter", "both")),
+    Claim("7 from A equals at random", "said", ("D", "single"), ("D from A", "single"), equal=True),
+    Claim("7 Glorot equals from A", "said", ("D from A", "single"), ("D Glorot", "single"), True),
+)
+TESTS = {"single": "dense", "multi": "dense", "crops": "multi-crop", "both": "both"}
+
+
+def test(runs: Mapping[tuple[str, int], Run]) -> dict[tuple[str, str, int], Evaluation]:
+    """(net, way of testing, seed) -> what it found on the test images."""
+    found = {}
+    for (name, seed), run in runs.items():
+        single, several = paper_scales(runs["D jitter", seed].recipe)
+        for how, protocol in TESTS.items():
+            scales = single if how == "single" else several
+            found[name, how, seed] = evaluate_runs(
+                [run], "test", verbose=True, protocol=protocol, scales=scales
+            )[0]
+    return found
+
+
+def pooled(
+    found: Mapping[tuple[str, str, int], Evaluation], which: tuple[str, str], seeds: Sequence[int]
+) -> Evaluation:
+    """The seeds' test images, which differ, end to end."""
+    parts = [found[(*which, seed)] for seed in seeds]
+    return Evaluation(
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.probabilities for part in parts]),
+        parts[0].class_names,
+    )
+
+
+def judge(
+    claim: Claim, found: Mapping[tuple[str, str, int], Evaluation], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """A claim's figures: errors and their difference in per cent, other minus one."""
+    one, other = (pooled(found, which, seeds) for which in (claim.one, claim.other))
+    between = compare(one, other)
+    each = [
+        100 * (found[(*claim.one, seed)].top1 - found[(*claim.other, seed)].top1) for seed in seeds
+    ]
+    low, high = (-100 * bound for bound in reversed(between.interval))
+    if claim.equal:
+        verdict = "no difference" if low <= 0 <= high else "better" if high < 0 else "worse"
+    elif high < 0 and max(each) < 0:
+        verdict = "holds"
+    elif low > 0 and min(each) > 0:
+        verdict = "reversed"
+    else:
+        verdict = "not shown"
+    return {
+        "claim": claim.text,
+        "paper": claim.paper,
+        "one": 100 * (1 - one.top1),
+        "other": 100 * (1 - other.top1),
+        "difference": -100 * between.difference,
+        "interval": [low, high],
+        "seeds": each,
+        "p": between.p_value,
+        "verdict": verdict,
+    }
+
+
+def markdown(judged: Sequence[Mapping[str, Any]]) -> str:
+    """The claims as a table for a README."""
+    lines = [
+        "| claim | paper | here, error | difference, 95 % interval | by seed | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in judged:
+        low, high = row["interval"]
+        seeds = ", ".join(f"{value:+.2f}" for value in row["seeds"])
+        lines.append(
+            f"| {row['claim']} | {row['paper']} | {row['one']:.2f} to {row['other']:.2f} "
+            f"| {row['difference']:+.2f} ({low:+.2f} to {high:+.2f}) | {seeds} "
+            f"| {row['verdict']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(
+    found: Mapping[tuple[str, str, int], Evaluation], seeds: Sequence[int], path: Path
+) -> None:
+    """Errors of the nets at one scale, and of D by way of testing: a dot a seed, a line the mean."""
+    figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    nets = [*NETS, "D jitter", "D from A", "D Glorot"]
+    nets = [net for net in nets if (net, "single", seeds[0]) in found]
+    _draw(left, [[(net, "single")] for net in nets], nets, found, seeds)
+    left.set_title("dense testing at one scale")
+    left.axvline(len(NETS) - 0.5, color="#bbbbbb", linewidth=1, linestyle=":")
+    names = {"single": "dense,\none scale", "multi": "dense,\nseveral", "crops": "crops,\nseveral"}
+    names["both"] = "both,\nseveral"
+    for net, color in (("D", "#8aa4c8"), ("D jitter", "#1f4e9c")):
+        _draw(right, [[(net, how)] for how in names], names.values(), found, seeds, color, net)
+    right.set_title("ways of testing D")
+    right.legend(frameon=False)
+    left.set_ylabel("top-1 error, %")
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="#e6e6e6")
+    write_atomically(path, lambda target: figure.savefig(target, format="png"))
+
+
+def _draw(axis, columns, names, found, seeds, color="#1f4e9c", label=None) -> None:
+    errors = np.array(
+        [[100 * (1 - found[(*which, seed)].top1) for seed in seeds] for (which,) in columns]
+    )
+    places = np.arange(len(columns))
+    axis.plot(places, errors.mean(axis=1), "_", markersize=22, color=color, label=label)
+    for column in errors.T:
+        axis.plot(places, column, "o", markersize=4, color=color, alpha=0.6)
+    axis.set_xticks(places, names, rotation=0 if label else 30)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     here = Path(__file__).parent
@@ -63,9 +214,16 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/claims"))
     parser.add_argument("--recipe", type=Path, default=here / "recipes" / "cifar10_claims.py")
     parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
-    base = load_recipe(arguments.recipe).replace(source=f"folder:{arguments.data}")
-    train(base, arguments.workdir, arguments.seeds)
+    options = parser.parse_args()
+    base = load_recipe(options.recipe).replace(source=f"folder:{options.data}")
+    seeds = range(options.seeds)
+    found = test(train(base, options.workdir, options.seeds))
+    judged = [judge(claim, found, seeds) for claim in CLAIMS]
+    text = markdown(judged)
+    for name, content in (("claims.json", json.dumps(judged, indent=2)), ("claims.md", text)):
+        write_atomically(options.workdir / name, lambda path, c=content: path.write_text(c))
+    plot(found, seeds, options.workdir / "claims.png")
+    print(text)
 
 
 if __name__ == "__main__":
