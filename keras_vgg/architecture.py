@@ -123,6 +123,7 @@ def layers(
     width_multiplier: float = 1.0,
     head: str = "fc",
     hidden_units: int = 4096,
+    train_size: int | tuple[int, int] | None = None,
 ) -> tuple[Layer, ...]:
     """The layer table of a network, computed without building it.
 
@@ -130,13 +131,18 @@ def layers(
         configuration: "A" ... "E", "A-LRN", or a builder's name.
         input_shape: (height, width, channels), each known, from 32x32 up.
         include_top, pooling, classes, batch_norm, width_multiplier, head, hidden_units: as in
-            `keras_vgg.vgg`; a convolutional head is sized to this input.
+            `keras_vgg.vgg`.
+        train_size: With `head="conv"`, side or (height, width) of the images that the classifier
+            is trained on: fc1's kernel is a 32nd of it, and a larger input gives maps, (rows,
+            columns, units), for dense evaluation (section 3.2). Default: the input's size.
 
     Returns:
-        One `Layer` for each Keras layer that has weights or changes the shape, in order.
+        One `Layer` for each Keras layer that has weights or changes the shape, in order; a
+        convolutional head ends with its score map, before the average over places.
 
     Raises:
-        ValueError: an unknown configuration or option, or an input under 32x32.
+        ValueError: an unknown configuration or option, an input under 32x32, or a `train_size`
+            under 32 or above the input.
     """
     check_options(classes, head, pooling, width_multiplier, hidden_units)
     height, width, channels = input_shape
@@ -144,6 +150,9 @@ def layers(
         raise ValueError(f"an image has at least 1 channel, not {channels}")
     if min(height, width) < MINIMUM_SIZE:
         raise ValueError(f"input must be at least 32x32, not {height}x{width}")
+    window = None
+    if include_top and head == "conv":
+        window = _window((height, width), train_size)
     rows: list[Layer] = []
     field, stride = 1, 1
 
@@ -194,15 +203,32 @@ def layers(
     if head == "fc":
         add("flatten", "flatten", (inputs,), local=False)
     for name, units in (("fc1", hidden_units), ("fc2", hidden_units), ("predictions", classes)):
-        weights = inputs * units
-        if head == "fc":
+        if window is None:
+            weights = inputs * units
             add(name, "dense", (units,), None, weights + units, macs=weights, local=False)
-        else:
-            kernel = (height, width) if name == "fc1" else (1, 1)
-            field += (max(kernel) - 1) * stride
-            add(name, "conv", (1, 1, units), kernel, weights + units, macs=weights)
-        inputs = units
+            inputs = units
+            continue
+        kernel = window if name == "fc1" else (1, 1)
+        weights = math.prod(kernel) * channels * units
+        field += (max(kernel) - 1) * stride
+        height, width, channels = height - kernel[0] + 1, width - kernel[1] + 1, units
+        macs = weights * height * width  # once for every place of the map
+        add(name, "conv", (height, width, units), kernel, weights + units, macs=macs)
     return tuple(rows)
+
+
+def _window(sides: tuple[int, int], train_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """fc1's kernel: the features that the classifier sees of an image of `train_size`."""
+    if train_size is None:
+        train_size = sides
+    both = (train_size,) * 2 if isinstance(train_size, numbers.Integral) else tuple(train_size)
+    if min(both) < MINIMUM_SIZE:
+        raise ValueError(f"train_size must be at least {MINIMUM_SIZE}, not {train_size}")
+    if any(trained > side for trained, side in zip(both, sides, strict=True)):
+        raise ValueError(
+            f"train_size must be at most the input, {sides[0]}x{sides[1]}, not {train_size}"
+        )
+    return both[0] // 32, both[1] // 32
 
 
 def convolutions(configuration: str) -> Iterator[tuple[str, int, int]]:

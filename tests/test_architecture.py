@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_vgg import architecture
+from keras_vgg import architecture, vgg
 
 # Table 2 prints 133, 133, 134, 138, 144 million; these are exact, with 1000 classes.
 PARAMETERS = {
@@ -63,6 +63,87 @@ def test_receptive_field_of_stacked_convolutions():
     assert fields["fc1"] is None
     conv = {row.name: row for row in architecture.layers("D", head="conv")}
     assert (conv["fc1"].receptive_field, conv["fc1"].stride) == (404, 32)
+
+
+# Larger than 224 on both sides, on one, by less than a feature, and not at all; odd features too.
+@pytest.mark.parametrize("sides", [(256, 341), (384, 224), (240, 255), (224, 224)])
+def test_dense_head_is_that_of_a_built_network(sides):
+    shape, width = (*sides, 3), 1 / 16
+    model = vgg(
+        "D",
+        head="conv",
+        input_shape=shape,
+        train_size=224,
+        weights=None,
+        width_multiplier=width,
+        hidden_units=32,
+    )
+    rows = architecture.layers(
+        "D",
+        head="conv",
+        input_shape=shape,
+        train_size=224,
+        width_multiplier=width,
+        hidden_units=32,
+    )
+    for row in rows:
+        layer = model.get_layer(row.name)
+        assert tuple(layer.output.shape[1:]) == row.output_shape, row.name
+        assert layer.count_params() == row.parameters, row.name
+        if row.kind == "conv":
+            # Every weight but the biases is used once at each place of the output.
+            places = row.output_shape[0] * row.output_shape[1]
+            assert row.macs == places * (row.parameters - row.output_shape[2]), row.name
+    assert model.count_params() == sum(row.parameters for row in rows)
+
+
+def test_dense_head_of_two_train_sides():
+    options = {"head": "conv", "input_shape": (256, 256, 3), "train_size": (64, 96)}
+    rows = {row.name: row for row in architecture.layers("A", **options)}
+    assert rows["fc1"].kernel == (2, 3)
+    assert rows["fc1"].output_shape == (7, 6, 4096)
+    assert rows["predictions"].output_shape == (7, 6, 1000)
+
+
+def test_dense_head_is_as_large_whatever_it_runs_on():
+    for side in (224, 256, 512):
+        options = {"head": "conv", "input_shape": (side, side, 3), "train_size": 224}
+        assert architecture.parameters("D", **options) == PARAMETERS["D"]
+        rows = {row.name: row for row in architecture.layers("D", **options)}
+        assert {rows[name].receptive_field for name in ("fc1", "fc2", "predictions")} == {404}
+        assert rows["predictions"].stride == 32
+    assert architecture.macs("D", head="conv", train_size=224) == architecture.macs("D")
+    # Without the argument, the classifier is sized to the input.
+    rows = architecture.layers("D", head="conv", input_shape=(256, 320, 3))
+    assert next(row.kernel for row in rows if row.name == "fc1") == (8, 10)
+
+
+def test_cost_of_dense_and_multi_crop_testing():
+    # An image of 4:3 at the test scales of section 4.2, the longer side rounded to the nearest
+    # pixel: 256 x 341, 384 x 512, 512 x 683; and its mirror image.
+    sides = [(scale, round(scale * 4 / 3)) for scale in (256, 384, 512)]
+    assert sides == [(256, 341), (384, 512), (512, 683)]
+    dense = 2 * sum(
+        architecture.macs("D", head="conv", input_shape=(*side, 3), train_size=224)
+        for side in sides
+    )
+    crops = 150 * architecture.macs("D")
+    assert dense == 440_168_513_536  # of which fc1, fc2 and predictions 53.9 G
+    assert crops == 2_320_539_648_000
+
+
+@pytest.mark.parametrize(
+    ("train_size", "message"),
+    [
+        (31, "train_size must be at least 32, not 31"),
+        ((224, 31), r"train_size must be at least 32, not \(224, 31\)"),
+        (225, "train_size must be at most the input, 224x256, not 225"),
+        ((256, 224), r"at most the input, 224x256, not \(256, 224\)"),
+    ],
+)
+def test_bad_train_size(train_size, message):
+    with pytest.raises(ValueError, match=message):
+        architecture.layers("D", head="conv", input_shape=(224, 256, 3), train_size=train_size)
 
 
 def test_memory_is_in_block_1_and_parameters_in_fc1():
