@@ -21,6 +21,7 @@ from keras_vgg import weights as weight_files
 from keras_vgg.fit import frozen
 from keras_vgg.fit.callbacks import Recorder, TrainingDiverged
 from keras_vgg.fit.model import build_model, compile_model, initial_weights
+from keras_vgg.fit.progress import TrainingProgress
 from keras_vgg.fit.run import Run, claim
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
@@ -53,7 +54,8 @@ def fit(recipe: Recipe, workdir: str | Path, verbose: int | str = "auto") -> Run
     Args:
         recipe: What to train.
         workdir: The run directory: new, empty, or an earlier run of the same recipe.
-        verbose: Keras' verbosity: "auto", 0, 1 (progress bar) or 2 (a line an epoch).
+        verbose: 0: print nothing. 2: a line an epoch, on stdout. "auto" or 1: where stderr is a
+            terminal a progress bar there, and a row an epoch above it; elsewhere as 2.
 
     Returns:
         The finished run.
@@ -125,9 +127,11 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
         if base is None:
             training, validation = _datasets(recipe, source, statistics, done)
         else:
-            training, validation = _feature_datasets(run, source, base, done, bool(verbose))
+            training, validation = _feature_datasets(run, source, base, done, verbose)
     if done < recipe.epochs and not is_over(recipe, recorder.history):
-        with data.bad_images_named(source.train, source.validation):
+        batches = -(-source.validation.size // recipe.batch_size)
+        progress = TrainingProgress(recorder, batches, verbose)
+        with data.bad_images_named(source.train, source.validation), progress:
             trained.fit(
                 training,
                 epochs=recipe.epochs,
@@ -137,9 +141,10 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
                 callbacks=[
                     recorder,
                     keras.callbacks.TensorBoard(run.directory / "tensorboard", write_graph=False),
+                    progress,
                 ],
                 shuffle=False,  # the data set shuffles, and Keras warns of the default
-                verbose=verbose,
+                verbose=0,
             )
     report.plot_history(recorder.history, run.directory / "training_curve.png")
     best = best_row(recorder.history)
@@ -176,7 +181,7 @@ def _datasets(
 
 
 def _feature_datasets(
-    run: Run, source: data.Source, base: keras.Model, done: int, verbose: bool
+    run: Run, source: data.Source, base: keras.Model, done: int, verbose: int | str
 ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     recipe = run.recipe
     found = [
@@ -186,7 +191,7 @@ def _feature_datasets(
             evaluation_transform(recipe),
             mirrored=mirrored,
             folder=run.directory / "features" / split.name,
-            verbose=verbose,
+            verbose=verbose not in (0, 2),
         )
         for split, mirrored in ((source.train, recipe.horizontal_flip), (source.validation, False))
     ]

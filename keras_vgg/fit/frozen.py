@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from keras_vgg import data
 from keras_vgg.pieces import Pieces
+from keras_vgg.progress import progress_bars
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 
 SHARD = 2048  # images a file: an interrupted computation loses less than one
@@ -111,18 +112,19 @@ class Features:
             features = tf.stack([base(view, training=False) for view in views], axis=1)
             return tf.cast(features, tf.float32)
 
-        bar = keras.utils.Progbar(split.size, verbose=int(verbose), unit_name="image")
         rest = split.between(pieces.done, split.size)
         features, labels = [], []
         seen = pieces.done
-        for images, classes in data.evaluation_dataset(rest, batch_size, transform):
-            features.append(run(images).numpy())
-            labels.append(classes.numpy())
-            seen += len(classes)
-            bar.update(seen)
-            if seen % SHARD == 0 or seen == split.size:
-                pieces.add(features=np.concatenate(features), labels=np.concatenate(labels))
-                features, labels = [], []
+        with progress_bars(verbose) as progress:
+            task = progress.add_task("features", total=split.size, completed=seen)
+            for images, classes in data.evaluation_dataset(rest, batch_size, transform):
+                features.append(run(images).numpy())
+                labels.append(classes.numpy())
+                seen += len(classes)
+                progress.update(task, completed=seen)
+                if seen % SHARD == 0 or seen == split.size:
+                    pieces.add(features=np.concatenate(features), labels=np.concatenate(labels))
+                    features, labels = [], []
         if seen != split.size:
             raise ValueError(f"computed the features of {seen} of {split.size} images")
 

@@ -1,0 +1,118 @@
+"""How long a training run will still take, from the steps and validations so far."""
+
+from __future__ import annotations
+
+SLOW_STEPS = 2  # of a run: functions are traced, kernels chosen, buffers filled
+ENOUGH_STEPS = 3  # to tell from them how long the others take
+
+
+def seconds_left(
+    *,
+    steps: int,
+    step_seconds: float,
+    epochs: int,
+    steps_per_epoch: int,
+    rest_seconds: float,
+    rests: float,
+) -> float:
+    """Seconds until the last epoch has ended.
+
+    Args:
+        steps: Steps to come in this epoch.
+        step_seconds: What a step of training takes.
+        epochs: Epochs to come after this one.
+        steps_per_epoch: Steps of each.
+        rest_seconds: What an epoch takes after its last step: validation, files.
+        rests: How much of this epoch's rest is to come: 1 all, 0 nothing.
+    """
+    rest_of_epoch = steps * step_seconds + rests * rest_seconds
+    return rest_of_epoch + epochs * (steps_per_epoch * step_seconds + rest_seconds)
+
+
+class Timing:
+    """Times the steps and validations of a run, to tell what is left of it.
+
+    It has no clock: `now` is the caller's, in seconds. The first steps of a run and the first of
+    its validation batches are slow and do not count. A step is taken to cost the mean of this
+    epoch and the one before; the rest of an epoch what it cost the last time; a validation batch,
+    before there has been one, as much as a step.
+
+    Args:
+        epochs: Epochs of the whole run, those of an earlier process included.
+        steps: Steps an epoch.
+        validation_steps: Batches of a validation.
+    """
+
+    def __init__(self, epochs: int, steps: int, validation_steps: int) -> None:
+        self.epochs, self.steps, self.validation_steps = epochs, steps, validation_steps
+        self.epoch = self.step = self.validated = 0
+        self._slow = SLOW_STEPS
+        self._measured = self._seconds = 0.0  # this epoch's steps
+        self._measured_before = self._seconds_before = 0.0  # those of the epoch before
+        self._rest: float | None = None
+        self._ended = False
+        self._last = 0.0
+        self._validation_begun = self._first_batch_done = 0.0
+        self._excess = 0.0  # of the first validation's first batch
+
+    def epoch_begins(self, now: float, epoch: int) -> None:
+        """`epoch` counts from 0."""
+        self.epoch, self.step, self.validated, self._ended = epoch, 0, 0, False
+        if self._measured:
+            self._measured_before, self._seconds_before = self._measured, self._seconds
+        self._measured = self._seconds = 0.0
+        self._last = now
+
+    def step_ends(self, now: float, step: int) -> None:
+        """`step` steps of the epoch have been taken."""
+        if self._slow > 0:
+            self._slow -= step - self.step
+        else:
+            self._measured += step - self.step
+            self._seconds += now - self._last
+        self.step, self._last = step, now
+
+    def validation_step_begins(self, now: float, step: int) -> None:
+        """`step` batches of the validation have been done."""
+        self.validated = step
+        if step == 0:
+            self._validation_begun = now
+        elif step == 1:
+            self._first_batch_done = now
+
+    def validation_ends(self, now: float) -> None:
+        self.validated = self.validation_steps
+        if self._rest is None:
+            first, usual = now - self._validation_begun, self.step_seconds
+            if self.validation_steps > 1:
+                first = self._first_batch_done - self._validation_begun
+                usual = (now - self._first_batch_done) / (self.validation_steps - 1)
+            self._excess = 0.0 if usual is None else max(0.0, first - usual)
+
+    def epoch_ends(self, now: float) -> None:
+        """Validation and all that the epoch writes are done."""
+        self._rest = now - self._last - self._excess
+        self._excess, self._ended = 0.0, True
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Seconds of a training step; None: too few have been measured."""
+        measured = self._measured + self._measured_before
+        if measured < min(ENOUGH_STEPS, self.steps):
+            return None
+        return (self._seconds + self._seconds_before) / measured
+
+    def left(self) -> float | None:
+        """Seconds until the last epoch has ended; None: there is too little to tell it from."""
+        step_seconds = self.step_seconds
+        if step_seconds is None:
+            return None
+        rest = self.validation_steps * step_seconds if self._rest is None else self._rest
+        return seconds_left(
+            steps=0 if self._ended else self.steps - self.step,
+            step_seconds=step_seconds,
+            epochs=self.epochs - self.epoch - 1,
+            steps_per_epoch=self.steps,
+            rest_seconds=rest,
+            rests=0.0 if self._ended else 1 - self.validated / max(1, self.validation_steps),
+        )
