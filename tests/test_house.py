@@ -31,6 +31,7 @@ ALLOWED = {
     "report": {"atomic"},
     "evaluation": {"models", "layers", "architecture", "progress"},
     "export": {"models", "layers", "architecture"},
+    "localization": {"evaluation", "progress", "transfer", "weights"},
     "fit": {
         *(
             "architecture",
@@ -41,6 +42,7 @@ ALLOWED = {
             "layers",
             "models",
             "pieces",
+            "progress",
             "recipe",
             "report",
         ),
