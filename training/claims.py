@@ -175,7 +175,7 @@ def markdown(judged: Sequence[Mapping[str, Any]]) -> str:
 def plot(
     found: Mapping[tuple[str, str, int], Evaluation], seeds: Sequence[int], path: Path
 ) -> None:
-    """Errors of the nets at one scale, and of D by way of testing: a dot a seed, a line the mean."""
+    """Errors of the nets at one scale, and of D by test: a dot a seed, a line the mean."""
     figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     nets = [*NETS, "D jitter", "D from A", "D Glorot"]
