@@ -59,9 +59,10 @@ class Train:
 class Evaluate:
     """Test trained networks: top-1, top-5, loss, accuracy of each class, confusion matrix.
 
-    Every image of the split is counted. The figures go into the run's results.json, the confusion
+    Every image of the split is counted. A run's figures go into its results.json, the confusion
     matrix into a PNG beside it. Read the test split once, to report; select on validation.
-    Several runs are compared, and fused by averaging their posteriors. Posteriors are kept in the
+    Several runs are compared, and fused by averaging their posteriors: that is only printed.
+    Posteriors are kept in the
     run directory: what is interrupted goes on, and what was computed is not computed again.
     Intervals are bootstrap intervals of 95 %; p is McNemar's, against the first run.
     """
@@ -570,7 +571,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return OK
         return _help(arguments)
     except KeyboardInterrupt:
-        print("keras-vgg: interrupted; a training run resumes by its command", file=sys.stderr)
+        print(
+            "keras-vgg: interrupted; repeat a train or evaluate to go on",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     except (ValueError, OSError, NotImplementedError, ArithmeticError) as error:
         if debug:

@@ -66,12 +66,17 @@ class Pieces:
         self.done += count
 
     def load(self) -> dict[str, np.ndarray]:
-        """All that is kept, end to end. ValueError if there is nothing."""
+        """All that is kept, end to end. ValueError: there is nothing; OSError: it is damaged."""
         if not self._paths:
             raise ValueError(f"{self._folder} holds nothing yet")
         found: dict[str, list[np.ndarray]] = {}
         for path in self._paths:
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                for name in file.files:
-                    found.setdefault(name, []).append(file[name])
+            try:
+                with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                    for name in file.files:
+                        found.setdefault(name, []).append(file[name])
+            except (ValueError, EOFError, zipfile.BadZipFile) as error:
+                raise OSError(
+                    f"{path} is damaged, delete it to compute it again: {error}"
+                ) from error
         return {name: np.concatenate(arrays) for name, arrays in found.items()}

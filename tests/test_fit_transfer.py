@@ -1,5 +1,7 @@
 """Training from given weights: what is loaded, what is frozen, what is computed once."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
@@ -371,6 +373,8 @@ def test_a_deeper_net_takes_four_convolutions_and_the_classifier_from_a(tmp_path
 
 def test_initialization_that_does_not_fit(pretrained, tmp_path):
     directory = str(pretrained.directory)
+    unfinished = shutil.copytree(directory, tmp_path / "unfinished")
+    (unfinished / "results.json").unlink()
     for changes, error, message in (
         ({"initialization": "he"}, ValueError, "initialization must be normal, glorot, a Keras"),
         ({"initialization": str(tmp_path)}, ValueError, "or a run directory, not"),
@@ -380,7 +384,12 @@ def test_initialization_that_does_not_fit(pretrained, tmp_path):
             ValueError,
             "nothing was loaded: block1_conv1",
         ),
-        ({"initialization": directory, "head": "gap"}, ValueError, "left over fc1"),
+        (
+            {"initialization": directory, "head": "gap"},
+            ValueError,
+            "has head='fc', this recipe 'gap'",
+        ),
+        ({"initialization": str(unfinished)}, ValueError, "has not finished training"),
     ):
         with pytest.raises(error, match=message):
             fit(FIXED.replace(configuration="B", **changes), tmp_path / "run", verbose=0)

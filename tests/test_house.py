@@ -49,8 +49,8 @@ ALLOWED = {
         *("transfer", "weights"),
     },
     "runs": {
-        *("atomic", "augment", "data", "evaluation", "export", "fit", "pieces", "progress"),
-        *("recipe", "report"),
+        *("atomic", "augment", "data", "evaluation", "export", "fit", "hardware", "pieces"),
+        *("progress", "recipe", "report"),
     },
 }
 # What may name TensorFlow; the rest runs on every backend of Keras.

@@ -40,6 +40,17 @@ def test_a_piece_that_was_cut_off_is_made_again(tmp_path, kept):
     np.testing.assert_array_equal(Pieces(tmp_path / "a", {}).load()["x"], np.arange(9))
 
 
+def test_damage_inside_a_piece_is_named(tmp_path):
+    pieces = Pieces(tmp_path / "a", {})
+    pieces.add(x=np.arange(1000))
+    (path,) = (tmp_path / "a").glob("*.npz")
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=f"{path.name} is damaged, delete it"):
+        Pieces(tmp_path / "a", {}).load()
+
+
 def test_what_follows_a_gap_is_not_used(tmp_path):
     pieces = Pieces(tmp_path / "a", {})
     for start in (0, 2, 4):

@@ -8,6 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from keras_vgg.evaluation import Evaluation
 from keras_vgg.fit import Run
 from keras_vgg.recipe import Recipe, load_recipe
 
@@ -58,7 +59,8 @@ def test_the_stages_are_the_papers():
 
 
 def test_a_comes_first_where_a_deeper_net_needs_it():
-    names = [stage.name for stage in paper.chain(Recipe(image_size=224), Path("r"), ["E", "A"])]
+    nets = ["E", "A", "VGG19"]
+    names = [stage.name for stage in paper.chain(Recipe(image_size=224), Path("r"), nets)]
     assert names == ["a-256", "e-256", "e-384", "e-jitter"]
     assert [s.name for s in paper.chain(Recipe(image_size=224), Path("r"), ["A-LRN"])] == [
         "a-lrn-256"
@@ -70,6 +72,8 @@ def test_what_is_no_chain():
         paper.chain(Recipe(), Path("r"), ["F"])
     with pytest.raises(ValueError, match=r"scales \(16, 40\) .* are below 32"):
         paper.chain(Recipe(), Path("r"), scales=(16, 40))
+    with pytest.raises(ValueError, match="begins at random, not from init='imagenet'"):
+        paper.chain(Recipe(init="imagenet"), Path("r"), scales=(32, 40), jitter=(32, 40))
 
 
 def test_the_chain_trains_each_stage_from_the_one_before_and_resumes(tmp_path, capsys):
@@ -80,7 +84,7 @@ def test_the_chain_trains_each_stage_from_the_one_before_and_resumes(tmp_path, c
     paper.main(arguments)
     out = capsys.readouterr().out
     assert "stage 4 of 4: d-jitter, from d-36" in out
-    assert "d-jitter --tables" in out
+    assert f"evaluate {tmp_path}/runs/a-32 {tmp_path}/runs/d-jitter --tables" in out
     runs = {path.name: Run.open(path) for path in (tmp_path / "runs").iterdir()}
     assert runs.keys() == {"a-32", "d-32", "d-36", "d-jitter"}
     for name, before in (("d-32", "a-32"), ("d-36", "d-32"), ("d-jitter", "d-36")):
@@ -138,3 +142,58 @@ def test_the_imagenet_recipes_are_the_papers_and_say_what_they_cost(path):
     assert (recipe.learning_rate, recipe.schedule, recipe.plateau_drops) == (0.01, "plateau", 3)
     assert recipe.train_scale == ((256, 512) if recipe.configuration in "CDE" else (256, 256))
     assert recipe.eval_scale == sum(recipe.train_scale) // 2
+
+
+claims = script("claims")
+
+
+def evaluation(*right: bool) -> Evaluation:
+    """Of two classes, the first being true, right where it says so."""
+    rows = np.where(np.array(right)[:, None], [[0.9, 0.1]], [[0.2, 0.8]]).astype(np.float32)
+    return Evaluation(np.zeros(len(right), int), rows, ("yes", "no"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal", "verdict"),
+    [
+        ((40, 40), (80, 80), False, "holds"),
+        ((80, 80), (40, 40), False, "reversed"),
+        ((40, 40), (90, 39), False, "not shown"),  # one seed says otherwise
+        ((50, 50), (51, 51), False, "not shown"),  # too little
+        ((50, 50), (51, 49), True, "no difference"),
+        ((40, 40), (80, 80), True, "better"),
+        ((80, 80), (40, 40), True, "worse"),
+    ],
+)
+def test_a_claim_is_judged_by_its_interval_and_every_seed(one, other, equal, verdict):
+    """`one` and `other`: of 100 images, how many are right, by seed."""
+    found = {
+        (name, "single", seed): evaluation(*[True] * right, *[False] * (100 - right))
+        for name, rights in (("A", one), ("B", other))
+        for seed, right in enumerate(rights)
+    }
+    claim = claims.Claim("text", "paper", ("A", "single"), ("B", "single"), equal)
+    judged = claims.judge(claim, found, range(2))
+    assert judged["verdict"] == verdict
+    assert judged["one"] == pytest.approx(100 - sum(one) / 2)
+    assert judged["difference"] == pytest.approx((sum(one) - sum(other)) / 2)
+    assert judged["seeds"] == pytest.approx([a - b for a, b in zip(one, other, strict=True)])
+    low, high = judged["interval"]
+    assert low <= judged["difference"] <= high
+    row = claims.markdown([judged]).splitlines()[-1]
+    assert row.startswith(f"| text | paper | {judged['one']:.2f} to {judged['other']:.2f} |")
+    assert row.endswith(f"| {verdict} |")
+
+
+def test_the_claims_runs_differ_in_what_they_say():
+    base = load_recipe(TRAINING / "recipes" / "cifar10_claims.py")
+    planned = claims.recipes(base, Path("runs"), 2)
+    assert [*planned] == [*claims.NETS, "D jitter", "D from A", "D Glorot"]
+    changed = {name: base.differences(recipe).keys() for name, recipe in planned.items()}
+    assert changed["E"] == {"seed", "configuration"}
+    assert changed["D jitter"] == {"seed", "configuration", "train_scale"}
+    assert planned["D jitter"].train_scale == (32, 40)
+    assert planned["D from A"].initialization == "runs/a-2"
+    assert planned["D Glorot"].initialization == "glorot"
+    named = {which for claim in claims.CLAIMS for which, _ in (claim.one, claim.other)}
+    assert named == planned.keys()

@@ -6,8 +6,8 @@ hardware: needs GPUs for ImageNet; not run. Small: see --recipe, --scales and --
 
 A is trained at the smaller scale S; the deeper nets begin from A, its first four convolutions and
 its classifier; C, D and E go on at the larger S and then with jittered S, each from the stage
-before, at a tenth of the learning rate. Repeating the command skips what is finished and resumes
-what was interrupted.
+before, at a tenth of the learning rate (which the paper says of the larger S only). Repeating the
+command skips what is finished and resumes what was interrupted.
 
 The paper draws A's weights from a normal distribution of variance 1e-2. In float32 at full width
 that gives a loss of 6e8 on 16 photographs and NaN two steps later, so A begins from Glorot's, which
@@ -60,12 +60,14 @@ def chain(
         jitter: Range of S of the third.
 
     Raises:
-        ValueError: an unknown configuration, or scales below the image size.
+        ValueError: an unknown configuration, scales below the image size, a base with `init`.
     """
     low, high = scales
     if min(low, high, *jitter) < base.image_size:
         raise ValueError(f"scales {scales} and jitter {jitter} are below {base.image_size}")
-    nets = [architecture.get_configuration(net).name for net in nets]
+    if base.init is not None:
+        raise ValueError(f"the chain begins at random, not from init={base.init!r}")
+    nets = list(dict.fromkeys(architecture.get_configuration(net).name for net in nets))
     if set(nets) - {"A", "A-LRN"}:
         nets = ["A", *(net for net in nets if net != "A")]
     first = workdir / f"a-{low}"
@@ -192,7 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number, stage in enumerate(stages, 1):
         print(f"stage {number} of {len(stages)}: {stage.name}, from {stage.begins}", flush=True)
         fit(stage.recipe, options.workdir / stage.name)
-    directories = " ".join(str(options.workdir / stage.name) for stage in stages)
+    last = {stage.recipe.configuration: stage.name for stage in stages}
+    directories = " ".join(str(options.workdir / name) for name in last.values())
     print(f"next: keras-vgg evaluate {directories} --tables")
 
 

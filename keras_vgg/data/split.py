@@ -141,11 +141,12 @@ class Split:
         )
 
     def stamp(self) -> str | None:
-        """Changes when an image file is written anew under its name; None where there are none."""
-        if self.paths is None:
+        """Changes when a file is written anew under its name; None where there are no files."""
+        if self.images is not None:
             return None
         digest = hashlib.sha256()
-        for path in self.paths:
+        shards = self.records.shards if self.records is not None else ()
+        for path in self.paths if self.paths is not None else [shard.path for shard in shards]:
             found = os.stat(path)
             digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
         return digest.hexdigest()

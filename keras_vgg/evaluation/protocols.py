@@ -151,6 +151,7 @@ def runner(
     """
     if protocol.name == "dense":
         network = dense_network(model)
+        network.jit_compile = False  # XLA would compile anew for every size
         smallest = tuple(side or 0 for side in model.inputs[0].shape[1:3])
 
         def dense(images: np.ndarray) -> np.ndarray:

@@ -101,7 +101,7 @@ class Evaluation:
         """
         if not 0 < level < 1:
             raise ValueError(f"level must be in (0, 1), not {level}")
-        accuracy = {1: self.top1, 5: self.top5}.get(top)
+        accuracy = self.top1 if top == 1 else self.top5 if top == 5 else None
         if accuracy is None:
             raise ValueError(f"there is no top-{top} accuracy of {len(self.class_names)} classes")
         from scipy.stats import binom
@@ -122,6 +122,8 @@ def fuse(evaluations: Sequence[Evaluation]) -> Evaluation:
     first = evaluations[0]
     for other in evaluations[1:]:
         _require_same_images(first, other)
+    if len(evaluations) == 1:
+        return first
     total = np.zeros(first.probabilities.shape)
     for one in evaluations:
         total += one.probabilities

@@ -54,6 +54,14 @@ def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
             "initialization must be normal, glorot, a Keras initializer such as he_normal, or a "
             f"run directory, not {name!r}"
         )
+    run = Run.open(name)
+    if not run.finished:
+        raise ValueError(f"initialization={name!r} has not finished training; resume it first")
+    if run.recipe.head != recipe.head:
+        raise ValueError(
+            f"initialization={name!r} has head={run.recipe.head!r}, this recipe {recipe.head!r}: "
+            "the classifier cannot be taken from it"
+        )
     found = weight_files.read_weights(name)
     convolved = {layer for conv in _FROM_A for layer in (conv, f"{conv}_bn")}
     return found.without(tuple(found.tensors.keys() - convolved - {*weight_files.TOP}))

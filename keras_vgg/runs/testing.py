@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_vgg import augment, data, evaluation, report
+from keras_vgg import augment, data, evaluation, hardware, report
 from keras_vgg.atomic import write_atomically
 from keras_vgg.fit import describe, evaluation_transform, load_source, require_same_data
 from keras_vgg.fit.run import Run
@@ -22,6 +22,8 @@ from keras_vgg.progress import progress_bars
 from keras_vgg.recipe import Recipe
 
 PROTOCOLS = (*evaluation.PROTOCOLS, "both")
+_SECTION_4_3 = ("dense", "multi-crop", "both")  # what Tables 5 and 6 compare
+_ARITHMETIC = 1  # to be counted up when the same images and weights get other posteriors
 _PIXELS = 2**21  # at a time, at most: 42 images of 224x224
 
 Scale = int | None
@@ -40,7 +42,7 @@ def evaluate_run(
     Writes the figures into the run's results.json under `evaluation_name`, and the confusion
     matrix to confusion_NAME.csv (rows are true classes) and confusion_NAME.png. The posteriors of
     each protocol and scale are kept in posteriors/, so that an interrupted evaluation goes on, and
-    another average of them costs nothing.
+    other scales or a fusion cost no more than what is new in them.
 
     Args:
         run: A finished run.
@@ -85,12 +87,11 @@ def evaluate_runs(
     Nothing but posteriors/ is written.
     """
     _check(runs, protocol, scales, average)
-    _require_same_split(runs, split)
     found = []
-    for run in runs:
-        tested = _Tested(run, split, average, verbose)
-        plan = _plan(protocol, scales or [run.recipe.eval_scale])
-        found.append(evaluation.fuse([tested.posteriors(*one) for one in plan]))
+    for tested in _opened(runs, split, average, verbose):
+        plan = _plan(protocol, scales or [tested.run.recipe.eval_scale])
+        found.append(tested.average_of(plan))
+        tested.close()
     return found
 
 
@@ -99,7 +100,10 @@ def evaluation_name(
 ) -> str:
     """What a run calls the results of an evaluation, such as test_dense_256_384_512."""
     parts = [split] if protocol == "center" else [split, protocol.replace("-", "_")]
-    return "_".join([*parts, *map(str, scales), *([average] if average else [])])
+    default = protocol != "both" and average == evaluation.Protocol(protocol).average
+    return "_".join(
+        [*parts, *map(str, sorted(scales)), *([average] if average and not default else [])]
+    )
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
@@ -131,62 +135,53 @@ def paper_tables(
 ) -> list[tuple[str, tuple[str, ...], list[tuple[Any, ...]]]]:
     """The paper's Tables 3 to 6 of some runs: (title, headers, rows) each. Errors in per cent.
 
-    Args and raises: as `evaluate_runs`; the scales are those of `paper_scales`. Table 6 needs two
-    runs; of more, it has every pair and all of them together.
+    Args and raises: as `evaluate_runs`; the scales are those of `paper_scales`. Table 6 fuses all
+    of the runs; one alone has none.
     """
     _check(runs, "both", (), average)
-    _require_same_split(runs, split)
-    tested = [_Tested(run, split, average, verbose) for run in runs]
-    scales = [paper_scales(run.recipe) for run in runs]
-
-    def figures(found: evaluation.Evaluation) -> tuple[Any, ...]:
-        low, high = found.interval()
-        top5 = None if found.top5 is None else f"{100 * (1 - found.top5):.2f}"
-        bounds = f"{100 * (1 - high):.2f} to {100 * (1 - low):.2f}"
-        return f"{100 * (1 - found.top1):.2f}", bounds, top5
-
-    def at(one: _Tested, protocol: str, several: Sequence[Scale]) -> evaluation.Evaluation:
-        return evaluation.fuse([one.posteriors(*each) for each in _plan(protocol, several)])
-
     names = run_names(runs)
     errors = ("top-1 error", "95 % interval", "top-5 error")
-    tables = []
-    for number, title, which in ((3, "one", 0), (4, "several", 1)):
-        rows = [
-            (
-                name,
-                _range(one.run.recipe.train_scale),
-                _listed(chosen[which]),
-                *figures(at(one, "dense", chosen[which])),
-            )
-            for name, one, chosen in zip(names, tested, scales, strict=True)
+    single, multiple, compared = [], [], []
+    opened = _opened(runs, split, average, verbose)
+    plans = []
+    for name, tested in zip(names, opened, strict=True):
+        trained = _range(tested.run.recipe.train_scale)
+        one, several = paper_scales(tested.run.recipe)
+        for rows, scales in ((single, one), (multiple, several)):
+            found = tested.average_of(_plan("dense", scales))
+            rows.append((name, trained, _listed(scales), *_errors(found)))
+        plans.append({protocol: _plan(protocol, several) for protocol in _SECTION_4_3})
+        compared += [
+            (name, protocol, *_errors(tested.average_of(plan)))
+            for protocol, plan in plans[-1].items()
         ]
-        title = f"Table {number}: dense testing at {title} scale" + ("s" if which else "")
-        tables.append((title, ("net", "S", "Q", *errors), rows))
-    multiple = {
-        protocol: [at(one, protocol, chosen[1]) for one, chosen in zip(tested, scales, strict=True)]
-        for protocol in ("dense", "multi-crop", "both")
-    }
-    rows = [
-        (name, protocol, *figures(found[i]))
-        for i, name in enumerate(names)
-        for protocol, found in multiple.items()
+        tested.close()  # a network of the paper's takes half a gigabyte
+    tables = [
+        ("Table 3: dense testing at one scale", ("net", "S", "Q", *errors), single),
+        ("Table 4: dense testing at several scales", ("net", "S", "Q", *errors), multiple),
+        ("Table 5: dense and multi-crop testing", ("net", "testing", *errors), compared),
     ]
-    tables.append(("Table 5: dense and multi-crop testing", ("net", "testing", *errors), rows))
-    groups = list(itertools.combinations(range(len(runs)), 2))
-    groups += [tuple(range(len(runs)))] if len(runs) > 2 else []
-    rows = [
-        (
-            " + ".join(names[i] for i in group),
-            protocol,
-            *figures(evaluation.fuse([found[i] for i in group])),
-        )
-        for group in groups
-        for protocol, found in multiple.items()
-    ]
-    if rows:
+    if len(runs) > 1:
+        rows = []
+        for protocol in _SECTION_4_3:
+            each = [t.average_of(plan[protocol]) for t, plan in zip(opened, plans, strict=True)]
+            rows.append((" + ".join(names), protocol, *_errors(evaluation.fuse(each))))
         tables.append(("Table 6: fusion", ("nets", "testing", *errors), rows))
     return tables
+
+
+def _errors(found: evaluation.Evaluation) -> tuple[str, str, str | None]:
+    """Top-1 error, its interval, top-5 error; per cent."""
+    low, high = found.interval()
+    top5 = None if found.top5 is None else f"{100 * (1 - found.top5):.2f}"
+    bounds = f"{100 * (1 - high):.2f} to {100 * (1 - low):.2f}"
+    return f"{100 * (1 - found.top1):.2f}", bounds, top5
+
+
+def _opened(runs: Sequence[Run], split: str, average: str | None, verbose: bool) -> list[_Tested]:
+    """All runs on one split: what is wrong with any of them is found before hours of evaluation."""
+    _require_same_split(runs, split)
+    return [_Tested(run, split, average, verbose) for run in runs]
 
 
 class _Tested:
@@ -198,6 +193,8 @@ class _Tested:
         self.run = run
         self._name, self._average, self._verbose = split, average, verbose
         self._split = open_split(run, split)
+        self._images = {"split": self._split.fingerprint(), "files": self._split.stamp()}
+        self._weights = hashlib.sha256(run.model_path.read_bytes()).hexdigest()
         self._model = None
         self._runners: dict[evaluation.Protocol, Callable] = {}
 
@@ -207,24 +204,37 @@ class _Tested:
         protocol = evaluation.Protocol(name, self._average, mirror=recipe.horizontal_flip)
         transform = _transform(recipe, protocol.name, scale)
         key = {
-            "split": split.fingerprint(),
-            "files": split.stamp(),
-            "model": hashlib.sha256(self.run.model_path.read_bytes()).hexdigest(),
+            **self._images,
+            "model": self._weights,
+            "arithmetic": _ARITHMETIC,
             "protocol": dataclasses.asdict(protocol),
             "transform": transform.keywords,
         }
-        folder = "-".join(map(str, (protocol.name, protocol.average, scale or "native")))
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
+        # What is of other weights or images keeps a folder of its own.
+        folder = "-".join(map(str, (protocol.name, protocol.average, scale or "native", digest)))
         pieces = Pieces(self.run.directory / "posteriors" / self._name / folder, key)
         if pieces.done < split.size:
             self._run(protocol, transform, pieces, f"{self.run.directory.name} {folder}")
         found = pieces.load()
         return evaluation.Evaluation(found["labels"], found["posteriors"], self.run.class_names)
 
+    def average_of(self, plan: Sequence[tuple[str, Scale]]) -> evaluation.Evaluation:
+        """The posteriors of several protocols and scales, averaged."""
+        return evaluation.fuse([self.posteriors(*one) for one in plan])
+
+    def close(self) -> None:
+        """Let the network go; it is loaded again if it is needed."""
+        self._model = None
+        self._runners = {}
+
     def _run(
         self, protocol: evaluation.Protocol, transform: partial, pieces: Pieces, label: str
     ) -> None:
         recipe, split, classes = self.run.recipe, self._split, len(self.run.class_names)
-        self._model = self._model or self.run.model()
+        if self._model is None:
+            self._model = self.run.model()
+            self._model.jit_compile = hardware.choose_engine(recipe).jit_compile
         if protocol not in self._runners:  # one for all scales: to build it is to trace it
             self._runners[protocol] = evaluation.runner(self._model, protocol, classes)
         rest = split.between(pieces.done, split.size)
