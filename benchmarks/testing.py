@@ -199,7 +199,7 @@ def table(rounds: list[dict], title: str) -> None:
 
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     shown.add_column("testing", no_wrap=True)
-    for header in ("views", "images/s", "s an image", "CPU s", "GMAC", "time / center", "peak MB"):
+    for header in ("views", "images/s", "s an image", "CPU s", "GMAC", "time / center", "MB"):
         shown.add_column(header, justify="right", no_wrap=True)
     center = one("center", rounds)
     rows = [("center", SCALES[:1]), *(("dense", (scale,)) for scale in SCALES)]
