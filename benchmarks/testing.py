@@ -31,6 +31,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pipeline  # the other benchmark, beside this one
+
 from keras_vgg import architecture
 
 SIZE, CLASSES, SCALES = 224, 1000, (256, 384, 512)
@@ -54,16 +56,10 @@ class Cost:
         return Cost(seconds, cpu, self.macs + other.macs, peak)
 
 
-def files_in(directory: Path, count: int) -> tuple[str, ...]:
+def some_files(directory: Path, count: int) -> tuple[str, ...]:
     if not directory.is_dir():
         raise SystemExit(f"there is no folder {directory}")
-    found = sorted(
-        str(path)
-        for path in directory.rglob("*")
-        if path.suffix.lower() in (".jpg", ".jpeg") and path.is_file()
-    )
-    if not found:
-        raise SystemExit(f"there are no JPEG files in {directory}")
+    found = pipeline.files_in(directory)
     count = min(count, len(found))
     return tuple(found[i * len(found) // count] for i in range(count))
 
@@ -262,7 +258,7 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from None
     arguments.configuration = found.name
-    files = files_in(arguments.directory, arguments.images)
+    files = some_files(arguments.directory, arguments.images)
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     try:
         rounds = rounds_of(arguments, files)

@@ -190,13 +190,13 @@ def plot(
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     nets = [*NETS, "D jitter", "D from A", "D Glorot"]
     nets = [net for net in nets if all((net, "single", seed) in found for seed in seeds)]
-    _draw(left, [[(net, "single")] for net in nets], nets, found, seeds)
+    _draw(left, [(net, "single") for net in nets], nets, found, seeds)
     left.set_title("dense testing at one scale")
     left.axvline(len(NETS) - 0.5, color="#bbbbbb", linewidth=1, linestyle=":")
     names = {"single": "dense,\none scale", "multi": "dense,\nseveral", "crops": "crops,\nseveral"}
     names["both"] = "both,\nseveral"
     for net, color in (("D", "#8aa4c8"), ("D jitter", "#1f4e9c")):
-        _draw(right, [[(net, how)] for how in names], names.values(), found, seeds, color, net)
+        _draw(right, [(net, how) for how in names], names.values(), found, seeds, color, net)
     right.set_title("ways of testing D")
     right.legend(frameon=False)
     left.set_ylabel("top-1 error, %")
@@ -208,7 +208,7 @@ def plot(
 
 def _draw(axis, columns, names, found, seeds, color="#1f4e9c", label=None) -> None:
     errors = np.array(
-        [[100 * (1 - found[(*which, seed)].top1) for seed in seeds] for (which,) in columns]
+        [[100 * (1 - found[(*which, seed)].top1) for seed in seeds] for which in columns]
     )
     places = np.arange(len(columns))
     axis.plot(places, errors.mean(axis=1), "_", markersize=22, color=color, label=label)

@@ -13,6 +13,7 @@ from keras_vgg.evaluation.protocols import (
     posteriors,
     predict,
     runner,
+    softmax,
 )
 from keras_vgg.evaluation.result import Comparison, Evaluation, compare, fuse
 
@@ -29,4 +30,5 @@ __all__ = [
     "posteriors",
     "predict",
     "runner",
+    "softmax",
 ]

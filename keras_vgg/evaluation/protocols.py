@@ -166,9 +166,9 @@ def runner(
                 _check_output(scores.reshape(-1, scores.shape[-1]), None, classes)
                 scores = scores.reshape(len(images), -1, classes)
                 if protocol.average == "scores":
-                    views.append(_softmax(scores.mean(axis=1)))
+                    views.append(softmax(scores.mean(axis=1)))
                 else:
-                    views.append(_softmax(scores).mean(axis=1))
+                    views.append(softmax(scores).mean(axis=1))
             return np.mean(views, axis=0, dtype=np.float32)
 
         return dense
@@ -184,13 +184,14 @@ def runner(
         if protocol.average == "scores":
             # Scores are the logarithms of posteriors but for a number that the soft-max takes out.
             logarithms = np.log(np.maximum(output, np.finfo(np.float32).tiny))
-            return _softmax(logarithms.mean(axis=2)).mean(axis=1)
+            return softmax(logarithms.mean(axis=2)).mean(axis=1)
         return output.mean(axis=(1, 2))
 
     return crops
 
 
-def _softmax(scores: np.ndarray) -> np.ndarray:
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """[..., classes] scores -> posteriors, of the same dtype."""
     shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vgg.evaluation import dense_network
+from keras_vgg.evaluation import dense_network, softmax
 from keras_vgg.localization.boxes import MATCH, merge_boxes, to_corners
 from keras_vgg.progress import progress_bars
 from keras_vgg.transfer import freeze
@@ -164,7 +164,7 @@ class Localization:
     @property
     def probabilities(self) -> np.ndarray:
         """[classes] posteriors of the image: the soft-max of its mean scores (section 3.2)."""
-        return _softmax(self.scores.mean(axis=(0, 1)))
+        return softmax(self.scores.mean(axis=(0, 1)))
 
     def merged(self, label: int, match: float = MATCH) -> tuple[np.ndarray, np.ndarray]:
         """One class's boxes of all places, merged: [m, 4] and ratings [m], the best rated first.
@@ -176,7 +176,7 @@ class Localization:
         if not 0 <= label < classes:
             raise ValueError(f"label {label} is not in [0, {classes})")
         own = label if self.boxes.shape[2] > 1 else 0
-        posteriors = _softmax(self.scores)[..., label]
+        posteriors = softmax(self.scores)[..., label]
         return merge_boxes(self.boxes[:, :, own].reshape(-1, 4), posteriors.ravel(), match)
 
     def guesses(self, top: int = 5, count: int = 1, match: float = MATCH) -> list[Guess]:
@@ -296,11 +296,6 @@ def _by_window(model: keras.Model, sides: tuple[int, int], maps: np.ndarray) -> 
     cells = tuple(side // _STRIDE for side in sides)
     windows = np.lib.stride_tricks.sliding_window_view(maps, cells, axis=(1, 2))
     return windows.mean(axis=(-2, -1))
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
 def _has_layer(model: keras.Model, name: str) -> bool:

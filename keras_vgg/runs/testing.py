@@ -194,7 +194,8 @@ class _Tested:
         self._name, self._average, self._verbose = split, average, verbose
         self._split = open_split(run, split)
         self._images = {"split": self._split.fingerprint(), "files": self._split.stamp()}
-        self._weights = hashlib.sha256(run.model_path.read_bytes()).hexdigest()
+        with run.model_path.open("rb") as file:
+            self._weights = hashlib.file_digest(file, "sha256").hexdigest()
         self._model = None
         self._runners: dict[evaluation.Protocol, Callable] = {}
 
