@@ -194,44 +194,109 @@ class Predict:
 
 
 @dataclasses.dataclass(frozen=True)
-class Export:
-    """Write deployable artifacts of a trained network, each verified on real images first.
+class Where:
+    """How a source is opened."""
 
-    The artifacts take RGB images in [0, 255]: the preprocessing is inside. The class names lie
-    beside them. Nothing is written when an artifact disagrees with the model.
+    data_dir: str | None = None
+    """TFDS: where prepared data sets live (default: TFDS's own, ~/tensorflow_datasets)."""
+    manual_dir: str | None = None
+    """TFDS: a folder that holds the data set's original files, which are then not downloaded."""
+    download: bool = False
+    """TFDS: download and prepare the data set when it is not there."""
+    validation_fraction: float = 0.1
+    """Share of the training images held out where a source has no validation split."""
+    test_fraction: float = 0.2
+    """Share of the images held out where a source has no test split (digits, folders)."""
+    seed: int = 0
+    """Decides what is held out."""
+    on_bad_image: Literal["error", "skip"] = "error"
+    """A damaged image: stop and name it, or decode all first, leave it out and say how many."""
+
+    def open(self, source: str):
+        from keras_vgg import data
+
+        return data.load_source(source, **dataclasses.asdict(self))
+
+
+Opened = Annotated[Where, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write deployable artifacts of a trained network, each proved on real images first.
+
+    Of a run, on its validation images; of a weight file, on those of --source. The artifacts take
+    RGB images in [0, 255]: the preprocessing is inside. Each is run in a process of its own;
+    accuracy, agreement with the model, latency and memory go into export.json. Nothing is kept
+    when one of them loses more than the tolerance.
     """
 
     run: tyro.conf.Positional[Path]
-    """The run directory."""
+    """The run directory, or a weight file with its classifier."""
     format: str = "saved_model,litert"
-    """Comma-separated: saved_model (TensorFlow Serving), litert (LiteRT, formerly TFLite)."""
+    """Comma-separated: saved_model (TensorFlow Serving); litert, litert_float16, litert_dynamic,
+    litert_int8 (LiteRT, formerly TFLite); onnx."""
     output: Path | None = None
-    """Where to (default: export/ in the run directory)."""
-    images: int = 256
-    """How many validation images to verify with."""
+    """Where to (default: export/ in the run directory, or beside the weight file)."""
+    tolerance: float = 0.5
+    """Percentage points of top-1 accuracy that an artifact of less than float32 may lose; one of
+    float32 must answer like the model."""
+    images: int | None = None
+    """How many validation images to verify with, evenly spaced (default: all of them)."""
+    top: int = 5
+    """How many classes the SavedModel's signature classify names."""
     overwrite: bool = False
     """Replace an export that is there."""
+    source: str | None = None
+    """Of a weight file: digits, folder:PATH, records:PATH, idx:PATH or a TFDS name."""
+    where: Opened = Where()
 
     def __call__(self) -> None:
+        from keras_vgg import runs
         from keras_vgg.fit.run import Run
-        from keras_vgg.runs import export_run
 
-        artifacts = export_run(
-            Run.open(self.run),
-            self.output,
-            formats=tuple(f.strip() for f in self.format.split(",")),
-            images=self.images,
-            overwrite=self.overwrite,
+        options = {
+            "formats": tuple(f.strip() for f in self.format.split(",")),
+            "images": self.images,
+            "tolerance": self.tolerance,
+            "top": self.top,
+            "overwrite": self.overwrite,
+            "verbose": True,
+        }
+        if self.source is None:
+            if self.run.is_file():
+                raise ValueError(f"{self.run} is no run: say with --source what to verify it on")
+            artifacts = runs.export_run(Run.open(self.run), self.output, **options)
+        else:
+            source = self.where.open(self.source)
+            output = self.output or self.run.with_name(f"{self.run.name}.export")
+            artifacts = runs.export_weights(self.run, source, output, **options)
+        self._show(artifacts)
+
+    def _show(self, artifacts: Sequence) -> None:
+        headers = ("MB", "top-1", "top-5", "agreement", "max |Δp|", "ms, 1 thread", "2 threads")
+        directory = artifacts[0].path.parent
+        record = json.loads((directory / "export.json").read_text())
+        table = _table(
+            f"verified on {artifacts[0].images:,} validation images; ms: median (95th percentile)",
+            *("format", *headers, "peak MB"),
         )
-        table = _table("verified artifacts", "format", "MB", "agreement", "max |Δp|")
+        model = record["model"]
+        figures = [*map(_percent, (model["top1"], model["top5"]))]
+        table.add_row("the model, float32", f"{model['bytes'] / 1e6:.2f}", *figures)
         for a in artifacts:
             table.add_row(
                 a.format,
                 f"{a.bytes / 1e6:.2f}",
-                f"{a.agreement:.2%} of {a.images}",
+                *map(_percent, (a.top1, a.top5, a.agreement)),
                 f"{a.max_difference:.1e}",
+                *(f"{median:.2f} ({p95:.2f})" for median, p95 in a.latency_ms.values()),
+                f"{a.peak_bytes / 1e6:.0f}",
             )
         _print(table)
+        for a in artifacts:
+            if a.float_operations:
+                _print(f"{a.format}: {', '.join(a.float_operations)} stayed in float32")
         _print("\n".join(str(a.path) for a in artifacts))
 
 
@@ -370,33 +435,7 @@ class Convert:
         print(f"{self.target}: {convert.describe(network)}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Where:
-    """How a source is opened."""
-
-    data_dir: str | None = None
-    """TFDS: where prepared data sets live (default: TFDS's own, ~/tensorflow_datasets)."""
-    manual_dir: str | None = None
-    """TFDS: a folder that holds the data set's original files, which are then not downloaded."""
-    download: bool = False
-    """TFDS: download and prepare the data set when it is not there."""
-    validation_fraction: float = 0.1
-    """Share of the training images held out where a source has no validation split."""
-    test_fraction: float = 0.2
-    """Share of the images held out where a source has no test split (digits, folders)."""
-    seed: int = 0
-    """Decides what is held out."""
-    on_bad_image: Literal["error", "skip"] = "error"
-    """A damaged image: stop and name it, or decode all first, leave it out and say how many."""
-
-    def open(self, source: str):
-        from keras_vgg import data
-
-        return data.load_source(source, **dataclasses.asdict(self))
-
-
 SourceName = tyro.conf.Positional[str]
-Opened = Annotated[Where, tyro.conf.arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -667,6 +706,10 @@ def _table(title: str, *headers: str) -> Table:
     for i, header in enumerate(headers):
         table.add_column(header, justify="left" if i == 0 else "right", no_wrap=True)
     return table
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"
 
 
 def _print(what: str | Table) -> None:

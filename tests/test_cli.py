@@ -145,8 +145,11 @@ def test_export(run, tmp_path, capsys):
     arguments = ["export", run.directory, "--output", tmp_path / "e", "--images", "5"]
     assert cli.main([*map(str, arguments)]) == cli.OK
     out = capsys.readouterr().out
-    assert "saved_model" in out
-    assert "100.00% of 5" in out
+    assert "verified on 5 validation images" in out
+    assert {"the model, float32", "saved_model", "litert"} <= {
+        line[2:22].strip() for line in out.splitlines()
+    }
+    assert out.count("100.00%") >= 2  # agreement
     assert {p.name for p in (tmp_path / "e").iterdir()} == {
         "saved_model",
         "model.tflite",
@@ -221,7 +224,9 @@ def test_bad_input_to_a_run(run, tmp_path, capsys):
     assert "notes.txt" in error_of(capsys, "predict", run.directory, text)
     assert "nowhere.png" in error_of(capsys, "predict", run.directory, "nowhere.png")
     assert "at least one image" in error_of(capsys, "predict", run.directory)
-    assert "onnx" in error_of(capsys, "export", run.directory, "--format", "onnx")
+    assert "'tf1'" in error_of(capsys, "export", run.directory, "--format", "litert,tf1")
+    assert "say with --source" in error_of(capsys, "export", run.model_path)
+    assert "tolerance" in error_of(capsys, "export", run.directory, "--tolerance", "-1")
     assert "at least 1 image" in error_of(capsys, "export", run.directory, "--images", "0")
     assert not (run.directory / "export").exists()
     other = error_of(capsys, "train", "--workdir", run.directory)

@@ -864,3 +864,15 @@ def test_statistics_weigh_pixels_alike(tmp_path: Path) -> None:
 def test_statistics_refuse_no_images() -> None:
     with pytest.raises(ValueError, match="limit=0"):
         data.statistics(numbered(4), limit=0)
+
+
+@pytest.mark.parametrize("count", [1, 4, 9, 10, 99])
+def test_a_spread_is_even_and_in_order(count):
+    images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1).repeat(3, axis=3)
+    split = data.Split("train", 10, labels=np.arange(10, dtype=np.int32), images=images)
+    chosen = split.spread(count)
+    assert chosen.size == min(count, 10)
+    labels = chosen.labels.tolist()
+    np.testing.assert_array_equal(chosen.images[:, 0, 0, 0], labels)
+    gaps = np.diff([*labels, 10 + labels[0]])
+    assert gaps.max() - gaps.min() <= 1

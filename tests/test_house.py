@@ -30,7 +30,7 @@ ALLOWED = {
     "hardware": {"recipe"},
     "report": {"atomic"},
     "evaluation": {"models", "layers", "architecture", "progress"},
-    "export": {"models", "layers", "architecture"},
+    "export": {"augment", "data", "evaluation", "layers", "progress", "transfer"},
     "localization": {"evaluation", "progress", "transfer", "weights"},
     "fit": {
         *(
@@ -49,8 +49,8 @@ ALLOWED = {
         *("transfer", "weights"),
     },
     "runs": {
-        *("atomic", "augment", "data", "evaluation", "export", "fit", "hardware", "pieces"),
-        *("progress", "recipe", "report"),
+        *("atomic", "augment", "convert", "data", "evaluation", "export", "fit", "hardware"),
+        *("imagenet", "models", "pieces", "progress", "recipe", "report", "weights"),
     },
 }
 # What may name TensorFlow; the rest runs on every backend of Keras.

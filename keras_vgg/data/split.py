@@ -158,6 +158,16 @@ class Split:
         records = self.records.between(start, stop)
         return replace(self, size=records.size, records=records)
 
+    def spread(self, count: int) -> Split:
+        """At most `count` images, evenly spaced through the split, in the same order."""
+        if count >= self.size:
+            return self
+        chosen = np.arange(count) * self.size // count
+        if self.records is None:
+            return self.take(chosen)
+        shards = tuple(s for i in chosen for s in self.records.between(i, i + 1).shards)
+        return replace(self, size=count, records=replace(self.records, shards=shards))
+
     def without(self, positions: Collection[int]) -> Split:
         """All images but those at `positions`, in the same order. For files and records."""
         if self.records is None:

@@ -5,29 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_vgg import augment, data, evaluation
-from keras_vgg import export as exporting
 from keras_vgg.fit import evaluation_transform, load_source, training_transform
 from keras_vgg.fit.run import Run
 from keras_vgg.recipe import Recipe
+from keras_vgg.runs.exporting import export_run, export_weights
 from keras_vgg.runs.testing import (
     PROTOCOLS,
     evaluate_run,
     evaluate_runs,
     evaluation_name,
-    open_split,
     paper_scales,
     paper_tables,
     run_names,
 )
-
-if TYPE_CHECKING:
-    import keras
-
 
 __all__ = [
     "PROTOCOLS",
@@ -35,6 +29,7 @@ __all__ = [
     "evaluate_runs",
     "evaluation_name",
     "export_run",
+    "export_weights",
     "paper_scales",
     "paper_tables",
     "predict_files",
@@ -55,37 +50,6 @@ def predict_files(
     transform = evaluation_transform(run.recipe)
     images = np.stack([transform(data.load_image(path)).numpy() for path in paths])
     return evaluation.predict(run.model(), images, run.class_names, top=top)
-
-
-def export_run(
-    run: Run,
-    directory: str | Path | None = None,
-    *,
-    images: int = 256,
-    model: keras.Model | None = None,
-    **options: Any,
-) -> list[exporting.Artifact]:
-    """Export a run's best model, verified on images of its validation split.
-
-    Args:
-        run: A finished run.
-        directory: Default: export/ in the run directory.
-        images: How many validation images to verify with, at most all of them.
-        model: The run's model where it is loaded already.
-        options: As `keras_vgg.export.export`: formats, overwrite, tolerance.
-
-    Raises:
-        ValueError: as `keras_vgg.export.export` and `evaluate_run`, or `images` is not positive.
-    """
-    if images < 1:
-        raise ValueError(f"an export is verified on at least 1 image, not {images}")
-    model = model or run.model()
-    directory = run.directory / "export" if directory is None else Path(directory)
-    validation = open_split(run, "validation")
-    dataset = data.evaluation_dataset(validation, 64, evaluation_transform(run.recipe))
-    with data.bad_images_named(validation):
-        taken = np.concatenate([x.numpy() for x, _ in dataset.take(-(-images // 64))])[:images]
-    return exporting.export(model, run.class_names, directory, images=taken, **options)
 
 
 def show_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, views: int = 5) -> None:

@@ -1,0 +1,140 @@
+"""A network for inference: the same function in float32 with fewer operations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vgg.layers import ImagePreprocessing
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """The model itself, or a copy that computes in float32 where it does not."""
+    if all(layer.compute_dtype == "float32" for layer in _flat_layers(model)):
+        return model
+    copy = keras.models.clone_model(model, clone_function=_float32_layer, recursive=True)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def folded(model: keras.Model) -> keras.Model:
+    """A copy whose batch normalisation, and scale and order of the channels, are in the kernels.
+
+    A batch normalisation right after a convolution becomes part of its kernel and bias. Of the
+    preprocessing (x - mean) / std, reordered, only the subtraction stays: the convolution pads
+    with zeros after it, so that a bias could not stand for it at the border of the image. Outputs
+    are equal but for float32 rounding. The model itself, if there is nothing to fold; a layer
+    that is used twice, or in a model within the model, stays as it is.
+    """
+    norms = dict(_pairs(model, keras.layers.Conv2D, keras.layers.BatchNormalization))
+    norms = {conv: norm for conv, norm in norms.items() if _can_fold(conv, norm)}
+    inputs = {conv: pre for pre, conv in _pairs(model, ImagePreprocessing, keras.layers.Conv2D)}
+    inputs = {conv: pre for conv, pre in inputs.items() if pre.std != (1.0,) or _reverses(pre)}
+    if not norms and not inputs:
+        return model
+
+    gone = {norm.name for norm in norms.values()}
+
+    def layer_like(layer: keras.Layer) -> keras.Layer:
+        config = layer.get_config()
+        if layer in inputs.values():
+            config |= {"std": (1.0,), "channel_order": "rgb"}
+        if layer in norms:
+            config |= {"use_bias": True}
+        return type(layer).from_config(config)
+
+    def without_gone(layer: keras.Layer, *args, **kwargs):
+        return args[0] if layer.name in gone else layer(*args, **kwargs)
+
+    copy = keras.models.clone_model(model, clone_function=layer_like, call_function=without_gone)
+    for old in model.layers:
+        if old in norms or old in inputs:
+            weights = _folded_weights(old, norms.get(old), inputs.get(old))
+            copy.get_layer(old.name).set_weights(weights)
+        elif old.weights and old.name not in gone:
+            copy.get_layer(old.name).set_weights(old.get_weights())
+    return copy
+
+
+def _folded_weights(
+    conv: keras.layers.Conv2D,
+    norm: keras.layers.BatchNormalization | None,
+    preprocessing: ImagePreprocessing | None,
+) -> list[np.ndarray]:
+    """[kernel, bias] of a convolution with what comes after and before it; kernel [h, w, in, out].
+
+    In float64, so that rounding happens once.
+    """
+    kernel, *bias = (np.asarray(value, np.float64) for value in conv.get_weights())
+    if norm is not None:
+        mean, variance = (np.asarray(v) for v in (norm.moving_mean, norm.moving_variance))
+        scale = (np.asarray(norm.gamma) if norm.scale else 1.0) / np.sqrt(
+            variance.astype(np.float64) + norm.epsilon
+        )
+        offset = np.asarray(norm.beta) if norm.center else 0.0
+        kernel = kernel * scale
+        bias = [((bias[0] if bias else 0.0) - mean) * scale + offset]
+    if preprocessing is not None:
+        if _reverses(preprocessing):
+            kernel = kernel[:, :, ::-1]
+        kernel = kernel / np.reshape(preprocessing.std, (-1, 1))
+    return [kernel, *bias]
+
+
+def _reverses(preprocessing: ImagePreprocessing) -> bool:
+    return preprocessing.channel_order == "bgr"
+
+
+def _can_fold(conv: keras.layers.Conv2D, norm: keras.layers.BatchNormalization) -> bool:
+    channel_axis = 1 if conv.data_format == "channels_first" else 3
+    linear = conv.activation is keras.activations.linear
+    return linear and norm.axis in (channel_axis, channel_axis - 4)
+
+
+def _pairs(model: keras.Model, first: type, second: type) -> Iterator[tuple]:
+    """(a, b) of two kinds of layer, each called once, where b alone reads what a gives."""
+    config = model.get_config()
+    if "output_layers" not in config:  # a Sequential
+        return
+    calls = {layer["name"]: layer["inbound_nodes"] for layer in config["layers"]}
+    readers: dict[str, list[str]] = {}
+    for name, nodes in calls.items():
+        for source in _sources(nodes):
+            readers.setdefault(source, []).append(name)
+    for name in _sources(config["output_layers"]):
+        readers.setdefault(name, []).append("")
+    layers = {layer.name: layer for layer in model.layers}
+    for name, found in readers.items():
+        if len(found) == 1 and found[0] and len(calls[name]) == len(calls[found[0]]) == 1:
+            pair = layers[name], layers[found[0]]
+            if (type(pair[0]), type(pair[1])) == (first, second):
+                yield pair
+
+
+def _sources(config: Any) -> Iterator[str]:
+    """Names of the layers whose outputs a serialised call, or list of outputs, reads."""
+    if isinstance(config, dict):
+        if "keras_history" in config:
+            yield config["keras_history"][0]
+        else:
+            for value in config.values():
+                yield from _sources(value)
+    elif isinstance(config, list | tuple):
+        if len(config) == 3 and isinstance(config[0], str) and isinstance(config[1], int):
+            yield config[0]  # an output: layer, call, tensor
+        else:
+            for value in config:
+                yield from _sources(value)
+
+
+def _float32_layer(layer: keras.Layer) -> keras.Layer:
+    return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+
+
+def _flat_layers(model: keras.Model) -> Iterator[keras.Layer]:
+    for layer in model.layers:
+        yield layer
+        yield from _flat_layers(layer) if hasattr(layer, "layers") else ()

@@ -1,0 +1,95 @@
+"""Run an exported file as its user would: python probe.py KIND FILE THREADS IMAGES OUTPUT
+
+A script, not a module: it is run in a process of its own, where keras_vgg and Keras cannot be
+imported, and TensorFlow only for a SavedModel. It writes an .npz to OUTPUT: `seconds`, of each of
+several answers to one image after the first; `peak_bytes`, the most memory that the process had
+until then; and `probabilities` of all images, unless THREADS is 1, which only measures.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+_BATCH = 32  # images; more than one, so that a batch size frozen into a file is found
+_REPEATS = 50
+_SECONDS = 3.0  # of measuring one image, so that a large network takes no minutes
+
+Runner = Callable[[np.ndarray], np.ndarray]
+
+
+def _saved_model(path: str, threads: int) -> Runner:
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    model = tf.saved_model.load(path)
+    serve = model.signatures["serving_default"]
+    # The model must not be collected while its signature is in use.
+    return lambda images, _model=model: serve(images=tf.constant(images))["probabilities"].numpy()
+
+
+def _litert(path: str, threads: int) -> Runner:
+    sys.modules["tensorflow"] = None
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=path, num_threads=threads)
+    serve = interpreter.get_signature_runner("serving_default")
+    whole = serve.get_input_details()["images"]["dtype"] == np.uint8
+
+    def run(images: np.ndarray) -> np.ndarray:
+        images = np.rint(images).astype(np.uint8) if whole else images
+        return serve(images=images)["probabilities"]
+
+    return run
+
+
+def _onnx(path: str, threads: int) -> Runner:
+    sys.modules["tensorflow"] = None
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["probabilities"], {"images": images})[0]
+
+
+RUNNERS = {"saved_model": _saved_model, "litert": _litert, "onnx": _onnx}
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process had at a time."""
+    if sys.platform == "linux":
+        # Not getrusage: there the peak of the process that started this one counts as well.
+        with open("/proc/self/status") as status:
+            line = next(line for line in status if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main(kind: str, path: str, threads: str, images: str, output: str) -> None:
+    sys.modules["keras"] = sys.modules["keras_vgg"] = None
+    run = RUNNERS[kind](path, int(threads))
+    stored = np.load(images, mmap_mode="r")
+    one = np.array(stored[:1])
+    run(one)  # the first answer also makes ready
+    seconds: list[float] = []
+    while len(seconds) < _REPEATS and (len(seconds) < 5 or sum(seconds) < _SECONDS):
+        start = time.perf_counter()
+        run(one)
+        seconds.append(time.perf_counter() - start)
+    found = {"seconds": seconds, "peak_bytes": _peak_bytes()}
+    if threads != "1":
+        starts = range(0, len(stored), _BATCH)
+        answers = [run(np.array(stored[start : start + _BATCH])) for start in starts]
+        found["probabilities"] = np.concatenate(answers)
+    with open(output, "wb") as file:
+        np.savez(file, **found)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,164 @@
+"""Keras -> a SavedModel for TensorFlow Serving: four signatures, labels, warm-up requests."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from keras_vgg.augment import may_take_pictures
+from keras_vgg.data.decode import MAX_PIXELS, decode, encoded_sides, transform_encoded
+from keras_vgg.export.warmup import write_warmup
+from keras_vgg.transfer import feature_extractor
+
+CLASS_NAMES = "class_names.txt"
+
+
+def write_saved_model(
+    model: keras.Model,
+    path: Path,
+    class_names: Sequence[str],
+    *,
+    transform: Callable,
+    top: int = 5,
+) -> None:
+    """Write a model with these signatures, all of any batch size:
+
+    - `serving_default`: `images` float32 [n, size, size, 3] RGB in [0, 255] -> `probabilities`
+      float32 [n, classes];
+    - `serving_uint8`: the same of uint8 images;
+    - `classify`: `image_bytes` string [n], files as they are (JPEG, PNG, BMP, GIF, WebP), decoded,
+      turned upright and brought to size inside -> `classes` string, `indices` int32 and
+      `probabilities` float32, all [n, top], the most probable first;
+    - `features`: `images` float32 -> `features` float32 [n, channels], the last block's map
+      averaged over the image. Not there where the model has no such map.
+
+    A bad image makes a request an INVALID_ARGUMENT error: it names the image's place in the batch
+    where the first bytes tell (no known format, or more than 100 megapixels, found before anything
+    is decoded), and has the decoder's message where only decoding does. So are images of another
+    size, and an empty batch.
+
+    The class names are its asset class_names.txt; its assets.extra/tf_serving_warmup_requests has
+    a request of each signature, which TensorFlow Serving answers before it says that it is ready.
+
+    Args:
+        model: images [n, size, size, 3] -> probabilities [n, classes].
+        class_names: one for each output, without line breaks.
+        transform: a decoded image, uint8 [h, w, 3] -> float32 [size, size, 3] in [0, 255].
+        top: how many classes `classify` names, at most all of them.
+    """
+    shape = tuple(model.input_shape[1:])
+    sample = transform(tf.zeros([256, 256, 3], tf.uint8))
+    archive = keras.export.ExportArchive()
+    # No track(model): the endpoints track its variables, and both would store every weight twice.
+    requests = {
+        "serving_default": {"images": sample[tf.newaxis]},
+        "serving_uint8": {"images": tf.cast(sample, tf.uint8)[tf.newaxis]},
+        "classify": {
+            "image_bytes": tf.io.encode_jpeg(tf.zeros([256, 256, 3], tf.uint8))[tf.newaxis]
+        },
+    }
+
+    def images_of(dtype: tf.DType) -> list[tf.TensorSpec]:
+        return [tf.TensorSpec((None, *shape), dtype, name="images")]
+
+    def checked(images: tf.Tensor) -> tf.Tensor:
+        # A signature's shape is a promise that nobody checks when it is called: an image of 31x32
+        # pixels, or a grey one, would get an answer.
+        with tf.control_dependencies([_some(images)]):
+            return tf.cast(tf.ensure_shape(images, (None, *shape)), tf.float32)
+
+    def probabilities(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"probabilities": model(checked(images), training=False)}
+
+    archive.add_endpoint("serving_default", probabilities, images_of(tf.float32))
+    archive.add_endpoint("serving_uint8", lambda images: probabilities(images), images_of(tf.uint8))
+    with tempfile.TemporaryDirectory() as folder:
+        names = _table(class_names, Path(folder, CLASS_NAMES))
+        archive.track(names)
+        archive.add_endpoint(
+            "classify",
+            _classify(model, names, transform, min(top, len(class_names))),
+            [tf.TensorSpec((None,), tf.string, name="image_bytes")],
+        )
+        if (layer := _last_map(model)) is not None:
+            extractor = feature_extractor(model, layer, "avg")
+            archive.add_endpoint(
+                "features",
+                lambda images: {"features": extractor(checked(images), training=False)[layer]},
+                images_of(tf.float32),
+            )
+            requests["features"] = requests["serving_default"]
+        archive.write_out(str(path), verbose=False)
+    extra = path / "assets.extra"  # what TensorFlow itself does not read
+    extra.mkdir()
+    write_warmup(requests, extra / "tf_serving_warmup_requests", model.name)
+
+
+def _classify(
+    model: keras.Model, names: tf.lookup.StaticHashTable, transform: Callable, top: int
+) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    side = [None if s is None else int(s) for s in model.input_shape[1:]]
+    lazy = may_take_pictures(transform)
+
+    def image(item: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        index, encoded = item
+        with tf.control_dependencies([_good_head(index, encoded)]):
+            encoded = tf.identity(encoded)
+        found = transform_encoded(encoded, transform) if lazy else transform(decode(encoded))
+        return tf.cast(found, tf.float32)
+
+    def classify(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        with tf.control_dependencies([_some(image_bytes)]):
+            numbered = tf.range(tf.size(image_bytes)), image_bytes
+        images = tf.map_fn(image, numbered, fn_output_signature=tf.TensorSpec(side, tf.float32))
+        found = tf.math.top_k(model(images, training=False), top)
+        return {
+            "classes": names.lookup(tf.cast(found.indices, tf.int64)),
+            "indices": found.indices,
+            "probabilities": found.values,
+        }
+
+    return classify
+
+
+def _some(batch: tf.Tensor) -> tf.Operation | None:
+    """TensorFlow's fused convolutions fail on an empty batch with a message about filters."""
+    return tf.debugging.Assert(tf.shape(batch)[0] > 0, ["the batch has no image"])
+
+
+def _good_head(index: tf.Tensor, encoded: tf.Tensor) -> tf.Operation | None:
+    sides = encoded_sides(encoded)
+    pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
+    message = tf.strings.format("image {} of the batch", index)
+    return tf.debugging.Assert(
+        (tf.reduce_min(sides) > 0) & (pixels <= MAX_PIXELS),
+        [
+            message,
+            f"is no JPEG, PNG, BMP, GIF or WebP image, or has more than {MAX_PIXELS:,} pixels;"
+            " height and width:",
+            sides,
+        ],
+    )
+
+
+def _table(class_names: Sequence[str], path: Path) -> tf.lookup.StaticHashTable:
+    """Index -> name, from a file that becomes the SavedModel's asset."""
+    path.write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
+    lines = tf.lookup.TextFileInitializer(
+        str(path),
+        key_dtype=tf.int64,
+        key_index=tf.lookup.TextFileIndex.LINE_NUMBER,
+        value_dtype=tf.string,
+        value_index=tf.lookup.TextFileIndex.WHOLE_LINE,
+    )
+    return tf.lookup.StaticHashTable(lines, default_value="")
+
+
+def _last_map(model: keras.Model) -> str | None:
+    """Name of the layer that gives the last feature map: of a VGG block5_pool."""
+    maps = [layer.name for layer in model.layers[1:] if len(layer.output.shape) == 4]
+    return "block5_pool" if "block5_pool" in maps else maps[-1] if maps else None

@@ -1,0 +1,128 @@
+"""A folder appears whole or not at all, whatever kills the process that makes it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keras_vgg.export import place
+from keras_vgg.export.place import whole_folder
+
+
+def fill(directory: Path, text: str, overwrite: bool = True) -> None:
+    with whole_folder(directory, "marker", overwrite) as built:
+        (built / "marker").write_text("")
+        (built / "content").write_text(text)
+
+
+def test_it_appears_when_it_is_whole(tmp_path: Path) -> None:
+    directory = tmp_path / "a" / "b"
+    with whole_folder(directory, "marker", overwrite=False) as built:
+        (built / "marker").write_text("")
+        assert not directory.exists()
+
+    assert [path.name for path in directory.iterdir()] == ["marker"]
+    assert list(directory.parent.iterdir()) == [directory]
+
+
+def test_an_error_leaves_nothing_not_even_parents(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "a/b", "marker", True) as built:
+        (built / "marker").write_text(str(1 / 0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
+    directory = tmp_path / "export"
+    fill(directory, "old")
+
+    with pytest.raises(ZeroDivisionError), whole_folder(directory, "marker", True) as built:
+        (built / "content").write_text(str(1 / 0))
+    assert (directory / "content").read_text() == "old"
+    with pytest.raises(FileExistsError, match="exists; choose another folder"):
+        fill(directory, "new", overwrite=False)
+    assert (directory / "content").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [directory]
+
+
+def test_a_folder_without_the_marker_is_never_replaced(tmp_path: Path) -> None:
+    thesis = tmp_path / "home" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+
+    with pytest.raises(FileExistsError, match="is not an export"):
+        fill(thesis.parent, "new")
+    assert thesis.read_text() == "years of work"
+    assert list(tmp_path.iterdir()) == [thesis.parent]
+
+
+KILLED = """
+import importlib.util, os, shutil, signal, sys
+from pathlib import Path
+
+# By its file, for the package would import TensorFlow every time.
+spec = importlib.util.spec_from_file_location("place", sys.argv[3])
+place = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(place)
+directory, step = Path(sys.argv[1]), int(sys.argv[2])
+calls = 0
+
+def counted(call):
+    def wrapper(*arguments, **options):
+        global calls
+        if calls == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        calls += 1
+        return call(*arguments, **options)
+    return wrapper
+
+os.replace, os.open, shutil.rmtree = map(counted, (os.replace, os.open, shutil.rmtree))
+with place.whole_folder(directory, "marker", True) as built:
+    counted(lambda: None)()
+    (built / "marker").write_text("")
+    (built / "content").write_text("new")
+    counted(lambda: None)()
+print("finished")
+"""
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_kill_at_any_step_loses_nothing(existing: bool, tmp_path: Path) -> None:
+    killed = 0
+    for step in range(30):
+        directory = tmp_path / str(step) / "export"
+        directory.parent.mkdir()
+        if existing:
+            fill(directory, "old")
+        command = [sys.executable, "-c", KILLED, str(directory), str(step), place.__file__]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "finished" in done.stdout:
+            break
+        assert done.returncode == -9, done.stderr
+        killed += 1
+        there = directory / "content"
+        if there.exists():
+            assert there.read_text() in ("old", "new")
+        # What is left is taken up by the next one, which may fail itself.
+        if existing:
+            with pytest.raises(ZeroDivisionError), whole_folder(directory, "marker", True):
+                raise ZeroDivisionError
+            assert there.read_text() in ("old", "new")
+        fill(directory, "newest")
+        assert there.read_text() == "newest"
+        assert list(directory.parent.iterdir()) == [directory]
+    assert done.stdout == "finished\n"
+    assert killed >= 5
+
+
+def test_two_at_a_time_are_refused(tmp_path: Path) -> None:
+    directory = tmp_path / "export"
+    with whole_folder(directory, "marker", True) as built:
+        (built / "marker").write_text("")
+        with pytest.raises(BlockingIOError, match=r"another process is exporting to .*export"):
+            fill(directory, "second")
+        assert (built / "marker").exists()
+    fill(directory, "third")
+    assert (directory / "content").read_text() == "third"

@@ -1,0 +1,147 @@
+"""Exports of runs and of weight files: which images prove them, which calibrate them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vgg import convert, data, export, runs
+from keras_vgg.fit import Run, fit
+from keras_vgg.models import vgg
+from keras_vgg.runs import exporting
+from tests.test_fit import TINY
+
+NAMES = ("a", "b", "c")
+
+
+def images(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 40, 36, 3), np.uint8)
+
+
+def source(classes: tuple[str, ...] = NAMES, **changes: data.Split | None) -> data.Source:
+    splits = {
+        name: data.Split(name, 30, labels=np.arange(30, dtype=np.int32) % 3, images=images(i, 30))
+        for i, name in enumerate(("train", "validation", "test"))
+    }
+    return data.Source("made", classes, **(splits | changes))
+
+
+def network(**options: object) -> keras.Model:
+    keras.utils.set_random_seed(3)
+    return vgg(
+        "A",
+        weights=None,
+        input_shape=(32, 32, 3),
+        classes=3,
+        width_multiplier=1 / 16,
+        hidden_units=8,
+        include_preprocessing=True,
+        **options,
+    )
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """What the library is asked for, which is not done."""
+    asked: dict = {}
+
+    def note(model: keras.Model, names: object, directory: object, **options: object) -> list:
+        asked.update(model=model, names=names, directory=directory, **options)
+        return []
+
+    monkeypatch.setattr(export, "export", note)
+    return asked
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fit(TINY.replace(epochs=1), tmp_path_factory.mktemp("exporting") / "run", verbose=0)
+
+
+def test_a_run_is_proved_on_validation_and_calibrated_on_training_images(
+    run: Run, told: dict
+) -> None:
+    runs.export_run(run, formats=["litert", "litert_int8"])
+
+    validation, train = (runs.testing.open_split(run, name) for name in ("validation", "train"))
+    np.testing.assert_array_equal(told["labels"], validation.labels)
+    assert told["images"].shape == (validation.size, 32, 32, 3)
+    assert len(told["calibration"]) == min(exporting.CALIBRATION_IMAGES, train.size)
+    flat = {image.tobytes() for image in told["images"]}
+    assert not flat & {image.tobytes() for image in told["calibration"]}
+    assert told["directory"] == run.directory / "export"
+
+    runs.export_run(run, images=7)
+    assert len(told["images"]) == len(told["labels"]) == 7
+    assert told["calibration"] is None  # none is needed
+
+
+def test_a_weight_file_is_proved_on_a_source(tmp_path: Path) -> None:
+    network().save(tmp_path / "model.keras")
+
+    (artifact,) = runs.export_weights(
+        tmp_path / "model.keras", source(), tmp_path / "out", formats=["litert"], images=20
+    )
+
+    assert artifact.images == 20
+    assert artifact.top1 is not None
+    assert (tmp_path / "out" / "class_names.txt").read_text().split() == list(NAMES)
+
+
+def test_logits_become_probabilities(tmp_path: Path, told: dict) -> None:
+    model = network()
+    model.save(tmp_path / "model.keras")
+    convert.convert_weights(tmp_path / "model.keras", tmp_path / "t.safetensors", "torchvision")
+
+    runs.export_weights(tmp_path / "t.safetensors", source(), tmp_path / "out")
+
+    given = told["images"]
+    np.testing.assert_allclose(
+        told["model"].predict(given, verbose=0), model.predict(given, verbose=0), atol=1e-6
+    )
+
+
+def test_other_classes_are_refused_and_imagenets_are_only_compared(
+    tmp_path: Path, told: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network().save(tmp_path / "model.keras")
+    monkeypatch.setattr(exporting, "imagenet_names", lambda: ("x",) * 1000)
+    with pytest.raises(ValueError, match="tells 3 classes apart, source made has 2"):
+        runs.export_weights(tmp_path / "model.keras", source(("a", "b")), tmp_path / "out")
+
+    monkeypatch.setattr(exporting, "imagenet_names", lambda: ("x", "y", "z"))
+    runs.export_weights(tmp_path / "model.keras", source(("a", "b")), tmp_path / "out")
+    assert told["labels"] is None
+    assert told["names"] == ("x", "y", "z")
+
+
+def test_a_file_without_a_classifier_is_refused(tmp_path: Path) -> None:
+    base = vgg("A", False, None, input_shape=(32, 32, 3), width_multiplier=1 / 16)
+    base.save(tmp_path / "base.keras")
+
+    with pytest.raises(ValueError, match="has no classifier"):
+        runs.export_weights(tmp_path / "base.keras", source(), tmp_path / "out")
+
+
+def test_a_source_without_validation_images_is_refused(tmp_path: Path) -> None:
+    network().save(tmp_path / "model.keras")
+
+    with pytest.raises(ValueError, match="made has no validation split"):
+        runs.export_weights(tmp_path / "model.keras", source(validation=None), tmp_path / "out")
+
+
+def test_an_untrained_run_is_refused(tmp_path: Path, run: Run) -> None:
+    untrained = Run(tmp_path, run.recipe)
+    untrained.write_recipe()
+
+    with pytest.raises(ValueError, match="has not finished training"):
+        runs.export_run(untrained)
+
+
+@pytest.mark.parametrize("count", [0, -3])
+def test_no_images_prove_nothing(run: Run, count: int) -> None:
+    with pytest.raises(ValueError, match=f"at least 1 image, not {count}"):
+        runs.export_run(run, images=count)
