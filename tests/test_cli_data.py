@@ -126,3 +126,11 @@ def test_help_of_the_group(capsys: pytest.CaptureFixture) -> None:
         out = capsys.readouterr().out
         assert all(f"data {name}" in out for name in ("check", "stats", "pack", "show"))
         assert "evaluate" not in out
+
+
+def test_a_title_is_not_folded_to_its_table(capsys: pytest.CaptureFixture) -> None:
+    title = "folder:/" + "a_long_path/" * 20
+    table = cli._table(title, "split", "images")
+    table.add_row("train", "6")
+    cli._print(table)
+    assert title in capsys.readouterr().out
