@@ -137,6 +137,65 @@ def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], path: str 
     _save(figure, Path(path))
 
 
+def plot_sizes(
+    points: Sequence[tuple[int, float, str]],
+    chosen: int,
+    path: str | Path,
+    *,
+    original: tuple[int, float],
+    allowed: float,
+) -> None:
+    """Draw the accuracy of compressed networks against their size as a PNG.
+
+    Args:
+        points: (parameters, top-1 accuracy in [0, 1], label) of each.
+        chosen: the index of the one that is marked.
+        path: the PNG to write, 8 inches wide. Its folder must exist.
+        original: parameters and accuracy of the network that they come from.
+        allowed: the accuracy below which none was allowed to fall, in [0, 1].
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    figure = _figure(8, 4.5)
+    axis = figure.subplots()
+    counts, accuracies, labels = zip(*points, strict=True)
+    sizes = [count / 1e6 for count in counts]
+    whole = original[0] / 1e6
+    axis.axhline(100 * allowed, color=_BEST, linestyle="--", linewidth=1, label="least allowed")
+    axis.plot(sizes, 100 * np.array(accuracies), "o-", color=_VALIDATION, label="factorised")
+    label = f"original: {4 * whole:.4g} MB as float32"
+    axis.plot(whole, 100 * original[1], "s", color=_INK, markersize=8, label=label)
+    best = sizes[chosen], 100 * accuracies[chosen]
+    axis.plot(*best, "o", color=_BEST, markersize=10, label=f"chosen: {labels[chosen]}")
+    axis.annotate(
+        f"{best[0]:.3g} MB, {best[1]:.2f} %",
+        best,
+        xytext=(0, -18),
+        textcoords="offset points",
+        ha="center",
+        color=_INK,
+    )
+    axis.set_xscale("log")
+    _ticks_in_plain_numbers(axis, [*sizes, whole])
+    axis.set_xlabel("million parameters: MB as 8-bit integers", color=_INK)
+    axis.set_ylabel("top-1 accuracy (%)", color=_INK)
+    axis.margins(0.08, 0.12)
+    axis.legend(frameon=False, loc="best")
+    _style(axis)
+    _save(figure, Path(path))
+
+
+def _ticks_in_plain_numbers(axis: Axes, sizes: Sequence[float]) -> None:
+    """A logarithmic axis of less than a decade has no tick of matplotlib's own."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
+
+
 def table(
     rows: Sequence[Sequence[object]], headers: Sequence[str], title: str | None = None
 ) -> Table:

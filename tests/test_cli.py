@@ -161,6 +161,27 @@ def test_export(run, tmp_path, capsys):
     assert not (tmp_path / "e" / "saved_model").exists()
 
 
+def test_export_compressed(run, tmp_path, capsys):
+    arguments = ["export", run.directory, "--output", tmp_path / "e", "--compress"]
+    arguments += ["--tolerance", "100", "--fine-tune-steps", "1", "--format", "litert"]
+    assert cli.main([*map(str, arguments)]) == cli.OK
+    out = capsys.readouterr().out
+    assert str(tmp_path / "e" / "compression.png") in out.splitlines()
+    assert (tmp_path / "e" / "compression.png").exists()
+    assert "of fine tuning" in error_of(capsys, "export", run.directory, "--fine-tune-steps", "1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "formats"), [([], ("saved_model", "litert")), (["--compress"], ("litert_int8",))]
+)
+def test_formats_that_are_not_named(run, flags, formats, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("keras_vgg.runs.export_run", lambda run, out, **o: asked.update(o) or [])
+    monkeypatch.setattr(cli.Export, "_show", lambda *_: None)
+    assert cli.main(["export", str(run.directory), *flags]) == cli.OK
+    assert asked["formats"] == formats
+
+
 def test_summary(capsys):
     assert cli.main(["summary", "D"]) == cli.OK
     out = capsys.readouterr().out

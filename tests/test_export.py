@@ -341,11 +341,16 @@ def test_a_stand_in_is_written_and_compared_with_the_model(
     same.set_weights([w * (1 + 1e-4) for w in model.get_weights()])
     arguments = {"images": IMAGES, "formats": ["litert"], "tolerance": 0}
 
-    (artifact,) = export(model, NAMES, tmp_path / "a", stand_in=same, **arguments)
+    def noted(folder: Path) -> keras.Model:
+        (folder / "note.txt").write_text("slightly other weights")
+        return same
+
+    (artifact,) = export(model, NAMES, tmp_path / "a", stand_in=noted, **arguments)
 
     assert 0 < artifact.max_difference < 1e-2
+    assert (tmp_path / "a" / "note.txt").exists()
     with pytest.raises(ExportError, match=r"^litert: differs from the model by \d+"):
-        export(model, NAMES, tmp_path / "b", stand_in=other, **arguments)
+        export(model, NAMES, tmp_path / "b", stand_in=lambda _: other, **arguments)
 
 
 def test_a_failure_in_the_last_format_leaves_the_older_export(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import keras
@@ -37,9 +38,8 @@ def network(**options: object) -> keras.Model:
         input_shape=(32, 32, 3),
         classes=3,
         width_multiplier=1 / 16,
-        hidden_units=8,
         include_preprocessing=True,
-        **options,
+        **{"hidden_units": 8} | options,
     )
 
 
@@ -74,9 +74,10 @@ def test_a_run_is_proved_on_validation_and_calibrated_on_training_images(
     assert not flat & {image.tobytes() for image in told["calibration"]}
     assert told["directory"] == run.directory / "export"
 
+    told.clear()
     runs.export_run(run, images=7)
     assert len(told["images"]) == len(told["labels"]) == 7
-    assert told["calibration"] is None  # none is needed
+    assert "calibration" not in told  # none is needed
 
 
 def test_a_weight_file_is_proved_on_a_source(tmp_path: Path) -> None:
@@ -131,6 +132,66 @@ def test_a_source_without_validation_images_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="made has no validation split"):
         runs.export_weights(tmp_path / "model.keras", source(validation=None), tmp_path / "out")
+
+
+@pytest.fixture
+def compressible(tmp_path: Path) -> Path:
+    """A weight file whose fc1 and fc2 have a rank of 2, of 16: nothing is lost without the rest."""
+    model = network(hidden_units=16)
+    for name in ("fc1", "fc2"):
+        layer = model.get_layer(name)
+        u, s, v = np.linalg.svd(np.array(layer.kernel), full_matrices=False)
+        layer.kernel.assign((u[:, :2] * s[:2]) @ v[:2])
+    model.save(tmp_path / "model.keras")
+    return tmp_path / "model.keras"
+
+
+def test_a_compressed_one_is_proved_on_images_that_did_not_choose_its_ranks(
+    compressible: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen_by = []
+
+    def note(model: keras.Model, images: np.ndarray, labels: np.ndarray, **options: object):
+        chosen_by.extend([images, options["training"][0]])
+        return compress(model, images, labels, **options)
+
+    compress = exporting.compression.compress
+    monkeypatch.setattr(exporting.compression, "compress", note)
+    proved = []
+    real = export.export
+    monkeypatch.setattr(export, "export", lambda *a, **o: proved.append(o) or real(*a, **o))
+
+    (artifact,) = runs.export_weights(
+        compressible, source(), tmp_path / "out", formats=["litert"], compress=True, tolerance=4
+    )
+
+    validation, training = chosen_by
+    flat = {image.tobytes() for image in (*validation, *training)}
+    assert len(validation) == artifact.images == 15
+    assert not flat & {image.tobytes() for image in proved[0]["images"]}
+    tried = json.loads((tmp_path / "out" / "compression.json").read_text())
+    chosen = tried["points"][tried["chosen"]]
+    assert max(chosen["ranks"].values()) <= 2
+    assert b"fc1_factor" in artifact.path.read_bytes()
+    assert chosen["parameters"] < tried["original"]["parameters"]
+    assert tried["original"]["top1"] - chosen["top1"] <= 0.02
+    assert (tmp_path / "out" / "compression.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_is_left_where_compression_fails(compressible: Path, tmp_path: Path) -> None:
+    network(head="gap").save(tmp_path / "gap.keras")
+    with pytest.raises(ValueError, match="no dense layer 'fc1'"):
+        runs.export_weights(tmp_path / "gap.keras", source(), tmp_path / "out", compress=True)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileExistsError, match="there exists"):
+        runs.export_weights(compressible, source(), tmp_path / "there", compress=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"gap.keras", "model.keras", "there"}
+
+
+@pytest.mark.parametrize(("steps", "compress"), [(-1, True), (5, False)])
+def test_fine_tuning_is_of_compressed_ones(run: Run, steps: int, compress: bool) -> None:
+    with pytest.raises(ValueError, match=f"{steps} steps of fine tuning"):
+        runs.export_run(run, fine_tune_steps=steps, compress=compress)
 
 
 def test_an_untrained_run_is_refused(tmp_path: Path, run: Run) -> None:

@@ -171,13 +171,34 @@ def test_confusion_refuses(confusion: np.ndarray, message: str, tmp_path: Path) 
         report.plot_confusion(confusion, ["a", "b", "c"], tmp_path / "confusion.png")
 
 
+def test_sizes_are_drawn_with_the_chosen_and_the_original(drawn: list[Figure]) -> None:
+    points = [(9_000_000, 0.5, "fc1 rank 5"), (12_500_000, 0.71, "fc1 rank 40")]
+
+    report.plot_sizes(points, 1, "unused", original=(134_300_000, 0.72), allowed=0.7)
+
+    axis = drawn[0].axes[0]
+    lines = {line.get_label(): line for line in axis.lines}
+    assert list(lines) == [
+        *("least allowed", "factorised", "original: 537.2 MB as float32"),
+        "chosen: fc1 rank 40",
+    ]
+    np.testing.assert_allclose(lines["factorised"].get_xydata(), [[9, 50], [12.5, 71]])
+    np.testing.assert_allclose(lines["chosen: fc1 rank 40"].get_xydata(), [[12.5, 71]])
+    np.testing.assert_allclose(lines["least allowed"].get_ydata(), 70)
+    assert [text.get_text() for text in axis.texts] == ["12.5 MB, 71.00 %"]
+    low, high = axis.get_xlim()
+    shown = [tick for tick in axis.get_xticks() if low <= tick <= high]
+    assert {10, 20, 50, 100} <= set(np.round(shown))
+
+
 def test_nothing_needs_pyplot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
 
     report.plot_history(ROWS, tmp_path / "history.png")
     report.plot_confusion(np.eye(2), ["a", "b"], tmp_path / "confusion.png")
+    report.plot_sizes([(5, 0.5, "a")], 0, tmp_path / "s.png", original=(9, 0.5), allowed=0.5)
 
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_table_aligns_numbers_and_takes_text_as_it_is() -> None:

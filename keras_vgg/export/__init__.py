@@ -35,7 +35,15 @@ from keras_vgg.progress import progress_bars
 if TYPE_CHECKING:
     import keras
 
-__all__ = ["DEFAULT_FORMATS", "FORMATS", "Artifact", "ExportError", "check_formats", "export"]
+__all__ = [
+    "DEFAULT_FORMATS",
+    "FORMATS",
+    "TOLERANCE",
+    "Artifact",
+    "ExportError",
+    "check_formats",
+    "export",
+]
 
 _FILES = {
     "saved_model": "saved_model",
@@ -47,6 +55,7 @@ _FILES = {
 }
 FORMATS = tuple(_FILES)
 DEFAULT_FORMATS = ("saved_model", "litert")
+TOLERANCE = 0.5  # percentage points
 
 _REDUCED = ("litert_float16", "litert_dynamic", "litert_int8")  # the rest are float32
 _RECORD = "export.json"
@@ -62,10 +71,10 @@ def export(
     labels: np.ndarray | None = None,
     calibration: np.ndarray | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
-    tolerance: float = 0.5,
+    tolerance: float = TOLERANCE,
     transform: Callable[[Any], Any] | None = None,
     top: int = 5,
-    stand_in: keras.Model | None = None,
+    stand_in: Callable[[Path], keras.Model] | None = None,
     overwrite: bool = False,
     verbose: bool = False,
 ) -> list[Artifact]:
@@ -104,8 +113,9 @@ def export(
         transform: what `classify` does with a decoded image, uint8 [h, w, 3] -> [size, size, 3] in
             [0, 255]. Default: the smallest side rescaled to the model's size, and the centre.
         top: how many classes `classify` names.
-        stand_in: what to write in the model's place, such as a compressed one; it is compared with
-            `model`, and `tolerance` is for every format.
+        stand_in: gives what to write in the model's place, such as a compressed one; it is compared
+            with `model`, and `tolerance` is for every format. Called with the folder that is being
+            made, into which it may write more.
         overwrite: replace an export that is there; any other folder is refused all the same.
         verbose: show a progress bar on stderr.
 
@@ -151,7 +161,7 @@ def export(
         scratch = built.parent / "scratch"
         scratch.mkdir()
         np.save(scratch / "images.npy", images)
-        lean = folded(model if stand_in is None else in_float32(stand_in))
+        lean = folded(model if stand_in is None else in_float32(stand_in(built)))
         artifacts = []
         for format in formats:
             bars.update(task, advance=1, description=format)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_vgg import augment, convert, data, export
+from keras_vgg import augment, convert, data, export, report
+from keras_vgg.export import compress as compression
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.fit.run import Run
 from keras_vgg.imagenet import class_names as imagenet_names
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     import keras
 
 CALIBRATION_IMAGES = 200
+COMPRESSION_IMAGES = 1000
 
 
 def export_run(
@@ -30,11 +34,17 @@ def export_run(
     images: int | None = None,
     model: keras.Model | None = None,
     formats: Sequence[str] = export.DEFAULT_FORMATS,
+    compress: bool = False,
+    fine_tune_steps: int = 0,
     **options: Any,
 ) -> list[export.Artifact]:
     """Export a run's best model, verified on images of its validation split.
 
     The ranges of litert_int8 are taken from images of its training split, as evaluation sees them.
+    With `compress`, fc1 and fc2 are factorised first (`keras_vgg.export.compress`): every other
+    validation image, and 1,000 training images, choose the ranks, which may cost half of the
+    tolerance; the other validation images verify what was made of them. compression.json and
+    compression.png in the export show what was tried.
 
     Args:
         run: A finished run.
@@ -42,17 +52,17 @@ def export_run(
         images: How many validation images to verify with, evenly spaced; default: all of them.
             They are held in memory, 12 bytes a pixel.
         model: The run's model where it is loaded already.
+        compress, fine_tune_steps: As above, and as `keras_vgg.export.compress.compress`.
         formats, options: As `keras_vgg.export.export`.
 
     Raises:
         ValueError, OSError: as `keras_vgg.export.export` and `evaluate_run`, or `images` is not
             positive.
     """
-    _check(images, formats)
+    _check(images, formats, compress, fine_tune_steps)
     model = model or run.model()
     directory = run.directory / "export" if directory is None else Path(directory)
-    validation = open_split(run, "validation")
-    train = open_split(run, "train") if "litert_int8" in formats else None
+    validation, train = (open_split(run, name) for name in ("validation", "train"))
     return _export(
         model,
         run.class_names,
@@ -60,6 +70,8 @@ def export_run(
         _taken(validation, images),
         train,
         evaluation_transform(run.recipe),
+        compress=compress,
+        fine_tune_steps=fine_tune_steps,
         formats=formats,
         **options,
     )
@@ -72,6 +84,8 @@ def export_weights(
     *,
     images: int | None = None,
     formats: Sequence[str] = export.DEFAULT_FORMATS,
+    compress: bool = False,
+    fine_tune_steps: int = 0,
     **options: Any,
 ) -> list[export.Artifact]:
     """Export the network of a weight file, verified on the validation images of a source.
@@ -84,14 +98,14 @@ def export_weights(
     Args:
         path: A weight file in any format of `keras_vgg.weights.read_weights`, with its classifier.
         source: As `keras_vgg.data.load_source` gives it.
-        directory, images, formats, options: As `export_run`.
+        directory, images, formats, compress, fine_tune_steps, options: As `export_run`.
 
     Raises:
         ValueError: as `keras_vgg.export.export`; the file has no classifier, or does not say which
             input it expects; the source has no validation images, or other classes.
         OSError: no such file.
     """
-    _check(images, formats)
+    _check(images, formats, compress, fine_tune_steps)
     weights = read_weights(path)
     network = convert.recognise(weights)
     if not network.include_top:
@@ -117,6 +131,8 @@ def export_weights(
         source.train,
         partial(augment.eval_image, size=side, scale=scale),
         labelled=same,
+        compress=compress,
+        fine_tune_steps=fine_tune_steps,
         formats=formats,
         **options,
     )
@@ -127,30 +143,76 @@ def _export(
     names: Sequence[str],
     directory: str | Path,
     verified: data.Split,
-    train: data.Split | None,
+    train: data.Split,
     transform: Callable,
+    *,
     labelled: bool = True,
+    compress: bool,
+    fine_tune_steps: int,
     **options: Any,
 ) -> list[export.Artifact]:
     images, labels = _arrays(verified, transform)
-    calibration = None
     if "litert_int8" in options["formats"]:
-        calibration, _ = _arrays(_taken(train, CALIBRATION_IMAGES), transform)
+        options["calibration"], _ = _arrays(_taken(train, CALIBRATION_IMAGES), transform)
+    if compress:
+        if not labelled:
+            raise ValueError("ranks are chosen by accuracy, and these images have other classes")
+        chosen_by = images[::2], labels[::2]
+        images, labels = images[1::2], labels[1::2]
+        tolerance = options.setdefault("tolerance", export.TOLERANCE)
+
+        def smaller(folder: Path) -> keras.Model:
+            found = compression.compress(
+                model,
+                *chosen_by,
+                training=_arrays(_taken(train, COMPRESSION_IMAGES), transform),
+                max_drop=tolerance / 2,
+                fine_tune_steps=fine_tune_steps,
+            )
+            _show(found, tolerance / 200, folder)
+            return found.model
+
+        options["stand_in"] = smaller
     return export.export(
         model,
         names,
         directory,
         images=images,
         labels=labels if labelled else None,
-        calibration=calibration,
         transform=transform,
         **options,
     )
 
 
-def _check(images: int | None, formats: Sequence[str]) -> None:
+def _show(found: compression.Compression, drop: float, folder: Path) -> None:
+    """compression.json and compression.png: what was tried."""
+    figures = {
+        "original": asdict(found.original),
+        "points": [asdict(point) for point in found.points],
+        "chosen": len(found.points) - 1,
+    }
+    (folder / "compression.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    report.plot_sizes(
+        [
+            (p.parameters, p.top1, ", ".join(f"{n} rank {r}" for n, r in p.ranks.items()))
+            for p in found.points
+        ],
+        len(found.points) - 1,
+        folder / "compression.png",
+        original=(found.original.parameters, found.original.top1),
+        allowed=found.original.top1 - drop,
+    )
+
+
+def _check(
+    images: int | None, formats: Sequence[str], compress: bool, fine_tune_steps: int
+) -> None:
     """Before data is read and a network built."""
     export.check_formats(formats)
+    if fine_tune_steps < 0 or (fine_tune_steps and not compress):
+        raise ValueError(
+            f"{fine_tune_steps} steps of fine tuning: 0 or more, and only with compress"
+        )
     if images is not None and images < 1:
         raise ValueError(f"an export is verified on at least 1 image, not {images}")
 
