@@ -1,14 +1,16 @@
 """The scripts of training/: the paper's chain of stages, and what it costs."""
 
 import importlib.util
+import json
 import sys
+import types
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-from keras_vgg.evaluation import Evaluation
+from keras_vgg.evaluation import Evaluation, compare
 from keras_vgg.fit import Run
 from keras_vgg.recipe import Recipe, load_recipe
 
@@ -197,3 +199,37 @@ def test_the_claims_runs_differ_in_what_they_say():
     assert planned["D Glorot"].initialization == "glorot"
     named = {which for claim in claims.CLAIMS for which, _ in (claim.one, claim.other)}
     assert named == planned.keys()
+
+
+def test_a_seeds_results_are_one_file_that_says_nothing_of_the_machine(tmp_path):
+    base = load_recipe(TRAINING / "recipes" / "cifar10_claims.py").replace(
+        source=f"folder:{tmp_path}"
+    )
+    planned = claims.recipes(base, tmp_path, 2)
+    rows = [{"val_accuracy": 0.25}, {"val_accuracy": 0.5}]
+    runs = {
+        name: types.SimpleNamespace(recipe=planned[name], history=rows)
+        for name in ("A", "D from A")
+    }
+    rights = {name: np.random.default_rng(len(name)).random(37) < 0.6 for name in runs}
+    found = {(name, how): evaluation(*rights[name]) for name in runs for how in claims.TESTS}
+    path = tmp_path / "results" / "seed-2.json"
+
+    claims.save(path, base, runs, found)
+
+    content = json.loads(path.read_text())
+    assert str(tmp_path) not in path.read_text()
+    assert content["nets"]["D from A"]["differs"] == {
+        "seed": 2,
+        "configuration": "D",
+        "initialization": "a-2",
+    }
+    assert content["nets"]["A"]["validation_accuracy"] == [0.25, 0.5]
+    read = claims.load(path, base.replace(source="folder:elsewhere", seed=1))
+    assert read.keys() == found.keys()
+    for which, given in found.items():
+        assert read[which].top1 == given.top1
+        between = compare(read[which], read["A", "single"])
+        assert between == compare(given, found["A", "single"])
+    with pytest.raises(ValueError, match="of another recipe"):
+        claims.load(path, base.replace(epochs=3))

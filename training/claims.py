@@ -6,10 +6,12 @@ hardware: 2 CPU cores
 result:   not yet run to its end
 
 Every run of every seed is a run directory, and every posterior is kept, so an interrupted command
-goes on. The test images are read when all runs are trained; nothing is selected on them. A seed
-decides the split too: of two seeds' test images a tenth are the same, and the intervals, which take
-all for different, are that much too narrow. They are of the choice of images; what the trainings'
-own chance does is seen in the figures by seed.
+goes on. A seed's test images are read when all its runs are trained; nothing is selected on them.
+What came out of a seed, with its recipes and which image each net had right, is one small file,
+seed-K.json; the table is of all such files in a folder, so seeds can be run on several machines. A
+seed decides the split too: of two seeds' test images a tenth are the same, and the intervals, which
+take all for different, are that much too narrow. They are of the choice of images; what the
+trainings' own chance does is seen in the figures by seed.
 """
 
 from __future__ import annotations
@@ -55,19 +57,13 @@ def directory(workdir: Path, name: str, seed: int) -> Path:
     return workdir / f"{name.lower().replace(' ', '_')}-{seed}"
 
 
-def train(base: Recipe, workdir: Path, seeds: int) -> dict[tuple[str, int], Run]:
-    """Every run, trained; one whose loss is no number is left out."""
-    planned = {
-        (name, seed): recipe
-        for seed in range(seeds)
-        for name, recipe in recipes(base, workdir, seed).items()
-    }
+def train(base: Recipe, workdir: Path, seed: int) -> dict[str, Run]:
+    """A seed's runs by name, trained; one whose loss is no number is left out."""
     runs = {}
-    # The start that may fail comes last.
-    for name, seed in sorted(planned, key=lambda key: ("Glorot" in key[0], key[1])):
+    for name, recipe in recipes(base, workdir, seed).items():
         print(f"{name}, seed {seed}", flush=True)
         try:
-            runs[name, seed] = fit(planned[name, seed], directory(workdir, name, seed), verbose=2)
+            runs[name] = fit(recipe, directory(workdir, name, seed), verbose=2)
         except TrainingDiverged as error:
             print(f"left out: {error}", flush=True)
     return runs
@@ -106,20 +102,84 @@ CLAIMS = (
 TESTS = {"single": "dense", "multi": "dense", "crops": "multi-crop", "both": "both"}
 
 
-def test(
-    base: Recipe, runs: Mapping[tuple[str, int], Run]
-) -> dict[tuple[str, str, int], Evaluation]:
-    """(net, way of testing, seed) -> what it found on the test images."""
+def test(base: Recipe, runs: Mapping[str, Run]) -> dict[tuple[str, str], Evaluation]:
+    """(net, way of testing) -> what it found on its seed's test images."""
+    # All at the scales of jittered training.
+    single, several = paper_scales(recipes(base, Path(), base.seed)["D jitter"])
+    return {
+        (name, how): evaluate_runs(
+            [run],
+            "test",
+            verbose=True,
+            protocol=protocol,
+            scales=single if how == "single" else several,
+        )[0]
+        for name, run in runs.items()
+        for how, protocol in TESTS.items()
+    }
+
+
+def save(
+    path: Path,
+    base: Recipe,
+    runs: Mapping[str, Run],
+    found: Mapping[tuple[str, str], Evaluation],
+) -> None:
+    """A seed's results: of each net its recipe, its history, and which images it had right."""
+    nets = {
+        name: {
+            "differs": _differences(base, run.recipe),
+            "validation_accuracy": [row["val_accuracy"] for row in run.history],
+            "right": {how: _packed(found[name, how]) for how in TESTS},
+        }
+        for name, run in runs.items()
+    }
+    images = next(iter(found.values())).count
+    content = json.dumps({"base": _fields(base), "images": images, "nets": nets}, indent=1) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda target: target.write_text(content, encoding="utf-8"))
+
+
+def load(path: Path, base: Recipe) -> dict[tuple[str, str], Evaluation]:
+    """What `save` wrote: of the classes, whether the image's own or another.
+
+    Raises:
+        ValueError: it is of another recipe than `base`.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if Recipe.from_json(json.dumps(content["base"])) != _placeless(base):
+        raise ValueError(f"{path} is of another recipe; choose another --results, or remove it")
     found = {}
-    for (name, seed), run in runs.items():
-        # All at the scales of jittered training.
-        single, several = paper_scales(recipes(base, Path(), seed)["D jitter"])
-        for how, protocol in TESTS.items():
-            scales = single if how == "single" else several
-            found[name, how, seed] = evaluate_runs(
-                [run], "test", verbose=True, protocol=protocol, scales=scales
-            )[0]
+    for name, net in content["nets"].items():
+        for how, packed in net["right"].items():
+            bits = np.unpackbits(np.frombuffer(bytes.fromhex(packed), np.uint8))
+            right = bits[: content["images"]].astype(np.float32)
+            probabilities = np.stack([right, 1 - right], axis=1)
+            labels = np.zeros(len(right), np.int32)
+            found[name, how] = Evaluation(labels, probabilities, ("its own", "another"))
     return found
+
+
+def _packed(evaluation: Evaluation) -> str:
+    right = evaluation.probabilities.argmax(axis=1) == evaluation.labels
+    return np.packbits(right).tobytes().hex()
+
+
+def _placeless(base: Recipe) -> Recipe:
+    """A recipe as it is on every machine and for any seed."""
+    return base.replace(source="folder:cifar10", seed=0)
+
+
+def _fields(recipe: Recipe) -> dict[str, Any]:
+    return json.loads(_placeless(recipe).to_json())
+
+
+def _differences(base: Recipe, recipe: Recipe) -> dict[str, Any]:
+    """The fields of a run that are not the base's; of a run that it begins from, the name."""
+    if "/" in recipe.initialization:
+        recipe = recipe.replace(initialization=Path(recipe.initialization).name)
+    same = _fields(base)
+    return {"seed": recipe.seed} | {k: v for k, v in _fields(recipe).items() if v != same[k]}
 
 
 def pooled(
@@ -173,13 +233,17 @@ def markdown(judged: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in judged:
         low, high = row["interval"]
-        seeds = ", ".join(f"{value:+.2f}" for value in row["seeds"])
+        seeds = ", ".join(map(_signed, row["seeds"]))
         lines.append(
             f"| {row['claim']} | {row['paper']} | {row['one']:.2f} to {row['other']:.2f} "
-            f"| {row['difference']:+.2f} ({low:+.2f} to {high:+.2f}) | {seeds} "
+            f"| {_signed(row['difference'])} ({_signed(low)} to {_signed(high)}) | {seeds} "
             f"| {row['verdict']} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # no -0.00
 
 
 def plot(
@@ -223,11 +287,22 @@ def main() -> None:
     parser.add_argument("data", help="CIFAR-10's images, as <class>/<image>")
     parser.add_argument("--workdir", type=Path, default=Path("runs/claims"))
     parser.add_argument("--recipe", type=Path, default=here / "recipes" / "cifar10_claims.py")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--results", type=Path, help="seed-K.json and the table (default: workdir)")
     options = parser.parse_args()
     base = load_recipe(options.recipe).replace(source=f"folder:{options.data}")
-    seeds = range(options.seeds)
-    found = test(base, train(base, options.workdir, options.seeds))
+    results = options.results or options.workdir
+    for seed in options.seeds:
+        path = results / f"seed-{seed}.json"
+        if not path.exists():
+            runs = train(base, options.workdir, seed)
+            save(path, base, runs, test(base.replace(seed=seed), runs))
+    found = {
+        (*which, int(path.stem.removeprefix("seed-"))): evaluation
+        for path in results.glob("seed-*.json")
+        for which, evaluation in load(path, base).items()
+    }
+    seeds = sorted({seed for *_, seed in found})
     judged = [
         judge(claim, found, seeds)
         for claim in CLAIMS
@@ -235,8 +310,8 @@ def main() -> None:
     ]
     text = markdown(judged)
     for name, content in (("claims.json", json.dumps(judged, indent=2)), ("claims.md", text)):
-        write_atomically(options.workdir / name, lambda path, c=content: path.write_text(c))
-    plot(found, seeds, options.workdir / "claims.png")
+        write_atomically(results / name, lambda path, c=content: path.write_text(c))
+    plot(found, seeds, results / "claims.png")
     print(text)
 
 
