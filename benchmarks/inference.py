@@ -1,0 +1,222 @@
+"""How long an answer of VGG-16 takes: Keras, our exports, and other engines, side by side.
+
+python benchmarks/inference.py [--size 224] [--threads 2] [--rounds 5] [--only NAME ...]
+
+The network has 1,000 classes and random weights, which cost what trained ones do. It is exported
+once in every format; each engine then has a process of its own, with that many threads, and the
+engines take turns, so that other work on the machine meets all of them. Printed are milliseconds,
+the median of the rounds, and the share of Keras' time in the same round, with its spread. ONNX
+needs `pip install 'keras-vgg[onnx]'`, OpenVINO `pip install openvino`; what is not installed is
+left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+BATCHES = {1: 8, 32: 1}  # images -> answers in a round
+CLASSES = 1000
+
+Answer = Callable[[np.ndarray], np.ndarray]
+
+
+def _tensorflow(threads: int):
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    return tf
+
+
+def _keras(folder: Path, threads: int) -> Answer:
+    _tensorflow(threads)
+    import keras
+
+    import keras_vgg.layers  # noqa: F401  which the model has
+
+    model = keras.saving.load_model(folder / "model.keras")
+    return lambda images: model.predict(images, batch_size=len(images), verbose=0)
+
+
+def _keras_export(folder: Path, threads: int) -> Answer:
+    tf = _tensorflow(threads)
+    loaded = tf.saved_model.load(str(folder / "keras_export"))
+    return lambda images: loaded.serve(tf.constant(images)).numpy()
+
+
+def _saved_model(folder: Path, threads: int) -> Answer:
+    tf = _tensorflow(threads)
+    loaded = tf.saved_model.load(str(folder / "export" / "saved_model"))
+    serve = loaded.signatures["serving_default"]
+    return lambda images: serve(images=tf.constant(images))["probabilities"].numpy()
+
+
+def _litert(name: str) -> Callable[[Path, int], Answer]:
+    def load(folder: Path, threads: int) -> Answer:
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(str(folder / "export" / name), num_threads=threads)
+        serve = interpreter.get_signature_runner("serving_default")
+        wanted = serve.get_input_details()["images"]["dtype"]
+        return lambda images: serve(images=images.astype(wanted))["probabilities"]
+
+    return load
+
+
+def _onnxruntime(folder: Path, threads: int) -> Answer:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(folder / "export" / "model.onnx"), options)
+    return lambda images: session.run(["probabilities"], {"images": images})[0]
+
+
+def _openvino(precision: str) -> Callable[[Path, int], Answer]:
+    def load(folder: Path, threads: int) -> Answer:
+        import openvino
+
+        properties = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
+        core = openvino.Core()
+        model = core.compile_model(str(folder / "export" / "saved_model"), "CPU", properties)
+        return lambda images: model({"images": images})["probabilities"]
+
+    return load
+
+
+ENGINES: dict[str, Callable[[Path, int], Answer]] = {
+    "Keras, predict": _keras,
+    "SavedModel of Keras' model.export": _keras_export,
+    "saved_model": _saved_model,
+    "litert": _litert("model.tflite"),
+    "litert_float16": _litert("model_float16.tflite"),
+    "litert_dynamic": _litert("model_dynamic.tflite"),
+    "litert_int8": _litert("model_int8.tflite"),
+    "onnx, by ONNX Runtime": _onnxruntime,
+    "saved_model, by OpenVINO, float32": _openvino("f32"),
+    "saved_model, by OpenVINO, bfloat16": _openvino("bf16"),
+}
+SOURCE = "Keras, predict"
+
+_loaded: Answer  # in an engine's process
+
+
+def _load(name: str, folder: Path, threads: int, size: int) -> None:
+    global _loaded
+    _loaded = ENGINES[name](folder, threads)
+    for count in BATCHES:
+        answer = _loaded(_images(count, size))
+        if answer.shape != (count, CLASSES):
+            raise ValueError(f"{name}: {answer.shape} for {count} images")
+
+
+def _measure(count: int, size: int) -> float:
+    """Milliseconds of an answer: the median of a round's."""
+    images = _images(count, size)
+    _loaded(images)  # another batch size makes some engines set up anew
+    seconds = []
+    for _ in range(BATCHES[count]):
+        start = time.perf_counter()
+        _loaded(images)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)
+
+
+def _images(count: int, size: int) -> np.ndarray:
+    generator = np.random.default_rng(count)
+    return np.rint(generator.uniform(0, 255, (count, size, size, 3))).astype(np.float32)
+
+
+def write(folder: Path, size: int, formats: tuple[str, ...]) -> None:
+    import keras
+
+    from keras_vgg.export import export
+    from keras_vgg.models import VGG16
+
+    keras.utils.set_random_seed(0)
+    model = VGG16(
+        weights=None,
+        input_shape=(size, size, 3),
+        classes=CLASSES,
+        kernel_initializer="he_normal",
+        include_preprocessing=True,
+    )
+    model.save(folder / "model.keras")
+    model.export(folder / "keras_export", verbose=False)
+    images = _images(8, size)
+    names = [f"class {i}" for i in range(CLASSES)]
+    # A random network's best class wins by little, so 8-bit integers may name another.
+    options = {"images": images, "calibration": images, "tolerance": 100, "verbose": True}
+    export(model, names, folder / "export", formats=formats, **options)
+
+
+def _installed(name: str) -> bool:
+    needs = {"onnx": ("onnx", "onnxruntime", "tf2onnx"), "OpenVINO": ("openvino",)}
+    wanted = {p for word, packages in needs.items() if word in name for p in packages}
+    return all(importlib.util.find_spec(package) for package in wanted)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=224, help="pixels a side (224)")
+    parser.add_argument("--threads", type=int, default=2, help="of each engine (2)")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each engine (5)")
+    parser.add_argument(
+        "--only", nargs="+", choices=ENGINES, metavar="NAME", help="these, and Keras"
+    )
+    options = parser.parse_args()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    chosen = [name for name in ENGINES if not options.only or name in (SOURCE, *options.only)]
+    left_out = [name for name in chosen if not _installed(name)]
+    chosen = [name for name in chosen if name not in left_out]
+    for name in left_out:
+        print(f"not installed, left out: {name}", file=sys.stderr)
+
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as scratch:
+        from keras_vgg.export import FORMATS
+
+        folder = Path(scratch)
+        formats = tuple(f for f in FORMATS if f != "onnx" or any("onnx" in n for n in chosen))
+        with ProcessPoolExecutor(1, context) as writer:  # whose memory is free again after it
+            writer.submit(write, folder, options.size, formats).result()
+        workers = {name: ProcessPoolExecutor(1, context) for name in chosen}
+        try:
+            for name, worker in workers.items():
+                print(f"loading {name}", file=sys.stderr)
+                worker.submit(_load, name, folder, options.threads, options.size).result()
+            found = {name: {count: [] for count in BATCHES} for name in chosen}
+            for turn in range(options.rounds):
+                for count in BATCHES:
+                    for name, worker in workers.items():
+                        took = worker.submit(_measure, count, options.size).result()
+                        found[name][count].append(took)
+                print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
+        finally:
+            for worker in workers.values():
+                worker.shutdown(cancel_futures=True)
+    print("| engine |" + "".join(f" batch {n}, ms | of Keras' |" for n in BATCHES))
+    print("|---|" + "---|---|" * len(BATCHES))
+    for name, times in found.items():
+        cells = []
+        for count, taken in times.items():
+            shares = [t / k for t, k in zip(taken, found[SOURCE][count], strict=True)]
+            spread = f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+            cells += [f"{statistics.median(taken):.0f}", "" if name == SOURCE else spread]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
