@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -386,6 +387,20 @@ def test_a_full_disk_is_an_error_and_leaves_the_older_export(
         export(model, NAMES, directory, images=IMAGES[:2], formats=["litert"], overwrite=True)
     assert tree(directory) == before
     assert list(tmp_path.iterdir()) == [directory]
+
+
+@pytest.mark.parametrize("kilobytes", [10, 60])  # too little for the images, and for the model
+def test_files_that_may_not_grow_are_an_error_and_leave_nothing(
+    kilobytes: int, model: keras.Model, tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000 * kilobytes, hard))
+    try:
+        with pytest.raises((OSError, ExportError), match=r"disk full|File too large"):
+            export(model, NAMES, tmp_path / "export", images=IMAGES[:2], formats=["saved_model"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_operation_that_litert_lacks_is_named(tmp_path: Path) -> None:

@@ -160,7 +160,10 @@ def export(
             raise ValueError("the model's own probabilities are not finite on these images")
         scratch = built.parent / "scratch"
         scratch.mkdir()
-        np.save(scratch / "images.npy", images)
+        try:
+            np.save(scratch / "images.npy", images)
+        except OSError as error:  # NumPy's says how many bytes, and of no file
+            raise OSError(f"{scratch} cannot be written; is the disk full? ({error})") from error
         lean = folded(model if stand_in is None else in_float32(stand_in(built)))
         artifacts = []
         for format in formats:
