@@ -152,7 +152,7 @@ def test_a_compressed_one_is_proved_on_images_that_did_not_choose_its_ranks(
     chosen_by = []
 
     def note(model: keras.Model, images: np.ndarray, labels: np.ndarray, **options: object):
-        chosen_by.extend([images, options["training"][0]])
+        chosen_by.extend([images, options["training"]])
         return compress(model, images, labels, **options)
 
     compress = exporting.compression.compress

@@ -9,6 +9,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_vgg import data, hardware, runs
 from keras_vgg import fit as fitting
@@ -322,3 +323,30 @@ def test_environment_is_recorded(finished):
     described = finished.read_json("data.json")
     counts = {name: split["images"] for name, split in described["splits"].items()}
     assert counts == {"train": 319, "validation": 40, "test": 1438}
+
+
+def test_callbacks_see_epochs_that_are_kept(tmp_path):
+    seen = []
+
+    class Note(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            run = Run.open(tmp_path / "run")
+            seen.append((len(run.history), len(run.checkpoints), "val_accuracy" in logs))
+            self.model.stop_training = epoch == 1
+
+    run = fit(TINY, tmp_path / "run", verbose=0, callbacks=[Note()])
+
+    assert seen == [(1, 1, True), (2, 2, True)]
+    assert run.results["epochs"] == 2
+
+
+def test_too_little_memory_is_named_and_can_be_begun_again(tmp_path, monkeypatch):
+    def exhausted(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\npages")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.Model, "fit", exhausted)
+        with pytest.raises(MemoryError, match=r"batches of 32; try a smaller --batch-size.*OOM"):
+            fit(TINY, tmp_path / "run", verbose=0)
+    smaller = TINY.replace(batch_size=16, epochs=1, warmup_epochs=0)
+    assert fit(smaller, tmp_path / "run", verbose=0).finished

@@ -48,6 +48,7 @@ ALLOWED = {
         ),
         *("transfer", "weights"),
     },
+    "tuning": {"architecture", "atomic", "data", "fit", "hardware", "recipe"},
     "runs": {
         *("atomic", "augment", "convert", "data", "evaluation", "export", "fit", "hardware"),
         *("imagenet", "models", "pieces", "progress", "recipe", "report", "weights"),

@@ -42,12 +42,11 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Point:
-    """A network: layer -> rank, its parameters, and its top-1 accuracies in [0, 1]."""
+    """A network: layer -> rank, its parameters, and its top-1 accuracy in [0, 1]."""
 
     ranks: Mapping[str, int]
     parameters: int
     top1: float
-    training_top1: float
     tuned: bool
 
 
@@ -119,7 +118,7 @@ def compress(
     images: np.ndarray,
     labels: np.ndarray,
     *,
-    training: tuple[np.ndarray, np.ndarray],
+    training: np.ndarray,
     max_drop: float = 0.25,
     energies: Sequence[float] = ENERGIES,
     fine_tune_steps: int = 0,
@@ -128,14 +127,13 @@ def compress(
 
     The ranks come from the spectra: for each of `energies`, those that keep that share of both
     layers' energy. From the smallest on, each network is tested; the first that loses no more than
-    `max_drop` is it, neither on `images` nor on the training images, for few images alone are
-    soon right by chance.
+    `max_drop` is it, if the next does not either, for one alone may be right by chance.
 
     Args:
         model: a VGG with head="fc".
         images, labels: [n, size, size, 3] and [n] integers, of the validation set.
-        training: [m, size, size, 3] and [m], of the training set: the images of the spectra and of
-            fine tuning. No layer gets a rank above m.
+        training: [m, size, size, 3], of the training set: the images of the spectra and of fine
+            tuning. No layer gets a rank above m.
         max_drop: percentage points of top-1 accuracy.
         energies: shares in (0, 1], ascending.
         fine_tune_steps: teach each network that is not good enough the original's probabilities,
@@ -147,9 +145,7 @@ def compress(
     """
     _check(model, images, labels, training, max_drop, energies)
     body, head = _split(model)
-    features, taught = (
-        body.predict(x, batch_size=_BATCH, verbose=0) for x in (images, training[0])
-    )
+    features, taught = (body.predict(x, batch_size=_BATCH, verbose=0) for x in (images, training))
     between = keras.Model(*(model.get_layer(name).input for name in LAYERS))
     inputs = taught, _answers(between, taught)
     spectra = {
@@ -159,16 +155,14 @@ def compress(
     teacher = _answers(head, taught)
 
     def measured(network: keras.Model, ranks: Mapping[str, int], tuned: bool = False) -> Point:
-        right, right_taught = (
-            float(np.mean(_answers(network, x).argmax(axis=1) == y))
-            for x, y in ((features, labels), (taught, training[1]))
-        )
-        return Point(ranks, rest + network.count_params(), right, right_taught, tuned)
+        right = float(np.mean(_answers(network, features).argmax(axis=1) == labels))
+        return Point(ranks, rest + network.count_params(), right, tuned)
 
     rest = model.count_params() - head.count_params()
     full = {name: min(head.get_layer(name).kernel.shape) for name in LAYERS}
     original = measured(head, full)
-    points = []
+    points: list[Point] = []
+    good: tuple[keras.Model, Point] | None = None
     for energy in energies:
         ranks = {name: min(found.rank(energy), len(taught)) for name, found in spectra.items()}
         ranks = {n: r for n, r in ranks.items() if r < _break_even(head.get_layer(n))}
@@ -176,21 +170,29 @@ def compress(
             continue
         small = factorise(head, ranks, spectra)
         point = measured(small, ranks)
-        if _lost(original, point) > max_drop and fine_tune_steps:
+        lost = _lost(original, point)
+        if lost > max_drop and fine_tune_steps:
             before = small.get_weights()
             _teach(small, taught, teacher, fine_tune_steps)
             tuned = measured(small, ranks, tuned=True)
-            if _lost(original, tuned) < _lost(original, point):
-                point = tuned
+            if _lost(original, tuned) < lost:
+                point, lost = tuned, _lost(original, tuned)
             else:
                 small.set_weights(before)
         points.append(point)
-        if _lost(original, point) <= max_drop:
-            whole = factorise(model, ranks, spectra)
-            for layer in small.layers:
-                if layer.weights:
-                    whole.get_layer(layer.name).set_weights(layer.get_weights())
-            return Compression(whole, point, original, tuple(points))
+        if lost > max_drop:
+            good = None
+        elif good is None:
+            good = small, point
+        else:
+            break
+    if good is not None:
+        small, chosen = good
+        whole = factorise(model, chosen.ranks, spectra)
+        for layer in small.layers:
+            if layer.weights:
+                whole.get_layer(layer.name).set_weights(layer.get_weights())
+        return Compression(whole, chosen, original, tuple(points))
     tried = ", ".join(f"{p.parameters:,} parameters {p.top1:.2%}" for p in points)
     raise ValueError(
         f"no factorisation keeps the accuracy of {original.top1:.2%} within {max_drop:g} percentage"
@@ -247,9 +249,8 @@ def _teach(
 
 
 def _lost(original: Point, point: Point) -> float:
-    """Percentage points, where it lost most; without float64's last digits."""
-    lost = original.top1 - point.top1, original.training_top1 - point.training_top1
-    return round(100 * max(lost), 9)
+    """Percentage points, without float64's last digits."""
+    return round(100 * (original.top1 - point.top1), 9)
 
 
 def _break_even(layer: keras.layers.Dense) -> int:
@@ -273,18 +274,17 @@ def _check(
     model: keras.Model,
     images: np.ndarray,
     labels: np.ndarray,
-    training: tuple[np.ndarray, np.ndarray],
+    training: np.ndarray,
     max_drop: float,
     energies: Sequence[float],
 ) -> None:
     for name in LAYERS:
         _check_rank(model, name, 1)
-    for x, y in ((images, labels), training):
-        if not len(x) or np.shape(y) != (len(x),):
-            raise ValueError(
-                "compression needs labelled images to choose ranks by, and of the training set;"
-                f" there are {len(x)} images with labels {np.shape(y)}"
-            )
+    if not len(images) or not len(training) or np.shape(labels) != (len(images),):
+        raise ValueError(
+            "compression needs labelled images to choose ranks by, and images of the training set;"
+            f" there are {len(images)} with labels {np.shape(labels)}, and {len(training)}"
+        )
     if not max_drop >= 0:
         raise ValueError(f"max_drop must be 0 or more percentage points, not {max_drop}")
     if (

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -45,7 +46,13 @@ __all__ = [
 _CACHE_BYTES = 2**30  # validation images that fit are prepared once, not every epoch
 
 
-def fit(recipe: Recipe, workdir: str | Path, verbose: int | str = "auto") -> Run:
+def fit(
+    recipe: Recipe,
+    workdir: str | Path,
+    verbose: int | str = "auto",
+    *,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Run:
     """Train a recipe in a run directory, or go on with the run that is there.
 
     The directory gets recipe.json, environment.json, data.json, metrics.csv, model.keras (the
@@ -56,6 +63,8 @@ def fit(recipe: Recipe, workdir: str | Path, verbose: int | str = "auto") -> Run
         workdir: The run directory: new, empty, or an earlier run of the same recipe.
         verbose: 0: print nothing. 2: a line an epoch, on stdout. "auto" or 1: where stderr is a
             terminal a progress bar there, and a row an epoch above it; elsewhere as 2.
+        callbacks: Called after the run's own, so that an epoch is kept when they see its end. What
+            they keep themselves does not survive a resume.
 
     Returns:
         The finished run.
@@ -64,6 +73,7 @@ def fit(recipe: Recipe, workdir: str | Path, verbose: int | str = "auto") -> Run
         ValueError, OSError: the recipe, its data or the directory will not do. Nothing is left of
             a run that had not begun; one that fails in its first epoch can be begun again.
         TrainingDiverged: the loss became NaN.
+        MemoryError: the network and its batches do not fit the device.
     """
     existed = Path(workdir).exists()
     run, is_new = claim(workdir, recipe)
@@ -72,14 +82,29 @@ def fit(recipe: Recipe, workdir: str | Path, verbose: int | str = "auto") -> Run
             print(f"{run.directory} is finished; nothing to do")
         return run
     try:
-        return _train(run, is_new, verbose)
+        with _exhaustion_named(recipe):
+            return _train(run, is_new, verbose, callbacks)
     except BaseException:
         if not existed and not any(run.directory.iterdir()):
             run.directory.rmdir()
         raise
 
 
-def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
+@contextlib.contextmanager
+def _exhaustion_named(recipe: Recipe) -> Iterator[None]:
+    """TensorFlow's error has pages about its allocator."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise MemoryError(
+            f"the memory is not enough for batches of {recipe.batch_size}; try a smaller "
+            f"--batch-size or --width-multiplier ({error.message.splitlines()[0]})"
+        ) from error
+
+
+def _train(
+    run: Run, is_new: bool, verbose: int | str, callbacks: Sequence[keras.callbacks.Callback]
+) -> Run:
     recipe = run.recipe
     engine = hardware.choose_engine(recipe)
     keras.utils.set_random_seed(recipe.seed)
@@ -142,6 +167,7 @@ def _train(run: Run, is_new: bool, verbose: int | str) -> Run:
                     recorder,
                     keras.callbacks.TensorBoard(run.directory / "tensorboard", write_graph=False),
                     progress,
+                    *callbacks,
                 ],
                 shuffle=False,  # the data set shuffles, and Keras warns of the default
                 verbose=0,

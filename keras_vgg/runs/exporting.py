@@ -165,7 +165,7 @@ def _export(
             found = compression.compress(
                 model,
                 *chosen_by,
-                training=_arrays(_taken(train, COMPRESSION_IMAGES), transform),
+                training=_arrays(_taken(train, COMPRESSION_IMAGES), transform)[0],
                 max_drop=tolerance / 2,
                 fine_tune_steps=fine_tune_steps,
             )
@@ -186,10 +186,11 @@ def _export(
 
 def _show(found: compression.Compression, drop: float, folder: Path) -> None:
     """compression.json and compression.png: what was tried."""
+    chosen = found.points.index(found.chosen)
     figures = {
         "original": asdict(found.original),
         "points": [asdict(point) for point in found.points],
-        "chosen": len(found.points) - 1,
+        "chosen": chosen,
     }
     (folder / "compression.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     report.plot_sizes(
@@ -197,7 +198,7 @@ def _show(found: compression.Compression, drop: float, folder: Path) -> None:
             (p.parameters, p.top1, ", ".join(f"{n} rank {r}" for n, r in p.ranks.items()))
             for p in found.points
         ],
-        len(found.points) - 1,
+        chosen,
         folder / "compression.png",
         original=(found.original.parameters, found.original.top1),
         allowed=found.original.top1 - drop,

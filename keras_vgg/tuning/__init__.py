@@ -1,0 +1,26 @@
+"""Searches over recipes with keras-tuner: `VGGHyperModel` for any tuner, `search` for all of it."""
+
+try:
+    import keras_tuner  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "keras_vgg.tuning needs keras-tuner: pip install 'keras-vgg[tune]'"
+    ) from error
+
+from keras_vgg.tuning.hypermodel import Limits, VGGHyperModel
+from keras_vgg.tuning.results import Attempt, attempts, best
+from keras_vgg.tuning.search import search
+from keras_vgg.tuning.space import Range, Space, default_space, parse_space
+
+__all__ = [
+    "Attempt",
+    "Limits",
+    "Range",
+    "Space",
+    "VGGHyperModel",
+    "attempts",
+    "best",
+    "default_space",
+    "parse_space",
+    "search",
+]

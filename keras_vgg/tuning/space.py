@@ -1,0 +1,221 @@
+"""What a search varies: fields of a recipe, each with a range or a list of choices."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from keras_vgg.recipe import Recipe
+
+if TYPE_CHECKING:
+    import keras_tuner
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """All numbers from low to high, both included; of an integer field the integers.
+
+    Attributes:
+        low, high: The bounds.
+        log: Draw the logarithm evenly: for what varies over orders of magnitude.
+        step: Only low, low + step, ...
+
+    Raises:
+        ValueError: nothing lies in the range, or the logarithm of a bound is no number.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"the range from {self.low:g} to {self.high:g} is empty")
+        if self.log and not self.low > 0:
+            raise ValueError(f"a logarithmic range begins above 0, not at {self.low:g}")
+        if self.step is not None and (self.log or not 0 < self.step <= self.high - self.low):
+            raise ValueError(
+                f"a step of {self.step:g} does not fit a {'logarithmic ' if self.log else ''}range "
+                f"from {self.low:g} to {self.high:g}"
+            )
+
+
+Space = Mapping[str, Range | Sequence[Any]]
+"""Field of a recipe -> what is tried. A single choice is not searched, but set."""
+
+# Other values of these would be other images, so that scores could not be compared.
+_OF_THE_DATA = ("source", "seed", "on_bad_image", "validation_fraction", "test_fraction")
+_OF_THE_DATA += ("train_split", "validation_split", "test_split")
+_OF_THE_DATA += ("data_dir", "manual_dir", "download", "keep_checkpoints")
+
+_HEADS_WITH_HIDDEN_UNITS = ("fc", "conv")
+
+
+def default_space(recipe: Recipe) -> dict[str, Range | Sequence[Any]]:
+    """What is worth trying around a recipe: the network, its training and what it sees."""
+    side = recipe.image_size
+    space: dict[str, Range | Sequence[Any]] = {
+        "configuration": ("A", "B", "C", "D", "E"),
+        "width_multiplier": (0.125, 0.25, 0.5),
+        "batch_norm": (True, False),
+        "head": ("fc", "gap"),
+        "hidden_units": (64, 128, 256, 512),
+        "dropout": Range(0.0, 0.6, step=0.1),
+        "learning_rate": Range(0.003, 0.3, log=True),
+        "momentum": (0.8, 0.9, 0.95),
+        "weight_decay": Range(1e-5, 1e-2, log=True),
+        "label_smoothing": (0.0, 0.05, 0.1),
+        "batch_size": (32, 64, 128),
+        "brightness": Range(0.0, 0.4, step=0.1),
+        "contrast": Range(0.0, 0.4, step=0.1),
+        "saturation": Range(0.0, 0.4, step=0.1),
+        "hue": Range(0.0, 0.1, step=0.02),
+        "crop_padding": (0, 2, 4),
+    }
+    if recipe.train_scale is not None:
+        space["train_scale"] = ((side, side), (side, side * 5 // 4), (side * 9 // 8, side * 3 // 2))
+        space["crop_padding"] = (recipe.crop_padding,)
+    return space
+
+
+def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Sequence[Any]]]:
+    """(the recipe with what has a single choice, what is to be searched).
+
+    Raises:
+        ValueError: a field that there is not or that may not differ between trials; nothing to try
+            or to search; a value that a recipe cannot have.
+    """
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    searched: dict[str, Range | Sequence[Any]] = {}
+    for name, choices in space.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"a recipe has no field {name!r} to search{hint}")
+        single = not isinstance(choices, Range) and len(choices) == 1
+        if name in _OF_THE_DATA and not single:
+            raise ValueError(f"{name} cannot be searched: scores on other images do not compare")
+        if isinstance(choices, Range):
+            if name not in _numbers(recipe):
+                raise ValueError(f"{name} is no number: give choices, not a range")
+        elif not choices:
+            raise ValueError(f"{name} has no choices")
+        for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
+            recipe.replace(**{name: _number(recipe, name, value)})
+        if single:
+            recipe = recipe.replace(**{name: choices[0]})
+        else:
+            searched[name] = choices if isinstance(choices, Range) else tuple(choices)
+    heads = searched.get("head", (recipe.head,))
+    if not set(heads) & set(_HEADS_WITH_HIDDEN_UNITS):
+        searched.pop("hidden_units", None)
+    if not searched:
+        raise ValueError("nothing to search: every field has a single choice")
+    return recipe, searched
+
+
+def declare(hp: keras_tuner.HyperParameters, recipe: Recipe, searched: Space) -> Recipe:
+    """The recipe that a trial's hyperparameters stand for; declares those that are not there yet.
+
+    Each is called as its field. hidden_units is only there for heads that have them. Where
+    train_scale is searched and eval_scale not, evaluation is at the middle of the training scales,
+    as the paper has it.
+    """
+    values: dict[str, Any] = {}
+    head_first = sorted(searched, key=lambda name: name != "head")
+    for name in head_first:
+        if name == "hidden_units" and "head" in searched:
+            with hp.conditional_scope("head", list(_HEADS_WITH_HIDDEN_UNITS)):
+                found = _draw(hp, recipe, name, searched[name])
+                # Where the head has none the scope gives None.
+                if found is not None:
+                    values[name] = found
+        else:
+            values[name] = _draw(hp, recipe, name, searched[name])
+    if values.get("train_scale") and "eval_scale" not in searched:
+        values["eval_scale"] = sum(values["train_scale"]) // 2
+    return recipe.replace(**values)
+
+
+def parse_space(entries: Sequence[str]) -> dict[str, Range | Sequence[Any]]:
+    """A space from text: FIELD=VALUE,VALUE,... or FIELD=LOW:HIGH, LOW:HIGH:log or LOW:HIGH:STEP.
+
+    A pair, of train_scale, is written 32-40; none is None.
+
+    Raises:
+        ValueError: an entry that is none of these.
+    """
+    space: dict[str, Range | Sequence[Any]] = {}
+    for entry in entries:
+        name, equals, text = entry.partition("=")
+        if not (name and equals and text):
+            raise ValueError(f"{entry!r} is not FIELD=VALUES, as in learning_rate=0.01:0.3:log")
+        parts = text.split(":")
+        try:
+            if len(parts) == 1:
+                space[name] = tuple(_value(word) for word in text.split(","))
+            elif len(parts) == 2 or (len(parts) == 3 and parts[2] == "log"):
+                space[name] = Range(float(parts[0]), float(parts[1]), log=len(parts) == 3)
+            else:
+                low, high, step = map(float, parts)
+                space[name] = Range(low, high, step=step)
+        except ValueError as error:
+            raise ValueError(f"{entry}: {error}") from None
+    return space
+
+
+def _draw(
+    hp: keras_tuner.HyperParameters, recipe: Recipe, name: str, choices: Range | Sequence[Any]
+) -> Any:
+    if isinstance(choices, Range):
+        sampling = "log" if choices.log else "linear"
+        default = getattr(recipe, name)
+        inside = isinstance(default, int | float) and choices.low <= default <= choices.high
+        options = {"sampling": sampling, "default": default if inside else None}
+        if _numbers(recipe)[name] is int:
+            step = None if choices.log else int(choices.step or 1)
+            return hp.Int(name, int(choices.low), int(choices.high), step=step, **options)
+        found = hp.Float(name, choices.low, choices.high, step=choices.step, **options)
+        return None if found is None else float(f"{found:.12g}")  # 0.1 + 0.2 is 0.3
+    if all(isinstance(choice, bool) for choice in choices):
+        return hp.Boolean(name, default=getattr(recipe, name))
+    if len({type(choice) for choice in choices}) == 1 and isinstance(choices[0], str):
+        return hp.Choice(name, list(choices))
+    if all(type(choice) in (int, float) for choice in choices):
+        number = _numbers(recipe).get(name, float)
+        return hp.Choice(name, [number(choice) for choice in choices])
+    # keras-tuner's choices are texts or numbers; a pair, or None among pairs, is neither.
+    found = hp.Choice(name, [json.dumps(choice) for choice in choices])
+    decoded = json.loads(found)
+    return tuple(decoded) if isinstance(decoded, list) else decoded
+
+
+def _numbers(recipe: Recipe) -> dict[str, type]:
+    kinds = {"int": int, "float": float, "int | None": int}
+    return {f.name: kinds[f.type] for f in dataclasses.fields(recipe) if f.type in kinds}
+
+
+def _number(recipe: Recipe, name: str, value: Any) -> Any:
+    """A bound of an integer's range may be written 32.0."""
+    if _numbers(recipe).get(name) is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _value(word: str) -> Any:
+    words = {"none": None, "true": True, "false": False}
+    if word.lower() in words:
+        return words[word.lower()]
+    low, dash, high = word.partition("-")
+    if dash and low.isdigit() and high.isdigit():
+        return int(low), int(high)
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word

@@ -1,0 +1,142 @@
+"""What a search varies: ranges and choices become hyperparameters, and these a recipe."""
+
+from __future__ import annotations
+
+import keras_tuner
+import pytest
+
+from keras_vgg.recipe import Recipe
+from keras_vgg.tuning import Range, default_space, parse_space
+from keras_vgg.tuning.space import declare, resolve
+
+BASE = Recipe()
+
+
+def drawn(space: dict, **values: object) -> Recipe:
+    recipe, searched = resolve(BASE, space)
+    hp = keras_tuner.HyperParameters()
+    declare(hp, recipe, searched)
+    hp.values.update(values)
+    return declare(hp, recipe, searched)
+
+
+def test_hyperparameters_are_called_as_fields_and_begin_at_the_recipes_values() -> None:
+    recipe, searched = resolve(BASE, default_space(BASE))
+    hp = keras_tuner.HyperParameters()
+    found = declare(hp, recipe, searched)
+    assert {parameter.name for parameter in hp.space} == searched.keys()
+    assert hp.values["learning_rate"] == BASE.learning_rate
+    assert hp.values["dropout"] == BASE.dropout
+    assert isinstance(found, Recipe)
+
+
+def test_every_draw_of_the_default_space_is_a_recipe() -> None:
+    recipe, searched = resolve(BASE, default_space(BASE))
+    hp = keras_tuner.HyperParameters()
+    declare(hp, recipe, searched)
+    oracle = keras_tuner.oracles.RandomSearchOracle(
+        objective=keras_tuner.Objective("val_accuracy", "max"), hyperparameters=hp, seed=1
+    )
+    seen = []
+    for trial in range(40):
+        values = oracle.populate_space(str(trial))["values"]
+        drawn_hp = hp.copy()
+        drawn_hp.values = values
+        seen.append(declare(drawn_hp, recipe, searched))
+        assert ("hidden_units" in values) == (seen[-1].head == "fc")
+    assert {r.configuration for r in seen} == set("ABCDE")
+    assert {r.batch_size for r in seen} == {32, 64, 128}
+    assert {type(r.train_scale) for r in seen} == {tuple}
+    assert all(0.003 <= r.learning_rate <= 0.3 for r in seen)
+    assert {r.hue for r in seen} <= {0.0, 0.02, 0.04, 0.06, 0.08, 0.1}
+
+
+def test_evaluation_follows_the_training_scales() -> None:
+    space = {"train_scale": ((32, 36), (32, 48))}
+    assert drawn(space, train_scale="[32, 48]").eval_scale == 40
+    assert drawn({**space, "eval_scale": (32, 34)}, train_scale="[32, 48]").eval_scale == 32
+
+
+def test_a_single_choice_is_set_and_not_searched() -> None:
+    recipe, searched = resolve(BASE, {"epochs": (3,), "momentum": (0.8, 0.9)})
+    assert recipe.epochs == 3
+    assert searched.keys() == {"momentum"}
+    recipe, searched = resolve(BASE, {"head": ("gap",), "hidden_units": (8, 16), "epochs": (1, 2)})
+    assert (recipe.head, searched.keys()) == ("gap", {"epochs"})
+
+
+def test_integers_of_a_range() -> None:
+    recipe = drawn({"batch_size": Range(16, 64, step=16)}, batch_size=48)
+    assert recipe.batch_size == 48
+    assert isinstance(recipe.batch_size, int)
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("learning_rate=0.01:0.3:log", Range(0.01, 0.3, log=True)),
+        ("hue=0:0.1:0.02", Range(0, 0.1, step=0.02)),
+        ("dropout=0:0.5", Range(0, 0.5)),
+        ("batch_size=32,64", (32, 64)),
+        ("configuration=A,A-LRN", ("A", "A-LRN")),
+        ("train_scale=none,32-40", (None, (32, 40))),
+        ("batch_norm=true,False", (True, False)),
+        ("source=folder:photos", None),
+    ],
+)
+def test_text(entry: str, expected: object) -> None:
+    if expected is None:
+        with pytest.raises(ValueError, match=r"source=folder:photos"):
+            parse_space([entry])
+    else:
+        assert [*parse_space([entry]).values()] == [expected]
+
+
+def test_a_pair_or_none_is_given_back_as_it_was() -> None:
+    space = {"train_scale": (None, (32, 40))}
+    assert drawn(space, train_scale="null").train_scale is None
+    assert drawn(space, train_scale="[32, 40]").train_scale == (32, 40)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            {"lerning_rate": (1, 2)},
+            "no field 'lerning_rate' to search; did you mean 'learn",
+        ),
+        ({"seed": (1, 2)}, "seed cannot be searched"),
+        ({"source": ("digits", "mnist")}, "source cannot be searched"),
+        ({"momentum": ()}, "momentum has no choices"),
+        ({"head": Range(1, 2)}, "head is no number"),
+        ({"momentum": (0.9, 2.0)}, "momentum"),
+        ({"configuration": ("A", "Z")}, "Z"),
+        ({"dropout": Range(0.5, 1.5)}, "dropout"),
+        ({"momentum": (0.9,)}, "nothing to search"),
+        ({"head": ("gap",), "hidden_units": (1, 2)}, "nothing to search"),
+    ],
+)
+def test_wrong_spaces(space: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(BASE, space)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"low": 2, "high": 1}, "from 2 to 1 is empty"),
+        ({"low": 1, "high": 1}, "is empty"),
+        ({"low": 0, "high": 1, "log": True}, "begins above 0"),
+        ({"low": 0, "high": 1, "step": 2}, "step of 2"),
+        ({"low": 1, "high": 2, "step": 0.1, "log": True}, "step of 0.1"),
+    ],
+)
+def test_wrong_ranges(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Range(**arguments)
+
+
+@pytest.mark.parametrize("entry", ["dropout", "=1", "dropout=", "dropout=a:b", "dropout=1:0"])
+def test_wrong_text(entry: str) -> None:
+    with pytest.raises(ValueError, match=entry):
+        parse_space([entry])
