@@ -9,7 +9,7 @@ except ImportError as error:
 
 from keras_vgg.tuning.hypermodel import Limits, VGGHyperModel
 from keras_vgg.tuning.results import Attempt, attempts, best
-from keras_vgg.tuning.search import search
+from keras_vgg.tuning.searching import search
 from keras_vgg.tuning.space import Range, Space, default_space, parse_space
 
 __all__ = [

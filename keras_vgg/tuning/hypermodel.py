@@ -165,6 +165,8 @@ class VGGHyperModel(keras_tuner.HyperModel):
         engine = hardware.choose_engine(recipe)
         model = fit.build_model(recipe, self.classes, statistics, engine.precision)
         fit.compile_model(model, recipe, engine)
+        # keras-tuner loads the weights of a trial with its optimiser's.
+        model.optimizer.build(model.trainable_variables)
         return model
 
     def fit(

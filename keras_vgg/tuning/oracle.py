@@ -181,9 +181,9 @@ def serve(
 
 @contextmanager
 def quiet_keras_tuner() -> Iterator[None]:
-    """Without the deprecation warning of threading.currentThread, which keras-tuner 1.4 calls."""
+    """Without the deprecation warnings of what keras-tuner 1.4 calls of threading."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"currentThread\(\) is deprecated")
+        warnings.filterwarnings("ignore", message=r"(currentThread|getName)\(\) is deprecated")
         yield
 
 

@@ -115,7 +115,11 @@ def search(
         searcher = _Tuner(
             oracle, hypermodel, workdir, clock, watch, prune=prune and tuner != "hyperband"
         )
-        searcher.run(worker_timeout)
+        try:
+            searcher.run(worker_timeout)
+        finally:
+            if not searcher.is_worker:
+                clock.keep()
     found = attempts(workdir)
     if searcher.is_worker:
         return found

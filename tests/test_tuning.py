@@ -1,0 +1,350 @@
+"""Searches: what a trial is, what survives an interruption, what comes out, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import keras_tuner
+import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+from keras_vgg import architecture, cli, fit
+from keras_vgg.fit.callbacks import Recorder
+from keras_vgg.recipe import load_recipe
+from keras_vgg.tuning import Attempt, Limits, Range, VGGHyperModel, attempts, best, search
+from keras_vgg.tuning.hypermodel import cost
+from keras_vgg.tuning.oracle import TUNERS
+from keras_vgg.tuning.results import importances, pareto
+from keras_vgg.tuning.searching import _Pruner
+from keras_vgg.tuning.watch import line
+from tests.test_fit import TINY
+
+BASE = TINY.replace(epochs=2, rgb_shift=0.0, warmup_epochs=0.5)
+SPACE = {
+    "learning_rate": Range(0.001, 0.1, log=True),
+    "head": ("fc", "gap"),
+    "hidden_units": (4, 8),
+    "batch_size": (16, 32),
+    "train_scale": ((32, 32), (32, 40)),
+}
+NOTHING_FITS = Limits(parameters=1)
+
+
+def searched_in(workdir: Path, **options: object) -> list[Attempt]:
+    options = {"tuner": "random", "space": SPACE, "max_trials": 2, "verbose": False} | options
+    return search(BASE, workdir, **options)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("tuning") / "search"
+    searched_in(workdir)
+    return workdir
+
+
+def test_a_search_leaves_its_trials_and_what_they_say(searched: Path) -> None:
+    found = attempts(searched)
+    assert [a.number for a in found] == [0, 1]
+    for a in found:
+        run = fit.Run.open(a.folder / "run")
+        assert a.val_accuracy == run.results["validation_accuracy"] == max(a.curve)
+        assert a.parameters == run.results["parameters"]
+        assert a.state == "done"
+        for name, value in a.values.items():
+            tried = getattr(run.recipe, name)
+            assert value == ("-".join(map(str, tried)) if isinstance(tried, tuple) else tried)
+        assert run.recipe.differences(BASE).keys() <= {*SPACE, "eval_scale"}
+    with (searched / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val_accuracy"]) for row in rows] == [a.val_accuracy for a in found]
+    for name in ("search.png", "parallel_coordinates.png"):
+        assert (searched / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_recipe_gives_its_score_again(searched: Path, tmp_path: Path) -> None:
+    run = fit.fit(load_recipe(searched / "best_recipe.py"), tmp_path / "run", verbose=0)
+    assert run.results["validation_accuracy"] == best(attempts(searched)).val_accuracy
+    assert "have not been read" in (searched / "best_recipe.py").read_text()
+
+
+def test_tensorboard_has_the_hyperparameters(searched: Path) -> None:
+    (file,) = (searched / "trial_0" / "run" / "tensorboard").glob("events*")
+    tags = [v.tag for event in EventFileLoader(str(file)).Load() for v in event.summary.value]
+    assert "_hparams_/session_start_info" in tags
+
+
+def test_a_finished_search_is_repeated_from_its_files(
+    searched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "fit", lambda *_, **__: pytest.fail("trained again"))
+    before = attempts(searched)
+    assert searched_in(searched) == before
+
+
+def test_an_interrupted_search_ends_as_if_it_had_not_been(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+    on_epoch_begin = Recorder.on_epoch_begin
+
+    def interrupt(self: Recorder, epoch: int, logs: dict | None = None) -> None:
+        begun.append(epoch)
+        if len(begun) == 4:  # the second epoch of the second trial
+            raise KeyboardInterrupt
+        on_epoch_begin(self, epoch, logs)
+
+    monkeypatch.setattr(Recorder, "on_epoch_begin", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        searched_in(tmp_path / "search")
+    # As a kill between two files leaves it: a trial that the oracle does not know of.
+    shutil.copytree(tmp_path / "search" / "trial_1", tmp_path / "search" / "trial_2")
+    state = json.loads((tmp_path / "search" / "oracle.json").read_text())
+    assert state["ongoing_trials"] == {"tuner0": "1"}
+    (tmp_path / "search" / "trial_2" / "facts.json").unlink()
+
+    found = searched_in(tmp_path / "search")
+
+    assert begun == [0, 1, 0, 1, 1]  # no epoch is lost but the one that was cut off
+    assert [(a.values, a.curve) for a in found] == [(a.values, a.curve) for a in attempts(searched)]
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_a_seed_makes_a_search_again(tuner: str, tmp_path: Path) -> None:
+    """By trials that are refused, which takes no time."""
+
+    def tried(name: str, seed: int) -> list:
+        options = {"tuner": tuner, "seed": seed, "limits": NOTHING_FITS, "max_trials": 5}
+        with pytest.raises(ValueError, match=r"all \d trials failed, the last: refused: \d"):
+            searched_in(tmp_path / name, **options)
+        return [dict(a.values) for a in attempts(tmp_path / name)]
+
+    assert tried("a", 0) == tried("b", 0)
+    assert tuner == "grid" or tried("c", 1) != tried("a2", 0)
+    assert all(a.state == "refused" for a in attempts(tmp_path / "a"))
+
+
+def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    base = BASE.replace(batch_norm=False)
+    space = {"learning_rate": (1000.0, 0.01)}
+    found = search(base, tmp_path / "s", tuner="grid", space=space, max_trials=2)
+    assert {a.state for a in found} == {"failed", "done"}
+    failed = next(a for a in found if a.state == "failed")
+    assert "the loss is not a number" in failed.reason
+    assert best(found).values == {"learning_rate": 0.01}
+    said = capsys.readouterr().out
+    assert f"trial {failed.number} failed: the loss is not a number" in said
+    assert "best " in said
+
+
+def test_the_budget_ends_a_search_which_a_larger_one_goes_on_with(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"were over before one trial .*larger budget"):
+        searched_in(tmp_path / "s", budget=1e-3)
+    spent = json.loads((tmp_path / "s" / "spent.json").read_text())["seconds"]
+    found = searched_in(tmp_path / "s", budget=spent + 1000, max_trials=1)
+    assert [a.state for a in found] == ["done"]
+
+
+def test_hyperband_trains_the_best_for_longer(tmp_path: Path) -> None:
+    base = BASE.replace(epochs=3)
+    found = search(
+        base, tmp_path / "s", tuner="hyperband", space=SPACE, max_trials=4, verbose=False
+    )
+    assert [a.epochs for a in found] == [1, 1, 1, 3]
+    first = max(found[:3], key=lambda a: a.val_accuracy)
+    again = {k: v for k, v in found[3].values.items() if k != "epochs"}
+    assert again == {k: v for k, v in first.values.items() if k != "epochs"}
+    assert len(found[3].curve) == 3
+
+
+def attempt(folder: Path, number: int, *curve: float, **facts: object) -> Attempt:
+    options = {"parameters": 10, "epochs": 6, "at": number, "val_accuracy": max(curve)} | facts
+    return Attempt(folder / f"trial_{number}", options.pop("values", {}), curve=curve, **options)
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "stopped"),
+    [
+        ([0.1, 0.2], 3, True),
+        ([0.5, 0.2], 3, False),  # it was better once
+        ([0.1, 0.2], 2, False),  # too few to tell
+        ([0.1], 3, False),  # too early
+        ([0.1] * 6, 3, True),  # stopped before its last epoch
+    ],
+)
+def test_a_hopeless_trial_is_ended(
+    mine: list, others: int, stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = [attempt(tmp_path, n, 0.3, 0.4, 0.4, 0.5, 0.5, 0.6) for n in range(others)]
+    monkeypatch.setattr("keras_vgg.tuning.searching.attempts", lambda _: there)
+    folder = tmp_path / "trial_9"
+    folder.mkdir()
+
+    class Model:
+        stop_training = False
+
+    pruner = _Pruner(tmp_path, folder, BASE.replace(epochs=6))
+    pruner.set_model(Model())
+    pruner.on_train_begin()
+    for epoch, accuracy in enumerate(mine):
+        pruner.on_epoch_end(epoch, {"val_accuracy": accuracy})
+        if pruner.model.stop_training:
+            break
+    assert pruner.model.stop_training == stopped == (folder / "pruned").exists()
+    assert epoch < 5
+
+
+def test_the_front_is_what_no_smaller_one_equals(tmp_path: Path) -> None:
+    sizes = [(30, 0.9), (10, 0.5), (20, 0.5), (15, 0.8), (40, 0.85), (10, 0.4)]
+    found = [attempt(tmp_path, n, a, parameters=p) for n, (p, a) in enumerate(sizes)]
+    assert [(a.parameters, a.val_accuracy) for a in pareto(found)] == [
+        (10, 0.5),
+        (15, 0.8),
+        (30, 0.9),
+    ]
+    assert best(found).number == 0
+    assert best([]) is None
+
+
+def test_what_decides_is_found_to_be_important(tmp_path: Path) -> None:
+    found = [
+        attempt(
+            tmp_path,
+            n,
+            0.5 + 0.1 * (n % 2),
+            values={"head": ("fc", "gap")[n % 2], "momentum": 0.1 * (n % 5)},
+        )
+        for n in range(20)
+    ]
+    shares = importances(found)
+    assert [*shares] == ["head", "momentum"]
+    assert shares["head"] > 0.9
+    assert sum(shares.values()) == pytest.approx(1)
+    assert importances(found[:7]) == {}
+
+
+def test_what_a_network_costs_is_known_without_building_it() -> None:
+    parameters, megabytes = cost(BASE, 10)
+    options = {"width_multiplier": 1 / 16, "hidden_units": 8, "batch_norm": True}
+    shape = {"input_shape": (32, 32, 3), "classes": 10}
+    assert parameters == architecture.parameters("A", **options, **shape)
+    activations = sum(layer.activations for layer in architecture.layers("A", **options, **shape))
+    assert megabytes == pytest.approx(4 * (3 * parameters + 2 * 32 * activations) / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        (Limits(parameters=1000), r"refused: 3\d,\d+ parameters, more than 1,000"),
+        (Limits(memory_mb=0.5), r"refused: training needs \d+ MB, more than 0"),
+        (Limits(latency_ms=1e-4), r"refused: .* ms an image, more than 0.0001"),
+    ],
+)
+def test_what_is_over_a_limit_is_refused(limits: Limits, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"all 1 trials failed, the last: {reason}"):
+        searched_in(tmp_path / "s", limits=limits, max_trials=1)
+    assert not (tmp_path / "s" / "trial_0" / "run").exists()
+
+
+@pytest.mark.filterwarnings(r"ignore:(currentThread|getName)\(\) is deprecated")
+@pytest.mark.parametrize("tuner", [keras_tuner.RandomSearch, keras_tuner.Hyperband])
+def test_keras_tuners_own_tuners_take_the_hypermodel(
+    tuner: type[keras_tuner.Tuner], tmp_path: Path
+) -> None:
+    space = {"head": ("fc", "gap"), "hidden_units": (4, 8)}
+    hypermodel = VGGHyperModel(BASE, space, directory=tmp_path / "runs")
+    options = {"max_epochs": 2} if tuner is keras_tuner.Hyperband else {"max_trials": 1}
+    searcher = tuner(
+        hypermodel, objective="val_accuracy", directory=tmp_path, project_name="t", **options
+    )
+    searcher.oracle.max_trials = 2
+    searcher.search(verbose=0)
+    trials = [t for t in searcher.oracle.trials.values() if t.score is not None]
+    runs = {path.name: fit.Run.open(path) for path in (tmp_path / "runs").iterdir()}
+    assert len(trials) == len(runs) == 2
+    scores = [run.results["validation_accuracy"] for run in runs.values()]
+    assert sorted(t.score for t in trials) == pytest.approx(sorted(scores))
+    found = hypermodel.recipe(searcher.get_best_hyperparameters()[0])
+    assert found in [run.recipe for run in runs.values()]
+    searcher.get_best_models()
+
+
+def test_data_given_to_search_is_refused(tmp_path: Path) -> None:
+    hypermodel = VGGHyperModel(BASE, SPACE, directory=tmp_path)
+    with pytest.raises(ValueError, match="call search\\(\\) without data"):
+        hypermodel.fit(keras_tuner.HyperParameters(), None, [1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tuner": "sobol"}, "unknown tuner 'sobol'; the tuners are random, bayesian"),
+        ({"max_trials": 0}, "max_trials must be 1 or more, not 0"),
+        ({"budget": 0}, "the budget must be more than 0 seconds"),
+        ({"max_trials": None}, "give max_trials or a budget"),
+        ({"space": {"momentum": (0.9,)}}, "nothing to search"),
+    ],
+)
+def test_wrong_arguments_leave_nothing(options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        searched_in(tmp_path / "s", **options)
+    assert not (tmp_path / "s").exists()
+
+
+def test_another_search_and_other_files_are_refused(searched: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"another search .tuner 'random' there, 'grid'"):
+        searched_in(searched, tuner="grid")
+    with pytest.raises(ValueError, match=r"another search .seed"):
+        searched_in(searched, seed=3)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is not a search"):
+        searched_in(tmp_path)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_limits_are_positive(value: float) -> None:
+    with pytest.raises(ValueError, match="latency_ms must be more than 0"):
+        Limits(latency_ms=value)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    recipe = tmp_path / "tiny.py"
+    recipe.write_text(f"from keras_vgg.recipe import Recipe\nRECIPE = {BASE!r}\n")
+    arguments = ["tune", recipe, "--workdir", tmp_path / "s", "--tuner", "random", "--only"]
+    arguments += ["--max-trials", 1, "--budget", "1h", "--space", "head=fc,gap", "epochs=1"]
+    assert cli.main([*map(str, arguments)]) == cli.OK
+    out = capsys.readouterr().out
+    assert "trial 0 done: " in out
+    assert "left\n" in out
+    assert "best of 1 trials: 0, validation accuracy" in out
+    assert str(tmp_path / "s" / "best_recipe.py") in out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "soon"], "the budget is a time such as 90s, 30m or 2h, not 'soon'"),
+        (["--space", "lr=1,2"], "no field 'lr' to search"),
+        (["--space", "dropout=0.5:0.1"], "dropout=0.5:0.1: the range from 0.5 to 0.1 is empty"),
+        (["--tuner", "sobol"], "sobol"),
+        (["--tuner", "random"], "give max_trials or a budget"),
+        (["missing.py"], "missing.py"),
+    ],
+)
+def test_bad_input_to_the_command(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert cli.main(["tune", *arguments, "--workdir", str(tmp_path / "s")]) == cli.BAD_INPUT
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_line_says_why_a_trial_failed(tmp_path: Path) -> None:
+    failed = attempt(
+        tmp_path, 3, 0.1, val_accuracy=None, reason="the loss is not a number", seconds=2
+    )
+    assert line(failed) == "trial 3 failed: the loss is not a number, 1 of 6 epochs, 2 s"
