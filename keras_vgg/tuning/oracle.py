@@ -57,7 +57,12 @@ class _Durable:
         if self.over():
             self.tuner_ids.discard(tuner_id)
             return Trial(self.get_space(), trial_id="", status="STOPPED")
-        return super().create_trial(tuner_id)
+        trial = super().create_trial(tuner_id)
+        if trial.status == "STOPPED" and self.ongoing_trials:
+            # Another worker may yet die, and its trial is then this one's.
+            self.tuner_ids.add(tuner_id)
+            trial.status = "IDLE"
+        return trial
 
     @keras_tuner.synchronized
     def forget(self, tuner_id: str) -> None:

@@ -210,6 +210,7 @@ class _Tuner(BaseTuner):
         self._clock = clock
         self._watch = watch
         self._prune = prune
+        self._asked = False
         with contextlib.redirect_stdout(io.StringIO()):  # it says that it reloads
             super().__init__(oracle, directory=workdir.parent, project_name=workdir.name)
 
@@ -251,6 +252,12 @@ class _Tuner(BaseTuner):
     def pre_create_trial(self) -> None:
         if self._clock.over():
             raise _OutOfTime
+        if self._asked:
+            time.sleep(1)  # the oracle is waiting for others; keras-tuner asks again at once
+        self._asked = True
+
+    def on_trial_begin(self, trial: Trial) -> None:
+        self._asked = False
 
     def run_trial(self, trial: Trial, **_: Any) -> dict[str, float]:
         recipe = self._model.recipe(trial.hyperparameters)

@@ -1,0 +1,115 @@
+"""Several processes search together, and one that dies is not missed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+
+import grpc
+import keras_tuner
+import pytest
+from keras_tuner.src import protos
+
+from keras_vgg.tuning import attempts
+from keras_vgg.tuning.oracle import alive, make_oracle, quiet_keras_tuner, serve
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_a_dead_workers_trial_goes_to_another(tmp_path: Path) -> None:
+    """By the protocol: a worker takes a trial and is never heard of again."""
+    hp = keras_tuner.HyperParameters()
+    hp.Float("learning_rate", 0.01, 0.1)
+    with quiet_keras_tuner():
+        oracle = make_oracle("random", hp, max_trials=1, max_epochs=1, seed=0)
+        oracle._set_project_dir(str(tmp_path), "s")
+        address = f"127.0.0.1:{free_port()}"
+        folder = tmp_path / "workers"
+        chief = Thread(target=serve, args=(oracle, address, folder), kwargs={"worker_timeout": 3})
+        chief.start()
+        with grpc.insecure_channel(address) as channel:
+            stub = protos.get_service_grpc().OracleStub(channel)
+            messages = protos.get_service()
+            status = protos.get_proto().TrialStatus
+
+            def take(worker: str):
+                request = messages.CreateTrialRequest(tuner_id=worker)
+                return stub.CreateTrial(request, wait_for_ready=True, timeout=30).trial
+
+            taken = take("dead")
+            with alive(folder, "living"):
+                # Not STOPPED, though no trial is left: the other has not ended.
+                while (again := take("living")).status == status.IDLE:
+                    time.sleep(0.2)
+                assert again.trial_id == taken.trial_id
+                assert again.hyperparameters == taken.hyperparameters
+                update = {"trial_id": again.trial_id, "metrics": {"val_accuracy": 0.5}, "step": 0}
+                stub.UpdateTrial(messages.UpdateTrialRequest(**update))
+                again.status = status.COMPLETED
+                stub.EndTrial(messages.EndTrialRequest(trial=again))
+                assert take("living").status == status.STOPPED
+        chief.join(timeout=60)
+    assert not chief.is_alive()
+    assert [trial.score for trial in oracle.trials.values()] == [0.5]
+
+
+RECIPE = """
+from keras_vgg.recipe import Recipe
+RECIPE = Recipe(
+    width_multiplier=1 / 16, hidden_units=8, validation_fraction=0.1, test_fraction=0.8,
+    batch_size=32, epochs=4, warmup_epochs=0.5,
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_chief_and_two_workers_of_which_one_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    workdir = tmp_path / "search"
+    command = [sys.executable, "-m", "keras_vgg.cli", "tune", str(tmp_path / "recipe.py")]
+    command += ["--workdir", str(workdir), "--tuner", "random", "--max-trials", "4", "--only"]
+    command += ["--space", "learning_rate=0.01:0.1:log", "--worker-timeout", "10"]
+    port = free_port()
+
+    def start(name: str) -> subprocess.Popen:
+        environment = os.environ | {
+            "KERASTUNER_TUNER_ID": name,
+            "KERASTUNER_ORACLE_IP": "127.0.0.1",
+            "KERASTUNER_ORACLE_PORT": str(port),
+        }
+        with (tmp_path / f"{name}.log").open("w") as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    processes = {name: start(name) for name in ("chief", "worker0", "worker1")}
+    try:
+        while True:
+            state = workdir / "oracle.json"
+            ongoing = json.loads(state.read_text())["ongoing_trials"] if state.exists() else {}
+            trial = ongoing.get("worker1")
+            if trial and (workdir / f"trial_{trial}" / "run" / "metrics.csv").exists():
+                break
+            assert all(process.poll() is None for process in processes.values())
+            time.sleep(0.2)
+        processes["worker1"].send_signal(signal.SIGKILL)
+        assert processes["worker0"].wait(timeout=300) == 0
+        assert processes["chief"].wait(timeout=60) == 0
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
+    found = attempts(workdir)
+    assert [a.state for a in found] == ["done"] * 4
+    assert all(len(a.curve) == 4 for a in found)
+    assert (workdir / "best_recipe.py").exists()
+    assert "best of 4 trials" in (tmp_path / "chief.log").read_text()
