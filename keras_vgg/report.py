@@ -171,7 +171,7 @@ def plot_sizes(
     axis.annotate(
         f"{best[0]:.3g} MB, {best[1]:.2f} %",
         best,
-        xytext=(0, -18),
+        xytext=(0, 12),
         textcoords="offset points",
         ha="center",
         color=_INK,

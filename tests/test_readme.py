@@ -38,11 +38,12 @@ def runnable():
 
 
 @pytest.mark.parametrize("block", runnable(), ids=range(1, len(runnable()) + 1))
-def test_python(block, capsys, monkeypatch):
+def test_python(block, capsys, monkeypatch, tmp_path):
     def offline(checkpoint):
         raise ConnectionError(f"no network in a test: {checkpoint.file}")
 
     monkeypatch.setattr(download, "fetch", offline)
+    monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out
 

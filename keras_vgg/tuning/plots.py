@@ -33,6 +33,7 @@ def plot_search(
         path: The PNG. Its folder must exist.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(12, 8), dpi=120, layout="constrained")
     (trials, times), (shares, sizes) = figure.subplots(2, 2)
@@ -51,10 +52,10 @@ def plot_search(
     pruned = [a for a in finished if a.pruned]
     whole = [a for a in finished if not a.pruned]
     for some, style in ((whole, "o"), (pruned, "v")):
-        xs, ys = [a.parameters for a in some], [100 * a.val_accuracy for a in some]
+        xs, ys = [a.parameters / 1e6 for a in some], [100 * a.val_accuracy for a in some]
         sizes.plot(xs, ys, style, color=_DOT, alpha=0.5, label="pruned" if style == "v" else None)
     sizes.step(
-        [a.parameters for a in front],
+        [a.parameters / 1e6 for a in front],
         [100 * a.val_accuracy for a in front],
         "o-",
         where="post",
@@ -62,7 +63,11 @@ def plot_search(
         label="none smaller is as good",
     )
     sizes.set_xscale("log")
-    sizes.set_xlabel("parameters")
+    # A logarithmic axis of less than a decade has no tick of matplotlib's own.
+    sizes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    sizes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    sizes.xaxis.set_minor_formatter(NullFormatter())
+    sizes.set_xlabel("million parameters")
     sizes.legend(frameon=False, loc="lower right")
     for axis in (trials, times, sizes):
         axis.set_ylabel("validation accuracy (%)")
@@ -98,7 +103,8 @@ def plot_parallel(names: Sequence[str], finished: Sequence[Attempt], path: Path)
         few = len(values) <= 6
         for value in values if few else (values[0], values[-1]):
             text = f"{value:.3g}" if isinstance(value, float) else str(value)
-            axis.text(column + 0.05, places[name][value], text, fontsize=8, color=_INK)
+            box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+            axis.text(column + 0.05, places[name][value], text, fontsize=8, color=_INK, bbox=box)
     for attempt in sorted(finished, key=lambda a: a.val_accuracy):
         heights = [places[name].get(attempt.values.get(name), -0.08) for name in names]
         colour = colours(scale(100 * attempt.val_accuracy))
