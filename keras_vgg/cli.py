@@ -700,7 +700,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _help(arguments)
     except KeyboardInterrupt:
         print(
-            "keras-vgg: interrupted; repeat a train or evaluate to go on",
+            "keras-vgg: interrupted; repeat a train, tune or evaluate to go on",
             file=sys.stderr,
         )
         return INTERRUPTED

@@ -295,6 +295,14 @@ def test_wrong_arguments_leave_nothing(options: dict, message: str, tmp_path: Pa
     assert not (tmp_path / "s").exists()
 
 
+def test_some_of_the_variables_without_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    with pytest.raises(ValueError, match="needs KERASTUNER_ORACLE_PORT, KERASTUNER_TUNER_ID too"):
+        searched_in(tmp_path / "s")
+
+
 def test_another_search_and_other_files_are_refused(searched: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"another search .tuner 'random' there, 'grid'"):
         searched_in(searched, tuner="grid")

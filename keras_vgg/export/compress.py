@@ -237,7 +237,9 @@ def _teach(
         layer.rate = 0.0
     for layer in network.layers:
         layer.trainable = layer.name.removesuffix("_factor") in LAYERS
-    network.compile(keras.optimizers.Adam(1e-4), loss="kl_divergence")
+    # A step of Adam is as large as its rate, whatever the weights: a hundredth of theirs.
+    sizes = [np.std(layer.get_weights()[0]) for layer in network.layers if layer.trainable_weights]
+    network.compile(keras.optimizers.Adam(0.01 * float(min(sizes))), loss="kl_divergence")
     generator = np.random.default_rng(0)
     for _ in range(steps):
         chosen = generator.choice(len(features), min(_BATCH, len(features)), replace=False)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import keras
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
 
 OPSET = 18
 PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
@@ -29,11 +34,18 @@ def write_onnx(model: keras.Model, path: Path) -> None:
     """
     import tensorflow as tf
 
-    signature = [tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="images")]
+    # The converter copies every constant many times (24 GB were not enough for VGG-16), so it gets
+    # the weights as inputs, which are made constants afterwards.
+    weights = {f"weight_{i}": weight for i, weight in enumerate(model.weights)}
+    signature = [
+        tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="images"),
+        *(tf.TensorSpec(weight.shape, tf.float32, name=name) for name, weight in weights.items()),
+    ]
 
     @tf.function(input_signature=signature)
-    def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"probabilities": model(images, training=False)}
+    def serve(images: tf.Tensor, *values: tf.Tensor) -> dict[str, tf.Tensor]:
+        with keras.StatelessScope(zip(weights.values(), values, strict=True)):
+            return {"probabilities": model(images, training=False)}
 
     with warnings.catch_warnings():
         # tf2onnx 1.17 asks NumPy for an alias that it will have again.
@@ -42,7 +54,46 @@ def write_onnx(model: keras.Model, path: Path) -> None:
         import tf2onnx
 
         proto, _ = tf2onnx.convert.from_function(serve, input_signature=signature, opset=OPSET)
+    _make_constant(proto, {name: np.asarray(weight) for name, weight in weights.items()})
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    onnx.checker.check_model(proto)
     onnx.save(proto, str(path))
+    onnx.checker.check_model(str(path))
+
+
+def _make_constant(proto: onnx.ModelProto, values: dict[str, np.ndarray]) -> None:
+    """Replace inputs of a graph by constants, and what is computed from constants alone."""
+    from onnx import helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    graph = proto.graph
+    inputs = [value for value in graph.input if value.name in values]
+    known = {*values, *(tensor.name for tensor in graph.initializer)}
+    early = []
+    for node in graph.node:
+        if {*node.input} <= known:
+            early.append(node)
+            known |= {*node.output}
+    late = [node for node in graph.node if node not in early]
+    needed = {name for node in late for name in node.input}
+    outputs = [name for node in early for name in node.output if name in needed]
+    found = {name: value for name, value in values.items() if name in needed}
+    if outputs:
+        before = helper.make_graph(
+            early,
+            "constants",
+            inputs,
+            [helper.make_empty_tensor_value_info(name) for name in outputs],
+            [*graph.initializer],
+        )
+        model = helper.make_model(before, opset_imports=proto.opset_import)
+        found |= zip(outputs, ReferenceEvaluator(model).run(None, values), strict=True)
+    kept = [tensor for tensor in graph.initializer if tensor.name in needed]
+    for field in (graph.node, graph.initializer):
+        del field[:]
+    graph.node.extend(late)
+    graph.initializer.extend(kept)
+    for name, value in found.items():
+        graph.initializer.append(numpy_helper.from_array(value, name))
+    for value in inputs:
+        graph.input.remove(value)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import keras
 
 CALIBRATION_IMAGES = 200
-COMPRESSION_IMAGES = 1000
+COMPRESSION_IMAGES = 3000
 
 
 def export_run(
@@ -42,7 +42,7 @@ def export_run(
 
     The ranges of litert_int8 are taken from images of its training split, as evaluation sees them.
     With `compress`, fc1 and fc2 are factorised first (`keras_vgg.export.compress`): every other
-    validation image, and 1,000 training images, choose the ranks, which may cost half of the
+    validation image, and 3,000 training images, choose the ranks, which may cost half of the
     tolerance; the other validation images verify what was made of them. compression.json and
     compression.png in the export show what was tried.
 

@@ -31,6 +31,7 @@ from keras_vgg.tuning.watch import Watch
 _SEARCH = "search.json"
 _SPENT = "spent.json"
 _COMPARED_WITH = 3  # trials, before one is called hopeless
+_CHIEF_APPEARS = 600.0  # seconds that a worker waits for the chief to begin
 
 
 class _OutOfTime(FatalError):
@@ -60,7 +61,7 @@ def search(
 
     Where KERASTUNER_ORACLE_IP, KERASTUNER_ORACLE_PORT and KERASTUNER_TUNER_ID are set it is the
     chief (the id has "chief" in it) or a worker of a search by several processes, which need the
-    same arguments and a common folder.
+    same arguments and a common folder. The chief trains nothing and writes what was found.
 
     Args:
         recipe: What is not searched, and the data.
@@ -79,18 +80,20 @@ def search(
         verbose: Show a table of the trials, on a terminal a live one.
 
     Returns:
-        The trials, in the order in which they began.
+        The trials, in the order in which they began; of a worker none.
 
     Raises:
         ValueError: an unknown tuner or field; an empty range; nothing that ends the search; a
             folder that holds another search or something else; a budget in which no trial came to
-            its end; no trial that did not fail.
+            its end; no trial that did not fail; some of keras-tuner's variables without the rest.
+        TimeoutError: a worker's chief has not begun.
     """
     workdir = Path(workdir)
     hypermodel = VGGHyperModel(recipe, space, directory=workdir, limits=limits)
     hyperparameters = keras_tuner.HyperParameters()
     declare(hyperparameters, hypermodel.base, hypermodel.space)
     _check(tuner, max_trials, budget)
+    role = _role()
     oracle = make_oracle(
         tuner,
         hyperparameters,
@@ -107,10 +110,12 @@ def search(
         "seed": seed,
         "prune": prune,
     }
+    if role == "worker":
+        _wait_for(workdir / _SEARCH)
     _claim(workdir, described)
     clock = _Clock(workdir, budget)
     oracle.over = clock.over
-    watch = Watch(workdir, budget, verbose)
+    watch = Watch(workdir, budget, verbose and role != "worker")
     with quiet_keras_tuner(), watch:
         searcher = _Tuner(
             oracle, hypermodel, workdir, clock, watch, prune=prune and tuner != "hyperband"
@@ -118,11 +123,11 @@ def search(
         try:
             searcher.run(worker_timeout)
         finally:
-            if not searcher.is_worker:
+            if role != "worker":
                 clock.keep()
+    if role == "worker":
+        return []
     found = attempts(workdir)
-    if searcher.is_worker:
-        return found
     if best(found) is None:
         if clock.over():
             raise ValueError(
@@ -141,6 +146,26 @@ def _check(tuner: str, max_trials: int | None, budget: float | None) -> None:
         raise ValueError(f"the budget must be more than 0 seconds, not {budget:g}")
     if tuner in ("random", "bayesian") and max_trials is None and budget is None:
         raise ValueError(f"{tuner} ends by itself only when told: give max_trials or a budget")
+
+
+def _role() -> str | None:
+    """chief, worker, or None where one process does it all."""
+    names = [f"KERASTUNER_{name}" for name in ("ORACLE_IP", "ORACLE_PORT", "TUNER_ID")]
+    missing = [name for name in names if not os.environ.get(name)]
+    if len(missing) == len(names):
+        return None
+    if missing:
+        raise ValueError(f"a search by several processes needs {', '.join(missing)} too")
+    return "chief" if "chief" in os.environ[names[-1]] else "worker"
+
+
+def _wait_for(path: Path) -> None:
+    """The chief makes the folder; two at a time would be in each other's way."""
+    until = time.monotonic() + _CHIEF_APPEARS
+    while not path.is_file():
+        if time.monotonic() > until:
+            raise TimeoutError(f"no chief has begun: there is no {path}")
+        time.sleep(0.5)
 
 
 def _claim(workdir: Path, described: dict[str, Any]) -> None:
@@ -214,10 +239,6 @@ class _Tuner(BaseTuner):
         with contextlib.redirect_stdout(io.StringIO()):  # it says that it reloads
             super().__init__(oracle, directory=workdir.parent, project_name=workdir.name)
 
-    @property
-    def is_worker(self) -> bool:
-        return self._is_worker()
-
     def _get_tuner_fname(self) -> str:
         """What there is to reload is the oracle's, from its first trial on."""
         return str(self._workdir / "oracle.json")
@@ -232,10 +253,8 @@ class _Tuner(BaseTuner):
 
     def run(self, worker_timeout: float) -> None:
         workers = self._workdir / "workers"
-        address = ":".join(
-            os.environ.get(f"KERASTUNER_ORACLE_{part}", "") for part in ("IP", "PORT")
-        )
-        if "chief" in self.tuner_id and address != ":":
+        if _role() == "chief":
+            address = ":".join(os.environ[f"KERASTUNER_ORACLE_{part}"] for part in ("IP", "PORT"))
             self.save()
             serve(
                 self._chief_oracle,
@@ -245,7 +264,8 @@ class _Tuner(BaseTuner):
                 tick=self._tick,
             )
             return
-        watched = alive(workers, self.tuner_id) if self.is_worker else contextlib.nullcontext()
+        is_worker = self._is_worker()
+        watched = alive(workers, self.tuner_id) if is_worker else contextlib.nullcontext()
         with watched, contextlib.suppress(_OutOfTime):
             self.search(verbose=0)
 
@@ -299,7 +319,7 @@ class _Tuner(BaseTuner):
         self._tick()
 
     def _tick(self) -> None:
-        if not self.is_worker:
+        if not self._is_worker():
             self._clock.keep()
         self._watch.look(self._clock.spent)
 
