@@ -403,6 +403,19 @@ def test_files_that_may_not_grow_are_an_error_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_onnx_files_weights_are_constants_and_nothing_is_computed_from_them(
+    exported: tuple[Path, list[Artifact]], model: keras.Model
+) -> None:
+    import onnx
+
+    graph = onnx.load(exported[0] / "model.onnx").graph
+    assert [value.name for value in graph.input] == ["images"]
+    constants = {tensor.name for tensor in graph.initializer}
+    assert all(set(node.input) - constants for node in graph.node)
+    sizes = [int(np.prod(tensor.dims)) for tensor in graph.initializer]
+    assert sum(sizes) == pytest.approx(model.count_params(), rel=0.02)
+
+
 def test_an_operation_that_litert_lacks_is_named(tmp_path: Path) -> None:
     model = build(layers.Lambda(ops.erfinv, output_shape=(32, 32, 8)))
 
