@@ -203,7 +203,8 @@ def main() -> None:
                     for name, worker in workers.items():
                         took = worker.submit(_measure, count, options.size).result()
                         found[name][count].append(took)
-                print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
+                        said = f"round {turn + 1} of {options.rounds}: {name}, batch {count}"
+                        print(f"{said}: {took:.0f} ms", file=sys.stderr, flush=True)
         finally:
             for worker in workers.values():
                 worker.shutdown(cancel_futures=True)
