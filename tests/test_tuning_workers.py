@@ -14,6 +14,7 @@ from threading import Thread
 
 import grpc
 import keras_tuner
+import numpy as np
 import pytest
 from keras_tuner.src import protos
 
@@ -71,6 +72,34 @@ RECIPE = Recipe(
     batch_size=32, epochs=4, warmup_epochs=0.5,
 )
 """
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    command = [sys.executable, "-m", "keras_vgg.cli", "tune", str(tmp_path / "recipe.py")]
+    command += ["--tuner", "hyperband", "--max-trials", "5", "--only"]
+    command += ["--space", "learning_rate=0.01:0.1:log", "--workdir"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    whole = attempts(tmp_path / "whole")
+
+    kills = 0
+    for seconds in np.random.default_rng(0).uniform(7, 20, 40):  # it takes 7 s to begin
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
+        try:
+            status = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        else:
+            break
+    assert status == 0
+    assert kills > 1
+    found = attempts(tmp_path / "killed")
+    assert [(a.values, a.curve) for a in found] == [(a.values, a.curve) for a in whole]
+    best = [(tmp_path / name / "best_recipe.py").read_text() for name in ("whole", "killed")]
+    assert best[0].split("import")[1] == best[1].split("import")[1]
 
 
 @pytest.mark.slow
