@@ -83,18 +83,22 @@ def test_a_search_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     whole = attempts(tmp_path / "whole")
 
-    kills = 0
-    for seconds in np.random.default_rng(0).uniform(7, 20, 40):  # it takes 7 s to begin
+    def progress() -> dict[Path, int]:
+        files = (tmp_path / "killed").glob("**/[a-z]*.[cj]s*")  # .csv and .json, none half-written
+        return {file: file.stat().st_mtime_ns for file in files}
+
+    moments = np.random.default_rng(0)
+    for kills in range(12):  # at random moments, each after something more was written
+        before = progress()
         process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
-        try:
-            status = process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
+        while process.poll() is None and progress() == before:
+            time.sleep(0.1)
+        if kills < 11:
+            time.sleep(moments.uniform(0, 4))
             process.kill()
-            process.wait()
-            kills += 1
-        else:
+        if process.wait() == 0:
             break
-    assert status == 0
+    assert process.returncode == 0
     assert kills > 1
     found = attempts(tmp_path / "killed")
     assert [(a.values, a.curve) for a in found] == [(a.values, a.curve) for a in whole]
