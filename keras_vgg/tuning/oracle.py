@@ -37,11 +37,11 @@ class _Durable:
     over: Callable[[], bool] = staticmethod(lambda: False)
 
     def save(self) -> None:
-        _write_json(Path(self._get_oracle_fname()), self.get_state())
+        write_json(Path(self._get_oracle_fname()), self.get_state())
 
     def _save_trial(self, trial: Trial) -> None:
         path = Path(self._get_trial_dir(trial.trial_id), "trial.json")
-        _write_json(path, trial.get_state())
+        write_json(path, trial.get_state())
 
     def reload(self) -> None:
         path = Path(self._get_oracle_fname())
@@ -199,6 +199,7 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _write_json(path: Path, state: dict[str, Any]) -> None:
+def write_json(path: Path, state: dict[str, Any]) -> None:
+    """A file that is there whole or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write_text(json.dumps(state), encoding="utf-8"))

@@ -119,13 +119,12 @@ def plot_parallel(names: Sequence[str], finished: Sequence[Attempt], path: Path)
 
 
 def _scores(axis: Axes, places: Sequence[float], finished: Sequence[Attempt]) -> None:
-    scores = [100 * a.val_accuracy for a in finished]
-    best = np.maximum.accumulate(scores) if scores else []
+    scores = np.array([100 * a.val_accuracy for a in finished])
     axis.plot(places, scores, "o", color=_DOT, alpha=0.5, label="trial")
     order = np.argsort(places)
     axis.step(
         np.asarray(places)[order],
-        np.maximum.accumulate(np.asarray(scores)[order]) if len(best) else [],
+        np.maximum.accumulate(scores[order]),
         where="post",
         color=_BEST,
         label="best so far",

@@ -68,7 +68,6 @@ def attempts(workdir: Path) -> list[Attempt]:
     for path in sorted(workdir.glob("trial_*/facts.json")):
         folder = path.parent
         facts = json.loads(path.read_text())
-        facts.pop("memory_mb")
         outcome = {}
         with_outcome = folder / "outcome.json"
         if with_outcome.is_file():

@@ -23,7 +23,7 @@ from keras_vgg.atomic import write_atomically
 from keras_vgg.fit.run import Run
 from keras_vgg.recipe import Recipe
 from keras_vgg.tuning.hypermodel import Limits, VGGHyperModel, cost
-from keras_vgg.tuning.oracle import alive, make_oracle, quiet_keras_tuner, serve
+from keras_vgg.tuning.oracle import alive, make_oracle, quiet_keras_tuner, serve, write_json
 from keras_vgg.tuning.results import PRUNED, Attempt, attempts, best, write_results
 from keras_vgg.tuning.space import Range, Space, declare
 from keras_vgg.tuning.watch import Watch
@@ -213,8 +213,7 @@ class _Clock:
         return self._budget is not None and self.spent >= self._budget
 
     def keep(self) -> None:
-        content = json.dumps({"seconds": round(self.spent, 1)})
-        write_atomically(self._path, lambda file: file.write_text(content))
+        write_json(self._path, {"seconds": round(self.spent, 1)})
 
 
 class _Tuner(BaseTuner):
@@ -279,14 +278,13 @@ class _Tuner(BaseTuner):
     def on_trial_begin(self, trial: Trial) -> None:
         self._asked = False
 
-    def run_trial(self, trial: Trial, **_: Any) -> dict[str, float]:
+    def run_trial(self, trial: Trial, **__: Any) -> dict[str, float]:
         recipe = self._model.recipe(trial.hyperparameters)
         folder = Path(self.get_trial_dir(trial.trial_id))
         outcome = folder / "outcome.json"
-        parameters, megabytes = cost(recipe, self._model.classes)
-        facts: dict[str, Any] = {"parameters": parameters, "memory_mb": round(megabytes, 1)}
-        facts |= {"epochs": recipe.epochs, "values": _tried(trial, recipe)}
-        _write(folder / "facts.json", facts)
+        parameters, _ = cost(recipe, self._model.classes)
+        facts: dict[str, Any] = {"parameters": parameters, "epochs": recipe.epochs}
+        write_json(folder / "facts.json", facts | {"values": _tried(trial, recipe)})
         began = time.monotonic()
         pruner = [_Pruner(self._workdir, folder, recipe)] if self._prune else []
         try:
@@ -303,14 +301,14 @@ class _Tuner(BaseTuner):
             # Not keras-tuner's FAILED: its Hyperband then waits for ever for a bracket to fill, and
             # its Gaussian process never learns to keep away.
             facts = {"reason": str(error), "seconds": time.monotonic() - began}
-            _write(outcome, facts | {"at": self._clock.spent})
+            write_json(outcome, facts | {"at": self._clock.spent})
             return {"val_accuracy": 0.0}
         except (ValueError, OSError) as error:
             # The data or the disk: the next trial would fare no better.
             raise FatalValueError(str(error)) from error
         seconds = sum(row["seconds"] for row in Run.open(folder / "run").history)
         facts = {"val_accuracy": found["val_accuracy"], "seconds": seconds}
-        _write(outcome, facts | {"at": self._clock.spent})
+        write_json(outcome, facts | {"at": self._clock.spent})
         return {name: found[name] for name in ("val_accuracy", "val_loss")}
 
     def on_trial_end(self, trial: Trial) -> None:
@@ -401,7 +399,3 @@ def _tried(trial: Trial, recipe: Recipe) -> dict[str, Any]:
     fields += ["epochs"] if "tuner/epochs" in names else []
     values = {name: getattr(recipe, name) for name in fields}
     return {k: "-".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, lambda file: file.write_text(json.dumps(content)))
