@@ -28,10 +28,15 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def test_a_dead_workers_trial_goes_to_another(tmp_path: Path) -> None:
+def test_a_dead_workers_trial_goes_to_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """By the protocol: a worker takes a trial and is never heard of again."""
     hp = keras_tuner.HyperParameters()
     hp.Float("learning_rate", 0.01, 0.1)
+    hp.Choice("head", ["fc", "gap"])
+    with hp.conditional_scope("head", ["fc"]):
+        hp.Choice("hidden_units", [64, 128])
     with quiet_keras_tuner():
         oracle = make_oracle("random", hp, max_trials=1, max_epochs=1, seed=0)
         oracle._set_project_dir(str(tmp_path), "s")
@@ -62,6 +67,7 @@ def test_a_dead_workers_trial_goes_to_another(tmp_path: Path) -> None:
                 assert take("living").status == status.STOPPED
         chief.join(timeout=60)
     assert not chief.is_alive()
+    assert capsys.readouterr().out == ""  # keras-tuner prints the conditions that it sends
     assert [trial.score for trial in oracle.trials.values()] == [0.5]
 
 

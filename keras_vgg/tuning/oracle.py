@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 import warnings
@@ -186,10 +187,20 @@ def serve(
 
 @contextmanager
 def quiet_keras_tuner() -> Iterator[None]:
-    """Without the deprecation warnings of what keras-tuner 1.4 calls of threading."""
+    """Without the deprecation warnings of what keras-tuner 1.4 calls of threading.
+
+    And without the values of the conditions that are sent to another process, which it prints.
+    """
+    conditions = sys.modules.get("keras_tuner.src.engine.conditions")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(currentThread|getName)\(\) is deprecated")
-        yield
+        if conditions is not None:
+            conditions.print = lambda *_: None
+        try:
+            yield
+        finally:
+            if conditions is not None:
+                del conditions.print
 
 
 def _read(path: Path) -> str:

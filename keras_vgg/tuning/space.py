@@ -50,7 +50,8 @@ Space = Mapping[str, Range | Sequence[Any]]
 # Other values of these would be other images, so that scores could not be compared.
 _OF_THE_DATA = ("source", "seed", "on_bad_image", "validation_fraction", "test_fraction")
 _OF_THE_DATA += ("train_split", "validation_split", "test_split")
-_OF_THE_DATA += ("data_dir", "manual_dir", "download", "keep_checkpoints")
+_OF_THE_DATA += ("data_dir", "manual_dir", "download")
+_OF_THE_DATA += ("keep_checkpoints", "checkpoint_minutes", "checkpoint_steps")
 
 _HEADS_WITH_HIDDEN_UNITS = ("fc", "conv")
 
@@ -154,7 +155,8 @@ def parse_space(entries: Sequence[str]) -> dict[str, Range | Sequence[Any]]:
         name, equals, text = entry.partition("=")
         if not (name and equals and text):
             raise ValueError(f"{entry!r} is not FIELD=VALUES, as in learning_rate=0.01:0.3:log")
-        parts = text.split(":")
+        # Of a field that is no number, such as source=folder:photos, the colon is the value's.
+        parts = text.split(":") if name in _numbers(Recipe()) else [text]
         try:
             if len(parts) == 1:
                 space[name] = tuple(_value(word) for word in text.split(","))
