@@ -26,6 +26,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield Path(name)
         os.chmod(name, 0o644)  # mkstemp's is for the owner alone
+        with open(name, "rb") as file:
+            os.fsync(file.fileno())  # else a machine that crashes may keep the name alone
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)

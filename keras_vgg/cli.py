@@ -31,7 +31,8 @@ class Train:
     Without a recipe it learns scikit-learn's handwritten digits. Every field of the recipe is an
     option below; the defaults shown are those of the recipe given. The run directory gets the
     recipe, the environment, metrics.csv, TensorBoard logs, checkpoints and model.keras, the best
-    epoch by validation accuracy. Repeating a command resumes what was interrupted.
+    epoch by validation accuracy. Repeating a command resumes what was interrupted; on SIGTERM (exit
+    status 143) and Ctrl-C (130) the step is ended and kept first.
     """
 
     workdir: Path
@@ -681,7 +682,10 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 (the loss diverged), 2 (bad input)."""
+    """Run one command; returns the exit status.
+
+    0; 1: the loss diverged; 2: bad input; 130: Ctrl-C. SIGTERM ends a training with 143.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 
+from keras_vgg import architecture
 from keras_vgg.recipe import Recipe
+
+# Of a forward pass of one image. Above it a CPU's time is in the convolutions, which XLA compiles
+# well and bfloat16 shortens; below, XLA's are slower than oneDNN's (see training/README.md).
+_LARGE_MACS = 1e9
+# The first NVIDIA architectures whose matrix units take the type: Volta and Ampere.
+_FLOAT16_CAPABILITY = (7, 0)
+_BFLOAT16_CAPABILITY = (8, 0)
+# Of x86 processors: without one of them bfloat16 is emulated.
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def prepare_environment() -> None:
@@ -19,27 +31,139 @@ def prepare_environment() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Engine:
-    """How a model is trained: `precision` is a Keras dtype policy."""
+class Machine:
+    """What there is to compute on.
 
-    device: str
+    Attributes:
+        kind: cpu, gpu or tpu.
+        devices: Keras' names of all devices of that kind.
+        half: The fastest type its matrix units have: bfloat16, float16, or None.
+    """
+
+    kind: str
+    devices: tuple[str, ...]
+    half: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """How a model is trained.
+
+    Attributes:
+        devices: Keras' names; on several each takes an equal part of a batch.
+        precision: A Keras dtype policy.
+        jit_compile: Whether the step is compiled with XLA.
+        why: Of what was decided here, the reasons.
+    """
+
+    devices: tuple[str, ...]
     precision: str
     jit_compile: bool
+    why: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        kind = self.devices[0].partition(":")[0]
+        devices = kind if len(self.devices) == 1 else f"{len(self.devices)} {kind}s"
         xla = "with XLA" if self.jit_compile else "without XLA"
-        return f"{self.device}, {self.precision}, {xla}"
+        why = f" ({'; '.join(self.why)})" if self.why else ""
+        return f"{devices}, {self.precision}, {xla}{why}"
 
 
-def choose_engine(recipe: Recipe) -> Engine:
-    """Decide device, precision and XLA for a recipe on this machine.
-
-    jit="auto" compiles on accelerators only: on a CPU XLA's convolutions are slower than oneDNN's
-    for small networks.
-    """
+def find_machine(devices: str = "auto") -> Machine:
+    """The machine as Keras' backend sees it; `devices` "cpu" leaves its accelerators out."""
     import keras
 
-    devices = keras.distribution.list_devices("gpu") + keras.distribution.list_devices("tpu")
-    device = devices[0] if devices else "cpu"
-    jit = {"on": True, "off": False, "auto": bool(devices)}[recipe.jit]
-    return Engine(device, recipe.precision, jit)
+    for kind in ("tpu", "gpu") if devices != "cpu" else ():
+        found = keras.distribution.list_devices(kind)
+        if found:
+            return Machine(kind, tuple(found), _half_of_gpu() if kind == "gpu" else "bfloat16")
+    half = "bfloat16" if _processor_flags() & _BFLOAT16_FLAGS else None
+    return Machine("cpu", tuple(keras.distribution.list_devices("cpu")), half)
+
+
+def _processor_flags() -> set[str]:
+    """Of the first processor, as Linux has them; none elsewhere."""
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
+    flags = [line for line in lines if line.startswith("flags")]
+    return set(flags[0].partition(":")[2].split()) if flags else set()
+
+
+def _half_of_gpu() -> str | None:
+    import keras
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        text = getattr(jax.local_devices()[0], "compute_capability", "")
+        capability = tuple(int(part) for part in str(text).split(".") if part.isdigit())
+    else:
+        import tensorflow as tf
+
+        gpu = tf.config.list_physical_devices("GPU")[0]
+        capability = tf.config.experimental.get_device_details(gpu).get("compute_capability", ())
+    if capability >= _BFLOAT16_CAPABILITY:
+        return "bfloat16"
+    return "float16" if capability >= _FLOAT16_CAPABILITY else None
+
+
+def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
+    """Decide devices, precision and XLA for a recipe; by default on this machine.
+
+    Raises:
+        ValueError: more devices than there are, or a batch that they cannot share equally.
+    """
+    machine = machine or find_machine(recipe.devices)
+    devices = _devices(recipe, machine)
+    why = []
+    large = _macs(recipe) >= _LARGE_MACS
+    precision = recipe.precision
+    if precision == "auto":
+        # A small net's steps are short, and a CPU's conversions would cost what they save.
+        useful = machine.half is not None and (machine.kind != "cpu" or large)
+        precision = f"mixed_{machine.half}" if useful else "float32"
+        if useful:
+            why.append(f"{machine.half} is this {machine.kind}'s fastest")
+        elif machine.half is not None:
+            why.append("float32: the network is small")
+    jit = {"on": True, "off": False, "auto": _jit(machine, precision, large)}[recipe.jit]
+    if len(devices) > 1 and jit and _is_tensorflow():
+        if recipe.jit == "on":
+            # keras-team/keras#20763
+            raise ValueError("jit='on' does not work on several devices of TensorFlow; use 'auto'")
+        jit = False
+    return Engine(devices, precision, jit, tuple(why))
+
+
+def _devices(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
+    there, batch = machine.devices, recipe.part_size
+    if recipe.devices in ("auto", "cpu"):
+        most = len(there) if machine.kind != "cpu" else 1
+        return there[: max(n for n in range(1, most + 1) if batch % n == 0)]
+    wanted = int(recipe.devices)
+    if wanted > len(there):
+        raise ValueError(f"devices={wanted}, but there are {len(there)}: {', '.join(there)}")
+    if batch % wanted:
+        raise ValueError(f"{wanted} devices cannot share a batch of {batch} images equally")
+    return there[:wanted]
+
+
+def _macs(recipe: Recipe) -> int:
+    return architecture.macs(
+        recipe.configuration,
+        input_shape=(recipe.image_size, recipe.image_size, 3),
+        width_multiplier=recipe.width_multiplier,
+        head=recipe.head,
+        hidden_units=recipe.hidden_units,
+    )
+
+
+def _jit(machine: Machine, precision: str, large: bool) -> bool:
+    if machine.kind != "cpu" or not _is_tensorflow():
+        return True  # and Keras on JAX without it runs operation by operation
+    return large and precision == "float32"
+
+
+def _is_tensorflow() -> bool:
+    import keras
+
+    return keras.backend.backend() == "tensorflow"

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,6 +115,9 @@ class Recipe:
     """Passes over the training split."""
     batch_size: int = 64
     """Images a step."""
+    gradient_accumulation: int = 1
+    """Take a step's images in so many parts, one after the other, for less memory; each part is
+    normalised by itself where there is batch norm."""
     learning_rate: float = 0.05
     """Of SGD, after warm-up."""
     momentum: float = 0.9
@@ -140,14 +144,22 @@ class Recipe:
     """End after so many epochs without a better one (validation accuracy, then loss); 0: never."""
 
     # Engine
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    """Arithmetic of the layers; weights, soft-max and loss stay float32."""
+    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"
+    """Arithmetic of the layers; weights, soft-max and loss stay float32. auto: half where the
+    device has it and the network is large enough to gain."""
     jit: Literal["auto", "on", "off"] = "auto"
-    """Compile the training step with XLA."""
+    """Compile the training step with XLA. auto: where that is faster."""
+    devices: str = "auto"
+    """auto: all accelerators, else the CPU; a number: so many; cpu: no accelerator. Several take
+    equal parts of a batch."""
     deterministic: bool = True
     """Every batch is decided by seed, epoch and step; False lets images overtake slower ones."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints to keep."""
+    checkpoint_minutes: float = 10.0
+    """Within an epoch, write a checkpoint after so many minutes; there is one after each epoch."""
+    checkpoint_steps: int = 0
+    """Within an epoch, write a checkpoint every so many steps as well; 0: none."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -157,6 +169,11 @@ class Recipe:
             elif "float" in str(field.type) and type(value) is int:
                 object.__setattr__(self, field.name, float(value))
         _validate(self)
+
+    @property
+    def part_size(self) -> int:
+        """Images that are computed at a time: `batch_size` over `gradient_accumulation`."""
+        return self.batch_size // self.gradient_accumulation
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -185,7 +202,7 @@ class Recipe:
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
         """The fields in which two recipes differ, with both values.
 
-        Where the data lies and how many checkpoints are kept do not make another experiment.
+        Where the data lies and what is kept of it do not make another experiment.
         """
         mine, others = dataclasses.asdict(self), dataclasses.asdict(other)
         return {k: (mine[k], others[k]) for k in mine if mine[k] != others[k] and k not in _PLACE}
@@ -194,7 +211,8 @@ class Recipe:
 # Fields that change whole batches: the arguments of augment.batch_augmentation.
 BATCH_AUGMENTATIONS = ("rand_augment", "random_erasing", "mixup", "cutmix")
 
-_PLACE = ("data_dir", "manual_dir", "download", "keep_checkpoints")
+_PLACE = ("data_dir", "manual_dir", "download")
+_PLACE += ("keep_checkpoints", "checkpoint_minutes", "checkpoint_steps")
 
 # A field's type, as annotated -> what its values may be instances of.
 _TYPES: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float,)}
@@ -222,6 +240,7 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "cutmix": (0, 1, True),
     "epochs": (1, 1e6, True),
     "batch_size": (1, 1e6, True),
+    "gradient_accumulation": (1, 1e6, True),
     "learning_rate": (1e-12, 1e3, True),
     "momentum": (0, 1, False),
     "weight_decay": (0, 1, True),
@@ -232,6 +251,8 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "plateau_drops": (0, 100, True),
     "early_stopping": (0, 1e6, True),
     "keep_checkpoints": (1, 1e6, True),
+    "checkpoint_minutes": (0, 1e6, True),
+    "checkpoint_steps": (0, 1e9, True),
 }
 
 
@@ -283,6 +304,13 @@ def _validate(recipe: Recipe) -> None:
         )
     if recipe.init is not None and (recipe.mean_rgb is None) != (recipe.std_rgb is None):
         raise ValueError("with init, give mean_rgb and std_rgb both, or neither: then they are its")
+    if recipe.devices not in ("auto", "cpu") and not re.fullmatch("[1-9][0-9]*", recipe.devices):
+        raise ValueError(f"devices must be auto, cpu or a number, not {recipe.devices!r}")
+    if recipe.batch_size % recipe.gradient_accumulation:
+        raise ValueError(
+            f"batch_size ({recipe.batch_size}) must be a multiple of gradient_accumulation "
+            f"({recipe.gradient_accumulation})"
+        )
     if recipe.warmup_epochs > recipe.epochs:
         raise ValueError(
             f"warmup_epochs ({recipe.warmup_epochs:g}) is more than epochs ({recipe.epochs})"

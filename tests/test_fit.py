@@ -39,7 +39,7 @@ def checkpoint_arrays(run):
     path = max((run.directory / "checkpoints").glob("*.npz"))
     with np.load(path) as file:
         # "0042 sgd_1/fc1_kernel_momentum": Keras numbers names within a process.
-        return {re.sub(r"_\d+/", "/", k): file[k] for k in file.files if k != "history"}
+        return {re.sub(r"_\d+/", "/", k): file[k] for k in file.files if k != "progress"}
 
 
 def fit_interrupted(recipe, workdir, epoch, monkeypatch):
@@ -60,6 +60,7 @@ def fit_interrupted(recipe, workdir, epoch, monkeypatch):
 def test_run_directory(finished):
     names = {p.name for p in finished.directory.iterdir()}
     assert names == {
+        ".lock",
         "recipe.json",
         "environment.json",
         "data.json",
@@ -133,7 +134,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(finished, tmp_
     newest = run.checkpoints[-1]
     newest.write_bytes(newest.read_bytes()[:5000])
     with pytest.warns(UserWarning, match=f"{newest.name} cannot be read"):
-        assert Recorder(run, 1).restore(compiled(TINY)) == 2
+        assert Recorder(run, 1).restore(compiled(TINY)).epoch == 2
     assert newest not in run.checkpoints
     assert [row["epoch"] for row in run.history] == [1, 2]
 
@@ -176,7 +177,7 @@ def compiled(recipe):
         np.full(3, 100.0), np.full(3, 50.0), np.ones(3), np.eye(3), 1
     )
     model = fitting.build_model(recipe, 10, statistics)
-    fitting.compile_model(model, recipe, hardware.Engine("cpu", "float32", False))
+    fitting.compile_model(model, recipe, hardware.Engine(("cpu:0",), "float32", False))
     model.optimizer.build(model.trainable_variables)
     return model
 

@@ -10,6 +10,7 @@ import keras_vgg
 from keras_vgg import data
 from keras_vgg import fit as fitting
 from keras_vgg.fit import Run, build_model, fit, frozen
+from keras_vgg.fit.inputs import channel_statistics
 from keras_vgg.fit.model import initial_weights
 from keras_vgg.fit.optimizer import LayerwiseSGD
 from keras_vgg.pieces import Pieces
@@ -240,7 +241,7 @@ def test_blocks_before_freeze_until_are_kept(pretrained, tmp_path):
 def test_how_much_of_the_classifier_is_loaded(pretrained, init_head, kept):
     recipe = recipe_from(pretrained, init_head=init_head)
     initial = fitting.initial_weights(recipe)
-    statistics = fitting._statistics(recipe, None)
+    statistics = channel_statistics(recipe, None)
     model = fitting.build_model(recipe, 10, statistics, initial=initial)
     before = weights_of(pretrained.model(), "fc", "pred")
     for path, value in weights_of(model, "fc", "pred").items():
@@ -260,7 +261,7 @@ def test_published_convolutions_bring_their_preprocessing(data_folder):
         head="gap",
     )
     initial = fitting.initial_weights(recipe)
-    model = fitting.build_model(recipe, 10, fitting._statistics(recipe, None), initial=initial)
+    model = fitting.build_model(recipe, 10, channel_statistics(recipe, None), initial=initial)
     expected = keras_vgg.VGG16(
         include_top=False, weights=recipe.init, input_shape=(32, 32, 3), include_preprocessing=True
     )

@@ -27,7 +27,7 @@ ALLOWED = {
     "augment": set(),
     "data": {"atomic", "augment", "progress"},
     "recipe": {"architecture"},
-    "hardware": {"recipe"},
+    "hardware": {"architecture", "recipe"},
     "report": {"atomic"},
     "evaluation": {"models", "layers", "architecture", "progress"},
     "export": {"augment", "data", "evaluation", "layers", "progress", "transfer"},
@@ -55,7 +55,7 @@ ALLOWED = {
     },
 }
 # What may name TensorFlow; the rest runs on every backend of Keras.
-TENSORFLOW = {"augment", "data", "export", "fit", "cli"}
+TENSORFLOW = {"augment", "data", "export", "fit", "hardware", "cli"}
 
 
 def imports(path):

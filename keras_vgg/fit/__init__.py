@@ -17,18 +17,33 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg import __version__, augment, data, hardware, report, transfer
+from keras_vgg import __version__, data, hardware, report, transfer
 from keras_vgg import weights as weight_files
-from keras_vgg.fit import frozen
+from keras_vgg.fit import distribution, frozen
 from keras_vgg.fit.callbacks import Recorder, TrainingDiverged
+from keras_vgg.fit.checkpoint import Progress
+from keras_vgg.fit.inputs import (
+    channel_statistics,
+    describe,
+    evaluation_transform,
+    in_parts,
+    load_source,
+    one_hot,
+    require_same_data,
+    training_data,
+    training_transform,
+    validation_data,
+)
 from keras_vgg.fit.model import build_model, compile_model, initial_weights
 from keras_vgg.fit.progress import TrainingProgress
-from keras_vgg.fit.run import Run, claim
+from keras_vgg.fit.run import Run, RunInUse, claim
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
-from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
+from keras_vgg.fit.stopping import StopRequest
+from keras_vgg.recipe import Recipe
 
 __all__ = [
     "Run",
+    "RunInUse",
     "TrainingDiverged",
     "build_model",
     "compile_model",
@@ -43,9 +58,6 @@ __all__ = [
 ]
 
 
-_CACHE_BYTES = 2**30  # validation images that fit are prepared once, not every epoch
-
-
 def fit(
     recipe: Recipe,
     workdir: str | Path,
@@ -57,6 +69,10 @@ def fit(
 
     The directory gets recipe.json, environment.json, data.json, metrics.csv, model.keras (the
     best epoch by validation accuracy), checkpoints/, tensorboard/ and at the end results.json.
+
+    However it was interrupted, a run that goes on ends as an uninterrupted one, bit for bit on one
+    CPU; what was trained since its last checkpoint is trained again. On SIGTERM and Ctrl-C in the
+    main thread it first ends its step and writes a checkpoint; a second signal does not wait.
 
     Args:
         recipe: What to train.
@@ -72,22 +88,19 @@ def fit(
     Raises:
         ValueError, OSError: the recipe, its data or the directory will not do. Nothing is left of
             a run that had not begun; one that fails in its first epoch can be begun again.
+        RunInUse: another process is training in the directory (an OSError).
+        SystemExit: after SIGTERM, with status 143.
         TrainingDiverged: the loss became NaN.
         MemoryError: the network and its batches do not fit the device.
     """
-    existed = Path(workdir).exists()
-    run, is_new = claim(workdir, recipe)
-    if run.finished:
-        if verbose:
-            print(f"{run.directory} is finished; nothing to do")
-        return run
-    try:
-        with _exhaustion_named(recipe):
-            return _train(run, is_new, verbose, callbacks)
-    except BaseException:
-        if not existed and not any(run.directory.iterdir()):
-            run.directory.rmdir()
-        raise
+    with claim(workdir, recipe) as (run, is_new), _exhaustion_named(recipe):
+        if run.finished:
+            if verbose:
+                print(f"{run.directory} is finished; nothing to do")
+            return run
+        engine = _engine(run, is_new)
+        with distribution.scope(engine):
+            return _train(run, engine, is_new, verbose, callbacks)
 
 
 @contextlib.contextmanager
@@ -97,16 +110,27 @@ def _exhaustion_named(recipe: Recipe) -> Iterator[None]:
         yield
     except tf.errors.ResourceExhaustedError as error:
         raise MemoryError(
-            f"the memory is not enough for batches of {recipe.batch_size}; try a smaller "
-            f"--batch-size or --width-multiplier ({error.message.splitlines()[0]})"
+            f"the memory is not enough for batches of {recipe.part_size}; try a smaller "
+            "--batch-size or --width-multiplier, or a larger --gradient-accumulation "
+            f"({error.message.splitlines()[0]})"
         ) from error
 
 
+def _engine(run: Run, is_new: bool) -> hardware.Engine:
+    recipe = run.recipe
+    if not is_new:  # its weights are what this precision made of them
+        recipe = recipe.replace(precision=run.read_json("environment.json")["precision"])
+    return hardware.choose_engine(recipe)
+
+
 def _train(
-    run: Run, is_new: bool, verbose: int | str, callbacks: Sequence[keras.callbacks.Callback]
+    run: Run,
+    engine: hardware.Engine,
+    is_new: bool,
+    verbose: int | str,
+    callbacks: Sequence[keras.callbacks.Callback],
 ) -> Run:
     recipe = run.recipe
-    engine = hardware.choose_engine(recipe)
     keras.utils.set_random_seed(recipe.seed)
     source = load_source(recipe)
     if source.validation is None:
@@ -118,11 +142,12 @@ def _train(
     if not is_new:
         require_same_data(run, described)
     with data.bad_images_named(source.train):
-        statistics = _statistics(recipe, source.train)
+        statistics = channel_statistics(recipe, source.train)
     initial = initial_weights(recipe)
     if initial is not None and not is_new:
         _require_same_weights(run, initial)
     model = build_model(recipe, len(source.class_names), statistics, engine.precision, initial)
+    distribution.synchronize(model, engine)
     transfer.freeze(model, recipe.freeze_until)
     base, trained = None, model
     if recipe.freeze_until == "all" and not frozen.varies(recipe):
@@ -130,8 +155,9 @@ def _train(
     compile_model(trained, recipe, engine)
     trained.optimizer.build(trained.trainable_variables)
     steps = data.steps_per_epoch(source.train, recipe.batch_size)
-    recorder = Recorder(run, steps, whole=model)
-    done = recorder.restore(trained)
+    stop = StopRequest()
+    recorder = Recorder(run, steps, whole=model, stop=stop)
+    begun = recorder.restore(trained)
     if is_new:
         environment = _environment(engine)
         run.write_json("data.json", described)
@@ -144,34 +170,30 @@ def _train(
         print(
             f"{source.name}: {source.train.size} training, {source.validation.size} validation "
             f"images, {len(source.class_names)} classes\n{model.name}: {model.count_params():,} "
-            f"parameters; {engine}" + (f"; resumed after epoch {done}" if done else "")
+            f"parameters; {engine}{_where(begun)}"
         )
         if recipe.freeze_until == "all":
             print(_how_frozen(recipe))
     with data.bad_images_named(source.train, source.validation):
         if base is None:
-            training, validation = _datasets(recipe, source, statistics, done)
+            training = partial(training_data, recipe, source, statistics)
+            validation = validation_data(recipe, source)
         else:
-            training, validation = _feature_datasets(run, source, base, done, verbose)
-    if done < recipe.epochs and not is_over(recipe, recorder.history):
-        batches = -(-source.validation.size // recipe.batch_size)
-        progress = TrainingProgress(recorder, batches, verbose)
-        with data.bad_images_named(source.train, source.validation), progress:
-            trained.fit(
-                training,
-                epochs=recipe.epochs,
-                initial_epoch=done,
-                steps_per_epoch=steps,
-                validation_data=validation,
-                callbacks=[
-                    recorder,
-                    keras.callbacks.TensorBoard(run.directory / "tensorboard", write_graph=False),
-                    progress,
-                    *callbacks,
-                ],
-                shuffle=False,  # the data set shuffles, and Keras warns of the default
-                verbose=0,
-            )
+            training, validation = _feature_datasets(run, source, base, verbose)
+    batches = -(-source.validation.size // recipe.part_size)
+    progress = TrainingProgress(recorder, batches, verbose)
+    board = keras.callbacks.TensorBoard(run.directory / "tensorboard", write_graph=False)
+    called = [recorder, board, progress, *callbacks]
+    epoch = begun.epoch
+    with data.bad_images_named(source.train, source.validation), progress, stop:
+        if begun.step:
+            # Keras' fit begins with whole epochs: what is left of this one is a fit of its own.
+            _end_epoch(trained, training, validation, recorder, begun, called)
+            epoch += 1
+        over = trained.stop_training or is_over(recipe, recorder.history)
+        if epoch < recipe.epochs and not over:
+            parts = steps * recipe.gradient_accumulation
+            _fit(trained, training(epoch), validation, called, epoch, recipe.epochs, parts)
     report.plot_history(recorder.history, run.directory / "training_curve.png")
     best = best_row(recorder.history)
     run.add_results(
@@ -185,30 +207,66 @@ def _train(
     return run
 
 
-def _datasets(
-    recipe: Recipe, source: data.Source, statistics: data.ChannelStatistics, done: int
-) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    training = data.training_dataset(
-        source.train,
-        recipe.batch_size,
-        training_transform(recipe, statistics),
-        seed=recipe.seed,
-        start_epoch=done,
-        deterministic=recipe.deterministic,
-        batch_transform=_batch_transform(recipe, len(source.class_names)),
+def _fit(
+    model: keras.Model,
+    training: tf.data.Dataset,
+    validation: tf.data.Dataset,
+    callbacks: list[keras.callbacks.Callback],
+    first: int,
+    last: int,
+    steps: int,
+) -> None:
+    model.fit(
+        training,
+        epochs=last,
+        initial_epoch=first,
+        steps_per_epoch=steps,
+        validation_data=validation,
+        callbacks=callbacks,
+        shuffle=False,  # the data set shuffles, and Keras warns of the default
+        verbose=0,
     )
-    validation = data.evaluation_dataset(
-        source.validation, recipe.batch_size, evaluation_transform(recipe)
-    )
-    pixels = source.validation.size * recipe.image_size**2 * 3
-    if 4 * pixels <= _CACHE_BYTES:
-        validation = validation.cache()
-    return training, validation.map(partial(_one_hot, classes=len(source.class_names)))
+
+
+def _end_epoch(
+    model: keras.Model,
+    training: Callable[[int, int], tf.data.Dataset],
+    validation: tf.data.Dataset,
+    recorder: Recorder,
+    begun: Progress,
+    callbacks: list[keras.callbacks.Callback],
+) -> None:
+    """The steps that are left of a begun epoch, and its validation."""
+    recipe = recorder.run.recipe
+    # Metrics have variables, to restore, when they have seen a batch.
+    shape = (recipe.part_size, *model.input_shape[1:])
+    targets = np.zeros((shape[0], model.output_shape[-1]), "float32")
+    model.test_on_batch(np.zeros(shape, "float32"), targets)
+    epoch, left = begun.epoch, recorder.steps_per_epoch - begun.step
+    if left:
+        rest, parts = training(epoch, begun.step), left * recipe.gradient_accumulation
+        _fit(model, rest, validation, callbacks, epoch, epoch + 1, parts)
+        return
+    called = keras.callbacks.CallbackList(callbacks, model=model)
+    called.on_train_begin()
+    called.on_epoch_begin(epoch)
+    logs = {name: float(value) for name, value in model.get_metrics_result().items()}
+    found = model.evaluate(validation, callbacks=called, return_dict=True, verbose=0)
+    logs |= {f"val_{name}": value for name, value in found.items()}
+    called.on_epoch_end(epoch, logs)
+    called.on_train_end(logs)
+
+
+def _where(begun: Progress) -> str:
+    if begun.step:
+        return f"; resumed after step {begun.step} of epoch {begun.epoch + 1}"
+    return f"; resumed after epoch {begun.epoch}" if begun.epoch else ""
 
 
 def _feature_datasets(
-    run: Run, source: data.Source, base: keras.Model, done: int, verbose: int | str
-) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    run: Run, source: data.Source, base: keras.Model, verbose: int | str
+) -> tuple[Callable[..., tf.data.Dataset], tf.data.Dataset]:
+    """As `training_data`, for an epoch and a step, and `validation_data`; of features."""
     recipe = run.recipe
     found = [
         frozen.Features(
@@ -225,11 +283,13 @@ def _feature_datasets(
     if verbose and seconds:
         print(f"features of {sum(f.size for f in found):,} images computed in {seconds:.0f} s")
     training, validation = found
-    one_hot = partial(_one_hot, classes=len(source.class_names))
-    return (
-        training.training(recipe.batch_size, recipe.seed, done).map(one_hot),
-        validation.evaluation(recipe.batch_size).map(one_hot),
-    )
+    targets = partial(one_hot, classes=len(source.class_names))
+
+    def from_step(epoch: int, step: int = 0) -> tf.data.Dataset:
+        batches = training.training(recipe.batch_size, recipe.seed, epoch, step)
+        return in_parts(recipe, batches).map(targets)
+
+    return from_step, validation.evaluation(recipe.part_size).map(targets)
 
 
 def _how_frozen(recipe: Recipe) -> str:
@@ -252,109 +312,6 @@ def _require_same_weights(run: Run, initial: weight_files.Weights) -> None:
         )
 
 
-def describe(source: data.Source) -> dict[str, Any]:
-    """What a run remembers of its data: class names, and size and fingerprint of each split."""
-    splits = {"train": source.train, "validation": source.validation, "test": source.test}
-    return {
-        "class_names": list(source.class_names),
-        "splits": {
-            name: {"images": split.size, "fingerprint": split.fingerprint()}
-            for name, split in splits.items()
-            if split is not None
-        },
-    }
-
-
-def require_same_data(run: Run, described: dict[str, Any]) -> None:
-    """Refuse data that changed since the run began: its test images may have been trained on.
-
-    Args:
-        run: A run that has begun.
-        described: The source as it is now, from `describe`.
-
-    Raises:
-        ValueError: says what is different.
-    """
-    before = run.read_json("data.json")
-    was = {"class_names": before["class_names"], **before["splits"]}
-    found = {"class_names": described["class_names"], **described["splits"]}
-    for name, value in was.items():
-        if value != found.get(name):
-            raise ValueError(
-                f"source {run.recipe.source} has changed since {run.directory} began, so that its "
-                f"splits are not the same images: {name} was {value}, is {found.get(name)}"
-            )
-
-
-def _statistics(recipe: Recipe, split: data.Split) -> data.ChannelStatistics:
-    known = recipe.init is not None or None not in (recipe.mean_rgb, recipe.std_rgb)
-    if known and not recipe.rgb_shift:  # nothing would be asked of them
-        return data.ChannelStatistics(np.zeros(3), np.ones(3), np.zeros(3), np.eye(3), images=0)
-    return data.statistics(split)
-
-
-def load_source(recipe: Recipe) -> data.Source:
-    """The recipe's data, as `keras_vgg.data.load_source`."""
-    return data.load_source(
-        recipe.source,
-        validation_fraction=recipe.validation_fraction,
-        test_fraction=recipe.test_fraction,
-        seed=recipe.seed,
-        data_dir=recipe.data_dir,
-        manual_dir=recipe.manual_dir,
-        download=recipe.download,
-        train_split=recipe.train_split,
-        validation_split=recipe.validation_split,
-        test_split=recipe.test_split,
-        on_bad_image=recipe.on_bad_image,
-    )
-
-
-def training_transform(recipe: Recipe, statistics: data.ChannelStatistics | None) -> partial:
-    """The recipe's ([h, w, 3], seed) -> uint8 [size, size, 3] for training.
-
-    `statistics`, of the training split, are for rgb_shift alone.
-    """
-    return partial(
-        augment.train_image,
-        size=recipe.image_size,
-        scale=recipe.train_scale,
-        crop_padding=recipe.crop_padding,
-        flip=recipe.horizontal_flip,
-        brightness=recipe.brightness,
-        contrast=recipe.contrast,
-        saturation=recipe.saturation,
-        hue=recipe.hue,
-        shift=recipe.rgb_shift,
-        eigenvalues=statistics and statistics.eigenvalues,
-        eigenvectors=statistics and statistics.eigenvectors,
-    )
-
-
-def evaluation_transform(recipe: Recipe) -> partial:
-    """The recipe's [h, w, 3] -> [size, size, 3] for validation, test and prediction."""
-    return partial(augment.eval_image, size=recipe.image_size, scale=recipe.eval_scale)
-
-
-def _batch_transform(
-    recipe: Recipe, classes: int
-) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    strengths = {name: getattr(recipe, name) for name in BATCH_AUGMENTATIONS}
-    mix = augment.batch_augmentation(**strengths)
-
-    def transform(
-        images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        images, one_hot = _one_hot(images, labels, classes)
-        return (images, one_hot) if mix is None else mix(images, one_hot, seed)
-
-    return transform
-
-
-def _one_hot(images: tf.Tensor, labels: tf.Tensor, classes: int) -> tuple[tf.Tensor, tf.Tensor]:
-    return images, tf.one_hot(labels, classes)
-
-
 def _environment(engine: hardware.Engine) -> dict[str, Any]:
     packages = ("keras", "tensorflow", "tensorflow-datasets", "numpy")
     return {
@@ -364,6 +321,7 @@ def _environment(engine: hardware.Engine) -> dict[str, Any]:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "engine": str(engine),
+        "precision": engine.precision,
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -1,12 +1,11 @@
-"""What happens around each step and epoch: learning rate, records, checkpoints, a stop on NaN."""
+"""What happens around each step and epoch: learning rate, records, checkpoints, a stop."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import warnings
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,11 @@ import keras
 import numpy as np
 
 from keras_vgg.atomic import write_atomically
+from keras_vgg.fit import checkpoint
+from keras_vgg.fit.distribution import portable
 from keras_vgg.fit.run import Run
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
+from keras_vgg.fit.stopping import StopRequest
 
 
 class TrainingDiverged(ArithmeticError):
@@ -23,28 +25,43 @@ class TrainingDiverged(ArithmeticError):
 
 
 class Recorder(keras.callbacks.Callback):
-    """Sets the learning rate, and after each epoch keeps what a resume and a report need.
+    """Sets the learning rate, and keeps what a resume and a report need.
 
-    A checkpoint holds every variable of the model and the optimiser, dropout's seeds included,
-    and the history: a run that is resumed from it ends as if it had not been interrupted.
+    A checkpoint holds every variable of the model and the optimiser, dropout's seeds included, the
+    history, and of a begun epoch its steps and the sums of its metrics: a run that is resumed from
+    it ends as if it had not been interrupted. One is written after each epoch, within it as the
+    recipe says, and before a stop.
 
     Args:
         run: Where to write.
-        steps_per_epoch: Steps that an epoch takes.
+        steps_per_epoch: Steps of the optimiser that an epoch takes.
         whole: The network to keep, where only its head is trained.
+        stop: Whether training was told to stop.
     """
 
-    def __init__(self, run: Run, steps_per_epoch: int, whole: keras.Model | None = None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        steps_per_epoch: int,
+        whole: keras.Model | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
         super().__init__()
         self._whole = whole
+        self._stop = stop or StopRequest()
         self.run = run
         self.steps_per_epoch = steps_per_epoch
         self.history: list[dict[str, float]] = []
+        self.learning_rate = 0.0  # of the step that is taken or was the last
+        self.first_step = 0  # of this epoch in this process: those before it were another's
+        self._resumed = checkpoint.Progress()
         self._epoch = 0
         self._drops = 0
+        self._sums: tuple[np.ndarray, ...] = ()
+        self._kept_at = time.perf_counter()
 
-    def restore(self, model: keras.Model) -> int:
-        """Load the newest readable checkpoint, if there is one; returns the epochs done.
+    def restore(self, model: keras.Model) -> checkpoint.Progress:
+        """Load the newest readable checkpoint, if there is one; returns how far it is.
 
         Raises:
             ValueError: there are checkpoints, and none can be read.
@@ -52,8 +69,8 @@ class Recorder(keras.callbacks.Callback):
         unreadable = []
         for path in reversed(self.run.checkpoints):
             try:
-                self.history = load_checkpoint(path, model)
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                self._resumed = checkpoint.load(path, model)
+            except checkpoint.UNREADABLE as error:
                 warnings.warn(
                     f"checkpoint {path} cannot be read, trying an older: {error}", stacklevel=2
                 )
@@ -61,102 +78,124 @@ class Recorder(keras.callbacks.Callback):
                 continue
             for newer in unreadable:
                 newer.unlink()
-            self.run.write_history(self.history)
-            return len(self.history)
+            self.history = [*self._resumed.history]
+            if self.history:
+                self.run.write_history(self.history)
+            return self._resumed
         if unreadable:
             raise ValueError(
                 f"none of the checkpoints of {self.run.directory} can be read; "
                 "train in another workdir"
             )
-        return 0
+        return self._resumed
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
         self._drops = plateau_drops(self.run.recipe, self.history)
+        if epoch != self._resumed.epoch:
+            self._resumed = checkpoint.Progress()
+        self.first_step = self._resumed.step
+        if self.first_step:
+            sums = zip(self.model.metrics_variables, self._resumed.metrics, strict=True)
+            for variable, value in sums:
+                variable.assign(value)
+        self.learning_rate = self._rate_of(-1 if self.first_step else 0)
         self._started = time.perf_counter()
         self._last_step = self._started
 
+    def _rate_of(self, step: int) -> float:
+        """`step` of this process's in this epoch."""
+        step += self._epoch * self.steps_per_epoch + self.first_step
+        return learning_rate(self.run.recipe, step, self.steps_per_epoch, self._drops)
+
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        step = self._epoch * self.steps_per_epoch + batch
-        self.model.optimizer.learning_rate = learning_rate(
-            self.run.recipe, step, self.steps_per_epoch, self._drops
-        )
+        self.learning_rate = self._rate_of(batch // self.run.recipe.gradient_accumulation)
+        self.model.optimizer.learning_rate = self.learning_rate
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self._last_step = time.perf_counter()
-        self._require_finite(logs, f"at step {batch + 1} of epoch {self._epoch + 1}")
+        steps, part = divmod(batch + 1, self.run.recipe.gradient_accumulation)
+        done = self.first_step + steps
+        self._require_finite(logs, f"at step {done + bool(part)} of epoch {self._epoch + 1}")
+        if part:
+            return
+        # After the last step the validation is next, and keeps them.
+        if done < self.steps_per_epoch and (self._stop.made or self._is_due(done)):
+            self._keep_steps(done, checkpoint.metric_values(self.model))
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        self._sums = checkpoint.metric_values(self.model)  # validation begins its own
+        if self._is_due(self.steps_per_epoch):
+            self._keep_steps(self.steps_per_epoch, self._sums)
+
+    def on_test_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        # Not its end: a callback that has one makes Keras fetch the losses of every batch.
+        if self._stop.made:
+            self._keep_steps(self.steps_per_epoch, self._sums)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         recipe = self.run.recipe
         # The last step may have ruined the weights; validation is the first to see it.
         self._require_finite(logs, f"after epoch {epoch + 1}")
-        images = self.steps_per_epoch * recipe.batch_size
+        images = (self.steps_per_epoch - self.first_step) * recipe.batch_size
+        trained = self._last_step - self._started
         row: dict[str, float] = {"epoch": epoch + 1}
         row |= {name: float(value) for name, value in (logs or {}).items()}
-        row["learning_rate"] = float(self.model.optimizer.learning_rate)
-        row["images_per_second"] = round(images / (self._last_step - self._started), 1)
-        row["seconds"] = round(time.perf_counter() - self._started, 3)
+        row["learning_rate"] = self.learning_rate
+        row["images_per_second"] = round(images / trained, 1) if trained else 0.0
+        row["seconds"] = round(self._seconds(), 3)
         self.history.append(row)
         if best_row(self.history) is row:
             whole = self._whole or self.model
             bare = keras.Model(whole.inputs[0], whole.outputs[0], name=whole.name)
-            write_atomically(self.run.model_path, bare.save)
-        checkpoints = self.run.directory / "checkpoints"
-        checkpoints.mkdir(exist_ok=True)
-        save_checkpoint(checkpoints / f"epoch-{epoch + 1:06d}.npz", self.model, self.history)
-        for old in self.run.checkpoints[: -recipe.keep_checkpoints]:
-            old.unlink()
+            with portable(bare):
+                self._write(self.run.model_path, bare.save)
+        self._keep(checkpoint.Progress(self.history))
         self.run.write_history(self.history)
         if is_over(recipe, self.history):
             self.model.stop_training = True
 
+    def _seconds(self) -> float:
+        """What this epoch has taken, in this process and in those before it."""
+        return self._resumed.seconds + time.perf_counter() - self._started
+
+    def _is_due(self, done: int) -> bool:
+        recipe = self.run.recipe
+        if recipe.checkpoint_steps and done % recipe.checkpoint_steps == 0:
+            return True
+        return time.perf_counter() - self._kept_at >= 60 * recipe.checkpoint_minutes
+
+    def _keep_steps(self, done: int, sums: tuple[np.ndarray, ...]) -> None:
+        self._keep(checkpoint.Progress(self.history, done, self._seconds(), sums))
+        if self._stop.made:
+            self._stop.obey(f"kept step {done} of epoch {self._epoch + 1} in {self.run.directory}")
+
+    def _keep(self, progress: checkpoint.Progress) -> None:
+        name = checkpoint.file_name(progress.epoch, progress.step)
+        path = self.run.directory / "checkpoints" / name
+        path.parent.mkdir(exist_ok=True)
+        self._write(path, lambda target: checkpoint.save(target, self.model, progress))
+        for old in self.run.checkpoints[: -self.run.recipe.keep_checkpoints]:
+            old.unlink()
+        self._kept_at = time.perf_counter()
+
+    def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
+        try:
+            write_atomically(path, write)
+        except OSError as error:
+            raise OSError(f"{path} cannot be written: {error}. {self._kept()}") from error
+
+    def _kept(self) -> str:
+        if self.run.checkpoints:
+            return f"The checkpoints in {self.run.directory} are from before"
+        return "No checkpoint had been written"
+
     def _require_finite(self, logs: dict[str, Any] | None, when: str) -> None:
         if all(map(math.isfinite, (logs or {}).values())):
             return
-        rate = float(self.model.optimizer.learning_rate)
-        kept = (
-            f"The checkpoints in {self.run.directory} are from before"
-            if self.history
-            else "No checkpoint had been written"
-        )
         raise TrainingDiverged(
-            f"the loss is not a number {when}, learning rate {rate:g}. Try a lower "
+            f"the loss is not a number {when}, learning rate {self.learning_rate:g}. Try a lower "
             "--learning-rate, a longer --warmup-epochs"
             + ("" if self.run.recipe.batch_norm else ", or --batch-norm True")
-            + f". {kept}"
+            + f". {self._kept()}"
         )
-
-
-def _variables(model: keras.Model) -> list:
-    return [*model.variables, *model.optimizer.variables]
-
-
-def save_checkpoint(path: Path, model: keras.Model, history: list[dict[str, float]]) -> None:
-    """Write every variable of a compiled model and the history to one file, atomically."""
-    arrays = {
-        f"{i:04d} {v.path}": keras.ops.convert_to_numpy(v) for i, v in enumerate(_variables(model))
-    }
-
-    def write(target: Path) -> None:
-        with target.open("wb") as file:
-            np.savez(file, history=np.array(json.dumps(history)), **arrays)
-
-    write_atomically(path, write)
-
-
-def load_checkpoint(path: Path, model: keras.Model) -> list[dict[str, float]]:
-    """Set every variable from a checkpoint; returns its history.
-
-    Raises:
-        OSError, KeyError, ValueError, zipfile.BadZipFile: it is damaged or of another model;
-            nothing has been set.
-    """
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        history = json.loads(str(file["history"]))
-        values = [file[name] for name in sorted(set(file.files) - {"history"})]
-    variables = _variables(model)
-    if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
-        raise ValueError(f"{path} is of another model")
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
-    return history

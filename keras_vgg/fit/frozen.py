@@ -128,21 +128,23 @@ class Features:
         if seen != split.size:
             raise ValueError(f"computed the features of {seen} of {split.size} images")
 
-    def training(self, batch_size: int, seed: int, start_epoch: int) -> tf.data.Dataset:
+    def training(
+        self, batch_size: int, seed: int, start_epoch: int, start_step: int = 0
+    ) -> tf.data.Dataset:
         """Endless batches, as `data.training_dataset`: a function of (seed, epoch, place)."""
         steps = self.size // batch_size
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            epoch = start_epoch
+            epoch, first = start_epoch, start_step
             while True:
                 random = np.random.default_rng([seed, epoch])
                 order = random.permutation(self.size)
                 views = random.integers(self.views, size=self.size)
-                for step in range(steps):
+                for step in range(first, steps):
                     chosen = slice(step * batch_size, (step + 1) * batch_size)
                     index = order[chosen]
                     yield self.features[index, views[chosen]], self.labels[index]
-                epoch += 1
+                epoch, first = epoch + 1, 0
 
         shape = self.features.shape[2:]
         signature = (

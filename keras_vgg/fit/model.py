@@ -151,7 +151,13 @@ def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -
     metrics: list = ["accuracy"]
     if model.output_shape[-1] > 5:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5_accuracy"))
-    options = {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    options = {
+        "momentum": recipe.momentum,
+        "nesterov": recipe.nesterov,
+        "gradient_accumulation_steps": recipe.gradient_accumulation
+        if recipe.gradient_accumulation > 1
+        else None,
+    }
     if recipe.layer_decay == 1:
         optimizer = keras.optimizers.SGD(recipe.learning_rate, **options)
     else:

@@ -134,6 +134,7 @@ class TrainingProgress(keras.callbacks.Callback):
         recipe = recorder.run.recipe
         self._recorder = recorder
         self._batch_size = recipe.batch_size
+        self._parts = recipe.gradient_accumulation
         self._at_most = may_end_early(recipe)
         self._timing = Timing(recipe.epochs, recorder.steps_per_epoch, validation_steps)
         self._clock = clock
@@ -177,12 +178,12 @@ class TrainingProgress(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._logs = {}
         now = self._clock()
-        self._timing.epoch_begins(now, epoch)
+        self._timing.epoch_begins(now, epoch, self._recorder.first_step)
         self._draw_at_times(now)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         now = self._clock()
-        self._timing.step_ends(now, batch + 1)
+        self._timing.step_ends(now, self._recorder.first_step + (batch + 1) // self._parts)
         self._logs = logs or {}
         self._draw_at_times(now)
 
@@ -229,7 +230,7 @@ class TrainingProgress(keras.callbacks.Callback):
         if step_seconds:
             parts.append(f"{self._batch_size / step_seconds:,.0f} images/s")
         if self._timing.step:
-            parts.append(f"lr {float(self.model.optimizer.learning_rate):.3g}")
+            parts.append(f"lr {self._recorder.learning_rate:.3g}")
         if "loss" in self._logs:
             parts.append(f"loss {_loss(self._logs['loss'])}")
         if "accuracy" in self._logs:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from keras_vgg.atomic import PARTIAL, write_atomically
 from keras_vgg.recipe import Recipe
+
+_LOCK = ".lock"
+
+
+class RunInUse(OSError):
+    """Another process is training in the run directory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +56,10 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """The checkpoints, oldest first."""
         return sorted(self.directory.glob("checkpoints/epoch-*.npz"))
+
+    @property
+    def begun(self) -> bool:
+        return (self.directory / "recipe.json").is_file()
 
     @property
     def finished(self) -> bool:
@@ -109,41 +121,64 @@ class Run:
         write_atomically(self.directory / name, lambda path: path.write_text(text))
 
 
-def claim(directory: str | Path, recipe: Recipe) -> tuple[Run, bool]:
-    """The run of `recipe` in `directory`, and whether it is new.
+@contextlib.contextmanager
+def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
+    """The run of `recipe` in `directory`, for this process alone, and whether it is new.
 
     A run that has no checkpoint yet counts as new: it has nothing to lose, and may be begun again
-    with another recipe.
+    with another recipe. Of a directory that was made for it nothing stays if nothing was written.
+
+    The lock is the operating system's, on a file of the directory: it ends with the process,
+    however that ends.
 
     Raises:
         ValueError: the directory holds a run of another recipe, or other files.
+        RunInUse: another process has it.
         OSError: the directory cannot be made or written.
     """
     directory = Path(directory)
-    is_run = (directory / "recipe.json").is_file()
-    if not is_run and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} exists and is not a run directory; choose another workdir")
     run = Run(directory, recipe)
-    is_new = not is_run or (not run.finished and not run.checkpoints)
-    if not is_new:
-        stored = Run.open(directory).recipe
-        differences = recipe.differences(stored)
-        if differences:
-            listed = ", ".join(f"{k} {b!r} there, {a!r} here" for k, (a, b) in differences.items())
-            raise ValueError(
-                f"{directory} holds a run of another recipe ({listed}); "
-                "choose another workdir, or repeat its recipe to resume it"
-            )
-        if recipe != stored:  # the data has moved
-            run.write_recipe()
-    if run.finished:
-        return run, False
+    made = not directory.exists()
+    is_folder = made or directory.is_dir()
+    if not is_folder or (not made and not run.begun and _names(directory) - {_LOCK}):
+        raise ValueError(f"{directory} exists and is not a run directory; choose another workdir")
+    lock = FileLock(directory / _LOCK, timeout=0)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        lock.acquire()
+    except Timeout:
+        raise RunInUse(
+            f"{directory} is in use: another process is training there; wait for its end, or "
+            "choose another workdir"
+        ) from None
     except OSError as error:
         raise OSError(f"the run directory {directory} cannot be written: {error}") from error
-    for leftover in directory.rglob(f"{PARTIAL}*"):
-        leftover.unlink()
-    return run, is_new
+    try:
+        is_new = not run.begun or (not run.finished and not run.checkpoints)
+        if not is_new:
+            _require_same_recipe(run)
+        for leftover in directory.rglob(f"{PARTIAL}*"):
+            leftover.unlink()
+        yield run, is_new
+    finally:
+        if made and _names(directory) == {_LOCK}:
+            (directory / _LOCK).unlink()
+            directory.rmdir()
+        lock.release()
+
+
+def _names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def _require_same_recipe(run: Run) -> None:
+    stored = Run.open(run.directory).recipe
+    differences = run.recipe.differences(stored)
+    if differences:
+        listed = ", ".join(f"{k} {b!r} there, {a!r} here" for k, (a, b) in differences.items())
+        raise ValueError(
+            f"{run.directory} holds a run of another recipe ({listed}); "
+            "choose another workdir, or repeat its recipe to resume it"
+        )
+    if run.recipe != stored:  # the data has moved
+        run.write_recipe()

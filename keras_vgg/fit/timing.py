@@ -55,9 +55,9 @@ class Timing:
         self._validation_begun = self._first_batch_done = 0.0
         self._excess = 0.0  # of the first validation's first batch
 
-    def epoch_begins(self, now: float, epoch: int) -> None:
-        """`epoch` counts from 0."""
-        self.epoch, self.step, self.validated, self._ended = epoch, 0, 0, False
+    def epoch_begins(self, now: float, epoch: int, step: int = 0) -> None:
+        """`epoch` counts from 0; `step` steps of it were an earlier process's."""
+        self.epoch, self.step, self.validated, self._ended = epoch, step, 0, False
         if self._measured:
             self._measured_before, self._seconds_before = self._measured, self._seconds
         self._measured = self._seconds = 0.0

@@ -78,8 +78,9 @@ def cost(recipe: Recipe, classes: int) -> tuple[int, float]:
         hidden_units=recipe.hidden_units,
     )
     parameters = sum(layer.parameters for layer in layers)
-    activations = recipe.batch_size * sum(layer.activations for layer in layers)
-    return parameters, 4 * (3 * parameters + 2 * activations) / 1e6
+    activations = recipe.part_size * sum(layer.activations for layer in layers)
+    copies = 3 if recipe.gradient_accumulation == 1 else 4
+    return parameters, 4 * (copies * parameters + 2 * activations) / 1e6
 
 
 def latency_ms(model: keras.Model) -> float:

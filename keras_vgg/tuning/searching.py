@@ -20,7 +20,7 @@ from keras_tuner.engine.trial import Trial
 from keras_tuner.errors import FailedTrialError, FatalError, FatalValueError
 
 from keras_vgg.atomic import write_atomically
-from keras_vgg.fit.run import Run
+from keras_vgg.fit.run import Run, RunInUse
 from keras_vgg.recipe import Recipe
 from keras_vgg.tuning.hypermodel import Limits, VGGHyperModel, cost
 from keras_vgg.tuning.oracle import alive, make_oracle, quiet_keras_tuner, serve, write_json
@@ -296,7 +296,7 @@ class _Tuner(BaseTuner):
                 _HParams(trial, recipe, folder / "run" / "tensorboard"),
                 *pruner,
             ]
-            found = self._model.train(recipe, folder / "run", callbacks)
+            found = self._train(recipe, folder / "run", callbacks)
         except FailedTrialError as error:
             # Not keras-tuner's FAILED: its Hyperband then waits for ever for a bracket to fill, and
             # its Gaussian process never learns to keep away.
@@ -310,6 +310,18 @@ class _Tuner(BaseTuner):
         facts = {"val_accuracy": found["val_accuracy"], "seconds": seconds}
         write_json(outcome, facts | {"at": self._clock.spent})
         return {name: found[name] for name in ("val_accuracy", "val_loss")}
+
+    def _train(
+        self, recipe: Recipe, folder: Path, callbacks: list[keras.callbacks.Callback]
+    ) -> dict[str, float]:
+        while True:
+            try:
+                return self._model.train(recipe, folder, callbacks)
+            except RunInUse:
+                # A worker that was given up is not dead yet. It trains for both.
+                if self._clock.over():
+                    raise _OutOfTime from None
+                time.sleep(1)
 
     def on_trial_end(self, trial: Trial) -> None:
         super().on_trial_end(trial)

@@ -1,0 +1,206 @@
+"""How many images a second a training step takes: keras_vgg, keras.applications, PyTorch.
+
+python benchmarks/training.py [--cases NAME ...] [--rounds 3] [--seconds 20] [--only NAME ...]
+
+The same network on the same random images, with SGD and momentum: in this package `build_model` and
+`compile_model` with what `choose_engine` picks on this machine, then `model.fit`, with dropout and
+weight decay; keras.applications' model, which has neither, as `compile` and `fit` take it; and a
+plain PyTorch module with both, as it is and at its best on a CPU (channels_last, bfloat16
+autocast). Each has a process of its own, with all cores, and they take turns, so that other work on
+the machine meets all of them. Printed are images a second, the median of the rounds, and how many
+times as fast keras_vgg was in the same round, with its spread. PyTorch is left out where it is not
+installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+
+from keras_vgg import hardware
+from keras_vgg.architecture import get_configuration, scaled_width
+from keras_vgg.recipe import Recipe
+
+CLASSES = 10
+CASES = {
+    "VGG-16, 224x224, batch 8": Recipe(
+        configuration="D",
+        width_multiplier=1.0,
+        batch_norm=False,
+        hidden_units=4096,
+        image_size=224,
+        batch_size=8,
+    ),
+    "VGG-16, 32x32, batch 64": Recipe(
+        configuration="D", width_multiplier=1.0, batch_norm=False, hidden_units=4096, batch_size=64
+    ),
+    "VGG-11, quarter width, batch norm, 32x32, batch 128": Recipe(batch_size=128),
+}
+OURS = "keras_vgg"
+
+Steps = Callable[[int], None]  # takes so many training steps
+
+
+def _keras_vgg(recipe: Recipe) -> Steps:
+    hardware.prepare_environment()
+    from keras_vgg import data, fit
+
+    engine = hardware.choose_engine(recipe)
+    print(f"    {OURS}: {engine}", file=sys.stderr)
+    statistics = data.ChannelStatistics(
+        np.full(3, 120.0), np.full(3, 60.0), np.ones(3), np.eye(3), 1
+    )
+    model = fit.build_model(recipe, CLASSES, statistics, engine.precision)
+    fit.compile_model(model, recipe, engine)
+    return _fit(model, recipe)
+
+
+def _keras_applications(recipe: Recipe) -> Steps:
+    import keras
+
+    model = keras.applications.VGG16(
+        weights=None, input_shape=(recipe.image_size, recipe.image_size, 3), classes=CLASSES
+    )
+    optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum)
+    model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
+    return _fit(model, recipe)
+
+
+def _fit(model, recipe: Recipe) -> Steps:
+    import tensorflow as tf
+
+    images, labels = _batch(recipe)
+    batch = (tf.constant(images), tf.one_hot(labels, CLASSES))
+    dataset = tf.data.Dataset.from_tensors(batch).repeat().prefetch(2)
+    return lambda steps: model.fit(dataset, steps_per_epoch=steps, verbose=0, shuffle=False)
+
+
+def _torch(best: bool) -> Callable[[Recipe], Steps]:
+    def load(recipe: Recipe) -> Steps:
+        import torch
+        from torch import nn
+
+        layers: list[nn.Module] = []
+        channels, side = 3, recipe.image_size
+        for block in get_configuration(recipe.configuration).blocks:
+            for kernel, filters in block:
+                width = scaled_width(filters, recipe.width_multiplier)
+                layers.append(nn.Conv2d(channels, width, kernel, padding="same"))
+                layers += [nn.BatchNorm2d(width)] if recipe.batch_norm else []
+                layers.append(nn.ReLU(inplace=True))
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+            side //= 2
+        layers.append(nn.Flatten())
+        units = channels * side * side
+        for _ in range(2):
+            layers += [nn.Linear(units, recipe.hidden_units), nn.ReLU(inplace=True)]
+            layers.append(nn.Dropout(recipe.dropout))
+            units = recipe.hidden_units
+        layers.append(nn.Linear(units, CLASSES))
+        model = nn.Sequential(*layers)
+        images, labels = _batch(recipe)
+        form = torch.channels_last if best else torch.contiguous_format
+        model = model.to(memory_format=form)
+        options = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
+        optimizer = torch.optim.SGD(model.parameters(), recipe.learning_rate, **options)
+        x, y = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
+
+        def step() -> None:
+            batch = x.contiguous(memory_format=form).float() / 255
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=best):
+                loss = nn.functional.cross_entropy(model(batch), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        def take(steps: int) -> None:
+            for _ in range(steps):
+                step()
+
+        return take
+
+    return load
+
+
+ENGINES: dict[str, Callable[[Recipe], Steps]] = {
+    OURS: _keras_vgg,
+    "keras.applications": _keras_applications,
+    "PyTorch": _torch(best=False),
+    "PyTorch, channels_last, bfloat16": _torch(best=True),
+}
+
+_take: Steps  # in an engine's process
+
+
+def _load(name: str, recipe: Recipe) -> None:
+    global _take
+    _take = ENGINES[name](recipe)
+    _take(2)
+
+
+def _measure(batch_size: int, seconds: float) -> float:
+    """Images a second, over about so many seconds."""
+    start = time.perf_counter()
+    _take(2)
+    steps = max(1, round(2 * seconds / (time.perf_counter() - start)))
+    start = time.perf_counter()
+    _take(steps)
+    return batch_size * steps / (time.perf_counter() - start)
+
+
+def _batch(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    shape = (recipe.batch_size, recipe.image_size, recipe.image_size, 3)
+    images = generator.integers(0, 256, shape, dtype=np.uint8)
+    return images, generator.integers(0, CLASSES, recipe.batch_size)
+
+
+def _engines(recipe: Recipe, only: list[str] | None) -> list[str]:
+    names = [name for name in ENGINES if only is None or name == OURS or name in only]
+    if importlib.util.find_spec("torch") is None:
+        names = [name for name in names if not name.startswith("PyTorch")]
+    plain = recipe.configuration == "D" and recipe.width_multiplier == 1 and not recipe.batch_norm
+    return names if plain else [name for name in names if name != "keras.applications"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each engine in a round")
+    parser.add_argument("--only", nargs="+", choices=list(ENGINES), metavar="NAME")
+    arguments = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    for case in arguments.cases:
+        recipe = CASES[case]
+        names = _engines(recipe, arguments.only)
+        pools = {name: ProcessPoolExecutor(1, context) for name in names}
+        found: dict[str, list[float]] = {name: [] for name in names}
+        try:
+            for name, pool in pools.items():
+                pool.submit(_load, name, recipe).result()
+            for _ in range(arguments.rounds):
+                for name, pool in pools.items():
+                    job = pool.submit(_measure, recipe.batch_size, arguments.seconds)
+                    found[name].append(job.result())
+        finally:
+            for pool in pools.values():
+                pool.shutdown()
+        print(f"\n| {case} | images/s | {OURS} is faster by |\n|---|---|---|")
+        for name, rates in found.items():
+            ratios = sorted(ours / rate for ours, rate in zip(found[OURS], rates, strict=True))
+            spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            print(f"| {name} | {statistics.median(rates):.3g} | {'' if name == OURS else spread} |")
+
+
+if __name__ == "__main__":
+    main()

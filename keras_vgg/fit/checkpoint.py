@@ -1,0 +1,89 @@
+"""What a run goes on from: every number that decides its next step, in one file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile)
+"""What `load` raises for a damaged file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        history: A row of metrics.csv for each finished epoch.
+        step: Steps taken in the epoch after those.
+        seconds: What these steps took.
+        metrics: The sums behind that epoch's loss and accuracies; none at its beginning.
+    """
+
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    step: int = 0
+    seconds: float = 0.0
+    metrics: tuple[np.ndarray, ...] = ()
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+
+def file_name(epoch: int, step: int) -> str:
+    """Names sort as what they hold: the steps of an epoch before its end."""
+    if step:
+        return f"epoch-{epoch + 1:06d}-step-{step:08d}.npz"
+    return f"epoch-{epoch:06d}.npz"
+
+
+def metric_values(model: keras.Model) -> tuple[np.ndarray, ...]:
+    """The sums of a compiled model's metrics."""
+    return tuple(keras.ops.convert_to_numpy(v).copy() for v in model.metrics_variables)
+
+
+def save(path: Path, model: keras.Model, progress: Progress) -> None:
+    """Write every variable of a compiled model and its optimiser, and the progress.
+
+    Dropout's seeds are among the variables. Raises OSError: the file cannot be written.
+    """
+    described = json.dumps([progress.history, progress.step, progress.seconds])
+    arrays = {
+        f"{i:04d} {v.path}": keras.ops.convert_to_numpy(v) for i, v in enumerate(_variables(model))
+    }
+    arrays |= {f"metric {i:04d}": value for i, value in enumerate(progress.metrics)}
+    with path.open("wb") as file:
+        np.savez(file, progress=np.array(described), **arrays)
+
+
+def load(path: Path, model: keras.Model) -> Progress:
+    """Set every variable of the model and its optimiser from a checkpoint; the metrics are not set.
+
+    Raises:
+        OSError, KeyError, ValueError, zipfile.BadZipFile: it is damaged or of another model;
+            nothing has been set.
+    """
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        history, step, seconds = json.loads(str(file["progress"]))
+        names = sorted(set(file.files) - {"progress"})
+        values = [file[name] for name in names if not name.startswith("metric ")]
+        metrics = tuple(file[name] for name in names if name.startswith("metric "))
+    variables = [*_variables(model)]
+    if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
+        raise ValueError(f"{path} is of another model")
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+    return Progress(history, step, seconds, metrics)
+
+
+def _variables(model: keras.Model) -> Iterator[Any]:
+    yield from model.variables
+    yield from model.optimizer.variables

@@ -1,0 +1,63 @@
+"""Training on the devices that `keras_vgg.hardware` chose, as on a single one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from keras_vgg.hardware import Engine
+
+
+def scope(engine: Engine) -> contextlib.AbstractContextManager:
+    """What a model must be built and trained in.
+
+    Each device computes an equal part of a batch, gradients are summed, and every device has all
+    weights: `tf.distribute.MirroredStrategy`, or on JAX `keras.distribution.DataParallel`.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return keras.distribution.DataParallel(devices=list(engine.devices)).scope()
+    if len(engine.devices) > 1:
+        # Not the default, collective ops: batch norm's and the gradients' get mixed up.
+        on_gpus = engine.devices[0].startswith("gpu")
+        reduction = tf.distribute.NcclAllReduce if on_gpus else tf.distribute.ReductionToOneDevice
+        return tf.distribute.MirroredStrategy(list(engine.devices), reduction()).scope()
+    if engine.devices[0] == _default_device():
+        return contextlib.nullcontext()
+    return tf.distribute.OneDeviceStrategy(engine.devices[0]).scope()
+
+
+def _default_device() -> str:
+    accelerators = [
+        name for kind in ("tpu", "gpu") for name in keras.distribution.list_devices(kind)
+    ]
+    return (accelerators or keras.distribution.list_devices("cpu"))[0]
+
+
+def synchronize(model: keras.Model, engine: Engine) -> None:
+    """Let batch norm take the mean over all devices' images, as on a single one.
+
+    On JAX it does: there a batch is one array.
+    """
+    if len(engine.devices) > 1 and keras.backend.backend() == "tensorflow":
+        for layer in _batch_norms(model):
+            layer.synchronized = True
+
+
+@contextlib.contextmanager
+def portable(model: keras.Model) -> Iterator[None]:
+    """Within it a model's description says nothing of how it was trained."""
+    changed = [layer for layer in _batch_norms(model) if layer.synchronized]
+    for layer in changed:
+        layer.synchronized = False
+    try:
+        yield
+    finally:
+        for layer in changed:
+            layer.synchronized = True
+
+
+def _batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    return [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]

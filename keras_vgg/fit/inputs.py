@@ -1,0 +1,160 @@
+"""What a recipe reads: its source, its batches, and whether the images are those of before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_vgg import augment, data
+from keras_vgg.fit.run import Run
+from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
+
+_CACHE_BYTES = 2**30  # validation images that fit are prepared once, not every epoch
+
+
+def load_source(recipe: Recipe) -> data.Source:
+    """The recipe's data, as `keras_vgg.data.load_source`."""
+    return data.load_source(
+        recipe.source,
+        validation_fraction=recipe.validation_fraction,
+        test_fraction=recipe.test_fraction,
+        seed=recipe.seed,
+        data_dir=recipe.data_dir,
+        manual_dir=recipe.manual_dir,
+        download=recipe.download,
+        train_split=recipe.train_split,
+        validation_split=recipe.validation_split,
+        test_split=recipe.test_split,
+        on_bad_image=recipe.on_bad_image,
+    )
+
+
+def channel_statistics(recipe: Recipe, split: data.Split) -> data.ChannelStatistics:
+    """Of the training split; where nothing asks for them, none are computed."""
+    known = recipe.init is not None or None not in (recipe.mean_rgb, recipe.std_rgb)
+    if known and not recipe.rgb_shift:  # nothing would be asked of them
+        return data.ChannelStatistics(np.zeros(3), np.ones(3), np.zeros(3), np.eye(3), images=0)
+    return data.statistics(split)
+
+
+def describe(source: data.Source) -> dict[str, Any]:
+    """What a run remembers of its data: class names, and size and fingerprint of each split."""
+    splits = {"train": source.train, "validation": source.validation, "test": source.test}
+    return {
+        "class_names": list(source.class_names),
+        "splits": {
+            name: {"images": split.size, "fingerprint": split.fingerprint()}
+            for name, split in splits.items()
+            if split is not None
+        },
+    }
+
+
+def require_same_data(run: Run, described: dict[str, Any]) -> None:
+    """Refuse data that changed since the run began: its test images may have been trained on.
+
+    Args:
+        run: A run that has begun.
+        described: The source as it is now, from `describe`.
+
+    Raises:
+        ValueError: says what is different.
+    """
+    before = run.read_json("data.json")
+    was = {"class_names": before["class_names"], **before["splits"]}
+    found = {"class_names": described["class_names"], **described["splits"]}
+    for name, value in was.items():
+        if value != found.get(name):
+            raise ValueError(
+                f"source {run.recipe.source} has changed since {run.directory} began, so that its "
+                f"splits are not the same images: {name} was {value}, is {found.get(name)}"
+            )
+
+
+def training_transform(recipe: Recipe, statistics: data.ChannelStatistics | None) -> partial:
+    """The recipe's ([h, w, 3], seed) -> uint8 [size, size, 3] for training.
+
+    `statistics`, of the training split, are for rgb_shift alone.
+    """
+    return partial(
+        augment.train_image,
+        size=recipe.image_size,
+        scale=recipe.train_scale,
+        crop_padding=recipe.crop_padding,
+        flip=recipe.horizontal_flip,
+        brightness=recipe.brightness,
+        contrast=recipe.contrast,
+        saturation=recipe.saturation,
+        hue=recipe.hue,
+        shift=recipe.rgb_shift,
+        eigenvalues=statistics and statistics.eigenvalues,
+        eigenvectors=statistics and statistics.eigenvectors,
+    )
+
+
+def evaluation_transform(recipe: Recipe) -> partial:
+    """The recipe's [h, w, 3] -> [size, size, 3] for validation, test and prediction."""
+    return partial(augment.eval_image, size=recipe.image_size, scale=recipe.eval_scale)
+
+
+def training_data(
+    recipe: Recipe,
+    source: data.Source,
+    statistics: data.ChannelStatistics,
+    epoch: int = 0,
+    step: int = 0,
+) -> tf.data.Dataset:
+    """Endless batches (images, one-hot labels), from `step` of `epoch`, in parts if so trained."""
+    batches = data.training_dataset(
+        source.train,
+        recipe.batch_size,
+        training_transform(recipe, statistics),
+        seed=recipe.seed,
+        start_epoch=epoch,
+        start_step=step,
+        deterministic=recipe.deterministic,
+        batch_transform=_batch_transform(recipe, len(source.class_names)),
+    )
+    return in_parts(recipe, batches)
+
+
+def in_parts(recipe: Recipe, batches: tf.data.Dataset) -> tf.data.Dataset:
+    """Each batch as `gradient_accumulation` batches."""
+    if recipe.gradient_accumulation == 1:
+        return batches
+    return batches.rebatch(recipe.part_size)
+
+
+def validation_data(recipe: Recipe, source: data.Source) -> tf.data.Dataset:
+    """Every validation image once, in order: batches (images, one-hot labels)."""
+    validation = data.evaluation_dataset(
+        source.validation, recipe.part_size, evaluation_transform(recipe)
+    )
+    pixels = source.validation.size * recipe.image_size**2 * 3
+    if 4 * pixels <= _CACHE_BYTES:
+        validation = validation.cache()
+    return validation.map(partial(one_hot, classes=len(source.class_names)))
+
+
+def _batch_transform(
+    recipe: Recipe, classes: int
+) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    strengths = {name: getattr(recipe, name) for name in BATCH_AUGMENTATIONS}
+    mix = augment.batch_augmentation(**strengths)
+
+    def transform(
+        images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        images, targets = one_hot(images, labels, classes)
+        return (images, targets) if mix is None else mix(images, targets, seed)
+
+    return transform
+
+
+def one_hot(images: tf.Tensor, labels: tf.Tensor, classes: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """(images, int [n]) -> (images, float32 [n, classes])."""
+    return images, tf.one_hot(labels, classes)

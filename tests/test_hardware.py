@@ -1,0 +1,86 @@
+"""What is decided on which machine; the machines are described, not there."""
+
+import keras
+import pytest
+
+from keras_vgg import hardware
+from keras_vgg.hardware import Engine, Machine, choose_engine
+from keras_vgg.recipe import Recipe
+
+SMALL = Recipe()  # a quarter-width A at 32x32
+LARGE = Recipe(configuration="D", width_multiplier=1.0, image_size=224, hidden_units=4096)
+
+AVX2 = Machine("cpu", ("cpu:0",), None)
+AMX = Machine("cpu", ("cpu:0",), "bfloat16")
+LOGICAL = Machine("cpu", ("cpu:0", "cpu:1"), None)
+PASCAL = Machine("gpu", ("gpu:0",), None)
+VOLTA = Machine("gpu", ("gpu:0",), "float16")
+HOPPERS = Machine("gpu", tuple(f"gpu:{i}" for i in range(8)), "bfloat16")
+TPUS = Machine("tpu", tuple(f"tpu:{i}" for i in range(4)), "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "machine", "expected"),
+    [
+        (SMALL, AVX2, "cpu, float32, without XLA"),
+        (SMALL, AMX, "cpu, float32, without XLA (float32: the network is small)"),
+        (LARGE, AMX, "cpu, mixed_bfloat16, without XLA (bfloat16 is this cpu's fastest)"),
+        (SMALL, LOGICAL, "cpu, float32, without XLA"),
+        (SMALL.replace(devices="2"), LOGICAL, "2 cpus, float32, without XLA"),
+        (SMALL, PASCAL, "gpu, float32, with XLA"),
+        (SMALL, VOLTA, "gpu, mixed_float16, with XLA (float16 is this gpu's fastest)"),
+        (LARGE, HOPPERS, "8 gpus, mixed_bfloat16, without XLA (bfloat16 is this gpu's fastest)"),
+        (LARGE.replace(devices="1", precision="float32"), HOPPERS, "gpu, float32, with XLA"),
+        (SMALL, TPUS, "4 tpus, mixed_bfloat16, without XLA (bfloat16 is this tpu's fastest)"),
+        (SMALL.replace(jit="on"), AVX2, "cpu, float32, with XLA"),
+        (SMALL.replace(precision="mixed_bfloat16"), AVX2, "cpu, mixed_bfloat16, without XLA"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_decided(recipe: Recipe, machine: Machine, expected: str) -> None:
+    assert str(choose_engine(recipe, machine)) == expected
+
+
+def test_all_devices_that_can_share_a_batch_equally() -> None:
+    engine = choose_engine(SMALL.replace(batch_size=60, warmup_epochs=0), HOPPERS)
+    assert engine.devices == HOPPERS.devices[:6]
+    parts = SMALL.replace(batch_size=64, gradient_accumulation=16)
+    assert len(choose_engine(parts, HOPPERS).devices) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"devices": "9"}, r"devices=9, but there are 8: gpu:0, gpu:1"),
+        ({"devices": "7"}, "7 devices cannot share a batch of 64 images equally"),
+        ({"jit": "on"}, "jit='on' does not work on several devices of TensorFlow"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_engine(SMALL.replace(**changes), HOPPERS)
+
+
+@pytest.mark.parametrize("devices", ["0", "gpu", "-1", "1.5", ""])
+def test_devices_is_a_number_or_a_word(devices: str) -> None:
+    with pytest.raises(ValueError, match="devices must be auto, cpu or a number"):
+        Recipe(devices=devices)
+
+
+def test_this_machine_is_found() -> None:
+    found = hardware.find_machine("cpu")
+    assert found.kind == "cpu"
+    assert found.devices == tuple(keras.distribution.list_devices("cpu"))
+    assert isinstance(choose_engine(SMALL.replace(devices="cpu")), Engine)
+
+
+def test_flags_of_a_processor(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = tmp_path / "cpuinfo"
+    described.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\n\nflags\t: other\n")
+    monkeypatch.setattr(hardware, "_CPUINFO", described)
+    assert hardware.find_machine("cpu").half == "bfloat16"
+    described.write_text("processor\t: 0\nflags\t\t: fpu avx2\n")
+    assert hardware.find_machine("cpu").half is None
+    monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "none")
+    assert hardware.find_machine("cpu").half is None

@@ -1,0 +1,283 @@
+"""What interrupts a run costs it time and nothing else: kills, signals, a full disk."""
+
+import errno
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from keras_vgg.cli import main
+from keras_vgg.fit import Run, RunInUse, checkpoint, fit
+from keras_vgg.fit.stopping import TERMINATED, StopRequest
+from keras_vgg.recipe import Recipe
+
+# 319 training images in 9 steps an epoch; batch norm and dropout have a state besides the weights.
+TINY = Recipe(
+    width_multiplier=1 / 16,
+    hidden_units=8,
+    validation_fraction=0.1,
+    test_fraction=0.8,
+    batch_size=32,
+    epochs=2,
+    brightness=0.1,
+    cutmix=1.0,
+)
+STEPS = 9
+TIMES = {"images_per_second", "seconds"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fit(TINY, tmp_path_factory.mktemp("run") / "whole", verbose=0)
+
+
+def arrays(run: Run) -> dict[str, np.ndarray]:
+    """Every number of the newest checkpoint, the progress apart."""
+    with np.load(run.checkpoints[-1]) as file:
+        # "0042 sgd_1/fc1_kernel_momentum": Keras numbers names within a process.
+        return {re.sub(r"_\d+/", "/", k): file[k] for k in file.files if k != "progress"}
+
+
+def assert_same(run: Run, other: Run) -> None:
+    """Bit for bit: weights, momentum, dropout's seeds, records, the selected model."""
+    assert arrays(run).keys() == arrays(other).keys()
+    for name, value in arrays(run).items():
+        np.testing.assert_array_equal(value, arrays(other)[name], err_msg=name)
+    for a, b in zip(run.history, other.history, strict=True):
+        assert {k: a[k] for k in a.keys() - TIMES} == {k: b[k] for k in b.keys() - TIMES}
+    for a, b in zip(run.model().weights, other.model().weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+class Raises(keras.callbacks.Callback):
+    """Sends a signal to this process at one place of one epoch."""
+
+    def __init__(self, number: int, epoch: int, step: int) -> None:
+        super().__init__()
+        self.number, self.epoch, self.step = number, epoch, step
+        self._now = -1
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._now = epoch
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        if (self._now, batch + 1) == (self.epoch, self.step):
+            signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize(
+    ("number", "epoch", "step"),
+    [(signal.SIGTERM, 0, 1), (signal.SIGINT, 1, 4), (signal.SIGTERM, 1, STEPS)],
+    ids=["the first step", "within an epoch", "the last step, before validation"],
+)
+def test_a_signal_is_obeyed_when_the_step_is_kept_and_the_run_goes_on_from_it(
+    whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture, number: int, epoch: int, step: int
+) -> None:
+    expected = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+    with pytest.raises(expected) as raised:
+        fit(TINY, tmp_path / "run", verbose=0, callbacks=[Raises(number, epoch, step)])
+    run = Run.open(tmp_path / "run")
+    assert [path.name for path in run.checkpoints][-1] == checkpoint.file_name(epoch, step)
+    assert len(run.history) == epoch
+    assert not run.finished
+    said = f"kept step {step} of epoch {epoch + 1} in {run.directory}"
+    if number == signal.SIGTERM:
+        assert raised.value.code == TERMINATED == 143
+        assert capsys.readouterr().err == f"SIGTERM: {said}; repeat the command to go on\n"
+    else:
+        assert str(raised.value) == said
+    assert_same(fit(TINY, run.directory), whole)
+    assert f"resumed after step {step} of epoch {epoch + 1}" in capsys.readouterr().out
+
+
+def test_within_an_epoch_checkpoints_are_written_by_steps_and_by_minutes(tmp_path: Path) -> None:
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+            seen.append([path.stem for path in Run.open(tmp_path / "run").checkpoints])
+
+    often = TINY.replace(epochs=1, checkpoint_steps=3, keep_checkpoints=2, warmup_epochs=0)
+    run = fit(often, tmp_path / "run", verbose=0, callbacks=[Look()])
+    steps = ["epoch-000001-step-00000003", "epoch-000001-step-00000006"]
+    assert seen == [[]] * 2 + [steps[:1]] * 3 + [steps] * 4
+    # The ninth was kept before validation, and then the epoch.
+    assert [path.stem for path in run.checkpoints] == [
+        "epoch-000001-step-00000009",
+        "epoch-000001",
+    ]
+    # What is kept of a run does not make it another.
+    always = often.replace(checkpoint_steps=0, checkpoint_minutes=0.0, epochs=1)
+    assert not always.differences(often)
+
+
+def test_a_damaged_checkpoint_within_an_epoch_falls_back_to_the_one_before(
+    whole: Run, tmp_path: Path
+) -> None:
+    stop = Raises(signal.SIGINT, 1, 5)
+    with pytest.raises(KeyboardInterrupt):
+        fit(TINY, tmp_path / "run", verbose=0, callbacks=[stop])
+    run = Run.open(tmp_path / "run")
+    newest = run.checkpoints[-1]
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 2] ^= 255  # one byte, in a file that is as long as it was
+    newest.write_bytes(damaged)
+    with pytest.warns(UserWarning, match=f"{newest.name} cannot be read, trying an older"):
+        fit(TINY, run.directory, verbose=0)
+    assert_same(run, whole)
+
+
+def test_a_full_disk_is_named_and_leaves_the_checkpoints_before(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = checkpoint.save
+
+    def full(path: Path, model: keras.Model, progress: checkpoint.Progress) -> None:
+        if progress.epoch < 2:
+            save(path, model, progress)
+            return
+        path.write_bytes(b"as much as there is room for")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", full)
+        with pytest.raises(
+            OSError, match=r"epoch-000002.npz cannot be written: .*No space.*before"
+        ):
+            fit(TINY, tmp_path / "run", verbose=0)
+    run = Run.open(tmp_path / "run")
+    files = [path.name for path in (run.directory / "checkpoints").iterdir()]
+    assert files == ["epoch-000001.npz"]
+    assert_same(fit(TINY, run.directory, verbose=0), whole)
+
+
+def test_a_batch_in_parts_is_the_same_step_and_is_not_cut_in_two(tmp_path: Path) -> None:
+    plain = TINY.replace(
+        batch_norm=False, dropout=0.0, learning_rate=0.01, epochs=1, warmup_epochs=0.0
+    )
+    parts = plain.replace(gradient_accumulation=4)
+    once = fit(plain, tmp_path / "once", verbose=0)
+    whole = fit(parts, tmp_path / "parts", verbose=0)
+    for a, b in zip(once.model().weights, whole.model().weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=a.path)
+    assert once.history[0]["loss"] == pytest.approx(whole.history[0]["loss"], rel=1e-5)
+    stop = Raises(signal.SIGINT, 0, 18)  # the second part of step 5
+    with pytest.raises(KeyboardInterrupt, match="kept step 5 of epoch 1"):
+        fit(parts, tmp_path / "run", verbose=0, callbacks=[stop])
+    assert_same(fit(parts, tmp_path / "run", verbose=0), whole)
+
+
+def test_a_run_directory_is_one_processs(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(RunInUse, match="is in use"):
+        fit(TINY, tmp_path / "run", verbose=0)
+    # What a process left that was killed is a file without a lock.
+    assert (tmp_path / "run" / ".lock").is_file()
+    small = TINY.replace(epochs=1, warmup_epochs=0)
+    assert fit(small, tmp_path / "run", verbose=0).finished
+
+
+def test_the_command_line_says_that_another_trains_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        assert main(["train", "--workdir", str(tmp_path / "run")]) == 2
+    assert "is in use: another process is training there" in capsys.readouterr().err
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.made
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_handlers_of_a_program_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mine(number: int, frame: object) -> None:
+        pass
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        with StopRequest() as stop:
+            assert signal.getsignal(signal.SIGTERM) is mine
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+            assert not stop.made
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+KILLED = """
+import sys
+from keras_vgg.cli import main
+folder, *flags = sys.argv[1:]
+status = main(["train", "--workdir", folder, *flags])
+sys.exit(status or main(["export", folder, "--format", "saved_model", "--overwrite"]))
+"""
+FLAGS = (
+    "--width-multiplier 0.0625 --hidden-units 8 --validation-fraction 0.1 --test-fraction 0.8 "
+    "--batch-size 32 --epochs 2 --brightness 0.1 --cutmix 1.0 --checkpoint-steps 2"
+)
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_moments_it_ends_as_if_it_had_not_been(whole: Run, tmp_path: Path) -> None:
+    """kill -9 through start, steps, checkpoints, epoch ends and export."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, str(folder), *FLAGS.split()]
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    chosen = random.Random(0)
+    kills, found = 0, set()
+    while True:
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            # Until twenty are done a process has the time of a few steps after its start.
+            _, said = process.communicate(timeout=chosen.uniform(1, 25) if kills < 20 else None)
+            assert process.returncode == 0, said
+            if kills >= 20:
+                break
+            found.add("whole")
+            (folder / "results.json").unlink(missing_ok=True)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            run = Run(folder, TINY)
+            found.add("finished" if run.finished else f"{len(run.checkpoints)} checkpoints")
+    print(kills, found)
+    assert len(found) > 1, "every kill found the same"
+    assert_same(Run.open(folder), whole)
+    assert (folder / "export" / "saved_model" / "saved_model.pb").is_file()
+    assert not [*folder.rglob(".partial-*")]
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_two_thousand_steps(tmp_path: Path) -> None:
+    """Of this process, by its steps: 1,277 training images, 8 a step, 159 steps an epoch."""
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
+        pytest.skip("no /proc on this system")
+    seen = []
+
+    class Measure(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+            seen.append(int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
+
+    recipe = TINY.replace(batch_size=8, test_fraction=0.2, epochs=16, checkpoint_steps=50)
+    fit(recipe, tmp_path / "run", verbose=0, callbacks=[Measure()])
+    print([round(megabytes) for megabytes in seen])
+    # Two epochs fill the buffers; over the 2,200 steps that follow a leak of a batch a step (98 kB
+    # of float32 pixels) would be 216 MB.
+    assert seen[-1] - seen[1] < 60

@@ -1,0 +1,157 @@
+"""What training VGG-16 on ImageNet costs on 1, 8 and 64 GPUs, by arithmetic: no step is taken.
+
+command:  python training/scaling.py [--tflops 100] [--gbytes 100] [--batch 32] [--pipeline 467]
+hardware: any; what is assumed of a GPU and a processor core are the options
+result:   the table of docs/scaling.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from keras_vgg import architecture
+from keras_vgg.recipe import Recipe, load_recipe
+
+IMAGES = 1_281_167  # of ILSVRC-2012's training set
+JPEG_KILOBYTES = 110  # its mean file: 138 GB of training images
+FLOAT = 4  # bytes
+PAPERS_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumed:
+    """What is taken for granted.
+
+    Attributes:
+        tflops: What one GPU sustains, in 1e12 floating-point operations a second.
+        gbytes: What one GPU sends in an all-reduce, in 1e9 bytes a second.
+        batch: Images of one GPU in a step.
+        pipeline: Images a second that one processor core decodes and augments.
+        disk: What is written to disk, in 1e9 bytes a second.
+    """
+
+    tflops: float = 100.0
+    gbytes: float = 100.0
+    batch: int = 32
+    pipeline: float = 467.0
+    disk: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of a step and of all epochs on some GPUs, nothing overlapping."""
+
+    gpus: int
+    computing: float  # seconds of a step
+    exchanging: float
+    images_per_second: float
+    hours: float
+    cores: float  # that the input needs
+    megabytes_per_second: float  # of JPEG files
+
+    @property
+    def efficiency(self) -> float:
+        return self.computing / (self.computing + self.exchanging)
+
+
+def network(recipe: Recipe) -> tuple[int, float]:
+    """(parameters, floating-point operations of training on one image)."""
+    options = {
+        "input_shape": (recipe.image_size, recipe.image_size, 3),
+        "classes": 1000,
+        "width_multiplier": recipe.width_multiplier,
+        "hidden_units": recipe.hidden_units,
+    }
+    macs = architecture.macs(recipe.configuration, **options)
+    # A multiplication and an addition; forward, and backward to the inputs and to the weights.
+    return architecture.parameters(recipe.configuration, **options), 2 * 3 * macs
+
+
+def cost(recipe: Recipe, gpus: int, assumed: Assumed) -> Cost:
+    """Each GPU takes `assumed.batch` images, so that the batch grows with their number."""
+    parameters, flop = network(recipe)
+    computing = assumed.batch * flop / (assumed.tflops * 1e12)
+    # In a ring each GPU sends every gradient twice, but for its own share.
+    exchanging = 2 * (gpus - 1) / gpus * FLOAT * parameters / (assumed.gbytes * 1e9)
+    rate = gpus * assumed.batch / (computing + exchanging)
+    return Cost(
+        gpus=gpus,
+        computing=computing,
+        exchanging=exchanging,
+        images_per_second=rate,
+        hours=recipe.epochs * IMAGES / rate / 3600,
+        cores=rate / assumed.pipeline,
+        megabytes_per_second=rate * JPEG_KILOBYTES / 1e3,
+    )
+
+
+def smallest_batch(recipe: Recipe, assumed: Assumed, efficiency: float = 0.9) -> float:
+    """Images that each of many GPUs must take so that so much of the time is computing."""
+    parameters, flop = network(recipe)
+    exchanging = 2 * FLOAT * parameters / (assumed.gbytes * 1e9)
+    return exchanging * efficiency / (1 - efficiency) / (flop / (assumed.tflops * 1e12))
+
+
+def checkpoint_bytes(recipe: Recipe) -> int:
+    """Weights and momentum."""
+    return 2 * FLOAT * network(recipe)[0]
+
+
+def markdown(recipe: Recipe, assumed: Assumed, gpus: Sequence[int] = (1, 8, 64)) -> str:
+    costs = [cost(recipe, count, assumed) for count in gpus]
+    rows = [
+        ("GPUs", lambda c: f"{c.gpus}"),
+        ("images a step", lambda c: f"{c.gpus * assumed.batch:,}"),
+        ("computing, ms a step", lambda c: f"{1e3 * c.computing:.1f}"),
+        ("all-reduce, ms a step", lambda c: f"{1e3 * c.exchanging:.1f}"),
+        ("of the time computing", lambda c: f"{c.efficiency:.0%}"),
+        ("images/s", lambda c: f"{c.images_per_second:,.0f}"),
+        (f"hours, {recipe.epochs} epochs", lambda c: f"{c.hours:,.1f}"),
+        ("cores that decode and augment", lambda c: f"{c.cores:.1f}"),
+        ("JPEG files read, MB/s", lambda c: f"{c.megabytes_per_second:,.0f}"),
+    ]
+    lines = ["| " + " | ".join([name, *map(show, costs)]) + " |" for name, show in rows]
+    lines.insert(1, "|" + "---|" * (len(costs) + 1))
+    parameters, flop = network(recipe)
+    size = checkpoint_bytes(recipe) / 1e9
+    last = gpus[-1]
+    shared = cost(recipe, last, dataclasses.replace(assumed, batch=max(1, PAPERS_BATCH // last)))
+    return "\n".join(
+        [
+            f"{parameters:,} parameters, {flop / 1e9:.1f} GFLOP an image, "
+            f"{FLOAT * parameters / 1e6:.0f} MB of gradients a step.",
+            "",
+            *lines,
+            "",
+            "Nine tenths of the time are computing where each GPU takes at least "
+            f"{smallest_batch(recipe, assumed):.0f} images a step. With the paper's batch of "
+            f"{PAPERS_BATCH} in all, {last} GPUs are computing {shared.efficiency:.0%} of the "
+            f"time, {shared.images_per_second:,.0f} images/s. A checkpoint has {size:.2f} GB, "
+            f"{size / assumed.disk:.1f} s at {assumed.disk:g} GB/s, whatever the number of GPUs.",
+        ]
+    )
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, Assumed]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    here = Path(__file__).parent
+    parser.add_argument("--recipe", type=Path, default=here / "recipes" / "imagenet_d.py")
+    for field in dataclasses.fields(Assumed):
+        parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+    options = vars(parser.parse_args(arguments))
+    recipe = load_recipe(options.pop("recipe"))
+    wrong = [f"--{name} {value}" for name, value in options.items() if not value > 0]
+    if wrong:
+        raise ValueError(f"must be more than 0: {', '.join(wrong)}")
+    return recipe, Assumed(**options)
+
+
+if __name__ == "__main__":
+    try:
+        print(markdown(*parse()))
+    except (ValueError, OSError) as error:
+        sys.exit(f"scaling: {error}")
