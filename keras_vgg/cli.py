@@ -42,15 +42,31 @@ class Train:
     )
     quiet: bool = False
     """A line an epoch instead of a progress bar."""
+    backend: Literal["tensorflow", "jax"] | None = None
+    """Of Keras; on JAX several hosts can train together (default: KERAS_BACKEND, or tensorflow)."""
+    coordinator: str | None = None
+    """Several processes: HOST:PORT of the first, the same for all, or auto: SLURM, Open MPI."""
+    processes: int | None = None
+    """How many there are."""
+    process: int | None = None
+    """Which this is, from 0 (default: JOB_COMPLETION_INDEX, as Kubernetes sets it)."""
 
     def __call__(self) -> None:
-        from keras_vgg.fit import fit
+        from keras_vgg.fit import fit, hosts
 
+        if self.coordinator is not None:
+            hosts.join(self.coordinator, self.processes, self.process)
+        elif (self.processes, self.process) != (None, None):
+            raise ValueError("--processes and --process need --coordinator HOST:PORT")
         run = fit(self.recipe, self.workdir, verbose=2 if self.quiet else "auto")
+        if hosts.index():
+            return
         results = run.results
+        peak = results.get("peak_memory")
+        memory = f", peak memory {peak / 1e9:.2f} GB" if peak else ""
         _print(
             f"best epoch {results['best_epoch']} of {results['epochs']}: validation accuracy "
-            f"{results['validation_accuracy']:.2%}, {results['training_seconds']:.0f} s\n"
+            f"{results['validation_accuracy']:.2%}, {results['training_seconds']:.0f} s{memory}\n"
             f"{run.model_path}\n{run.directory / 'training_curve.png'}\n"
             f"next: keras-vgg evaluate {run.directory}"
         )
@@ -698,6 +714,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = _parse(name, rest)
             tables_only = isinstance(command, Summary) or command == Weights()
             if not tables_only:
+                if isinstance(command, Train):
+                    _use_backend(command.backend)  # before TensorFlow, which imports Keras
                 _import_engine()
             command()
             return OK
@@ -759,6 +777,19 @@ def _parse(name: str, arguments: list[str]):
         lines = [line.strip("╭╮╰╯│─ \n") for line in said.getvalue().splitlines()]
         text = " ".join(line for line in lines[1:] if line.strip("-"))
         raise ValueError(text.split(" For full helptext")[0]) from None
+
+
+def _use_backend(name: str | None) -> None:
+    """Let Keras run on a backend; ValueError if it runs on another already."""
+    if name is None:
+        return
+    os.environ["KERAS_BACKEND"] = name
+    import keras
+
+    if keras.backend.backend() != name:
+        raise ValueError(
+            f"Keras runs on {keras.backend.backend()} already: set KERAS_BACKEND={name} before"
+        )
 
 
 def _import_engine() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 from keras_vgg import architecture
@@ -38,11 +39,13 @@ class Machine:
         kind: cpu, gpu or tpu.
         devices: Keras' names of all devices of that kind.
         half: The fastest type its matrix units have: bfloat16, float16, or None.
+        hosts: Over how many the devices are spread: processes of a job of several.
     """
 
     kind: str
     devices: tuple[str, ...]
     half: str | None
+    hosts: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +76,23 @@ def find_machine(devices: str = "auto") -> Machine:
     """The machine as Keras' backend sees it; `devices` "cpu" leaves its accelerators out."""
     import keras
 
-    for kind in ("tpu", "gpu") if devices != "cpu" else ():
-        found = keras.distribution.list_devices(kind)
+    # Without a kind: to ask JAX for one that is not there is an error.
+    names = keras.distribution.list_devices() if devices != "cpu" else []
+    for kind in ("tpu", "gpu"):
+        found = [name for name in names if name.startswith(kind)]
         if found:
-            return Machine(kind, tuple(found), _half_of_gpu() if kind == "gpu" else "bfloat16")
+            half = _half_of_gpu() if kind == "gpu" else "bfloat16"
+            return Machine(kind, tuple(found), half, _hosts())
     half = "bfloat16" if _processor_flags() & _BFLOAT16_FLAGS else None
-    return Machine("cpu", tuple(keras.distribution.list_devices("cpu")), half)
+    return Machine("cpu", tuple(keras.distribution.list_devices("cpu")), half, _hosts())
+
+
+def _hosts() -> int:
+    if _is_tensorflow():
+        return 1
+    import jax
+
+    return jax.process_count()
 
 
 def _processor_flags() -> set[str]:
@@ -104,6 +118,30 @@ def _half_of_gpu() -> str | None:
     if capability >= _BFLOAT16_CAPABILITY:
         return "bfloat16"
     return "float16" if capability >= _FLOAT16_CAPABILITY else None
+
+
+def peak_memory(engine: Engine) -> int | None:
+    """Bytes that training took at most so far: of the fullest device's memory, or of this process.
+
+    None where the system does not tell.
+    """
+    if engine.devices[0].startswith("cpu"):
+        try:
+            import resource
+        except ImportError:  # Windows
+            return None
+        unit = 1 if sys.platform == "darwin" else 1024
+        return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if not _is_tensorflow():
+        import jax
+
+        told = [device.memory_stats() or {} for device in jax.local_devices()]
+        return max((found.get("peak_bytes_in_use", 0) for found in told), default=0) or None
+    import tensorflow as tf
+
+    names = [name for name in engine.devices if name.startswith("gpu")]
+    told = [tf.config.experimental.get_memory_info(name.upper())["peak"] for name in names]
+    return max(told, default=None)
 
 
 def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
@@ -136,6 +174,15 @@ def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
 
 def _devices(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
     there, batch = machine.devices, recipe.part_size
+    if machine.hosts > 1:
+        if batch % len(there):
+            raise ValueError(
+                f"the {len(there)} devices of {machine.hosts} hosts cannot share a batch of "
+                f"{batch} images equally"
+            )
+        if recipe.devices.isdigit() and int(recipe.devices) != len(there):
+            raise ValueError(f"devices={recipe.devices}, but the hosts have {len(there)} together")
+        return there
     if recipe.devices in ("auto", "cpu"):
         most = len(there) if machine.kind != "cpu" else 1
         return there[: max(n for n in range(1, most + 1) if batch % n == 0)]

@@ -88,6 +88,7 @@ def test_results_are_of_the_best_epoch_and_its_model(finished):
     best = max(finished.history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
     assert results["best_epoch"] == best["epoch"]
     assert results["validation_accuracy"] == pytest.approx(best["val_accuracy"])
+    assert 1e8 < results["peak_memory"] < 1e11
     source = fitting.load_source(TINY)
     dataset = data.evaluation_dataset(source.validation, 64, fitting.evaluation_transform(TINY))
     model = finished.model()

@@ -185,10 +185,16 @@ def test_at_most_where_training_may_end_early(changes, early):
 # The bar, driven by hand: no network, no clock.
 
 
-class Optimizer:
-    """Counts how often its learning rate is read."""
+class Drawn:
+    """In a Recorder's place; counts how often its learning rate is read."""
 
-    reads = 0
+    steps_per_epoch = 5004
+    first_step = 0
+
+    def __init__(self, recipe):
+        self.run = SimpleNamespace(recipe=recipe)
+        self.history = []
+        self.reads = 0
 
     @property
     def learning_rate(self):
@@ -197,15 +203,13 @@ class Optimizer:
 
 
 def shown_by_hand(monkeypatch, width, **changes):
-    """(progress, its clock as a list of one, its optimizer) on a terminal of some width."""
+    """(progress, its clock as a list of one, its recorder) on a terminal of some width."""
     console, now = terminal(width), [0.0]
     monkeypatch.setattr(progress, "_console", lambda: console)
-    recipe = Recipe(epochs=74, batch_size=256, **changes)
-    recorder = SimpleNamespace(run=SimpleNamespace(recipe=recipe), steps_per_epoch=5004, history=[])
+    recorder = Drawn(Recipe(epochs=74, batch_size=256, **changes))
     shown = TrainingProgress(recorder, validation_steps=196, clock=lambda: now[0])
-    optimizer = Optimizer()
-    shown.set_model(SimpleNamespace(optimizer=optimizer, stop_training=False))
-    return shown, now, optimizer
+    shown.set_model(SimpleNamespace(stop_training=False))
+    return shown, now, recorder
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -231,23 +235,38 @@ def test_the_bar_says_all_and_fits(width, monkeypatch):
 
 
 def test_the_bar_says_nothing_of_what_is_not_known_yet(monkeypatch):
-    shown, _, optimizer = shown_by_hand(monkeypatch, 120)
+    shown, _, recorder = shown_by_hand(monkeypatch, 120)
     with shown:
         shown.on_epoch_begin(0)
         (line,) = [line for line in lines_on(shown._console) if "epoch" in line]
     assert re.fullmatch(r"epoch 1/74  step 0/5004 *━+ *", line)
-    assert optimizer.reads == 0
+    assert recorder.reads == 0
 
 
 def test_the_bar_is_drawn_ten_times_a_second_at_most(monkeypatch):
-    shown, now, optimizer = shown_by_hand(monkeypatch, 80)
+    shown, now, recorder = shown_by_hand(monkeypatch, 80)
     with shown:
         shown.on_epoch_begin(0)
         for step in range(2000):
             now[0] += 0.001
             shown.on_train_batch_end(step, {"loss": 1.0})
-        assert 18 <= optimizer.reads <= 21
+        assert 18 <= recorder.reads <= 21
         assert sum("step" in line for line in lines_on(shown._console)) <= 22
+
+
+def test_a_resumed_epoch_and_a_batch_in_parts(monkeypatch):
+    """Steps 1,000 to 1,120 of an epoch, each of four parts."""
+    shown, now, recorder = shown_by_hand(monkeypatch, 120, gradient_accumulation=4)
+    recorder.first_step = 1000
+    with shown:
+        shown.on_epoch_begin(2)
+        for part in range(4 * 120):
+            now[0] += 0.625 / 4
+            shown.on_train_batch_end(part, {"loss": 2.31})
+        left = duration(0.625 * (5004 - 1120 + 71 * 5004 + 72 * 196))
+        line = lines_on(shown._console)[-1]
+    for part in ("epoch 3/74", "step 1120/5004", "410 images/s", f"{left} left"):
+        assert part in line
 
 
 def test_validation_moves_the_bar(monkeypatch):

@@ -166,6 +166,10 @@ def attempt(folder: Path, number: int, *curve: float, **facts: object) -> Attemp
     return Attempt(folder / f"trial_{number}", options.pop("values", {}), curve=curve, **options)
 
 
+class _Model:
+    stop_training = False
+
+
 @pytest.mark.parametrize(
     ("mine", "others", "stopped"),
     [
@@ -184,11 +188,8 @@ def test_a_hopeless_trial_is_ended(
     folder = tmp_path / "trial_9"
     folder.mkdir()
 
-    class Model:
-        stop_training = False
-
     pruner = _Pruner(tmp_path, folder, BASE.replace(epochs=6))
-    pruner.set_model(Model())
+    pruner.set_model(_Model())
     pruner.on_train_begin()
     for epoch, accuracy in enumerate(mine):
         pruner.on_epoch_end(epoch, {"val_accuracy": accuracy})
@@ -196,6 +197,21 @@ def test_a_hopeless_trial_is_ended(
             break
     assert pruner.model.stop_training == stopped == (folder / "pruned").exists()
     assert epoch < 5
+
+
+def test_the_later_epochs_are_not_a_contest_among_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two good ones came to their end, three poor ones were pruned; a middling one goes on."""
+    there = [attempt(tmp_path, n, 0.5, 0.6, 0.7, 0.7, 0.8, 0.9) for n in range(2)]
+    there += [attempt(tmp_path, n, 0.1, 0.2, pruned=True) for n in range(2, 5)]
+    monkeypatch.setattr("keras_vgg.tuning.searching.attempts", lambda _: there)
+    pruner = _Pruner(tmp_path, tmp_path / "trial_9", BASE.replace(epochs=6))
+    pruner.set_model(_Model())
+    pruner.on_train_begin()
+    for epoch, accuracy in enumerate([0.3, 0.4, 0.5, 0.6, 0.7]):
+        pruner.on_epoch_end(epoch, {"val_accuracy": accuracy})
+        assert not pruner.model.stop_training
 
 
 def test_the_front_is_what_no_smaller_one_equals(tmp_path: Path) -> None:
@@ -225,6 +241,24 @@ def test_what_decides_is_found_to_be_important(tmp_path: Path) -> None:
     assert shares["head"] > 0.9
     assert sum(shares.values()) == pytest.approx(1)
     assert importances(found[:7]) == {}
+
+
+def test_pruned_trials_are_compared_where_all_have_been(tmp_path: Path) -> None:
+    found = []
+    for n in range(20):
+        good = n % 2 == 0
+        curve = (0.6, 0.7, 0.8) if good else (0.3, 0.4)
+        values = {"head": "gap" if good else "fc", "momentum": 0.1 * (n % 5)}
+        found.append(attempt(tmp_path, n, *curve, values=values, pruned=not good))
+    assert importances(found)["head"] > 0.9
+    # At the second epoch all pruned ones were as good as the others.
+    found = [
+        attempt(
+            tmp_path, n, 0.6, 0.7, *([0.8] if n % 2 else []), values={"x": n}, pruned=n % 2 == 0
+        )
+        for n in range(20)
+    ]
+    assert importances(found) == {}
 
 
 def test_what_a_network_costs_is_known_without_building_it() -> None:

@@ -132,21 +132,33 @@ def training_dataset(
 
 
 def evaluation_dataset(
-    split: Split, batch_size: int | None, transform: Callable[[tf.Tensor], tf.Tensor]
+    split: Split,
+    batch_size: int | None,
+    transform: Callable[[tf.Tensor], tf.Tensor],
+    *,
+    host: int = 0,
+    hosts: int = 1,
 ) -> tf.data.Dataset:
     """Every image once, in order: batches (transform's dtype [<=batch, ...], int32 [<=batch]).
 
     The last batch is smaller where the size of the split is no multiple of `batch_size`. None:
-    single (image, label) pairs, whose images may differ in size.
+    single (image, label) pairs, whose images may differ in size. Of several `hosts` each gets
+    every hosts-th image, from its own number on.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be 1 or more")
+    if not 0 <= host < hosts:
+        raise ValueError(f"host={host} must be in [0, {hosts})")
 
-    examples = _in_order(split, np.arange(split.size), transform)
+    chosen = np.arange(host, split.size, hosts)
+    if split.records is not None and hosts > 1:
+        examples = _decoded(split, split.records.dataset().shard(hosts, host), transform)
+    else:
+        examples = _in_order(split, chosen, transform)
     if batch_size is None:
         return examples.prefetch(tf.data.AUTOTUNE)
     batches = examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
-    exactly = tf.data.experimental.assert_cardinality(-(-split.size // batch_size))
+    exactly = tf.data.experimental.assert_cardinality(-(-len(chosen) // batch_size))
     return batches.apply(exactly)
 
 
@@ -232,19 +244,21 @@ def _loader(split: Split, lazy: bool) -> Callable[..., tuple[tf.Tensor, tf.Tenso
 
 def _in_order(split: Split, indices: np.ndarray, transform: Callable) -> tf.data.Dataset:
     """(transform(image), label) at the ascending `indices`; of records, of as many first ones."""
-    load = _loader(split, may_take_pictures(transform))
     if split.records is not None:
-        return (
-            split.records.dataset()
-            .take(len(indices))
-            .map(
-                lambda *record: load(record, transform),
-                num_parallel_calls=tf.data.AUTOTUNE,
-                deterministic=True,
-            )
-        )
+        return _decoded(split, split.records.dataset().take(len(indices)), transform)
+    load = _loader(split, may_take_pictures(transform))
     return tf.data.Dataset.from_tensor_slices(indices).map(
         lambda index: load(index, transform),
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+
+def _decoded(split: Split, records: tf.data.Dataset, transform: Callable) -> tf.data.Dataset:
+    """(transform(image), label) of records."""
+    load = _loader(split, may_take_pictures(transform))
+    return records.map(
+        lambda *record: load(record, transform),
         num_parallel_calls=tf.data.AUTOTUNE,
         deterministic=True,
     )

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from keras_vgg import __version__, data, hardware, report, transfer
 from keras_vgg import weights as weight_files
-from keras_vgg.fit import distribution, frozen
+from keras_vgg.fit import distribution, frozen, hosts
 from keras_vgg.fit.callbacks import Recorder, TrainingDiverged
 from keras_vgg.fit.checkpoint import Progress
 from keras_vgg.fit.inputs import (
@@ -93,14 +93,33 @@ def fit(
         TrainingDiverged: the loss became NaN.
         MemoryError: the network and its batches do not fit the device.
     """
-    with claim(workdir, recipe) as (run, is_new), _exhaustion_named(recipe):
+    with _claimed(workdir, recipe) as (run, is_new), _exhaustion_named(recipe):
         if run.finished:
             if verbose:
                 print(f"{run.directory} is finished; nothing to do")
             return run
         engine = _engine(run, is_new)
-        with distribution.scope(engine):
+        with distribution.scope(engine), hosts.losses_named():
             return _train(run, engine, is_new, verbose, callbacks)
+
+
+@contextlib.contextmanager
+def _claimed(workdir: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
+    """As `claim`, by the first of several hosts, for all of them."""
+    if hosts.index():
+        told = hosts.share()
+        if "error" in told:
+            raise ValueError(told["error"])
+        yield Run(Path(workdir), recipe), told["is_new"]
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            run, is_new = stack.enter_context(claim(workdir, recipe))
+        except (ValueError, OSError) as error:
+            hosts.share({"error": str(error)})
+            raise
+        hosts.share({"is_new": is_new})
+        yield run, is_new
 
 
 @contextlib.contextmanager
@@ -131,6 +150,8 @@ def _train(
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> Run:
     recipe = run.recipe
+    first = hosts.index() == 0  # of several hosts, the one that writes and speaks
+    verbose = verbose if first else 0
     keras.utils.set_random_seed(recipe.seed)
     source = load_source(recipe)
     if source.validation is None:
@@ -150,15 +171,16 @@ def _train(
     distribution.synchronize(model, engine)
     transfer.freeze(model, recipe.freeze_until)
     base, trained = None, model
-    if recipe.freeze_until == "all" and not frozen.varies(recipe):
+    if recipe.freeze_until == "all" and not frozen.varies(recipe) and _is_tensorflow():
         base, trained = frozen.split_model(model)
     compile_model(trained, recipe, engine)
     trained.optimizer.build(trained.trainable_variables)
-    steps = data.steps_per_epoch(source.train, recipe.batch_size)
+    steps = data.steps_per_epoch(source.train, recipe.batch_size // hosts.count(), hosts.count())
     stop = StopRequest()
     recorder = Recorder(run, steps, whole=model, stop=stop)
     begun = recorder.restore(trained)
-    if is_new:
+    hosts.wait("restored")  # before the first writes what the others read
+    if is_new and first:
         environment = _environment(engine)
         run.write_json("data.json", described)
         run.write_json("environment.json", environment)
@@ -172,7 +194,7 @@ def _train(
             f"images, {len(source.class_names)} classes\n{model.name}: {model.count_params():,} "
             f"parameters; {engine}{_where(begun)}"
         )
-        if recipe.freeze_until == "all":
+        if recipe.freeze_until == "all" and _is_tensorflow():
             print(_how_frozen(recipe))
     with data.bad_images_named(source.train, source.validation):
         if base is None:
@@ -182,8 +204,10 @@ def _train(
             training, validation = _feature_datasets(run, source, base, verbose)
     batches = -(-source.validation.size // recipe.part_size)
     progress = TrainingProgress(recorder, batches, verbose)
-    board = keras.callbacks.TensorBoard(run.directory / "tensorboard", write_graph=False)
-    called = [recorder, board, progress, *callbacks]
+    called = [recorder, progress, *callbacks]
+    if first:
+        board = keras.callbacks.TensorBoard(run.directory / "tensorboard", write_graph=False)
+        called.insert(1, board)
     epoch = begun.epoch
     with data.bad_images_named(source.train, source.validation), progress, stop:
         if begun.step:
@@ -194,16 +218,19 @@ def _train(
         if epoch < recipe.epochs and not over:
             parts = steps * recipe.gradient_accumulation
             _fit(trained, training(epoch), validation, called, epoch, recipe.epochs, parts)
-    report.plot_history(recorder.history, run.directory / "training_curve.png")
-    best = best_row(recorder.history)
-    run.add_results(
-        epochs=len(recorder.history),
-        best_epoch=best["epoch"],
-        validation_accuracy=best["val_accuracy"],
-        validation_loss=best["val_loss"],
-        parameters=model.count_params(),
-        training_seconds=round(sum(row["seconds"] for row in recorder.history), 1),
-    )
+    if first:
+        report.plot_history(recorder.history, run.directory / "training_curve.png")
+        best = best_row(recorder.history)
+        run.add_results(
+            epochs=len(recorder.history),
+            best_epoch=best["epoch"],
+            validation_accuracy=best["val_accuracy"],
+            validation_loss=best["val_loss"],
+            parameters=model.count_params(),
+            training_seconds=round(sum(row["seconds"] for row in recorder.history), 1),
+            peak_memory=hardware.peak_memory(engine),
+        )
+    hosts.wait("finished")
     return run
 
 
@@ -239,7 +266,7 @@ def _end_epoch(
     """The steps that are left of a begun epoch, and its validation."""
     recipe = recorder.run.recipe
     # Metrics have variables, to restore, when they have seen a batch.
-    shape = (recipe.part_size, *model.input_shape[1:])
+    shape = (recipe.part_size // hosts.count(), *model.input_shape[1:])
     targets = np.zeros((shape[0], model.output_shape[-1]), "float32")
     model.test_on_batch(np.zeros(shape, "float32"), targets)
     epoch, left = begun.epoch, recorder.steps_per_epoch - begun.step
@@ -290,6 +317,11 @@ def _feature_datasets(
         return in_parts(recipe, batches).map(targets)
 
     return from_step, validation.evaluation(recipe.part_size).map(targets)
+
+
+def _is_tensorflow() -> bool:
+    """On JAX the features of a frozen base are not kept; it runs every epoch."""
+    return keras.backend.backend() == "tensorflow"
 
 
 def _how_frozen(recipe: Recipe) -> str:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_vgg.atomic import write_atomically
-from keras_vgg.fit import checkpoint
+from keras_vgg.fit import checkpoint, hosts
 from keras_vgg.fit.distribution import portable
 from keras_vgg.fit.run import Run
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
@@ -48,6 +48,7 @@ class Recorder(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._whole = whole
+        self._writes = hosts.index() == 0
         self._stop = stop or StopRequest()
         self.run = run
         self.steps_per_epoch = steps_per_epoch
@@ -76,11 +77,12 @@ class Recorder(keras.callbacks.Callback):
                 )
                 unreadable.append(path)
                 continue
-            for newer in unreadable:
-                newer.unlink()
             self.history = [*self._resumed.history]
-            if self.history:
-                self.run.write_history(self.history)
+            if self._writes:
+                for newer in unreadable:
+                    newer.unlink()
+                if self.history:
+                    self.run.write_history(self.history)
             return self._resumed
         if unreadable:
             raise ValueError(
@@ -120,18 +122,20 @@ class Recorder(keras.callbacks.Callback):
         if part:
             return
         # After the last step the validation is next, and keeps them.
-        if done < self.steps_per_epoch and (self._stop.made or self._is_due(done)):
-            self._keep_steps(done, checkpoint.metric_values(self.model))
+        step = self._epoch * self.steps_per_epoch + done
+        told = self._stop.made_at(step) and done < self.steps_per_epoch
+        if told or (done < self.steps_per_epoch and self._is_due(done)):
+            self._keep_steps(done, checkpoint.metric_values(self.model), told)
 
     def on_test_begin(self, logs: dict | None = None) -> None:
         self._sums = checkpoint.metric_values(self.model)  # validation begins its own
         if self._is_due(self.steps_per_epoch):
-            self._keep_steps(self.steps_per_epoch, self._sums)
+            self._keep_steps(self.steps_per_epoch, self._sums, told=False)
 
     def on_test_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         # Not its end: a callback that has one makes Keras fetch the losses of every batch.
         if self._stop.made:
-            self._keep_steps(self.steps_per_epoch, self._sums)
+            self._keep_steps(self.steps_per_epoch, self._sums, told=True)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         recipe = self.run.recipe
@@ -145,13 +149,14 @@ class Recorder(keras.callbacks.Callback):
         row["images_per_second"] = round(images / trained, 1) if trained else 0.0
         row["seconds"] = round(self._seconds(), 3)
         self.history.append(row)
-        if best_row(self.history) is row:
+        if best_row(self.history) is row and self._writes:
             whole = self._whole or self.model
             bare = keras.Model(whole.inputs[0], whole.outputs[0], name=whole.name)
             with portable(bare):
                 self._write(self.run.model_path, bare.save)
         self._keep(checkpoint.Progress(self.history))
-        self.run.write_history(self.history)
+        if self._writes:
+            self.run.write_history(self.history)
         if is_over(recipe, self.history):
             self.model.stop_training = True
 
@@ -165,19 +170,23 @@ class Recorder(keras.callbacks.Callback):
             return True
         return time.perf_counter() - self._kept_at >= 60 * recipe.checkpoint_minutes
 
-    def _keep_steps(self, done: int, sums: tuple[np.ndarray, ...]) -> None:
+    def _keep_steps(self, done: int, sums: tuple[np.ndarray, ...], told: bool) -> None:
+        """Keep the steps of this epoch; end training if it was told to stop."""
         self._keep(checkpoint.Progress(self.history, done, self._seconds(), sums))
-        if self._stop.made:
+        if told:
+            hosts.wait("kept")
             self._stop.obey(f"kept step {done} of epoch {self._epoch + 1} in {self.run.directory}")
 
     def _keep(self, progress: checkpoint.Progress) -> None:
+        self._kept_at = time.perf_counter()
+        if not self._writes:
+            return
         name = checkpoint.file_name(progress.epoch, progress.step)
         path = self.run.directory / "checkpoints" / name
         path.parent.mkdir(exist_ok=True)
         self._write(path, lambda target: checkpoint.save(target, self.model, progress))
         for old in self.run.checkpoints[: -self.run.recipe.keep_checkpoints]:
             old.unlink()
-        self._kept_at = time.perf_counter()
 
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
         try:

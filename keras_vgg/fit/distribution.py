@@ -18,7 +18,10 @@ def scope(engine: Engine) -> contextlib.AbstractContextManager:
     weights: `tf.distribute.MirroredStrategy`, or on JAX `keras.distribution.DataParallel`.
     """
     if keras.backend.backend() != "tensorflow":
-        return keras.distribution.DataParallel(devices=list(engine.devices)).scope()
+        # Each host reads its own part of a batch.
+        return keras.distribution.DataParallel(
+            devices=list(engine.devices), auto_shard_dataset=False
+        ).scope()
     if len(engine.devices) > 1:
         # Not the default, collective ops: batch norm's and the gradients' get mixed up.
         on_gpus = engine.devices[0].startswith("gpu")
@@ -30,10 +33,8 @@ def scope(engine: Engine) -> contextlib.AbstractContextManager:
 
 
 def _default_device() -> str:
-    accelerators = [
-        name for kind in ("tpu", "gpu") for name in keras.distribution.list_devices(kind)
-    ]
-    return (accelerators or keras.distribution.list_devices("cpu"))[0]
+    kinds = ("tpu", "gpu", "cpu")
+    return min(keras.distribution.list_devices(), key=lambda name: kinds.index(name[:3]))
 
 
 def synchronize(model: keras.Model, engine: Engine) -> None:

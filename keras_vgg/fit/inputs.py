@@ -6,10 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_vgg import augment, data
+from keras_vgg.fit import hosts
 from keras_vgg.fit.run import Run
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 
@@ -38,7 +40,12 @@ def channel_statistics(recipe: Recipe, split: data.Split) -> data.ChannelStatist
     known = recipe.init is not None or None not in (recipe.mean_rgb, recipe.std_rgb)
     if known and not recipe.rgb_shift:  # nothing would be asked of them
         return data.ChannelStatistics(np.zeros(3), np.ones(3), np.zeros(3), np.eye(3), images=0)
-    return data.statistics(split)
+    found = None if hosts.index() else data.statistics(split)
+    if hosts.count() == 1:
+        return found
+    named = hosts.share(found and {k: np.asarray(v).tolist() for k, v in vars(found).items()})
+    images = named.pop("images")
+    return data.ChannelStatistics(**{k: np.array(v) for k, v in named.items()}, images=images)
 
 
 def describe(source: data.Source) -> dict[str, Any]:
@@ -111,11 +118,13 @@ def training_data(
     """Endless batches (images, one-hot labels), from `step` of `epoch`, in parts if so trained."""
     batches = data.training_dataset(
         source.train,
-        recipe.batch_size,
+        recipe.batch_size // hosts.count(),
         training_transform(recipe, statistics),
         seed=recipe.seed,
         start_epoch=epoch,
         start_step=step,
+        host=hosts.index(),
+        hosts=hosts.count(),
         deterministic=recipe.deterministic,
         batch_transform=_batch_transform(recipe, len(source.class_names)),
     )
@@ -126,18 +135,50 @@ def in_parts(recipe: Recipe, batches: tf.data.Dataset) -> tf.data.Dataset:
     """Each batch as `gradient_accumulation` batches."""
     if recipe.gradient_accumulation == 1:
         return batches
-    return batches.rebatch(recipe.part_size)
+    return batches.rebatch(recipe.part_size // hosts.count())
 
 
 def validation_data(recipe: Recipe, source: data.Source) -> tf.data.Dataset:
-    """Every validation image once, in order: batches (images, one-hot labels)."""
-    validation = data.evaluation_dataset(
-        source.validation, recipe.part_size, evaluation_transform(recipe)
-    )
-    pixels = source.validation.size * recipe.image_size**2 * 3
-    if 4 * pixels <= _CACHE_BYTES:
+    """Every validation image once, in order: batches (images, one-hot labels).
+
+    On JAX, whose devices and hosts share a batch, all batches are whole: see `_whole_batches`.
+    """
+    classes, split = len(source.class_names), source.validation
+    if keras.backend.backend() == "jax":
+        validation = _whole_batches(recipe, split, classes)
+    else:
+        validation = data.evaluation_dataset(split, recipe.part_size, evaluation_transform(recipe))
+    pixels = split.size * recipe.image_size**2 * 3
+    if 4 * pixels <= _CACHE_BYTES * hosts.count():
         validation = validation.cache()
-    return validation.map(partial(one_hot, classes=len(source.class_names)))
+    if keras.backend.backend() == "jax":
+        return validation
+    return validation.map(partial(one_hot, classes=classes))
+
+
+def _whole_batches(recipe: Recipe, split: data.Split, classes: int) -> tf.data.Dataset:
+    """This host's share of a split: batches (images, one-hot labels, weights).
+
+    Black images of weight 0 fill the last one up. A loss is divided by all images of a batch, so
+    the others weigh as much more: the mean is that of the split's images.
+    """
+    batch, count = recipe.part_size // hosts.count(), hosts.count()
+    batches = -(-split.size // recipe.part_size)
+    weight = batches * recipe.part_size / split.size
+    mine = len(range(hosts.index(), split.size, count))
+    examples = data.evaluation_dataset(
+        split, None, evaluation_transform(recipe), host=hosts.index(), hosts=count
+    )
+
+    def weighed(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return image, tf.one_hot(label, classes), tf.constant(weight, tf.float32)
+
+    weighted = examples.map(weighed)
+    nothing = tuple(tf.zeros(spec.shape, spec.dtype) for spec in weighted.element_spec)
+    filling = tf.data.Dataset.from_tensors(nothing).repeat(batches * batch - mine)
+    exactly = tf.data.experimental.assert_cardinality(batches)
+    whole = weighted.concatenate(filling).batch(batch, drop_remainder=True)
+    return whole.prefetch(tf.data.AUTOTUNE).apply(exactly)
 
 
 def _batch_transform(

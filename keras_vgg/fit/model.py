@@ -147,7 +147,10 @@ def _preprocessing(
 
 
 def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -> None:
-    """Compile for one-hot labels: SGD, cross-entropy, top-1 and (over five classes) top-5."""
+    """Compile for one-hot labels: SGD, cross-entropy, top-1 and (over five classes) top-5.
+
+    A weight of a validation image counts in all of them.
+    """
     metrics: list = ["accuracy"]
     if model.output_shape[-1] > 5:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5_accuracy"))
@@ -165,6 +168,6 @@ def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -
     model.compile(
         optimizer=optimizer,
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-        metrics=metrics,
+        weighted_metrics=metrics,
         jit_compile=engine.jit_compile,
     )

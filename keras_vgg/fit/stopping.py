@@ -8,6 +8,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Self
 
+from keras_vgg.fit import hosts
+
 TERMINATED = 128 + signal.SIGTERM
 """The exit status after SIGTERM, as a shell would give it."""
 
@@ -18,7 +20,7 @@ class StopRequest:
     """Within it the first SIGTERM or Ctrl-C waits until training can be kept; a second does not.
 
     A program's own handlers are left alone, and so are signals outside the main thread, where
-    Python takes none.
+    Python takes none. Of several hosts SIGTERM is JAX's, which tells all.
     """
 
     def __init__(self) -> None:
@@ -28,6 +30,8 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number, default in _DEFAULTS.items():
+                if number == signal.SIGTERM and hosts.count() > 1:
+                    continue
                 if signal.getsignal(number) is default:
                     signal.signal(number, self._take)
                     self._installed.append(number)
@@ -47,6 +51,10 @@ class StopRequest:
     def made(self) -> bool:
         """Whether training was told to stop."""
         return self._signal is not None
+
+    def made_at(self, step: int) -> bool:
+        """The same; of several hosts one answer, if all ask after each step."""
+        return hosts.told_to_stop(step) if hosts.count() > 1 else self.made
 
     def obey(self, kept: str) -> None:
         """End training.

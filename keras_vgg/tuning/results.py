@@ -100,17 +100,18 @@ def pareto(found: Sequence[Attempt]) -> list[Attempt]:
 def importances(found: Sequence[Attempt]) -> dict[str, float]:
     """How much of the differences in accuracy each field explains, the largest first; the sum is 1.
 
-    By shuffling one at a time in a random forest's answers (scikit-learn). Empty for fewer than
+    By shuffling one at a time in a random forest's answers (scikit-learn). Where trials were
+    pruned, all are compared at the epoch that every one of them has seen. Empty for fewer than
     eight finished trials, or where all are equal.
     """
     import numpy as np
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
 
-    # Pruned ones have not said what they would have come to.
-    finished = [a for a in found if a.finished and not a.pruned]
+    finished = [a for a in found if a.finished]
     names = searched_names(found)
-    scores = np.array([a.val_accuracy for a in finished])
+    seen = min((len(a.curve) for a in finished if a.pruned), default=None)
+    scores = np.array([a.val_accuracy if seen is None else max(a.curve[:seen]) for a in finished])
     if len(finished) < 8 or np.ptp(scores) == 0:
         return {}
     rows = np.array([[code(found, name, a) for name in names] for a in finished])

@@ -354,7 +354,8 @@ class _Pruner(keras.callbacks.Callback):
     """The median rule: ends a trial whose best so far is below most others' at the same epoch.
 
     Golovin et al., Google Vizier (KDD 2017), section 3.2.1. It needs a third of the epochs and
-    three finished trials of as many.
+    three finished trials of as many. Of a pruned one the best stands for the epochs it did not
+    have: without it the later epochs would be a contest among the best few.
     """
 
     def __init__(self, workdir: Path, folder: Path, recipe: Recipe) -> None:
@@ -376,7 +377,7 @@ class _Pruner(keras.callbacks.Callback):
         others = [
             max(a.curve[:done])
             for a in attempts(self._workdir)
-            if a.folder != self._folder and a.finished and len(a.curve) >= done
+            if a.folder != self._folder and a.finished and (a.pruned or len(a.curve) >= done)
         ]
         if len(others) >= _COMPARED_WITH and self._best < float(np.median(others)):
             (self._folder / PRUNED).touch()
