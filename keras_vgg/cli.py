@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -714,9 +715,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = _parse(name, rest)
             tables_only = isinstance(command, Summary) or command == Weights()
             if not tables_only:
-                if isinstance(command, Train):
-                    _use_backend(command.backend)  # before TensorFlow, which imports Keras
-                _import_engine()
+                backend = command.backend if isinstance(command, Train) else None
+                _import_engine(backend)
             command()
             return OK
         return _help(arguments)
@@ -779,28 +779,35 @@ def _parse(name: str, arguments: list[str]):
         raise ValueError(text.split(" For full helptext")[0]) from None
 
 
-def _use_backend(name: str | None) -> None:
-    """Let Keras run on a backend; ValueError if it runs on another already."""
-    if name is None:
-        return
-    os.environ["KERAS_BACKEND"] = name
-    import keras
+def _import_engine(backend: str | None = None) -> None:
+    """Import TensorFlow with its native start-up chatter kept off stderr.
 
-    if keras.backend.backend() != name:
-        raise ValueError(
-            f"Keras runs on {keras.backend.backend()} already: set KERAS_BACKEND={name} before"
-        )
+    Args:
+        backend: What Keras, which TensorFlow imports, is to run on; None: as it is set.
 
-
-def _import_engine() -> None:
-    """Import TensorFlow with its native start-up chatter kept off stderr."""
+    Raises:
+        ValueError: that is not installed, or Keras runs on another already.
+    """
     from keras_vgg import hardware
 
+    if backend is not None:
+        if importlib.util.find_spec(backend) is None:
+            raise ValueError(f"--backend {backend}: pip install 'keras-vgg[{backend}]'")
+        os.environ["KERAS_BACKEND"] = backend
     hardware.prepare_environment()
     with _native_stderr_held():
         import tensorflow as tf
 
-        tf.config.list_physical_devices()
+        if backend != "jax":  # it would take a GPU's memory from JAX
+            tf.config.list_physical_devices()
+    if backend is None:
+        return
+    import keras
+
+    if keras.backend.backend() != backend:
+        raise ValueError(
+            f"Keras runs on {keras.backend.backend()} already: set KERAS_BACKEND={backend} before"
+        )
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def find_machine(devices: str = "auto") -> Machine:
 
 
 def _hosts() -> int:
-    if _is_tensorflow():
+    if _backend() != "jax":
         return 1
     import jax
 
@@ -103,9 +103,7 @@ def _processor_flags() -> set[str]:
 
 
 def _half_of_gpu() -> str | None:
-    import keras
-
-    if keras.backend.backend() == "jax":
+    if _backend() == "jax":
         import jax
 
         text = getattr(jax.local_devices()[0], "compute_capability", "")
@@ -159,10 +157,16 @@ def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
         # A small net's steps are short, and a CPU's conversions would cost what they save.
         useful = machine.half is not None and (machine.kind != "cpu" or large)
         precision = f"mixed_{machine.half}" if useful else "float32"
+        if precision == "mixed_float16" and recipe.gradient_accumulation > 1:
+            useful, precision = False, "float32"
+            why.append("float32: a batch is taken in parts")
         if useful:
             why.append(f"{machine.half} is this {machine.kind}'s fastest")
-        elif machine.half is not None:
+        elif machine.half is not None and not why:
             why.append("float32: the network is small")
+    elif precision == "mixed_float16" and recipe.gradient_accumulation > 1:
+        # Keras' loss scaling drops a part that overflows, and counts the parts wrong from then on.
+        raise ValueError("mixed_float16 does not go with gradient_accumulation; use mixed_bfloat16")
     jit = {"on": True, "off": False, "auto": _jit(machine, precision, large)}[recipe.jit]
     if len(devices) > 1 and jit and _is_tensorflow():
         if recipe.jit == "on":
@@ -170,6 +174,14 @@ def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
             raise ValueError("jit='on' does not work on several devices of TensorFlow; use 'auto'")
         jit = False
     return Engine(devices, precision, jit, tuple(why))
+
+
+def compiles_evaluation(recipe: Recipe) -> bool:
+    """Whether to test a network with XLA: on accelerators, whatever it was trained on.
+
+    Not on a CPU: images of many sizes would be compiled for, one by one.
+    """
+    return recipe.jit != "off" and find_machine(recipe.devices).kind != "cpu"
 
 
 def _devices(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
@@ -183,6 +195,14 @@ def _devices(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
         if recipe.devices.isdigit() and int(recipe.devices) != len(there):
             raise ValueError(f"devices={recipe.devices}, but the hosts have {len(there)} together")
         return there
+    if recipe.gradient_accumulation > 1 and _is_tensorflow():
+        # Keras' optimiser cannot skip a step under tf.distribute.
+        if recipe.devices.isdigit() and int(recipe.devices) > 1:
+            raise ValueError(
+                "gradient_accumulation works on one device of TensorFlow, or on several of JAX, "
+                f"not with devices={recipe.devices}"
+            )
+        return there[:1]
     if recipe.devices in ("auto", "cpu"):
         most = len(there) if machine.kind != "cpu" else 1
         return there[: max(n for n in range(1, most + 1) if batch % n == 0)]
@@ -211,6 +231,10 @@ def _jit(machine: Machine, precision: str, large: bool) -> bool:
 
 
 def _is_tensorflow() -> bool:
+    return _backend() == "tensorflow"
+
+
+def _backend() -> str:
     import keras
 
-    return keras.backend.backend() == "tensorflow"
+    return keras.backend.backend()

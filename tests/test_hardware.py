@@ -44,8 +44,16 @@ def test_what_is_decided(recipe: Recipe, machine: Machine, expected: str) -> Non
 def test_all_devices_that_can_share_a_batch_equally() -> None:
     engine = choose_engine(SMALL.replace(batch_size=60, warmup_epochs=0), HOPPERS)
     assert engine.devices == HOPPERS.devices[:6]
-    parts = SMALL.replace(batch_size=64, gradient_accumulation=16)
-    assert len(choose_engine(parts, HOPPERS).devices) == 4
+
+
+def test_a_batch_in_parts_is_one_devices_of_tensorflow() -> None:
+    parts = SMALL.replace(gradient_accumulation=16)
+    assert choose_engine(parts, HOPPERS).devices == HOPPERS.devices[:1]
+    assert choose_engine(parts, VOLTA).precision == "float32"
+    with pytest.raises(ValueError, match=r"on one device of TensorFlow.*not with devices=2"):
+        choose_engine(parts.replace(devices="2"), HOPPERS)
+    with pytest.raises(ValueError, match="mixed_float16 does not go with gradient_accumulation"):
+        choose_engine(parts.replace(precision="mixed_float16"), VOLTA)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +81,12 @@ def test_this_machine_is_found() -> None:
     assert found.kind == "cpu"
     assert found.devices == tuple(keras.distribution.list_devices("cpu"))
     assert isinstance(choose_engine(SMALL.replace(devices="cpu")), Engine)
+
+
+def test_evaluation_asks_for_no_devices_of_the_training() -> None:
+    recipe = SMALL.replace(devices="64", jit="on")
+    assert hardware.compiles_evaluation(recipe) is (hardware.find_machine().kind != "cpu")
+    assert not hardware.compiles_evaluation(recipe.replace(jit="off"))
 
 
 def test_flags_of_a_processor(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

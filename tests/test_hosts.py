@@ -21,8 +21,10 @@ FLAGS = (
 )
 
 
-def start(count: int, folder: Path, *flags: str) -> list[subprocess.Popen]:
-    """The processes of a job, or one that is alone."""
+def start(
+    count: int, folder: Path, *flags: str, last: tuple[str, ...] = ()
+) -> list[subprocess.Popen]:
+    """The processes of a job, or one that is alone; the last has more flags."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -35,6 +37,7 @@ def start(count: int, folder: Path, *flags: str) -> list[subprocess.Popen]:
         if count > 1:
             command += ["--coordinator", f"127.0.0.1:{port}"]
             command += ["--processes", str(count), "--process", str(index)]
+        command += last if index == count - 1 else ()
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(command, env=environment, **pipes))
     return started
@@ -90,13 +93,12 @@ def test_the_whole_path(
 def test_one_told_to_stop_stops_all_and_they_go_on(alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     flags = ("--epochs", "2", "--checkpoint-steps", "1")
+    # A signal that comes early enough, however slow the machine: the first step takes seconds.
     processes = start(2, folder, *flags)
-    wait_for(folder, "checkpoints/*-step-*", processes)
+    wait_for(folder, "recipe.json", processes)
     processes[1].send_signal(signal.SIGTERM)
     ended = end(processes)
     run = Run.open(folder)
-    if all(status == 0 for status, *_ in ended):
-        pytest.skip("the run was over before the signal came")
     assert [status for status, *_ in ended] == [143, 143], ended
     assert "SIGTERM: kept step" in ended[0][2]
     assert not run.finished
@@ -106,7 +108,7 @@ def test_one_told_to_stop_stops_all_and_they_go_on(alone: Path, tmp_path: Path) 
 
 def test_a_lost_one_ends_the_job_with_a_message_and_it_goes_on(alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    flags = ("--epochs", "200", "--schedule", "constant", "--checkpoint-steps", "5")
+    flags = ("--epochs", "200", "--schedule", "constant", "--keep-checkpoints", "200")
     processes = start(2, folder, *flags)
     wait_for(folder, "checkpoints/epoch-000001.npz", processes)
     processes[1].kill()
@@ -121,3 +123,28 @@ def test_a_lost_one_ends_the_job_with_a_message_and_it_goes_on(alone: Path, tmp_
     ended = end(processes)
     assert "resumed after" in ended[0][1], ended
     assert len(Run.open(folder).history) > before
+
+
+def test_another_recipe_on_one_of_them_ends_all(tmp_path: Path) -> None:
+    ended = end(start(2, tmp_path / "run", "--epochs", "2", last=("--epochs", "3")))
+    assert [status for status, *_ in ended] == [2, 2], ended
+    assert all("the recipe of process 1 is not that of the first" in text for *_, text in ended)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--coordinator", "here:1"], "needs the number of processes"),
+        (["--coordinator", "here", "--processes", "2", "--process", "0"], "must be HOST:PORT"),
+        (["--coordinator", "a:1", "--processes", "2", "--process", "2"], "must be in"),
+        (["--processes", "2"], "--processes and --process need --coordinator"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be(flags: list[str], message: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "keras_vgg.cli", "train", "--workdir", str(tmp_path / "run")]
+    done = subprocess.run([*command, "--backend", "jax", *flags], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -93,13 +93,21 @@ def fit(
         TrainingDiverged: the loss became NaN.
         MemoryError: the network and its batches do not fit the device.
     """
-    with _claimed(workdir, recipe) as (run, is_new), _exhaustion_named(recipe):
+    if keras.backend.backend() not in ("tensorflow", "jax"):
+        raise ValueError(
+            f"training runs on Keras' tensorflow or jax backend, not on {keras.backend.backend()}"
+        )
+    with (
+        hosts.ended_together(),
+        _claimed(workdir, recipe) as (run, is_new),
+        _exhaustion_named(recipe),
+    ):
         if run.finished:
             if verbose:
                 print(f"{run.directory} is finished; nothing to do")
             return run
         engine = _engine(run, is_new)
-        with distribution.scope(engine), hosts.losses_named():
+        with distribution.scope(engine):
             return _train(run, engine, is_new, verbose, callbacks)
 
 
@@ -110,6 +118,7 @@ def _claimed(workdir: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
         told = hosts.share()
         if "error" in told:
             raise ValueError(told["error"])
+        hosts.require_same("recipe", recipe.to_json())
         yield Run(Path(workdir), recipe), told["is_new"]
         return
     with contextlib.ExitStack() as stack:
@@ -119,26 +128,34 @@ def _claimed(workdir: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
             hosts.share({"error": str(error)})
             raise
         hosts.share({"is_new": is_new})
+        hosts.require_same("recipe", recipe.to_json())
         yield run, is_new
 
 
 @contextlib.contextmanager
 def _exhaustion_named(recipe: Recipe) -> Iterator[None]:
-    """TensorFlow's error has pages about its allocator."""
+    """TensorFlow's error has pages about its allocator; JAX has no error for it."""
     try:
         yield
-    except tf.errors.ResourceExhaustedError as error:
+    except (tf.errors.ResourceExhaustedError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
         raise MemoryError(
             f"the memory is not enough for batches of {recipe.part_size}; try a smaller "
             "--batch-size or --width-multiplier, or a larger --gradient-accumulation "
-            f"({error.message.splitlines()[0]})"
+            f"({getattr(error, 'message', str(error)).splitlines()[0]})"
         ) from error
 
 
 def _engine(run: Run, is_new: bool) -> hardware.Engine:
     recipe = run.recipe
     if not is_new:  # its weights are what this precision made of them
-        recipe = recipe.replace(precision=run.read_json("environment.json")["precision"])
+        precision = run.read_json("environment.json").get("precision")
+        if precision is None:
+            raise ValueError(
+                f"{run.directory} was begun by an earlier version, whose checkpoints are not read"
+            )
+        recipe = recipe.replace(precision=precision)
     return hardware.choose_engine(recipe)
 
 
@@ -179,15 +196,16 @@ def _train(
     stop = StopRequest()
     recorder = Recorder(run, steps, whole=model, stop=stop)
     begun = recorder.restore(trained)
-    hosts.wait("restored")  # before the first writes what the others read
+    # Before the first writes what the others read.
+    hosts.require_same("checkpoint", [begun.epoch, begun.step])
     if is_new and first:
         environment = _environment(engine)
+        # First: a directory with anything else is refused. Without checkpoints it stays a new run.
+        run.write_recipe()
         run.write_json("data.json", described)
         run.write_json("environment.json", environment)
         if initial is not None:
             run.write_json("init.json", {"source": initial.source, "sha256": initial.sha256()})
-        # recipe.json makes it a run, so it comes last.
-        run.write_recipe()
     if verbose:
         print(
             f"{source.name}: {source.train.size} training, {source.validation.size} validation "

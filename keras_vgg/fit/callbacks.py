@@ -172,6 +172,8 @@ class Recorder(keras.callbacks.Callback):
 
     def _keep_steps(self, done: int, sums: tuple[np.ndarray, ...], told: bool) -> None:
         """Keep the steps of this epoch; end training if it was told to stop."""
+        if not checkpoint.is_finite(self.model):  # the step's loss was of the weights before it
+            raise self._diverged(f"after step {done} of epoch {self._epoch + 1}")
         self._keep(checkpoint.Progress(self.history, done, self._seconds(), sums))
         if told:
             hosts.wait("kept")
@@ -200,9 +202,11 @@ class Recorder(keras.callbacks.Callback):
         return "No checkpoint had been written"
 
     def _require_finite(self, logs: dict[str, Any] | None, when: str) -> None:
-        if all(map(math.isfinite, (logs or {}).values())):
-            return
-        raise TrainingDiverged(
+        if not all(map(math.isfinite, (logs or {}).values())):
+            raise self._diverged(when)
+
+    def _diverged(self, when: str) -> TrainingDiverged:
+        return TrainingDiverged(
             f"the loss is not a number {when}, learning rate {self.learning_rate:g}. Try a lower "
             "--learning-rate, a longer --warmup-epochs"
             + ("" if self.run.recipe.batch_norm else ", or --batch-norm True")

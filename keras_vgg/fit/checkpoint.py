@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 import keras
 import numpy as np
 
-UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile)
-"""What `load` raises for a damaged file."""
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError),
+    *(RuntimeError, NotImplementedError, struct.error, zipfile.BadZipFile),
+)
+"""What `load` raises for a damaged file: zipfile has many ways to say it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +59,8 @@ def save(path: Path, model: keras.Model, progress: Progress) -> None:
 
     Dropout's seeds are among the variables. Raises OSError: the file cannot be written.
     """
-    described = json.dumps([progress.history, progress.step, progress.seconds])
+    metrics = len(progress.metrics)
+    described = json.dumps([progress.history, progress.step, progress.seconds, metrics])
     arrays = {
         f"{i:04d} {v.path}": keras.ops.convert_to_numpy(v) for i, v in enumerate(_variables(model))
     }
@@ -68,20 +73,26 @@ def load(path: Path, model: keras.Model) -> Progress:
     """Set every variable of the model and its optimiser from a checkpoint; the metrics are not set.
 
     Raises:
-        OSError, KeyError, ValueError, zipfile.BadZipFile: it is damaged or of another model;
-            nothing has been set.
+        One of UNREADABLE: it is damaged or of another model; nothing has been set.
     """
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        history, step, seconds = json.loads(str(file["progress"]))
+        history, step, seconds, metrics_count = json.loads(str(file["progress"]))
         names = sorted(set(file.files) - {"progress"})
         values = [file[name] for name in names if not name.startswith("metric ")]
         metrics = tuple(file[name] for name in names if name.startswith("metric "))
     variables = [*_variables(model)]
+    if len(metrics) != metrics_count:
+        raise ValueError(f"{path} is not whole")
     if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
         raise ValueError(f"{path} is of another model")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     return Progress(history, step, seconds, metrics)
+
+
+def is_finite(model: keras.Model) -> bool:
+    """Whether every weight and every number of the optimiser is one."""
+    return all(np.isfinite(keras.ops.convert_to_numpy(v)).all() for v in _variables(model))
 
 
 def _variables(model: keras.Model) -> Iterator[Any]:

@@ -18,6 +18,8 @@ def scope(engine: Engine) -> contextlib.AbstractContextManager:
     weights: `tf.distribute.MirroredStrategy`, or on JAX `keras.distribution.DataParallel`.
     """
     if keras.backend.backend() != "tensorflow":
+        with contextlib.suppress(RuntimeError):  # it runs already
+            tf.config.set_visible_devices([], "GPU")  # whose memory it would take from JAX
         # Each host reads its own part of a batch.
         return keras.distribution.DataParallel(
             devices=list(engine.devices), auto_shard_dataset=False

@@ -104,28 +104,52 @@ def told_to_stop(step: int) -> bool:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
-@contextlib.contextmanager
-def losses_named() -> Iterator[None]:
-    """Of a process that is gone the others see an error of their communication.
+def require_same(name: str, value: Any) -> None:
+    """Until all processes are here; ValueError on all of them where one has another value."""
+    if count() == 1:
+        return
+    from jax.experimental import multihost_utils
 
-    They end with status 2 then, at once: JAX's own end waits for the lost one, and aborts.
+    same = share(value) == json.loads(json.dumps(value))
+    told = np.asarray(multihost_utils.process_allgather(np.int32(same))).ravel()
+    if not told.all():
+        others = ", ".join(str(i) for i in np.flatnonzero(told == 0))
+        raise ValueError(f"the {name} of process {others} is not that of the first")
+
+
+@contextlib.contextmanager
+def ended_together() -> Iterator[None]:
+    """A process that fails leaves its job at once, and the others end for it.
+
+    They see an error of their communication, which is given its meaning. Without this JAX's own
+    end waits minutes for the others, and aborts.
+
+    Raises:
+        OSError: another process is gone.
     """
+    if count() == 1:
+        yield
+        return
     try:
         yield
-    except (RuntimeError, ValueError) as error:
-        if count() == 1 or not any(mark in str(error) for mark in _COMMUNICATION):
-            raise
-        atexit.register(_leave)
-        raise OSError(
-            "one of the processes of this job is lost; end the others and start all again: they go "
-            f"on from the last checkpoint ({_first_line(error)})"
-        ) from error
+    except Exception as error:
+        atexit.register(_leave, 1 if isinstance(error, ArithmeticError) else 2)
+        if isinstance(error, RuntimeError | ValueError) and _is_of_communication(error):
+            raise OSError(
+                "one of the processes of this job is lost; end the others and start all again: "
+                f"they go on from the last checkpoint ({_first_line(error)})"
+            ) from error
+        raise
 
 
-def _leave() -> None:
+def _is_of_communication(error: Exception) -> bool:
+    return any(mark in str(error) for mark in _COMMUNICATION)
+
+
+def _leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(status)
 
 
 def _first_line(error: Exception) -> str:

@@ -161,14 +161,19 @@ def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
             leftover.unlink()
         yield run, is_new
     finally:
-        if made and _names(directory) == {_LOCK}:
-            (directory / _LOCK).unlink()
-            directory.rmdir()
-        lock.release()
+        try:
+            if made and _names(directory) == {_LOCK}:
+                with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
+                    (directory / _LOCK).unlink()
+                    directory.rmdir()
+        finally:
+            lock.release()
 
 
 def _names(directory: Path) -> set[str]:
-    return {path.name for path in directory.iterdir()}
+    """Of what is in it; a kill's half-written files are nothing."""
+    names = {path.name for path in directory.iterdir()}
+    return {name for name in names if not name.startswith(PARTIAL)}
 
 
 def _require_same_recipe(run: Run) -> None:

@@ -20,7 +20,7 @@ class StopRequest:
     """Within it the first SIGTERM or Ctrl-C waits until training can be kept; a second does not.
 
     A program's own handlers are left alone, and so are signals outside the main thread, where
-    Python takes none. Of several hosts SIGTERM is JAX's, which tells all.
+    Python takes none. Of several hosts SIGTERM is JAX's, which tells all, and Ctrl-C ends one.
     """
 
     def __init__(self) -> None:
@@ -30,9 +30,7 @@ class StopRequest:
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number, default in _DEFAULTS.items():
-                if number == signal.SIGTERM and hosts.count() > 1:
-                    continue
-                if signal.getsignal(number) is default:
+                if hosts.count() == 1 and signal.getsignal(number) is default:
                     signal.signal(number, self._take)
                     self._installed.append(number)
         return self
@@ -54,7 +52,9 @@ class StopRequest:
 
     def made_at(self, step: int) -> bool:
         """The same; of several hosts one answer, if all ask after each step."""
-        return hosts.told_to_stop(step) if hosts.count() > 1 else self.made
+        if hosts.count() > 1 and not self.made and hosts.told_to_stop(step):
+            self._signal = signal.SIGTERM
+        return self.made
 
     def obey(self, kept: str) -> None:
         """End training.

@@ -235,7 +235,7 @@ class _Tested:
         recipe, split, classes = self.run.recipe, self._split, len(self.run.class_names)
         if self._model is None:
             self._model = self.run.model()
-            self._model.jit_compile = hardware.choose_engine(recipe).jit_compile
+            self._model.jit_compile = hardware.compiles_evaluation(recipe)
         if protocol not in self._runners:  # one for all scales: to build it is to trace it
             self._runners[protocol] = evaluation.runner(self._model, protocol, classes)
         rest = split.between(pieces.done, split.size)
