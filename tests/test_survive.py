@@ -3,7 +3,6 @@
 import errno
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -20,20 +19,11 @@ from filelock import FileLock
 from keras_vgg.cli import main
 from keras_vgg.fit import Run, RunInUse, TrainingDiverged, checkpoint, fit
 from keras_vgg.fit.stopping import TERMINATED, StopRequest
-from keras_vgg.recipe import Recipe
-from tests.test_fit import compiled
+from tests import test_fit
+from tests.test_fit import checkpoint_arrays, compiled
 
 # 319 training images in 9 steps an epoch; batch norm and dropout have a state besides the weights.
-TINY = Recipe(
-    width_multiplier=1 / 16,
-    hidden_units=8,
-    validation_fraction=0.1,
-    test_fraction=0.8,
-    batch_size=32,
-    epochs=2,
-    brightness=0.1,
-    cutmix=1.0,
-)
+TINY = test_fit.TINY.replace(epochs=2, rgb_shift=0.0, cutmix=1.0)
 STEPS = 9
 TIMES = {"images_per_second", "seconds"}
 
@@ -51,18 +41,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return fit(TINY, tmp_path_factory.mktemp("run") / "whole", verbose=0)
 
 
-def arrays(run: Run) -> dict[str, np.ndarray]:
-    """Every number of the newest checkpoint, the progress apart."""
-    with np.load(run.checkpoints[-1]) as file:
-        # "0042 sgd_1/fc1_kernel_momentum": Keras numbers names within a process.
-        return {re.sub(r"_\d+/", "/", k): file[k] for k in file.files if k != "progress"}
-
-
 def assert_same(run: Run, other: Run) -> None:
     """Bit for bit: weights, momentum, dropout's seeds, records, the selected model."""
-    assert arrays(run).keys() == arrays(other).keys()
-    for name, value in arrays(run).items():
-        np.testing.assert_array_equal(value, arrays(other)[name], err_msg=name)
+    found, expected = checkpoint_arrays(run), checkpoint_arrays(other)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
     for a, b in zip(run.history, other.history, strict=True):
         assert {k: a[k] for k in a.keys() - TIMES} == {k: b[k] for k in b.keys() - TIMES}
     for a, b in zip(run.model().weights, other.model().weights, strict=True):
