@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from keras_vgg import cli, data
+from keras_vgg.cli import console
 from tests.test_cli import error_of
 
 
@@ -130,7 +131,7 @@ def test_help_of_the_group(capsys: pytest.CaptureFixture) -> None:
 
 def test_a_title_is_not_folded_to_its_table(capsys: pytest.CaptureFixture) -> None:
     title = "folder:/" + "a_long_path/" * 20
-    table = cli._table(title, "split", "images")
+    table = console.new_table(title, "split", "images")
     table.add_row("train", "6")
-    cli._print(table)
+    console.show(table)
     assert title in capsys.readouterr().out

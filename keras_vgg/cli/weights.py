@@ -1,0 +1,90 @@
+"""keras-vgg weights, convert."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from keras_vgg.cli.console import new_table, show
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """List the published ImageNet checkpoints, or say what a weight file holds.
+
+    Without a file: each checkpoint's network, size, preprocessing, published accuracy, licence,
+    where it comes from and its hash. weights="imagenet" takes Keras' for VGG16 and VGG19 without
+    batch norm, torchvision's for the rest.
+    """
+
+    file: tyro.conf.Positional[Path | None] = None
+    """A weight file, the folder of a KerasHub preset, or a run directory."""
+
+    def __call__(self) -> None:
+        if self.file is None:
+            self._list()
+            return
+        from keras_vgg import convert
+        from keras_vgg.weights import read_weights
+
+        weights = read_weights(self.file)
+        print(f"{self.file}: {convert.describe(convert.recognise(weights))}")
+        if weights.preprocessing is None:
+            print("input: the file does not say what its network was trained on")
+        else:
+            config = weights.preprocessing.get_config()
+            mean, std = (tuple(round(v, 3) for v in config[name]) for name in ("mean", "std"))
+            print(f"input: {config['channel_order'].upper()}, minus {mean}, over {std}")
+        if weights.note:
+            print(weights.note)
+
+    def _list(self) -> None:
+        from keras_vgg.weights import CHECKPOINTS
+
+        headers = ("network", "top", "MB", "top-1", "top-5", "preprocessing", "licence")
+        table = new_table("published ImageNet checkpoints, 1000 classes, 224x224", *headers)
+        for c in CHECKPOINTS:
+            table.add_row(
+                c.network,
+                "yes" if c.include_top else "no",
+                f"{c.bytes / 1e6:.1f}",
+                f"{c.top1:.2f}",
+                f"{c.top5:.2f}",
+                c.preprocessing,
+                c.licence,
+            )
+        show(table)
+        for c in CHECKPOINTS:
+            where = f"the Hugging Face hub, {c.location}, {c.file}" if c.on_hub else c.location
+            print(f"{c.name}: {where}; {c.hash or 'SHA-256 as the hub states it'}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Convert:
+    """Write a weight file's numbers in another format: Keras' or PyTorch's, either way.
+
+    Keras .h5, .weights.h5 and .keras, .safetensors and PyTorch .pth are read and written, KerasHub
+    presets and run directories are read. Every weight stays the same.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """What to read."""
+    target: tyro.conf.Positional[Path]
+    """What to write; its suffix decides the format."""
+    naming: Literal["torchvision", "timm"] = "torchvision"
+    """Names and layout in a .safetensors or .pth."""
+    overwrite: bool = False
+    """Replace a file that is there."""
+    preprocessing: Literal["caffe", "torchvision"] | None = None
+    """What the network expects, where the source does not say."""
+
+    def __call__(self) -> None:
+        from keras_vgg import convert
+
+        network = convert.convert_weights(
+            self.source, self.target, self.naming, self.overwrite, self.preprocessing
+        )
+        print(f"{self.target}: {convert.describe(network)}")
