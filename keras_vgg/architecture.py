@@ -238,11 +238,68 @@ def convolutions(configuration: str) -> Iterator[tuple[str, int, int]]:
             yield f"block{b}_conv{i}", kernel, filters
 
 
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """Sums over a layer table; activations and MACs are those of one image.
+
+    Attributes:
+        parameters: Weights, biases and batch norm's moving statistics.
+        trainable_parameters: Those that gradients change.
+        macs: Multiply-accumulates of a forward pass.
+        activations: Values in the outputs of all layers but flatten, which copies nothing.
+    """
+
+    parameters: int
+    trainable_parameters: int
+    macs: int
+    activations: int
+
+
+def totals(rows: Sequence[Layer]) -> Totals:
+    """The sums over a layer table."""
+    return Totals(
+        sum(row.parameters for row in rows),
+        sum(row.trainable_parameters for row in rows),
+        sum(row.macs for row in rows),
+        sum(row.activations for row in rows if row.kind != "flatten"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """Convolutions of one kernel on top of each other, stride 1, each with its ReLU.
+
+    Attributes:
+        kernel: Side of each.
+        depth: How many.
+        receptive_field: Side in pixels of what one output sees.
+        weights: Of all, without biases.
+    """
+
+    kernel: int
+    depth: int
+    receptive_field: int
+    weights: int
+
+
+def stack(kernel: int, depth: int, channels: int) -> Stack:
+    """What a stack of convolutions of `channels` to `channels` sees and costs (section 2.3).
+
+    Raises:
+        ValueError: one of the three is under 1.
+    """
+    if min(kernel, depth, channels) < 1:
+        raise ValueError(
+            f"kernel, depth and channels must be 1 or more, not {kernel}, {depth}, {channels}"
+        )
+    return Stack(kernel, depth, 1 + depth * (kernel - 1), depth * (kernel * channels) ** 2)
+
+
 def parameters(configuration: str, **options) -> int:
     """Parameters of a network; `options` as in `layers`."""
-    return sum(layer.parameters for layer in layers(configuration, **options))
+    return totals(layers(configuration, **options)).parameters
 
 
 def macs(configuration: str, **options) -> int:
     """Multiply-accumulates of one forward pass of one image; `options` as in `layers`."""
-    return sum(layer.macs for layer in layers(configuration, **options))
+    return totals(layers(configuration, **options)).macs

@@ -151,7 +151,7 @@ def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
     machine = machine or find_machine(recipe.devices)
     devices = _devices(recipe, machine)
     why = []
-    large = _macs(recipe) >= _LARGE_MACS
+    large = architecture.totals(recipe.layers()).macs >= _LARGE_MACS
     precision = recipe.precision
     if precision == "auto":
         # A small net's steps are short, and a CPU's conversions would cost what they save.
@@ -212,16 +212,6 @@ def _devices(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
     if batch % wanted:
         raise ValueError(f"{wanted} devices cannot share a batch of {batch} images equally")
     return there[:wanted]
-
-
-def _macs(recipe: Recipe) -> int:
-    return architecture.macs(
-        recipe.configuration,
-        input_shape=(recipe.image_size, recipe.image_size, 3),
-        width_multiplier=recipe.width_multiplier,
-        head=recipe.head,
-        hidden_units=recipe.hidden_units,
-    )
 
 
 def _jit(machine: Machine, precision: str, large: bool) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from keras_vgg.architecture import MINIMUM_SIZE, get_configuration
+from keras_vgg.architecture import MINIMUM_SIZE, Layer, get_configuration, layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +174,18 @@ class Recipe:
     def part_size(self) -> int:
         """Images that are computed at a time: `batch_size` over `gradient_accumulation`."""
         return self.batch_size // self.gradient_accumulation
+
+    def layers(self, classes: int = 1000) -> tuple[Layer, ...]:
+        """The layer table of its network (`keras_vgg.architecture.layers`), without building it."""
+        return layers(
+            self.configuration,
+            input_shape=(self.image_size, self.image_size, 3),
+            classes=classes,
+            batch_norm=self.batch_norm,
+            width_multiplier=self.width_multiplier,
+            head=self.head,
+            hidden_units=self.hidden_units,
+        )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+    from keras_vgg.architecture import Layer
+
 _TRAIN, _VALIDATION, _BEST, _INK = "#8aa4c8", "#1f4e9c", "#d1495b", "#333333"
 _DPI = 150
 _MOST_COUNTS = 20  # classes up to which a cell has room for its count
@@ -183,6 +185,60 @@ def plot_sizes(
     axis.margins(0.08, 0.12)
     axis.legend(frameon=False, loc="best")
     _style(axis)
+    _save(figure, Path(path))
+
+
+def plot_layers(rows: Sequence[Layer], path: str | Path, batch: int = 1) -> None:
+    """Draw where a network's memory and where its parameters are, layer by layer, as a PNG.
+
+    Memory is that of a layer's output as float32, in units of 10^6 bytes. The title says which
+    block has most of it, and which layer most parameters.
+
+    Args:
+        rows: a layer table, of `keras_vgg.architecture.layers`.
+        path: the PNG to write, 9 inches wide. Its folder must exist.
+        batch: images that the memory is for.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    rows = [row for row in rows if row.kind != "flatten"]
+    memory = [4 * batch * row.activations / 1e6 for row in rows]
+    counts = [row.parameters / 1e6 for row in rows]
+    figure = _figure(9, 1.6 + 0.24 * len(rows))
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = range(len(rows))
+    for axis, values, color in ((left, memory, _VALIDATION), (right, counts, _BEST)):
+        axis.barh(places, values, color=color, height=0.7)
+        for place, value in zip(places, values, strict=True):
+            if value:
+                axis.annotate(
+                    f"{value:.3g}",
+                    (value, place),
+                    xytext=(4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8,
+                    color=_INK,
+                )
+        axis.margins(x=0.12)
+        _style(axis)
+        axis.grid(axis="y", visible=False)
+        axis.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+    left.set_yticks(places, [row.name for row in rows], fontsize=9)
+    left.invert_yaxis()
+    blocks: dict[str, float] = {}
+    for row, value in zip(rows, memory, strict=True):
+        block = row.name.split("_")[0]
+        blocks[block] = blocks.get(block, 0.0) + value
+    block = max(blocks, key=blocks.__getitem__)
+    images = "1 image" if batch == 1 else f"{batch:,} images"
+    left.set_title(f"{block}: {blocks[block] / sum(memory):.0%} of the memory", color=_VALIDATION)
+    left.set_xlabel(f"output, {images}, MB (float32)", color=_INK)
+    most = counts.index(max(counts))
+    share = counts[most] / sum(counts)
+    right.set_title(f"{rows[most].name}: {share:.0%} of the parameters", color=_BEST)
+    right.set_xlabel("parameters, millions", color=_INK)
     _save(figure, Path(path))
 
 

@@ -1,5 +1,7 @@
 """Table 1, Table 2 and the arithmetic, against the paper's figures."""
 
+import keras
+import numpy as np
 import pytest
 
 from keras_vgg import architecture, vgg
@@ -189,3 +191,43 @@ def test_input_under_32():
 )
 def test_scaled_width(filters, width, expected):
     assert architecture.scaled_width(filters, width) == expected
+
+
+def test_totals_leave_out_what_copies_nothing():
+    rows = architecture.layers("D")
+    found = architecture.totals(rows)
+    assert found.parameters == found.trainable_parameters == PARAMETERS["D"]
+    assert found.macs == 15_470_264_320
+    flatten = next(row.activations for row in rows if row.kind == "flatten")
+    assert found.activations == sum(row.activations for row in rows) - flatten
+    normed = architecture.totals(architecture.layers("D", batch_norm=True))
+    filters = sum(filters for _, _, filters in architecture.convolutions("D"))
+    assert normed.parameters - PARAMETERS["D"] == 4 * filters
+    assert normed.trainable_parameters - PARAMETERS["D"] == 2 * filters
+
+
+def test_a_stack_of_3x3_sees_what_a_larger_kernel_sees():
+    # Section 2.3: three 3x3 layers have 27C² weights, one 7x7 layer 49C², 81 % more.
+    small, large = architecture.stack(3, 3, 512), architecture.stack(7, 1, 512)
+    assert small.receptive_field == large.receptive_field == 7
+    assert (small.weights, large.weights) == (27 * 512**2, 49 * 512**2)
+    assert round(100 * (large.weights / small.weights - 1)) == 81
+    with pytest.raises(ValueError, match="must be 1 or more, not 3, 0, 512"):
+        architecture.stack(3, 0, 512)
+
+
+@pytest.mark.parametrize(("kernel", "depth"), [(3, 2), (3, 3), (5, 2), (11, 1)])
+def test_a_stack_is_that_of_a_built_network(kernel, depth):
+    found = architecture.stack(kernel, depth, channels=2)
+    side = found.receptive_field + 6
+    layers = [
+        keras.layers.Conv2D(2, kernel, padding="same", use_bias=False, kernel_initializer="ones")
+        for _ in range(depth)
+    ]
+    model = keras.Sequential([keras.Input((side, side, 2)), *layers])
+    assert model.count_params() == found.weights
+    spot = np.zeros((1, side, side, 2), np.float32)
+    spot[0, side // 2, side // 2] = 1
+    # As far as one input reaches is as far as one output sees.
+    reached = np.nonzero(model.predict_on_batch(spot)[0, ..., 0])[0]
+    assert np.ptp(reached) + 1 == found.receptive_field

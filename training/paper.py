@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from keras_vgg import architecture, hardware, report
 from keras_vgg.recipe import Recipe, load_recipe
@@ -101,18 +101,7 @@ def training_flop(recipe: Recipe, images: int, classes: int = 1000) -> float:
 
     A multiply-accumulate is two; backward takes two for each of forward's.
     """
-    macs = architecture.macs(recipe.configuration, **_network(recipe, classes))
-    return 6.0 * macs * images * recipe.epochs
-
-
-def _network(recipe: Recipe, classes: int) -> dict[str, Any]:
-    return {
-        "input_shape": (recipe.image_size, recipe.image_size, 3),
-        "classes": classes,
-        "width_multiplier": recipe.width_multiplier,
-        "head": recipe.head,
-        "hidden_units": recipe.hidden_units,
-    }
+    return 6.0 * architecture.totals(recipe.layers(classes)).macs * images * recipe.epochs
 
 
 def hours(
@@ -126,7 +115,7 @@ def hours(
             2 (n - 1) / n of the gradients, float32.
     """
     computing = training_flop(recipe, images, classes) / (tflops * 1e12 * gpus)
-    parameters = architecture.parameters(recipe.configuration, **_network(recipe, classes))
+    parameters = architecture.totals(recipe.layers(classes)).parameters
     steps = images // recipe.batch_size * recipe.epochs
     exchanging = steps * 4 * parameters * 2 * (gpus - 1) / gpus / (gbytes * 1e9)
     return computing / 3600, exchanging / 3600

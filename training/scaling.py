@@ -60,15 +60,9 @@ class Cost:
 
 def network(recipe: Recipe) -> tuple[int, float]:
     """(parameters, floating-point operations of training on one image)."""
-    options = {
-        "input_shape": (recipe.image_size, recipe.image_size, 3),
-        "classes": 1000,
-        "width_multiplier": recipe.width_multiplier,
-        "hidden_units": recipe.hidden_units,
-    }
-    macs = architecture.macs(recipe.configuration, **options)
+    found = architecture.totals(recipe.layers())
     # A multiplication and an addition; forward, and backward to the inputs and to the weights.
-    return architecture.parameters(recipe.configuration, **options), 2 * 3 * macs
+    return found.parameters, 2 * 3 * found.macs
 
 
 def cost(recipe: Recipe, gpus: int, assumed: Assumed) -> Cost:

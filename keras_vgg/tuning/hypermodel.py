@@ -68,19 +68,10 @@ class Limits:
 
 def cost(recipe: Recipe, classes: int) -> tuple[int, float]:
     """(parameters, megabytes of training as `Limits` has them) of a recipe's network."""
-    layers = architecture.layers(
-        recipe.configuration,
-        input_shape=(recipe.image_size, recipe.image_size, 3),
-        classes=classes,
-        batch_norm=recipe.batch_norm,
-        width_multiplier=recipe.width_multiplier,
-        head=recipe.head,
-        hidden_units=recipe.hidden_units,
-    )
-    parameters = sum(layer.parameters for layer in layers)
-    activations = recipe.part_size * sum(layer.activations for layer in layers)
+    found = architecture.totals(recipe.layers(classes))
+    activations = recipe.part_size * found.activations
     copies = 3 if recipe.gradient_accumulation == 1 else 4
-    return parameters, 4 * (copies * parameters + 2 * activations) / 1e6
+    return found.parameters, 4 * (copies * found.parameters + 2 * activations) / 1e6
 
 
 def latency_ms(model: keras.Model) -> float:
