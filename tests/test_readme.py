@@ -68,3 +68,12 @@ def test_linked_files_exist():
         target = link.split(")")[0]
         if not target.startswith("http"):
             assert (ROOT / target).exists(), target
+
+
+def test_shares_of_memory_and_parameters():
+    rows = architecture.layers("D")
+    found = architecture.totals(rows)
+    block = sum(row.activations for row in rows if row.name.startswith("block1"))
+    (fc1,) = (row.parameters for row in rows if row.name == "fc1")
+    assert f"block 1 has {100 * block / found.activations:.0f} % of the memory" in README
+    assert f"{100 * fc1 / found.parameters:.0f} % of the parameters" in README.replace("\n", " ")
