@@ -278,6 +278,7 @@ def _draw(axis, columns, names, found, seeds, color="#1f4e9c", label=None) -> No
     axis.plot(places, errors.mean(axis=1), "_", markersize=22, color=color, label=label)
     for column in errors.T:
         axis.plot(places, column, "o", markersize=4, color=color, alpha=0.6)
+    axis.set_xlim(-0.6, len(columns) - 0.4)  # room for the outermost marks
     axis.set_xticks(places, names, rotation=0 if label else 30)
 
 
