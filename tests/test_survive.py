@@ -295,11 +295,12 @@ def test_killed_at_twenty_moments_it_ends_as_if_it_had_not_been(whole: Run, tmp_
     chosen = random.Random(0)
     found: list[str] = []
     while len(found) < 24:
-        newest = [path.name for path in Run(folder, TINY).checkpoints][-1:]
+        before = Run(folder, TINY)
+        newest = [path.name for path in before.checkpoints][-1:]
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        # A third after a time, which is mostly the start's; the others as soon as there is
-        # something new, and a moment.
-        if len(found) % 3 == 0:
+        # A third after a time, which is mostly the start's, and all that only export; the others
+        # as soon as there is something new, and a moment.
+        if len(found) % 3 == 0 or before.finished:
             time.sleep(chosen.uniform(0.5, 15))
         else:
             while process.poll() is None:
