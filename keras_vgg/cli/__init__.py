@@ -11,6 +11,7 @@ import tyro
 
 from keras_vgg import __version__
 from keras_vgg.cli.data import DataCheck, DataPack, DataShow, DataStats
+from keras_vgg.cli.demo import Demo
 from keras_vgg.cli.engine import import_engine
 from keras_vgg.cli.exporting import Export
 from keras_vgg.cli.summary import Summary
@@ -26,6 +27,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "predict": Predict,
     "export": Export,
+    "demo": Demo,
     "tune": Tune,
     "summary": Summary,
     "weights": Weights,
