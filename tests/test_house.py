@@ -49,7 +49,7 @@ ALLOWED = {
         ),
         *("transfer", "weights"),
     },
-    "demo": {"data", "evaluation", "explain", "fit"},
+    "demo": {"augment", "data", "evaluation", "explain", "fit"},
     "tuning": {"architecture", "atomic", "data", "fit", "hardware", "recipe"},
     "runs": {
         *("atomic", "augment", "convert", "data", "evaluation", "export", "fit", "hardware"),

@@ -8,9 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_vgg import data, evaluation, explain
+from keras_vgg.augment.geometry import Window, central_window, snapped, visible
+from keras_vgg.explain.heat import resized
 from keras_vgg.fit import evaluation_transform, load_source
 from keras_vgg.fit.run import Run
 
+_PIXELS = 2**20  # that are floats at a time
 _THUMBNAIL = 96  # pixels of the longer side, at most
 
 
@@ -54,7 +57,10 @@ class Answerer:
         views = self._transform(image).numpy()[np.newaxis]
         (classes,) = evaluation.predict(self._model, views, self._names, top=self._top)
         (heat,) = explain.grad_cam(self._model, views, layer=self._layer)
-        return Answer(classes, explain.overlay(image, heat))
+        window = central_window(
+            np.array(image.shape[:2]), size=views.shape[1], scale=self._transform.keywords["scale"]
+        )
+        return Answer(classes, _over(image, _placed(heat, image.shape[:2], window)))
 
 
 class Examples:
@@ -90,6 +96,35 @@ class Examples:
         images = data.evaluation_dataset(chosen, None, lambda image: image)
         with data.bad_images_named(chosen):
             return [*images.as_numpy_iterator()]
+
+
+def _placed(heat: np.ndarray, sides: tuple[int, int], window: Window) -> np.ndarray:
+    """Heat of what evaluation cut out, where it belongs in the picture: float32 [h, w].
+
+    NaN where the network saw nothing. The rescaled picture is never made: of one a pixel high and
+    a million wide it would take gigabytes.
+    """
+    low, high = visible(window)
+    edges = snapped(np.array(sides), window.scaled, low, high)
+    rows, columns = zip(*(edge.numpy() for edge in edges), strict=True)
+    shown = [(edge - window.start).numpy() for edge in (low, high)]
+    part = heat[tuple(slice(*side) for side in zip(*shown, strict=True))]
+    whole = np.full(sides, np.nan, np.float32)
+    whole[slice(*rows), slice(*columns)] = resized(
+        part, (rows[1] - rows[0], columns[1] - columns[0])
+    )
+    return whole
+
+
+def _over(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """`explain.overlay` of heat [h, w], some rows at a time: of a whole photograph, as floats, it
+    would take gigabytes."""
+    drawn = np.empty_like(image)
+    rows = max(1, _PIXELS // image.shape[1])
+    for top in range(0, len(image), rows):
+        part = np.s_[top : top + rows]
+        drawn[part] = explain.overlay(image[part], heat[part])
+    return drawn
 
 
 def _small(image: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -44,36 +45,28 @@ _STYLE = """
 _THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace"])
 
 _TAKEN = "<p>JPEG, PNG, BMP, GIF or WebP, at most {} MB</p>"
-_DRAWN = "<p>Warm colours: what speaks for the first class (Grad-CAM)</p>"
+_DRAWN = "<p>Bright: what speaks for the first class (Grad-CAM). Grey: not seen</p>"
 
 # What `gradio.mount_gradio_app` is given with the page.
 LOOKS: dict[str, Any] = {"theme": _THEME, "css": _STYLE, "footer_links": []}
 
 
-class _Upload(gr.File):
-    """Gradio's, but for what a request may name in place of an upload: an address elsewhere."""
-
-    is_template = True  # the browser's side is the parent's
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None):
-        if url_or_file_path and not Path(url_or_file_path).is_absolute():
-            raise gr.Error("only files that are uploaded are looked at", print_exception=False)
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
+async def _local(move: Callable[[str], Awaitable[str | None]], path: str) -> str | None:
+    """Gradio's way of an upload to its folder, but for an address elsewhere, which it would fetch."""
+    if not Path(path).is_absolute():
+        raise gr.Error("only files that are uploaded are looked at", print_exception=False)
+    return await move(path)
 
 
-def page(run: Run, *, layer: str | None = None, examples: int = 6, max_mb: int = 10) -> gr.Blocks:
+def page(run: Run, answerer: Answerer, offered: Examples, max_mb: int) -> gr.Blocks:
     """The page of a finished run, for `gradio.mount_gradio_app`.
 
     Args:
-        run: A finished run.
-        layer: As of `Answerer`.
-        examples: How many validation images are offered to try.
+        run: Whose recipe and results are told.
+        answerer: What is asked.
+        offered: What there is to try; without any, the page says nothing of them.
         max_mb: What is said of the size of a file; the server sees to it.
-
-    Raises:
-        ValueError: as of `Answerer`.
     """
-    answerer, offered = Answerer(run, layer), Examples(run, examples)
 
     def of_file(path: str | None):
         if path is None:
@@ -91,11 +84,14 @@ def page(run: Run, *, layer: str | None = None, examples: int = 6, max_mb: int =
         with gr.Row():
             with gr.Column(min_width=280):
                 gr.HTML(f"<h2>A picture</h2>{_TAKEN.format(max_mb)}", elem_classes="vgg")
-                upload = _Upload(
+                upload = gr.File(
                     label="A picture",
                     show_label=False,
                     file_types=["image", *EXTENSIONS],
                     height=180,
+                )
+                upload.async_move_resource_to_block_cache = partial(
+                    _local, upload.async_move_resource_to_block_cache
                 )
                 answer = gr.HTML("", elem_classes="vgg vgg-answer")
             with gr.Column(min_width=280):
@@ -143,7 +139,7 @@ def _shown(name: str, answer: Callable[[], Answer], path: str | None = None) -> 
     picture = gr.Image(
         found.heat,
         format="png" if height * width <= _LOSSLESS else "jpeg",
-        alt_text=f"{name} with the places that speak for {best} in warm colours",
+        alt_text=f"{name} with bright places where it speaks for {best}",
     )
     rows = "".join(
         f'<tr><th scope="row">{escape(label)}<span class="bar" style="width:{share:.2%}"></span>'

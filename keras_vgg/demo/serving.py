@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,22 +146,30 @@ def _application(run: Run, layer: str | None, examples: int, max_upload_mb: int)
     import fastapi
     import gradio as gr
 
-    from keras_vgg.demo import page
+    from keras_vgg.demo.answer import Answerer, Examples
+    from keras_vgg.demo.page import LOOKS, page
 
-    blocks = page.page(run, layer=layer, examples=examples, max_mb=max_upload_mb)
-    app = gr.mount_gradio_app(
-        fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        blocks,
-        path="/",
-        max_file_size=max_upload_mb * 2**20,
-        ssr_mode=False,
-        enable_monitoring=False,
-        run_history=False,
-        mcp_server=False,
-        pwa=False,
-        show_error=False,
-        **page.LOOKS,
-    )
+    answerer, offered = Answerer(run, layer), Examples(run, examples)
+
+    async def mounted() -> fastapi.FastAPI:
+        return gr.mount_gradio_app(
+            fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+            page(run, answerer, offered, max_upload_mb),
+            path="/",
+            max_file_size=max_upload_mb * 2**20,
+            ssr_mode=False,
+            enable_monitoring=False,
+            run_history=False,
+            mcp_server=False,
+            pwa=False,
+            show_error=False,
+            **LOOKS,
+        )
+
+    # Where no event loop runs, Gradio opens one for each lock that it makes, and leaves it open.
+    # In a thread, for here one may run already: a notebook's.
+    with ThreadPoolExecutor(1) as thread:
+        app = thread.submit(asyncio.run, mounted()).result()
     app.add_middleware(_Headers)
     return app
 
