@@ -12,6 +12,7 @@ import tyro
 from keras_vgg import __version__
 from keras_vgg.cli.data import DataCheck, DataPack, DataShow, DataStats
 from keras_vgg.cli.engine import import_engine
+from keras_vgg.cli.explaining import Explain
 from keras_vgg.cli.exporting import Export
 from keras_vgg.cli.summary import Summary
 from keras_vgg.cli.testing import Evaluate, Predict
@@ -25,6 +26,7 @@ COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "explain": Explain,
     "export": Export,
     "tune": Tune,
     "summary": Summary,

@@ -25,6 +25,7 @@ class Network:
 
     Attributes:
         places: Every layer where it is called, in the graph's order.
+        output: The tensor that the model gives.
         scores: Images -> [n, classes], before a soft-max or sigmoid.
         activation: From scores to probabilities, a function, or None where the model has none.
     """
@@ -45,8 +46,8 @@ class Network:
         self.layers = list(model.layers)
         self._model = weakref.ref(model)
         self.image = self._new_image()
-        self._output, self.places = taken_apart(model, self.image, {})
-        self._score_tensor, self.activation = _class_scores(self._output, self.places)
+        self.output, self.places = taken_apart(model, self.image, {})
+        self._score_tensor, self.activation = _class_scores(self.output, self.places)
         self.scores = keras.Model([self.image], self._score_tensor)
         self._functions: dict[Any, Any] = {}
 
@@ -188,7 +189,7 @@ class Network:
 
     def output_before_activation(self, place: Place) -> Any:
         """`before_activation` of a layer; of the last one the class scores."""
-        return self._score_tensor if place.output is self._output else before_activation(place)
+        return self._score_tensor if place.output is self.output else before_activation(place)
 
     def block_ends(self) -> list[Place]:
         """What goes into each pooling layer: the last maps at each resolution."""
