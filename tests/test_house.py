@@ -21,7 +21,7 @@ ALLOWED = {
     "convert": {"architecture", "atomic", "imagenet", "models", "weights"},
     "imagenet": {"layers"},
     "transfer": {"layers", "models"},
-    "explain": {"layers", "models"},
+    "explain": {"atomic"},
     "atomic": set(),
     "pieces": {"atomic"},
     "progress": set(),
@@ -52,8 +52,8 @@ ALLOWED = {
     "demo": {"augment", "data", "evaluation", "explain", "fit"},
     "tuning": {"architecture", "atomic", "data", "fit", "hardware", "recipe"},
     "runs": {
-        *("atomic", "augment", "convert", "data", "evaluation", "export", "fit", "hardware"),
-        *("imagenet", "models", "pieces", "progress", "recipe", "report", "weights"),
+        *("atomic", "augment", "convert", "data", "evaluation", "explain", "export", "fit"),
+        *("hardware", "imagenet", "models", "pieces", "progress", "recipe", "report", "weights"),
     },
 }
 # What may name TensorFlow; the rest runs on every backend of Keras.
