@@ -52,7 +52,7 @@ LOOKS: dict[str, Any] = {"theme": _THEME, "css": _STYLE, "footer_links": []}
 
 
 async def _local(move: Callable[[str], Awaitable[str | None]], path: str) -> str | None:
-    """Gradio's way of an upload to its folder, but for an address elsewhere, which it would fetch."""
+    """Gradio's way of an upload to its folder; but an address elsewhere it would fetch."""
     if not Path(path).is_absolute():
         raise gr.Error("only files that are uploaded are looked at", print_exception=False)
     return await move(path)
