@@ -49,7 +49,7 @@ ALLOWED = {
         ),
         *("transfer", "weights"),
     },
-    "demo": {"augment", "data", "evaluation", "explain", "fit"},
+    "demo": {"augment", "data", "evaluation", "explain", "fit", "runs"},
     "tuning": {"architecture", "atomic", "data", "fit", "hardware", "recipe"},
     "runs": {
         *("atomic", "augment", "convert", "data", "evaluation", "explain", "export", "fit"),

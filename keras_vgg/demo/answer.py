@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from keras_vgg import data, evaluation, explain
-from keras_vgg.augment.geometry import Window, central_window, snapped, visible
-from keras_vgg.explain.heat import resized
+from keras_vgg.augment.geometry import central_window
 from keras_vgg.fit import evaluation_transform, load_source
 from keras_vgg.fit.run import Run
+from keras_vgg.runs.explaining import placed
 
 _PIXELS = 2**20  # that are floats at a time
 _THUMBNAIL = 96  # pixels of the longer side, at most
@@ -60,7 +60,7 @@ class Answerer:
         window = central_window(
             np.array(image.shape[:2]), size=views.shape[1], scale=self._transform.keywords["scale"]
         )
-        return Answer(classes, _over(image, _placed(heat, image.shape[:2], window)))
+        return Answer(classes, _over(image, placed(heat, window, image.shape[:2])))
 
 
 class Examples:
@@ -96,24 +96,6 @@ class Examples:
         images = data.evaluation_dataset(chosen, None, lambda image: image)
         with data.bad_images_named(chosen):
             return [*images.as_numpy_iterator()]
-
-
-def _placed(heat: np.ndarray, sides: tuple[int, int], window: Window) -> np.ndarray:
-    """Heat of what evaluation cut out, where it belongs in the picture: float32 [h, w].
-
-    NaN where the network saw nothing. The rescaled picture is never made: of one a pixel high and
-    a million wide it would take gigabytes.
-    """
-    low, high = visible(window)
-    edges = snapped(np.array(sides), window.scaled, low, high)
-    rows, columns = zip(*(edge.numpy() for edge in edges), strict=True)
-    shown = [(edge - window.start).numpy() for edge in (low, high)]
-    part = heat[tuple(slice(*side) for side in zip(*shown, strict=True))]
-    whole = np.full(sides, np.nan, np.float32)
-    whole[slice(*rows), slice(*columns)] = resized(
-        part, (rows[1] - rows[0], columns[1] - columns[0])
-    )
-    return whole
 
 
 def _over(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

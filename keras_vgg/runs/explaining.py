@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_vgg import data, explain
-from keras_vgg.augment.geometry import Window, central_window, visible
+from keras_vgg.augment.geometry import Window, central_window, snapped, visible
 from keras_vgg.explain import draw
 from keras_vgg.explain.heat import resized, scaled
 from keras_vgg.explain.network import Network, opened
@@ -123,16 +123,16 @@ def placed(heat: np.ndarray, window: Window, sides: tuple[int, int]) -> np.ndarr
     Returns:
         float32 [height, width]; NaN where the model saw nothing of the picture.
     """
-    low, high = (side.numpy() for side in visible(window))
-    start = window.start.numpy()
-    part = heat[tuple(slice(*side) for side in zip(low - start, high - start, strict=True))]
-    # Beyond the window its border goes on, so that nothing of outside is interpolated into it.
-    around = list(zip(low, window.scaled.numpy() - high, strict=True))
-    whole = resized(np.pad(part, around, mode="edge"), sides)
-    top, left, height, width = _frame(window, sides) or (0, 0, *sides)
+    low, high = visible(window)
+    # The rescaled picture is never made: of one a pixel high and a million wide it takes gigabytes.
+    edges = snapped(np.array(sides), window.scaled, low, high)
+    rows, columns = zip(*(edge.numpy() for edge in edges), strict=True)
+    shown = [(edge - window.start).numpy() for edge in (low, high)]
+    part = heat[tuple(slice(*side) for side in zip(*shown, strict=True))]
     found = np.full(sides, np.nan, "float32")
-    seen = np.s_[round(top) : round(top + height), round(left) : round(left + width)]
-    found[seen] = whole[seen]
+    found[slice(*rows), slice(*columns)] = resized(
+        part, (rows[1] - rows[0], columns[1] - columns[0])
+    )
     return found
 
 
