@@ -12,7 +12,9 @@ import tyro
 
 from keras_vgg import __version__
 from keras_vgg.cli.data import DataCheck, DataPack, DataShow, DataStats
+from keras_vgg.cli.demo import Demo
 from keras_vgg.cli.engine import import_engine
+from keras_vgg.cli.explaining import Explain
 from keras_vgg.cli.exporting import Export
 from keras_vgg.cli.summary import Summary
 from keras_vgg.cli.testing import Evaluate, Predict
@@ -26,7 +28,9 @@ COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "explain": Explain,
     "export": Export,
+    "demo": Demo,
     "tune": Tune,
     "summary": Summary,
     "weights": Weights,

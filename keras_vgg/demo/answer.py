@@ -1,0 +1,115 @@
+"""What the page answers with: the classes of a picture, and the heat of the best over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from keras_vgg import data, evaluation, explain
+from keras_vgg.augment.geometry import central_window
+from keras_vgg.fit import evaluation_transform, load_source
+from keras_vgg.fit.run import Run
+from keras_vgg.runs.explaining import placed
+
+_PIXELS = 2**20  # that are floats at a time
+_THUMBNAIL = 96  # pixels of the longer side, at most
+
+
+class Answer(NamedTuple):
+    """`classes`: (name, probability), best first. `heat`: uint8 [h, w, 3], the picture's size."""
+
+    classes: list[tuple[str, float]]
+    heat: np.ndarray
+
+
+class Answerer:
+    """A run's network, which is loaded once and asked about one picture after another.
+
+    Args:
+        run: A finished run.
+        layer: Whose Grad-CAM is drawn, as `explain.grad_cam` takes it. Default: the last
+            convolution's.
+        top: How many classes are named.
+
+    Raises:
+        ValueError: the run has not finished training, or its network has no such layer.
+    """
+
+    def __init__(self, run: Run, layer: str | None = None, top: int = 5) -> None:
+        self._model, self._names = run.model(), run.class_names
+        self._transform = evaluation_transform(run.recipe)
+        self._layer, self._top = layer, top
+        # Before anyone waits: a layer that is not there is found, and all is traced.
+        self.of_image(np.zeros((run.recipe.image_size, run.recipe.image_size, 3), np.uint8))
+
+    def of_file(self, path: str | Path) -> Answer:
+        """The answer to an image file, which is decoded as the images of a data set are.
+
+        Raises:
+            FileNotFoundError, ValueError: it is not there, or no image; the message names it.
+        """
+        return self.of_image(data.load_image(path))
+
+    def of_image(self, image: np.ndarray) -> Answer:
+        """The answer to uint8 [h, w, 3] RGB; the classes are `runs.predict_files`'s."""
+        views = self._transform(image).numpy()[np.newaxis]
+        (classes,) = evaluation.predict(self._model, views, self._names, top=self._top)
+        (heat,) = explain.grad_cam(self._model, views, layer=self._layer)
+        window = central_window(
+            np.array(image.shape[:2]), size=views.shape[1], scale=self._transform.keywords["scale"]
+        )
+        return Answer(classes, _over(image, placed(heat, window, image.shape[:2])))
+
+
+class Examples:
+    """Some validation images of a run, evenly spaced, to try the page with.
+
+    `thumbnails` holds (uint8 [h, w, 3], class name) of each. There are none where the run's source
+    cannot be opened on this machine, has no validation images, or holds a damaged one.
+    """
+
+    def __init__(self, run: Run, count: int) -> None:
+        self.thumbnails: list[tuple[np.ndarray, str]] = []
+        self._split: data.Split | None = None
+        if count < 1:
+            return
+        try:
+            source = load_source(run.recipe)
+            if source.validation is not None:
+                self._split = source.validation.spread(count)
+                self.thumbnails = [
+                    (_small(image), source.class_names[label]) for image, label in self._read(0)
+                ]
+        except (ValueError, OSError):
+            self.thumbnails = []
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """One of them, whole, uint8 [h, w, 3]. IndexError if there are fewer."""
+        if not 0 <= index < len(self.thumbnails):
+            raise IndexError(f"example {index} of {len(self.thumbnails)}")
+        return self._read(index, index + 1)[0][0]
+
+    def _read(self, start: int, stop: int | None = None) -> list[tuple[np.ndarray, int]]:
+        chosen = self._split.between(start, self._split.size if stop is None else stop)
+        images = data.evaluation_dataset(chosen, None, lambda image: image)
+        with data.bad_images_named(chosen):
+            return [*images.as_numpy_iterator()]
+
+
+def _over(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """`explain.overlay` of heat [h, w], some rows at a time: of a whole photograph, as floats, it
+    would take gigabytes."""
+    drawn = np.empty_like(image)
+    rows = max(1, _PIXELS // image.shape[1])
+    for top in range(0, len(image), rows):
+        part = np.s_[top : top + rows]
+        drawn[part] = explain.overlay(image[part], heat[part])
+    return drawn
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    """Every n-th pixel: at most _THUMBNAIL of the longer side."""
+    step = -(-max(image.shape[:2]) // _THUMBNAIL)
+    return image[::step, ::step]

@@ -1,0 +1,227 @@
+"""The page on a port of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keras_vgg.fit.run import Run
+
+if TYPE_CHECKING:
+    import fastapi
+
+# Nothing of the page comes from another host, whatever a later Gradio would like to load. Its
+# scripts stand in the page and compile templates.
+_POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
+    "font-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; worker-src 'self' blob:; "
+    "object-src 'none'; form-action 'self'; frame-ancestors 'self'"
+)
+_HEADERS = (
+    (b"content-security-policy", _POLICY.encode()),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+_PATIENCE = 2  # seconds that an open page is given when the server ends
+
+
+def serve(
+    run: Run,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_upload_mb: int = 10,
+    layer: str | None = None,
+    announce: Callable[[str], Any] = print,
+) -> None:
+    """Serve a page that names what is on pictures, until Ctrl-C or SIGTERM.
+
+    Args:
+        run, host, port, max_upload_mb, layer: As of `serving`.
+        announce: Is told the address when the page is up.
+
+    Raises:
+        ValueError, OSError: as of `serving`.
+        SystemExit: SIGTERM; the status is 143.
+    """
+
+    def terminate(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        with (
+            serving(run, host=host, port=port, max_upload_mb=max_upload_mb, layer=layer) as address,
+            contextlib.suppress(KeyboardInterrupt),
+        ):
+            announce(address)
+            threading.Event().wait()
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def serving(
+    run: Run,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_upload_mb: int = 10,
+    layer: str | None = None,
+    examples: int = 6,
+) -> Iterator[str]:
+    """The page, up while the context lasts, in a thread; its address.
+
+    What is uploaded or drawn lies in a folder of its own, of which nothing stays.
+
+    Args:
+        run: A finished run.
+        host: A name or address of this machine. 127.0.0.1 can be reached from it alone; 0.0.0.0
+            is all of its addresses, and anyone who reaches one can use the page.
+        port: 0 takes a free one.
+        max_upload_mb: Larger files are refused, in units of 2^20 bytes.
+        layer: Whose Grad-CAM is drawn, as `explain.grad_cam` takes it.
+        examples: How many validation images are offered to try.
+
+    Raises:
+        ValueError: a number out of range; the run has not finished training or has no such layer;
+            Gradio is not installed.
+        OSError: the port is in use or may not be taken, or there is no such address.
+    """
+    if not 0 <= port <= 65_535:
+        raise ValueError(f"port must be in [0, 65535], not {port}")
+    if max_upload_mb < 1:
+        raise ValueError(f"max_upload_mb must be 1 or more, not {max_upload_mb}")
+    _require_gradio()
+    with _bound(host, port) as bound, _own_folder():
+        import uvicorn
+
+        app = _application(run, layer, examples, max_upload_mb)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                lifespan="on",
+                timeout_graceful_shutdown=_PATIENCE,
+            )
+        )
+        thread = threading.Thread(target=server.run, args=([bound],), name="keras-vgg demo")
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                thread.join(0.05)
+            if not server.started:
+                raise OSError("the server of the page did not start")
+            yield _address(bound)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _require_gradio() -> None:
+    try:
+        import gradio  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise ValueError("the demo needs Gradio: pip install 'keras-vgg[demo]'") from None
+
+
+def _application(run: Run, layer: str | None, examples: int, max_upload_mb: int) -> fastapi.FastAPI:
+    import fastapi
+    import gradio as gr
+
+    from keras_vgg.demo.answer import Answerer, Examples
+    from keras_vgg.demo.page import LOOKS, page
+
+    answerer, offered = Answerer(run, layer), Examples(run, examples)
+
+    async def mounted() -> fastapi.FastAPI:
+        return gr.mount_gradio_app(
+            fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+            page(run, answerer, offered, max_upload_mb),
+            path="/",
+            max_file_size=max_upload_mb * 2**20,
+            ssr_mode=False,
+            enable_monitoring=False,
+            run_history=False,
+            mcp_server=False,
+            pwa=False,
+            show_error=False,
+            **LOOKS,
+        )
+
+    # Where no event loop runs, Gradio opens one for each lock that it makes, and leaves it open.
+    # In a thread, for here one may run already: a notebook's.
+    with ThreadPoolExecutor(1) as thread:
+        app = thread.submit(asyncio.run, mounted()).result()
+    app.add_middleware(_Headers)
+    return app
+
+
+class _Headers:
+    """Every answer with _HEADERS."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def sending(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *_HEADERS]}
+            await send(message)
+
+        await self._app(scope, receive, sending)
+
+
+@contextlib.contextmanager
+def _bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that has the port already, so that another's is found before anything is loaded."""
+    try:
+        family, *_, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.create_server(place[:2], family=family)
+    except OSError as error:
+        why = error.strerror or error
+        raise OSError(
+            f"{host}, port {port}: {why}; --port or --host takes another, --port 0 a free one"
+        ) from None
+    with bound:
+        yield bound
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[None]:
+    """Gradio's temporary files in a folder that is removed at the end."""
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with tempfile.TemporaryDirectory(prefix="keras-vgg-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder).resolve())
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["GRADIO_TEMP_DIR"]
+            else:
+                os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def _address(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

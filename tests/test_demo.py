@@ -1,0 +1,427 @@
+"""The page: its answers are the library's, no picture gets a message, and it stays local."""
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import gradio_client
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_vgg import cli, demo, explain, runs
+from keras_vgg.demo.answer import Examples
+from keras_vgg.explain.heat import resized
+from keras_vgg.fit import fit
+from tests.test_fit import TINY
+
+CHROMIUM = Path("/usr/bin/chromium")
+LIMIT = 2**20  # max_upload_mb=1
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(TINY.replace(epochs=1), tmp_path_factory.mktemp("demo") / "a <run>", verbose=0)
+
+
+@pytest.fixture(scope="module")
+def reached():
+    """The addresses that this process connects to, from before Gradio is imported."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        connect = socket.socket.connect
+
+        def recorded(self, address):
+            found.append(address)
+            return connect(self, address)
+
+        patch.setattr(socket.socket, "connect", recorded)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def url(run, reached):
+    with demo.serving(run, port=0, max_upload_mb=1) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(url, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("downloads")
+    with contextlib.closing(
+        gradio_client.Client(url, verbose=False, analytics_enabled=False, download_files=folder)
+    ) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM.is_file():
+        pytest.skip(f"no browser at {CHROMIUM}")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=CHROMIUM)
+
+
+def pixels(height=40, width=60):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def chunk(name, content):
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
+
+
+def bomb():
+    """A PNG of 60000 x 60000 pixels in a kilobyte."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(bytes(1_000_000)))
+    return b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
+
+
+def save(path, kind="whole"):
+    """One of many kinds of picture; its sides as it is to be seen, (height, width)."""
+    image = Image.fromarray(pixels())
+    if kind == "sixteen":
+        image = Image.fromarray(pixels()[..., 0].astype(np.uint16) * 256)
+    options = {}
+    if kind == "turned":
+        options["exif"] = Image.Exif()
+        options["exif"][0x112] = 6
+    if kind == "animated":
+        options = {"save_all": True, "append_images": [Image.fromarray(255 - pixels())]}
+    image = {"palette": lambda: image.convert("P"), "cmyk": lambda: image.convert("CMYK")}.get(
+        kind, lambda: image
+    )()
+    image.save(path, **options)
+    return (60, 40) if kind == "turned" else (40, 60)
+
+
+GOOD = {
+    "whole": "a.png",
+    "turned": "b.jpg",
+    "animated": "c.gif",
+    "sixteen": "d.png",
+    "palette": "e.png",
+    "cmyk": "f.jpg",
+    "web": "g.webp",
+    "bmp": "h.bmp",
+}
+BAD = {
+    "text.png": (b"no picture", "not a JPEG, PNG, BMP, GIF or WebP image"),
+    "<b>.png": (b"no picture", "not a JPEG, PNG"),
+    "empty.jpg": (b"", "the file is empty"),
+    "bomb.png": (bomb(), "more than 100,000,000 pixels: height 60000, width 60000"),
+    "cut.jpg": (None, "Invalid JPEG data"),
+}
+
+
+def bad(folder, name):
+    content, message = BAD[name]
+    path = folder / name
+    if content is None:
+        save(path)
+        content = path.read_bytes()[:900]
+    path.write_bytes(content)
+    return path, message
+
+
+def asked(client, path):
+    """(the heat as an array or None, the text of the answer)."""
+    _, heat, text = client.predict(gradio_client.handle_file(path), api_name="/classify")
+    if heat is not None:
+        heat = np.asarray(Image.open(heat["value"] if isinstance(heat, dict) else heat))
+    return heat, text
+
+
+def in_order(text, *parts):
+    places = [text.find(part) for part in parts]
+    return -1 not in places and places == sorted(places)
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_a_picture_gets_its_classes_and_heat_of_its_size(run, client, tmp_path, kind):
+    path = tmp_path / GOOD[kind]
+    sides = save(path, kind)
+    heat, text = asked(client, path)
+    ((*expected,),) = runs.predict_files(run, [path])
+    assert heat.shape == (*sides, 3)
+    assert f"{path.name}, {sides[1]} x {sides[0]} pixels" in text
+    assert len(expected) == 5
+    assert text.count('scope="row"') == 5
+    assert in_order(text, *(f'scope="row">{name}<' for name, _ in expected))
+    assert in_order(text, *(f">{share:.2%}</td>" for _, share in expected[:1]))
+
+
+@pytest.fixture(scope="module")
+def answerer(run):
+    return demo.Answerer(run, "block1_conv1")
+
+
+def test_the_heat_is_grad_cams_of_what_the_network_saw(answerer, monkeypatch):
+    image = pixels(48, 96)
+    # A network of one epoch has no heat of its own.
+    heat = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
+    asked = []
+
+    def grad_cam(model, images, layer):
+        asked.append((images.shape, layer))
+        return heat[np.newaxis]
+
+    monkeypatch.setattr(explain, "grad_cam", grad_cam)
+    answer = answerer.of_image(image)
+    assert asked == [((1, 32, 32, 3), "block1_conv1")]
+    # Of 48 x 96, rescaled to 36 x 72, evaluation sees the middle 32 x 32; the rest is not seen.
+    placed = np.full((48, 96), np.nan, np.float32)
+    placed[3:45, 27:69] = resized(heat, (42, 42))
+    np.testing.assert_array_equal(answer.heat, explain.overlay(image, placed))
+
+
+@pytest.mark.parametrize("sides", [(1, 100_000), (30_000, 1), (1, 1), (7, 90)])
+def test_a_picture_of_any_shape(answerer, sides):
+    answer = answerer.of_image(np.zeros((*sides, 3), np.uint8))
+    assert answer.heat.shape == (*sides, 3)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_no_picture_gets_a_message_and_the_next_one_its_answer(client, tmp_path, name, capfd):
+    path, message = bad(tmp_path, name)
+    heat, text = asked(client, path)
+    assert heat is None
+    assert 'role="alert"' in text
+    assert message in text
+    assert "<b>.png" not in text
+    assert tempfile.gettempdir() not in text
+    save(tmp_path / "next.png")
+    assert asked(client, tmp_path / "next.png")[0].shape == (40, 60, 3)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_large_photograph(client, tmp_path):
+    Image.fromarray(np.zeros((900, 1400, 3), np.uint8)).save(tmp_path / "large.png")
+    assert asked(client, tmp_path / "large.png")[0].shape == (900, 1400, 3)
+
+
+def upload(url, name, content):
+    with httpx.Client(trust_env=False) as http:
+        return http.post(f"{url}/gradio_api/upload", files={"files": (name, content)})
+
+
+def test_an_upload_over_the_limit_is_refused(url):
+    assert upload(url, "a.png", bytes(LIMIT + 1)).status_code == 413
+    assert upload(url, "a.png", bytes(LIMIT - 1)).status_code == 200
+
+
+def outcome(url, data):
+    """What the queue says of a request that no page makes."""
+    with httpx.Client(trust_env=False, timeout=30) as http:
+        made = http.post(f"{url}/gradio_api/call/classify", json={"data": [data]})
+        if made.status_code != 200:
+            return made.text
+        return http.get(f"{url}/gradio_api/call/classify/{made.json()['event_id']}").text
+
+
+def file_data(path, **more):
+    return {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
+
+
+def test_no_file_of_the_server_and_nothing_from_elsewhere(run, url, reached):
+    secret = run.directory / "recipe.json"
+    for path in (str(secret), "/etc/passwd", "../../etc/passwd", "http://192.0.2.1/a.png"):
+        said = outcome(url, file_data(path, url="http://192.0.2.1/a.png"))
+        assert said.startswith("event: error"), said
+    with httpx.Client(trust_env=False) as http:
+        for path in (secret, "/etc/passwd", Path("setup.cfg").resolve(), Path(__file__)):
+            answer = http.get(f"{url}/gradio_api/file={path}")
+            assert answer.status_code in (403, 404), path
+        assert http.post(f"{url}/gradio_api/run/classify", json={"data": [None]}).is_error
+    hosts = {a[0] for a in reached if isinstance(a, tuple)}
+    assert hosts <= {"127.0.0.1", "::1", "localhost"}
+
+
+def test_what_the_page_is_told(url):
+    with httpx.Client(trust_env=False) as http:
+        answer = http.get(url)
+        config = http.get(f"{url}/config").json()
+    assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert config["analytics_enabled"] is False
+    assert config["max_file_size"] == LIMIT
+    assert config["footer_links"] == []
+    assert {d["queue"] for d in config["dependencies"]} == {True}
+
+
+def test_nothing_is_left(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "as it was")
+    with demo.serving(run, port=0, examples=2) as url:
+        assert upload(url, "a.png", b"content").status_code == 200
+        assert [p for p in tmp_path.glob("keras-vgg-demo-*/**/a.png") if p.is_file()]
+    assert not [*tmp_path.glob("keras-vgg-demo-*")]  # TensorFlow has files of its own here
+    assert os.environ["GRADIO_TEMP_DIR"] == "as it was"
+
+
+def test_examples(run):
+    examples = Examples(run, 3)
+    assert [image.shape for image, _ in examples.thumbnails] == [(8, 8, 3)] * 3
+    np.testing.assert_array_equal(examples[1], examples.thumbnails[1][0])
+    for index in (-1, 3):
+        with pytest.raises(IndexError, match="of 3"):
+            examples[index]
+    assert Examples(run, 0).thumbnails == []
+
+
+# In the browser.
+
+
+@pytest.fixture
+def opened(browser, url):
+    """A function: a page of a width, and what it asked for and complained of."""
+    with contextlib.ExitStack() as stack:
+
+        def opening(width=1280, **options):
+            context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+            stack.callback(context.close)
+            page = context.new_page()
+            seen, complaints = [], []
+            page.on("request", lambda request: seen.append(request.url))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on(
+                "console",
+                lambda m: complaints.append(m.text) if m.type == "error" else None,
+            )
+            page.goto(url)
+            page.get_by_label("File upload").wait_for(state="attached")
+            return page, seen, complaints
+
+        yield opening
+
+
+def drop(page, path):
+    """Upload, and wait for the answer to this file."""
+    page.get_by_label("File upload").set_input_files(path)
+    page.locator(".vgg-answer", has_text=path.name).first.wait_for()
+
+
+def test_a_picture_in_the_browser(run, url, opened, tmp_path):
+    page, seen, complaints = opened()
+    assert page.title() == "VGG, configuration A: a <run>"
+    assert page.locator("h1").inner_text() == page.title()
+    path = tmp_path / "turned.jpg"
+    save(path, "turned")
+    drop(page, path)
+    ((*expected,),) = runs.predict_files(run, [path])
+    rows = page.locator(".vgg-answer tbody tr").all_inner_texts()
+    assert [tuple(row.split()) for row in rows] == [(n, f"{share:.2%}") for n, share in expected]
+    heat = page.get_by_alt_text(
+        f"turned.jpg with bright places where it speaks for {expected[0][0]}"
+    )
+    heat.wait_for()
+    assert heat.evaluate("i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])") == [
+        40,
+        60,
+    ]
+    # Another in its place, that is none; then one of the run's.
+    drop(page, bad(tmp_path, "bomb.png")[0])
+    assert "more than 100,000,000 pixels" in page.get_by_role("alert").inner_text()
+    heat.wait_for(state="detached")
+    page.get_by_label("Thumbnail 2 of 6").click()
+    page.get_by_text("example 2, 8 x 8 pixels").wait_for()
+    assert {u for u in seen if not u.startswith((f"{url}/", "data:", "blob:"))} == set()
+    assert complaints == []
+
+
+def test_what_the_page_itself_refuses(opened, tmp_path):
+    page, _, complaints = opened()
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "big.png").write_bytes(bytes(LIMIT + 1))
+    page.get_by_label("File upload").set_input_files(tmp_path / "notes.txt")
+    page.get_by_text("Invalid file type: notes.txt").wait_for()
+    page.get_by_label("File upload").set_input_files(tmp_path / "big.png")
+    page.get_by_text("exceed the maximum allowed size of 1.0 Mb").wait_for()
+    save(tmp_path / "next.png")
+    drop(page, tmp_path / "next.png")
+    assert page.locator(".vgg-answer tbody tr").count() == 5
+    # Gradio's page asks how far an upload is that it has refused itself.
+    assert [c for c in complaints if "404" not in c and c != "Response"] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone(opened, tmp_path, scheme):
+    page, _, complaints = opened(390, color_scheme=scheme)
+    path = tmp_path / ("a_long_name_without_a_place_to_break_it" * 3 + ".png")
+    save(path)
+    drop(page, path)
+    page.get_by_label("Thumbnail 6 of 6").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (light == "rgb(255, 255, 255)") == (scheme == "light")
+    assert complaints == []
+
+
+# The command.
+
+
+def error_of(capsys, *arguments):
+    assert cli.main(["demo", *map(str, arguments)]) == cli.BAD_INPUT
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_bad_input(run, tmp_path, capsys):
+    assert "is not a run directory" in error_of(capsys, tmp_path)
+    assert "port must be in [0, 65535]" in error_of(capsys, run.directory, "--port", 65536)
+    assert "max_upload_mb must be 1" in error_of(capsys, run.directory, "--max-upload-mb", 0)
+    assert "block9" in error_of(capsys, run.directory, "--port", 0, "--layer", "block9")
+    assert "nowhere.invalid, port 0" in error_of(
+        capsys, run.directory, "--port", 0, "--host", "nowhere.invalid"
+    )
+
+
+def test_a_port_in_use(run, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        said = error_of(capsys, run.directory, "--port", port)
+    assert f"127.0.0.1, port {port}: Address already in use" in said
+
+
+def test_without_gradio(run, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "pip install 'keras-vgg[demo]'" in error_of(capsys, run.directory, "--port", 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 0), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
+def test_a_signal_ends_it_and_leaves_nothing(run, tmp_path, number, status):
+    command = [sys.executable, "-m", "keras_vgg.cli", "demo", str(run.directory), "--port", "0"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        # A background process of a shell, and so xdist's workers, may ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        address = process.stdout.readline().split()[0]
+        assert address.startswith("http://127.0.0.1:")
+        assert upload(address, "a.png", b"content").status_code == 200
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+    assert (out, err, process.returncode) == ("", "", status)
+    assert not [*tmp_path.glob("keras-vgg-demo-*")]
