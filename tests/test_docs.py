@@ -284,7 +284,7 @@ def test_in_a_browser(browser: Any, address: str, built: dict[str, Page], width:
 
 
 PYTHON = [
-    pytest.param(block, id=f"{path.stem}-{i}")
+    pytest.param(block, id=f"{path.stem}-{i}", marks=[pytest.mark.slow] * ("onnx" in block))
     for path in DOCS
     for i, block in enumerate(pages.blocks(path.read_text(), "python"), 1)
 ]
