@@ -235,6 +235,7 @@ def test_a_notebook_becomes_a_page():
     page = hooks().notebook_page({"cells": cells})
     assert page.startswith("# One\nText.\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n\n")
     assert page.count("```python") == 2
+    assert hooks().title_of("```python\n# no\n```\n# yes\n", "") == "yes"
     assert 'src="data:image/png;base64,QUJD"' in page
 
 

@@ -81,6 +81,12 @@ def notebook_page(notebook: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def title_of(text: str, default: str) -> str:
+    """The first heading of a page; in code, # begins a comment."""
+    found = re.search(r"^# (.+)$", _CODE.sub("", text), re.MULTILINE)
+    return found[1] if found else default
+
+
 def recipes_page() -> str:
     """Every file of training/recipes: its docstring is the experiment's record."""
     parts = [
@@ -109,9 +115,8 @@ def notebooks() -> dict[str, str]:
     for path, text in found.items():
         uri = f"notebooks/{path.stem}.md"
         pages[uri] = links_on_site(text, f"notebooks/{path.name}", uri)
-        title = re.search(r"^# (.+)$", text, re.MULTILINE)
         if f"({path.name})" not in listed:
-            listed += f"\n- [{title[1] if title else path.stem}]({path.name})"
+            listed += f"\n- [{title_of(text, path.stem)}]({path.name})"
     pages["notebooks/index.md"] = links_on_site(
         listed + "\n", "notebooks/README.md", "notebooks/index.md"
     )
@@ -130,7 +135,11 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for entry in config.nav:
         ((title, value),) = entry.items()
         if value in ("notebooks", "api"):
-            value = [page for page in config["generated"] if page.startswith(f"{value}/")]
+            value = [
+                {title_of(text, page): page}
+                for page, text in config["generated"].items()
+                if page.startswith(f"{value}/")
+            ]
         if value:
             nav.append({title: value})
     config.nav = nav
