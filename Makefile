@@ -5,7 +5,7 @@ PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c 
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test slow clean
+.PHONY: demo test slow docs clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python training/demo.py
@@ -18,8 +18,12 @@ test: $(VENV)/.installed-dev
 slow: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest -m slow
 
+# The site, in site/index.html. Material's notice of mkdocs' future is not about this build.
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build *.egg-info runs/demo
+	rm -rf $(VENV) build site *.egg-info runs/demo
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -29,5 +33,5 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/pytho
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) -e '.[dev,tune]'
+	$(PIP) -e '.[dev,docs,tune]'
 	touch $@

@@ -88,6 +88,15 @@ def vgg(
     Raises:
         ValueError: an argument that does not fit, weights of another architecture, none published.
         OSError: no weight file at the path, or a download that failed.
+
+    Example:
+        ```python
+        from keras_vgg import vgg
+
+        model = vgg("C", weights=None, classes=10, head="gap", width_multiplier=0.25)
+        features = vgg("D", include_top=False, weights=None, pooling="avg", width_multiplier=0.25)
+        print(model.output_shape, features.output_shape)  # (None, 10) (None, 128)
+        ```
     """
     found = get_configuration(configuration)
     _check(weights, include_top, classes, head, pooling, width_multiplier, hidden_units, dropout)

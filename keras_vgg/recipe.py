@@ -23,6 +23,15 @@ class Recipe:
 
     Raises:
         ValueError: names the field, its value and what it may be.
+
+    Example:
+        ```python
+        from keras_vgg import Recipe
+
+        recipe = Recipe(configuration="D", batch_norm=True, epochs=60)
+        longer = recipe.replace(epochs=90)
+        print(longer.differences(recipe))  # {'epochs': (90, 60)}
+        ```
     """
 
     # Data

@@ -30,3 +30,16 @@ def _seeded():
 def _fresh_keras():
     yield
     keras.backend.clear_session()
+
+
+@pytest.fixture
+def offline_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty current folder, without a network: where a page's code is run."""
+    from keras_vgg.weights import download
+
+    def offline(checkpoint):
+        raise ConnectionError(f"no network in a test: {checkpoint.file}")
+
+    monkeypatch.setattr(download, "fetch", offline)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

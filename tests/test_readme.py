@@ -1,50 +1,27 @@
 """The README is true: its commands parse, its Python runs, its figures are the library's."""
 
-from pathlib import Path
-
 import pytest
 
-from keras_vgg import architecture, cli
-from keras_vgg.weights import download
-
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-
-
-def blocks(language):
-    parts = README.split("```")[1::2]
-    return [part[len(language) :] for part in parts if part.startswith(f"{language}\n")]
+from keras_vgg import architecture
+from tests import pages
+from tests.pages import README, ROOT
 
 
 def test_commands():
-    commands = [
-        line.split("#")[0].split()
-        for block in blocks("")
-        for line in block.replace("\\\n", " ").splitlines()
-        if line.startswith("keras-vgg ")
-    ]
+    commands = pages.commands(README)
     assert len(commands) >= 7
-    for _, *words in commands:
-        command, arguments = cli._name_of(words)
-        recipe = arguments[0] if arguments and arguments[0].endswith(".py") else None
-        if recipe:
-            arguments[0] = str(ROOT / recipe)
-        cli._parse(command, arguments)
+    for command in commands:
+        pages.parse(command)
 
 
 def runnable():
     """Clients of a server are run by test_serving_clients.py."""
-    return [block for block in blocks("python") if "localhost" not in block]
+    return [block for block in pages.blocks(README, "python") if "localhost" not in block]
 
 
 @pytest.mark.parametrize("block", runnable(), ids=range(1, len(runnable()) + 1))
-def test_python(block, capsys, monkeypatch, tmp_path):
-    def offline(checkpoint):
-        raise ConnectionError(f"no network in a test: {checkpoint.file}")
-
-    monkeypatch.setattr(download, "fetch", offline)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
+def test_python(block, capsys, offline_folder):
+    pages.run(block, "README.md")
     assert capsys.readouterr().out
 
 
@@ -67,7 +44,7 @@ def test_linked_files_exist():
     for link in README.split("](")[1:]:
         target = link.split(")")[0]
         if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+            assert (ROOT / target.partition("#")[0]).exists(), target
 
 
 def test_shares_of_memory_and_parameters():

@@ -27,7 +27,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 from keras_vgg import augment, data
 from keras_vgg.export.saved_model import write_saved_model
 from keras_vgg.models import vgg
-from tests.test_readme import README, blocks
+from tests.pages import README, blocks
 
 NAMES = ("zero", "one", "two")
 TRANSFORM = partial(augment.eval_image, size=32, scale=32)
@@ -65,7 +65,9 @@ def expected(model: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def client(word: str) -> str:
-    (found,) = [block for block in blocks("python") if "localhost" in block and word in block]
+    (found,) = [
+        block for block in blocks(README, "python") if "localhost" in block and word in block
+    ]
     return found
 
 
@@ -149,7 +151,7 @@ def test_grpc(service: int, expected: np.ndarray, capsys: pytest.CaptureFixture)
 
 
 def test_the_served_folder_is_what_export_makes() -> None:
-    (command,) = [block for block in blocks("") if "docker run" in block]
+    (command,) = [block for block in blocks(README) if "docker run" in block]
     assert "/export/saved_model:/models/digits/1" in command
     assert "MODEL_NAME=digits" in command
     assert all(f"`{name}`" in README for name in ("serving_default", "serving_uint8", "features"))

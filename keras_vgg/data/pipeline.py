@@ -82,6 +82,18 @@ def training_dataset(
     every hosts-th shard.
     Without `deterministic`, images that are ready overtake others, and nothing above is exact.
     `batch_transform(images, labels, seed)` -> (images, labels) is applied to every whole batch.
+
+    Example:
+        ```python
+        from functools import partial
+
+        from keras_vgg import augment, data
+
+        split = data.load_source("digits").train
+        crops = partial(augment.train_image, size=32, scale=(32, 40), flip=False)
+        images, labels = next(iter(data.training_dataset(split, 64, crops, seed=0)))
+        print(images.shape, images.dtype)  # (64, 32, 32, 3) uint8
+        ```
     """
     steps = steps_per_epoch(split, batch_size, hosts)
     if not 0 <= start_step < steps or not 0 <= host < hosts:

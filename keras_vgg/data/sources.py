@@ -36,6 +36,7 @@ def load_source(
     """Open a data set.
 
     `spec` is one of
+
     - "digits": scikit-learn's 1,797 handwritten digits, 8 x 8;
     - "folder:PATH": a folder per class, or such folders in train/, val/ (or validation/) and test/;
       without train/ a test split is held out, with it test/ is the test split or there is none;
@@ -53,6 +54,15 @@ def load_source(
     `raise_for_bad_images`. "skip": every image is decoded once, now, and bad ones are left out,
     with one line on stderr; more than a tenth is a ValueError.
     ValueError or FileNotFoundError, naming the thing, for whatever else is wrong.
+
+    Example:
+        ```python
+        from keras_vgg import load_source
+
+        source = load_source("digits", test_fraction=0.2, seed=0)
+        print(source.train.size, source.validation.size, source.test.size)  # 1293 145 359
+        print(source.train.images.shape, source.class_names[source.train.labels[0]])
+        ```
     """
     for name, fraction in (("validation", validation_fraction), ("test", test_fraction)):
         if not 0 <= fraction < 1:

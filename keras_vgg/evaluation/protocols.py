@@ -217,6 +217,17 @@ def evaluate(
     Raises:
         ValueError: the count differs from `expected` or is zero; labels are not [n] integers in
             [0, classes); the model's output is not [n, classes] or not finite.
+
+    Example:
+        ```python
+        import numpy as np
+        from keras_vgg import evaluate, vgg
+
+        model = vgg("A", weights=None, input_shape=(32, 32, 3), classes=2, width_multiplier=1 / 16)
+        batches = [(np.zeros((3, 32, 32, 3), "float32"), np.array([0, 1, 1]))]
+        found = evaluate(model, batches, expected=3, class_names=("cat", "dog"))
+        print(found.top1, found.confusion)
+        ```
     """
     labels: list[np.ndarray] = []
     probabilities: list[np.ndarray] = []

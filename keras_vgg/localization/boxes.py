@@ -73,11 +73,11 @@ def intersection_over_union(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """How well boxes agree: the area that both cover over the area that either does, in [0, 1].
 
     Args:
-        one, other: Corners [..., 4], of shapes that broadcast: [n, 1, 4] and [m, 4] give [n, m].
-            A box without area (turned inside out, or with a nan) agrees with none: 0.
+        one: Corners [..., 4].
+        other: Likewise, of a shape that broadcasts: [n, 1, 4] and [m, 4] give [n, m].
 
     Returns:
-        [...] float64.
+        [...] float64. A box without area (turned inside out, or with a nan) agrees with none: 0.
 
     Raises:
         ValueError: not four numbers a box.
@@ -146,6 +146,7 @@ def merge_boxes(
     The two boxes with the lowest `match_score` become one, again and again, until the lowest is
     `match` or more. A merged box is rated by the class scores of the places that it comes from.
     The papers leave open, and here is so:
+
     - the average of two merged boxes is that of their members, so that no place counts for more
       than another. Coordinates are averaged as they are, whatever a place's score;
     - the rating is the sum of the members' scores, as in OverFeat ("cumulatively adding");

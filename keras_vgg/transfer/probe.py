@@ -44,7 +44,10 @@ def linear_probe(
     """Fit a linear classifier for each C and keep the best on validation (of equals, the least C).
 
     Args:
-        train_features: [n, d]; train_labels: [n]. Likewise for validation.
+        train_features: [n, d].
+        train_labels: [n], the classes.
+        validation_features: [m, d].
+        validation_labels: [m].
         C: Inverse strengths of the regularisation, as in scikit-learn.
         kind: "logistic" (multinomial, L-BFGS) or "svm" (linear, one against the rest; the paper's).
         standardize: Give every feature mean 0 and deviation 1 over the training images first.

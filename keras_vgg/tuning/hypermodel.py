@@ -89,13 +89,6 @@ def latency_ms(model: keras.Model) -> float:
 class VGGHyperModel(keras_tuner.HyperModel):
     """A recipe with some of its fields left open, for any tuner of keras-tuner.
 
-    ```python
-    hypermodel = VGGHyperModel(Recipe(epochs=5), directory="trials")
-    tuner = keras_tuner.RandomSearch(hypermodel, objective="val_accuracy", max_trials=20)
-    tuner.search()
-    print(hypermodel.recipe(tuner.get_best_hyperparameters()[0]))
-    ```
-
     The hyperparameters have the names of a recipe's fields. A trial is a training run by
     `keras_vgg.fit.fit`, with its data, augmentation, schedule and resume, so that batch size and
     augmentation are searched like everything else; it begins with its own first weights, also
@@ -109,6 +102,18 @@ class VGGHyperModel(keras_tuner.HyperModel):
 
     Raises:
         ValueError: as `keras_vgg.tuning.space.resolve`.
+
+    Example:
+        ```python
+        import keras_tuner
+        from keras_vgg import Recipe
+        from keras_vgg.tuning import VGGHyperModel
+
+        hypermodel = VGGHyperModel(Recipe(epochs=5), directory="trials")
+        tuner = keras_tuner.RandomSearch(hypermodel, "val_accuracy", max_trials=20)
+        # tuner.search(); hypermodel.recipe(tuner.get_best_hyperparameters()[0])
+        print(hypermodel.recipe(tuner.oracle.get_space()).epochs)
+        ```
     """
 
     def __init__(

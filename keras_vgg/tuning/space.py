@@ -19,7 +19,8 @@ class Range:
     """All numbers from low to high, both included; of an integer field the integers.
 
     Attributes:
-        low, high: The bounds.
+        low: The least.
+        high: The most.
         log: Draw the logarithm evenly: for what varies over orders of magnitude.
         step: Only low, low + step, ...
 

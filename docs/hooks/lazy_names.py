@@ -1,0 +1,88 @@
+"""griffe extension: what reading the source alone cannot tell of keras_vgg.
+
+Names that a package imports when they are first used (`_HOMES`), and the builders, which are made
+by a function. And what a page is better without.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import os
+import re
+
+import griffe
+
+_NAME = re.compile(r"`(keras_vgg(?:\.\w+)+)`")
+
+
+class LazyNames(griffe.Extension):
+    def on_package(self, *, pkg: griffe.Module, **_) -> None:
+        if pkg.path != "keras_vgg":
+            return
+        for module in (pkg, *pkg.modules.values()):
+            self._lazy(module)
+        self._builders(pkg["models"])
+        self._tidy(pkg)
+
+    def _lazy(self, module: griffe.Module) -> None:
+        homes = module.members.get("_HOMES")
+        if homes is None:
+            return
+        for name, home in ast.literal_eval(str(homes.value)).items():
+            alias = griffe.Alias(name, f"{module.path}.{home}.{name}", parent=module)
+            module.set_member(name, alias)
+        module.exports = [*importlib.import_module(module.path).__all__]
+
+    def _builders(self, models: griffe.Module) -> None:
+        """VGG11 = _builder("A"): `vgg` without its first parameter, as `__signature__` has it."""
+        vgg = models["vgg"]
+        os.environ.setdefault("KERAS_BACKEND", "numpy")  # the one that is imported at once
+        built = importlib.import_module(models.path)
+        for name, member in list(models.members.items()):
+            if member.is_alias or not (
+                member.is_attribute and str(member.value).startswith("_builder(")
+            ):
+                continue
+            builder = getattr(built, name)
+            parameters = [
+                griffe.Parameter(p.name, annotation=p.annotation, kind=p.kind, default=p.default)
+                for p in list(vgg.parameters)[1:]
+            ]
+            for parameter in parameters:
+                if parameter.name == "name":
+                    parameter.default = repr(inspect.signature(builder).parameters["name"].default)
+            function = griffe.Function(
+                name,
+                parameters=griffe.Parameters(*parameters),
+                returns=vgg.returns,
+                lineno=member.lineno,
+                endlineno=member.endlineno,
+                docstring=griffe.Docstring(
+                    inspect.getdoc(builder), parent=None, lineno=member.lineno
+                ),
+                parent=models,
+            )
+            function.docstring.parent = function
+            models.set_member(name, function)
+
+    def _tidy(self, obj: griffe.Object) -> None:
+        """`keras_vgg.vgg` in a docstring becomes a link, where there is such a place.
+
+        Special methods, and fields that a class explains under Attributes or not at all, would be
+        headings with nothing below them; the signature has the fields.
+        """
+        if obj.docstring is not None:
+            obj.docstring.value = _NAME.sub(
+                r'<autoref identifier="\1" optional><code>\1</code></autoref>', obj.docstring.value
+            )
+        for name, member in list(obj.members.items()):
+            if member.is_alias:
+                continue
+            field = member.is_attribute and "property" not in member.labels
+            special = name.startswith("__") and name != "__init__"  # which is the signature
+            if obj.is_class and not member.docstring and (field or special):
+                obj.del_member(name)
+            else:
+                self._tidy(member)
