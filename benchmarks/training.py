@@ -8,9 +8,10 @@ weight decay; keras.applications' model, which has neither, as `compile` and `fi
 plain PyTorch module with both, as it is and at its best on this CPU: channels_last, and bfloat16
 autocast where the processor has bfloat16 (without, a step of VGG-16 took minutes).
 
-Each has a process of its own, with all cores, and they take turns, so that other work on the machine
-meets all of them. Printed are images a second, the median of the rounds, and how many times as fast
-keras_vgg was in the same round, with its spread. PyTorch is left out where it is not installed.
+Each has a process of its own, with all cores, and they take turns, so that other work on the
+machine meets all of them. Printed are images a second, the median of the rounds, and how many
+times as fast keras_vgg was in the same round, with its spread. PyTorch is left out where it is
+not installed.
 """
 
 from __future__ import annotations
