@@ -13,6 +13,7 @@ from keras_vgg import __version__
 from keras_vgg.cli.data import DataCheck, DataPack, DataShow, DataStats
 from keras_vgg.cli.engine import import_engine
 from keras_vgg.cli.exporting import Export
+from keras_vgg.cli.reporting import Report
 from keras_vgg.cli.summary import Summary
 from keras_vgg.cli.testing import Evaluate, Predict
 from keras_vgg.cli.training import Train, Tune
@@ -26,6 +27,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "predict": Predict,
     "export": Export,
+    "report": Report,
     "tune": Tune,
     "summary": Summary,
     "weights": Weights,

@@ -13,6 +13,7 @@ from keras_vgg.fit import evaluation_transform, load_source, training_transform
 from keras_vgg.fit.run import Run
 from keras_vgg.recipe import Recipe
 from keras_vgg.runs.exporting import export_run, export_weights
+from keras_vgg.runs.reporting import report_runs
 from keras_vgg.runs.testing import (
     PROTOCOLS,
     evaluate_run,
@@ -33,6 +34,7 @@ __all__ = [
     "paper_scales",
     "paper_tables",
     "predict_files",
+    "report_runs",
     "run_names",
     "show_augmentation",
 ]
