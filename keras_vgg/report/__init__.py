@@ -1,6 +1,6 @@
 """What a run looks like: plots as PNG, tables for a terminal, one HTML page of everything."""
 
-from keras_vgg.report.page import (
+from keras_vgg.report.facts import (
     Bin,
     ClassScores,
     Comparison,
@@ -11,10 +11,8 @@ from keras_vgg.report.page import (
     RunFacts,
     Scores,
     Shown,
-    render,
-    require_own,
-    write_page,
 )
+from keras_vgg.report.page import render, require_own, write_page
 from keras_vgg.report.plots import plot_confusion, plot_history, plot_sizes, table
 
 __all__ = [

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,9 +26,13 @@ from keras_vgg.runs.testing import (
     run_names,
 )
 
+if TYPE_CHECKING:
+    import keras
+
 _NAME = "report.html"
 _ANSWERS = 3  # of each picture
 _AT_ONCE = 8  # pictures that Grad-CAM takes
+_PLACES = 4  # along each side of the map that it takes, at least
 
 
 def report_runs(
@@ -77,11 +83,9 @@ def report_runs(
         if isinstance(one, str):
             facts.append(dataclasses.replace(known, missing={**known.missing, "evaluation": one}))
             continue
-        mistakes, hits = _shown(run, one, chosen, images, verbose)
-        scores = _scores(one)
-        known = dataclasses.replace(
-            known, split=chosen, scores=scores, mistakes=mistakes, hits=hits
-        )
+        mistakes, hits, layer = _shown(run, one, chosen, images, verbose)
+        pictures = {"mistakes": mistakes, "hits": hits, "explained": layer}
+        known = dataclasses.replace(known, split=chosen, scores=_scores(one), **pictures)
         facts.append(known)
     report.write_page(_page(runs, facts, found), path)
     return path
@@ -96,6 +100,9 @@ def _check(runs: Sequence[Run], images: int) -> None:
             raise ValueError(f"{directory} is given twice")
     if images < 0:
         raise ValueError(f"the number of images to show must be 0 or more, not {images}")
+    for run in runs:
+        _read(run, "results.json", lambda run=run: run.results)
+        _read(run, "data.json", lambda run=run: run.class_names)
 
 
 def _evaluations(
@@ -258,18 +265,20 @@ def _scores(found: evaluation.Evaluation) -> report.Scores:
 
 def _shown(
     run: Run, found: evaluation.Evaluation, split: str, images: int, verbose: bool
-) -> tuple[list[report.Shown], list[report.Shown]]:
-    """The mistakes of which the network is most sure, and the hits of which it is least."""
+) -> tuple[list[report.Shown], list[report.Shown], str]:
+    """The mistakes of which the network is most sure, the hits of which it is least; Grad-CAM's
+    layer."""
     order = np.argsort(found.probabilities.max(axis=1), kind="stable")
     right = found.probabilities.argmax(axis=1) == found.labels
     mistakes, hits = order[~right[order]][::-1][:images], order[right[order]][:images]
     chosen = np.concatenate([mistakes, hits])
     if not len(chosen):
-        return [], []
+        return [], [], ""
     taken = open_split(run, split).take(chosen)
     transform = evaluation_transform(run.recipe)
     batches = data.evaluation_dataset(taken, _AT_ONCE, transform).as_numpy_iterator()
     model = run.model()
+    layer, where = _explained(model)
     ranked = np.argsort(-found.probabilities[chosen], axis=1, kind="stable")[:, :_ANSWERS]
     labels = found.labels[chosen]
     # Beside the answer: what it should have been, or was next.
@@ -280,7 +289,7 @@ def _shown(
         for batch, _ in batches:
             rows = slice(len(shown), len(shown) + len(batch))
             heats = [
-                explain.grad_cam(model, batch, classes=classes[rows].tolist())
+                explain.grad_cam(model, batch, classes=classes[rows].tolist(), layer=layer)
                 for classes in (ranked[:, 0], rivals)
             ]
             for i, (image, *maps) in enumerate(zip(batch, *heats, strict=True), rows.start):
@@ -294,7 +303,20 @@ def _shown(
                     )
                 )
             progress.update(task, completed=len(shown))
-    return shown[: len(mistakes)], shown[len(mistakes) :]
+    return shown[: len(mistakes)], shown[len(mistakes) :], where
+
+
+def _explained(model: keras.Model) -> tuple[str | None, str]:
+    """Grad-CAM's layer, and a word on it: before the last pooling that still sees enough places.
+
+    The last map of a network of small images has four places or one, which hardly say where.
+    """
+    for layer, pool in reversed([*itertools.pairwise(model.layers)]):
+        if re.fullmatch(r"block\d_pool", pool.name):
+            height, width = layer.output.shape[1:3]
+            if min(height, width) >= _PLACES:
+                return layer.name, f"{layer.name}, {height}x{width} places"
+    return None, "the last convolution"
 
 
 def _picture(
@@ -308,7 +330,7 @@ def _picture(
     ranked: Sequence[int],
     rival: int,
 ) -> report.Shown:
-    answer, sure = names[ranked[0]], f"{100 * probabilities[ranked[0]]:.1f} %"
+    answer, sure = names[ranked[0]], f"{100 * probabilities[ranked[0]]:.1f}\N{NO-BREAK SPACE}%"
     title = (
         f"{answer}, {sure} sure"
         if ranked[0] == label
