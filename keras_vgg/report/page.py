@@ -1,7 +1,7 @@
 """Runs as one HTML page that needs nothing else: what is on it, and how it is made.
 
-The facts come from `keras_vgg.runs.report_runs`; here they are only shown. Every text in them
-is somebody's (class names, paths, a recipe's values) and is escaped by the template; the page has
+The facts are `keras_vgg.runs.report_runs`'s; here they are only shown. Every text in them is
+somebody's (class names, paths, a recipe's values) and is escaped by the template; the page has
 no script, and its policy forbids any, as well as anything from elsewhere.
 """
 
@@ -149,7 +149,7 @@ def _own_curves(facts: RunFacts) -> list[tuple[str, str, bool]]:
     found = []
     for name, training, validation, title in _PANELS:
         keys = [(training, 1 if validation else 0)] + ([(validation, 0)] if validation else [])
-        lines = [(facts.history, key, number, "", "") for key, number in keys]
+        lines = [(facts.history, key, number, "") for key, number in keys]
         where = "" if facts.best_epoch is None else f"; the best epoch is {facts.best_epoch}"
         svg = vector.curve(
             lines,
@@ -168,7 +168,7 @@ def _curves(runs: Sequence[RunFacts]) -> list[tuple[str, str]]:
     for name, training, validation, title in _PANELS:
         shown = f"Validation {title[0].lower()}{title[1:]}" if validation else title
         lines = [
-            (facts.history, validation or training, facts.number - 1, str(facts.number), "")
+            (facts.history, validation or training, facts.number - 1, str(facts.number))
             for facts in runs
         ]
         svg = vector.curve(

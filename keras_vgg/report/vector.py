@@ -32,16 +32,17 @@ _WIDTH, _HEIGHT = 4.8, 2.9
 _CLOSEST = 0.075  # of an axis' height, between two labels
 _CELL = (0.16, 0.44, 0.82)  # of a confusion map; its strength is the cell's alpha
 
-Lines = Sequence[tuple[Sequence[Mapping[str, float]], str, int, str, str]]
+Lines = Sequence[tuple[Sequence[Mapping[str, float]], str, int, str]]
 
 
 def curve(lines: Lines, best: Sequence[int | None], *, label: str, salt: str) -> str | None:
     """One panel: something over epochs, as SVG; None where no line has a point.
 
     Args:
-        lines: (rows of metrics.csv, key, number of colour and dashes, "" or a text at the line's
-            end, what it is) each. Keys that end in "accuracy" are drawn in per cent.
-        best: each line's best epoch, which gets a ring, and if all are the same a vertical line.
+        lines: (rows of metrics.csv, key, number of colour and dashes, text at the line's end)
+            each. Keys that end in "accuracy" are drawn in per cent.
+        best: each line's best epoch or None. It gets a ring on validation metrics, and a vertical
+            line if all are the same.
         label: says to who does not see it what is drawn.
         salt: a name that no other drawing of the page has.
     """
@@ -52,7 +53,7 @@ def curve(lines: Lines, best: Sequence[int | None], *, label: str, salt: str) ->
     axis = figure.subplots()
     _style(axis)
     ends = []
-    for (rows, key, number, end, _), epoch in drawn:
+    for (rows, key, number, end), epoch in drawn:
         epochs, values = column(rows, key)
         values = 100 * values if key.endswith("accuracy") else values
         colour = _STAND_IN[f"series-{number % SERIES}"]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import re
 import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from keras_vgg import __version__, data, evaluation, explain, report
-from keras_vgg.fit import best_row, evaluation_transform
+from keras_vgg import __version__, data, evaluation, report
+from keras_vgg.fit import best_row
 from keras_vgg.fit.run import Run
-from keras_vgg.progress import progress_bars
 from keras_vgg.recipe import Recipe
+from keras_vgg.runs.pictures import telling_pictures
 from keras_vgg.runs.testing import (
     evaluate_runs,
     is_evaluated,
@@ -26,13 +24,7 @@ from keras_vgg.runs.testing import (
     run_names,
 )
 
-if TYPE_CHECKING:
-    import keras
-
 _NAME = "report.html"
-_ANSWERS = 3  # of each picture
-_AT_ONCE = 8  # pictures that Grad-CAM takes
-_PLACES = 4  # along each side of the map that it takes, at least
 
 
 def report_runs(
@@ -78,16 +70,17 @@ def report_runs(
     require_same_split(runs, chosen)
     found = _evaluations(runs, chosen, split is not None, verbose)
     facts = []
-    for number, (run, name, one) in enumerate(zip(runs, run_names(runs), found, strict=True), 1):
+    for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True), 1):
+        one, opened = found[number - 1]
         known = _facts(run, number, name)
         if isinstance(one, str):
             facts.append(dataclasses.replace(known, missing={**known.missing, "evaluation": one}))
             continue
-        mistakes, hits, layer = _shown(run, one, chosen, images, verbose)
+        mistakes, hits, layer = telling_pictures(run, one, opened, images, verbose)
         pictures = {"mistakes": mistakes, "hits": hits, "explained": layer}
         known = dataclasses.replace(known, split=chosen, scores=_scores(one), **pictures)
         facts.append(known)
-    report.write_page(_page(runs, facts, found), path)
+    report.write_page(_page(runs, facts, [one for one, _ in found]), path)
     return path
 
 
@@ -106,22 +99,24 @@ def _check(runs: Sequence[Run], images: int) -> None:
 
 
 def _evaluations(
-    runs: Sequence[Run], split: str, given: bool, verbose: bool
-) -> list[evaluation.Evaluation | str]:
-    """Of each run its evaluation, or why there is none."""
-    found: list[evaluation.Evaluation | str] = []
+    runs: Sequence[Run], name: str, given: bool, verbose: bool
+) -> list[tuple[evaluation.Evaluation | str, data.Split | None]]:
+    """Of each run its evaluation, or why there is none, and the images."""
+    found: list[tuple[evaluation.Evaluation | str, data.Split | None]] = []
     for run in runs:
         if not run.finished:
-            found.append("The run has not finished training: repeat its train command to go on.")
+            why = "The run has not finished training: repeat its train command to go on."
+            found.append((why, None))
             continue
         try:
-            open_split(run, split)
+            split = open_split(run, name)
         except (OSError, ValueError) as error:  # the data has gone, or is another
             if given:
                 raise
-            found.append(f"The {split} images cannot be had, so nothing is evaluated: {error}.")
+            why = f"The {name} images cannot be had, so nothing is evaluated: {error}."
+            found.append((why, None))
             continue
-        found += evaluate_runs([run], split, verbose)
+        found.append((evaluate_runs([run], name, verbose)[0], split))
     return found
 
 
@@ -260,97 +255,6 @@ def _scores(found: evaluation.Evaluation) -> report.Scores:
             )
         ],
         calibration_error=calibrated.error,
-    )
-
-
-def _shown(
-    run: Run, found: evaluation.Evaluation, split: str, images: int, verbose: bool
-) -> tuple[list[report.Shown], list[report.Shown], str]:
-    """The mistakes of which the network is most sure, the hits of which it is least; Grad-CAM's
-    layer."""
-    order = np.argsort(found.probabilities.max(axis=1), kind="stable")
-    right = found.probabilities.argmax(axis=1) == found.labels
-    mistakes, hits = order[~right[order]][::-1][:images], order[right[order]][:images]
-    chosen = np.concatenate([mistakes, hits])
-    if not len(chosen):
-        return [], [], ""
-    taken = open_split(run, split).take(chosen)
-    transform = evaluation_transform(run.recipe)
-    batches = data.evaluation_dataset(taken, _AT_ONCE, transform).as_numpy_iterator()
-    model = run.model()
-    layer, where = _explained(model)
-    ranked = np.argsort(-found.probabilities[chosen], axis=1, kind="stable")[:, :_ANSWERS]
-    labels = found.labels[chosen]
-    # Beside the answer: what it should have been, or was next.
-    rivals = np.where(ranked[:, 0] == labels, ranked[:, 1], labels)
-    shown: list[report.Shown] = []
-    with progress_bars(verbose) as progress:
-        task = progress.add_task(f"{run.directory.name} Grad-CAM", total=len(chosen))
-        for batch, _ in batches:
-            rows = slice(len(shown), len(shown) + len(batch))
-            heats = [
-                explain.grad_cam(model, batch, classes=classes[rows].tolist(), layer=layer)
-                for classes in (ranked[:, 0], rivals)
-            ]
-            for i, (image, *maps) in enumerate(zip(batch, *heats, strict=True), rows.start):
-                name = f"image {chosen[i]}"
-                file = None if taken.paths is None else "/".join(Path(taken.paths[i]).parts[-2:])
-                answers = found.probabilities[chosen[i]]
-                shown.append(
-                    _picture(
-                        *(name, file, image, maps, found.class_names, answers),
-                        *(int(labels[i]), ranked[i].tolist(), int(rivals[i])),
-                    )
-                )
-            progress.update(task, completed=len(shown))
-    return shown[: len(mistakes)], shown[len(mistakes) :], where
-
-
-def _explained(model: keras.Model) -> tuple[str | None, str]:
-    """Grad-CAM's layer, and a word on it: before the last pooling that still sees enough places.
-
-    The last map of a network of small images has four places or one, which hardly say where.
-    """
-    for layer, pool in reversed([*itertools.pairwise(model.layers)]):
-        if re.fullmatch(r"block\d_pool", pool.name):
-            height, width = layer.output.shape[1:3]
-            if min(height, width) >= _PLACES:
-                return layer.name, f"{layer.name}, {height}x{width} places"
-    return None, "the last convolution"
-
-
-def _picture(
-    name: str,
-    file: str | None,
-    image: np.ndarray,
-    maps: Sequence[np.ndarray],
-    names: Sequence[str],
-    probabilities: np.ndarray,
-    label: int,
-    ranked: Sequence[int],
-    rival: int,
-) -> report.Shown:
-    answer, sure = names[ranked[0]], f"{100 * probabilities[ranked[0]]:.1f}\N{NO-BREAK SPACE}%"
-    title = (
-        f"{answer}, {sure} sure"
-        if ranked[0] == label
-        else f"{names[label]}, taken for {answer}, {sure} sure"
-    )
-    pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-    pictures = [report.Picture(pixels, f"{name}, a {names[label]}", name)]
-    for heat, spoken_for in zip(maps, (ranked[0], rival), strict=True):
-        if heat.any():
-            alt = f"Grad-CAM on {name}: where it spoke for {names[spoken_for]}"
-        else:
-            alt = f"Grad-CAM on {name}: nothing spoke for {names[spoken_for]}"
-        caption = f"for {names[spoken_for]}" if heat.any() else f"nothing for {names[spoken_for]}"
-        pictures.append(report.Picture(explain.overlay(pixels, heat), alt, caption))
-    answers = [*ranked, *([] if label in ranked else [label])]
-    return report.Shown(
-        title=title,
-        file=file,
-        answers=[(names[i], float(probabilities[i]), i == label) for i in answers],
-        pictures=pictures,
     )
 
 
