@@ -21,7 +21,7 @@ ALLOWED = {
     "convert": {"architecture", "atomic", "imagenet", "models", "weights"},
     "imagenet": {"layers"},
     "transfer": {"layers", "models"},
-    "explain": {"layers", "models"},
+    "explain": {"atomic"},
     "atomic": set(),
     "pieces": {"atomic"},
     "progress": set(),

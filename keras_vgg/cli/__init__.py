@@ -12,6 +12,7 @@ import tyro
 from keras_vgg import __version__
 from keras_vgg.cli.data import DataCheck, DataPack, DataShow, DataStats
 from keras_vgg.cli.engine import import_engine
+from keras_vgg.cli.explaining import Explain
 from keras_vgg.cli.exporting import Export
 from keras_vgg.cli.reporting import Report
 from keras_vgg.cli.summary import Summary
@@ -26,6 +27,7 @@ COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
+    "explain": Explain,
     "export": Export,
     "report": Report,
     "tune": Tune,

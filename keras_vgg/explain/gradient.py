@@ -1,9 +1,9 @@
 """The gradient of a network's output: the one thing of explanations that each backend says itself.
 
-Keras has no function for it. What its public API has, one step of SGD on a weight of zeros that is
-added to the map, needs a model to be compiled and traced for every batch size, a pass more, and a
-layer's weights out of the training's sight; on JAX and PyTorch it computes, or compiles in, what
-belongs to all other weights.
+Keras has no function for it. What its public API has is one step of SGD on weights of zeros that
+are added to the map. It gives the same numbers, from a model that must be compiled and traced for
+every batch size; and on PyTorch it computes the gradient of all other weights too, which takes
+three times as long, and leaves it there.
 """
 
 from __future__ import annotations

@@ -1,21 +1,18 @@
-"""A trained model, opened for explanation: its layers by name, its maps, its class scores.
-
-The model is rebuilt layer by layer around the same weights; models inside of it are taken apart, at
-any depth, so that a layer of theirs is as near as any other. The model itself stays as it was.
-"""
+"""A trained model, opened for explanation: its layers by name, its maps, its class scores."""
 
 from __future__ import annotations
 
 import difflib
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_vgg.explain.gradient import Gradient, gradient_of
+from keras_vgg.explain.graph import Place, before_activation, holds_layers, taken_apart
 
 # Convolutions that are VGG's classifier with head="conv": their maps are class scores.
 _CLASSIFIER = ("fc1", "fc2", "predictions")
@@ -23,46 +20,12 @@ _PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
 _BEST = -1  # in place of a class: the one that the network finds
 
 
-class _Place(NamedTuple):
-    """A layer where it is called. `path`: "block5_conv3", or "vgg16/block5_conv3" in a model."""
-
-    path: str
-    layer: Any
-    inputs: Any
-    output: Any
-
-
-@keras.saving.register_keras_serializable("keras_vgg")
-class _Borrowed(keras.layers.Layer):
-    """A layer of another model, which does not notice: it gets no node of a graph, and no name."""
-
-    def __init__(self, layer: Any, **kwargs: Any) -> None:
-        super().__init__(autocast=False, **kwargs)
-        self.layer = layer
-
-    def call(self, *args, **kwargs):
-        return self.layer(*args, **kwargs)
-
-
-@keras.saving.register_keras_serializable("keras_vgg")
-class _Scores(keras.layers.Layer):
-    """What a dense layer gives before its activation, float32."""
-
-    def __init__(self, layer: keras.layers.Dense, **kwargs: Any) -> None:
-        super().__init__(autocast=False, **kwargs)
-        self.layer = layer
-
-    def call(self, inputs):
-        kernel = ops.cast(self.layer.kernel, "float32")
-        scores = ops.matmul(ops.cast(inputs, "float32"), kernel)
-        return scores if self.layer.bias is None else scores + ops.cast(self.layer.bias, "float32")
-
-
 class Network:
     """A model, opened. Use `opened`, which keeps it with the model.
 
     Attributes:
         places: Every layer where it is called, in the graph's order.
+        output: The tensor that the model gives.
         scores: Images -> [n, classes], before a soft-max or sigmoid.
         activation: From scores to probabilities, a function, or None where the model has none.
     """
@@ -81,18 +44,18 @@ class Network:
             )
         self.name = model.name
         self.layers = list(model.layers)
-        self._rebuild = weakref.ref(model)
+        self._model = weakref.ref(model)
         self.image = self._new_image()
-        output, self.places = _opened(model, self.image, {})
-        self._score_tensor, self.activation = _before_activation(output, self.places)
+        self.output, self.places = taken_apart(model, self.image, {})
+        self._score_tensor, self.activation = _class_scores(self.output, self.places)
         self.scores = keras.Model([self.image], self._score_tensor)
         self._functions: dict[Any, Any] = {}
 
     def _new_image(self) -> Any:
-        image = self._rebuild().inputs[0]
+        image = self._model().inputs[0]
         return keras.Input(batch_shape=(None, *image.shape[1:]), dtype="float32", name="image")
 
-    def place(self, name: str | None) -> _Place:
+    def place(self, name: str | None) -> Place:
         """The one layer of that name whose output is a map; None: the last convolution.
 
         To it belong a batch norm and an activation that follow; where there is no convolution, it
@@ -112,7 +75,7 @@ class Network:
             )
         return found
 
-    def find(self, name: str) -> _Place:
+    def find(self, name: str) -> Place:
         """The one layer of that name, or path from any model down."""
         found = [p for p in self.places if p.path == name]
         found = found or [p for p in self.places if p.path.endswith(f"/{name}")]
@@ -132,7 +95,7 @@ class Network:
         paths = dict.fromkeys(p.path for p in self.places if _is_map(p.output))
         return ", ".join(paths)
 
-    def _last_convolution(self) -> _Place:
+    def _last_convolution(self) -> Place:
         maps = [p for p in self.places if _is_map(p.output)]
         if not maps:
             raise ValueError(f"{self.name!r} has no layer that gives a map [n, h, w, c]")
@@ -148,14 +111,14 @@ class Network:
                 found = place
         return found
 
-    def maps(self, place: _Place) -> keras.Model:
+    def maps(self, place: Place) -> keras.Model:
         """Images -> the layer's output."""
         key = ("maps", place.path)
         if key not in self._functions:
             self._functions[key] = keras.Model([self.image], place.output)
         return self._functions[key]
 
-    def score_gradient(self, place: _Place | None) -> Gradient:
+    def score_gradient(self, place: Place | None) -> Gradient:
         """`gradient_of` the chosen classes' scores: by ([images, maps], classes), or images alone.
 
         The maps take the place of the layer's output. A class of -1 is the network's best.
@@ -164,13 +127,13 @@ class Network:
         if key not in self._functions:
             network = self.scores
             if place is not None:
-                model = self._rebuild()
+                model = self._model()
                 image = self._new_image()
                 maps = keras.Input(
                     batch_shape=(None, *place.output.shape[1:]), dtype=place.output.dtype
                 )
-                output, places = _opened(model, image, {place.path: maps})
-                network = keras.Model([image, maps], _before_activation(output, places)[0])
+                output, places = taken_apart(model, image, {place.path: maps})
+                network = keras.Model([image, maps], _class_scores(output, places)[0])
             self._functions[key] = gradient_of(network, _score)
         return self._functions[key]
 
@@ -207,6 +170,33 @@ class Network:
         if chosen.dtype.kind not in "iu" or (chosen < 0).any() or (chosen >= known).any():
             raise ValueError(f"classes must be whole numbers from 0 to {known - 1}, not {classes}")
         return np.broadcast_to(chosen, count).astype("int32")
+
+    def chosen(self, images: np.ndarray, classes: Any, batch_size: int) -> np.ndarray:
+        """As `classes`, with the network's best where it chooses."""
+        wanted = self.classes(classes, len(images))
+        if (wanted == _BEST).any():
+            wanted = self.probabilities(images, batch_size).argmax(-1).astype("int32")
+        return wanted
+
+    def probabilities(self, images: np.ndarray, batch_size: int) -> np.ndarray:
+        """float32 [n, classes]; of a model that ends in scores, their soft-max."""
+        found = []
+        for start in range(0, len(images), batch_size):
+            batch = ops.convert_to_tensor(images[start : start + batch_size])
+            scores = ops.cast(self.scores([batch], training=False), "float32")
+            found.append(ops.convert_to_numpy((self.activation or ops.softmax)(scores)))
+        return np.concatenate(found)
+
+    def output_before_activation(self, place: Place) -> Any:
+        """`before_activation` of a layer; of the last one the class scores."""
+        return self._score_tensor if place.output is self.output else before_activation(place)
+
+    def block_ends(self) -> list[Place]:
+        """What goes into each pooling layer: the last maps at each resolution."""
+        pools = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
+        pooled = [p.inputs for p in self.places if isinstance(p.layer, pools)]
+        ends = [p for p in self.places if any(p.output is x for x in pooled)]
+        return [p for p in ends if not holds_layers(p.layer)] or [self.place(None)]
 
 
 _KEPT: weakref.WeakKeyDictionary[keras.Model, Network] = weakref.WeakKeyDictionary()
@@ -247,85 +237,20 @@ def _score(scores: Any, chosen: Any) -> Any:
     return ops.sum(ops.one_hot(chosen, scores.shape[-1], dtype="float32") * scores, axis=-1)
 
 
-def _before_activation(output: Any, places: Sequence[_Place]) -> tuple[Any, Callable | None]:
+def _class_scores(output: Any, places: Sequence[Place]) -> tuple[Any, Callable | None]:
     """The tensor of class scores, and what the model makes of it."""
     if len(output.shape) != 2 or output.shape[-1] is None:
         raise ValueError(f"explanations need class scores [n, classes], not {tuple(output.shape)}")
-    last = [p for p in places if p.output is output and not _holds_layers(p.layer)][-1]
-    layer = last.layer
-    if isinstance(layer, keras.layers.Softmax):
+    last = [p for p in places if p.output is output and not holds_layers(p.layer)][-1]
+    if isinstance(last.layer, keras.layers.Softmax):
         return last.inputs, keras.activations.softmax
-    activation = getattr(layer, "activation", None)
+    activation = getattr(last.layer, "activation", None)
     if activation not in _PROBABILITIES:
         return output, None
-    if isinstance(layer, keras.layers.Activation):
-        return last.inputs, activation
-    if isinstance(layer, keras.layers.Dense):
-        return _Scores(layer, name="class_scores")(last.inputs), activation
-    raise ValueError(
-        f"the scores before the {activation.__name__} of layer {last.path!r} are not known: it is "
-        "neither Dense nor Activation"
-    )
-
-
-def _holds_layers(layer: Any) -> bool:
-    return isinstance(layer, keras.Model) and bool(getattr(layer, "inputs", None))
-
-
-def _opened(model: keras.Model, image: Any, instead: dict[str, Any]) -> tuple[Any, list[_Place]]:
-    """(the output of a model on `image`, its places); `instead` has tensors for layers' outputs."""
-    places: list[_Place] = []
-    names: dict[str, int] = {}
-
-    def call(layer: Any, path: str, *args: Any, **kwargs: Any) -> Any:
-        kwargs.pop("training", None)  # a dropout that was meant to go on does not, either
-        if isinstance(layer, keras.Sequential):
-            output = args[0]
-            for inner in layer.layers:
-                output = call(inner, f"{path}/{inner.name}", output)
-        elif _holds_layers(layer):
-            output = inside(layer, f"{path}/", args[0])
-        else:
-            names[path] = names.get(path, 0) + 1
-            name = f"{path.replace('/', '.')}.{names[path]}"
-            output = _Borrowed(layer, name=name)(*args, **kwargs)
-        places.append(_Place(path, layer, args[0] if args else None, output))
-        return instead.get(path, output)
-
-    def inside(model: keras.Model, prefix: str, inputs: Any) -> Any:
-        """The public way along a graph is clone_model, which makes a model of what it finds.
-
-        That one goes from stand-ins for the inputs to themselves and is thrown away; the tensors
-        that `call` gave are caught at marks behind the outputs.
-        """
-        flat = keras.tree.flatten(model.output)
-        marks = [keras.layers.Identity(name=f"explained_output_{i}") for i in range(len(flat))]
-        caught: dict[int, Any] = {}
-        stand_ins = keras.tree.map_structure(
-            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), inputs
+    scores = before_activation(last)
+    if scores is last.output:
+        raise ValueError(
+            f"the scores before the {activation.__name__} of layer {last.path!r} are not known: "
+            "it is no Dense, convolution or Activation"
         )
-        first, *_ = pairs = keras.tree.flatten(stand_ins)
-        real = {id(x): y for x, y in zip(pairs, keras.tree.flatten(inputs), strict=True)}
-
-        def step(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            args, kwargs = keras.tree.map_structure(lambda x: real.get(id(x), x), (args, kwargs))
-            for i, mark in enumerate(marks):
-                if layer is mark:
-                    caught[i] = args[0]
-                    return first
-            return call(layer, prefix + layer.name, *args, **kwargs)
-
-        # A model of its own, for a compiled one would be compiled again.
-        view = keras.Model(model.input, [mark(x) for mark, x in zip(marks, flat, strict=True)])
-        keras.models.clone_model(
-            view, input_tensors=stand_ins, clone_function=lambda layer: layer, call_function=step
-        )
-        return keras.tree.pack_sequence_as(model.output, [caught[i] for i in range(len(flat))])
-
-    if isinstance(model, keras.Sequential):
-        output = image
-        for layer in model.layers:
-            output = call(layer, layer.name, output)
-    else:
-        output = inside(model, "", image)
-    return output, places
+    return scores, activation

@@ -1,4 +1,4 @@
-"""What one does with a trained run: test it, name images with it, export it."""
+"""What one does with a trained run: test it, name images with it, explain them, export it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from keras_vgg import augment, data, evaluation
 from keras_vgg.fit import evaluation_transform, load_source, training_transform
 from keras_vgg.fit.run import Run
 from keras_vgg.recipe import Recipe
+from keras_vgg.runs.explaining import explain_files
 from keras_vgg.runs.exporting import export_run, export_weights
 from keras_vgg.runs.reporting import report_runs
 from keras_vgg.runs.testing import (
@@ -29,6 +30,7 @@ __all__ = [
     "evaluate_run",
     "evaluate_runs",
     "evaluation_name",
+    "explain_files",
     "export_run",
     "export_weights",
     "paper_scales",

@@ -1,0 +1,199 @@
+"""Why a run's model says what it says of image files, as pictures."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from keras_vgg import data, explain
+from keras_vgg.augment.geometry import Window, central_window, visible
+from keras_vgg.explain import draw
+from keras_vgg.explain.heat import resized, scaled
+from keras_vgg.explain.network import Network, opened
+from keras_vgg.fit import evaluation_transform
+from keras_vgg.fit.run import Run
+
+HEATS = ("grad-cam", "grad-cam++", "occlusion", "saliency", "smoothgrad")
+METHODS = (*HEATS, "features", "filters")
+_BRIGHTEST = 99  # per cent of a saliency's pixels; what is above is as bright (Smilkov et al.)
+_FILTERS = 8
+_LEAST = 256  # pixels of a picture's longer side; of less, each is shown as several
+
+
+def explain_files(
+    run: Run,
+    paths: Sequence[str | Path] = (),
+    *,
+    methods: Sequence[str] = ("grad-cam",),
+    layer: str | None = None,
+    class_name: str | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+) -> list[Path]:
+    """Draw explanations of what a run's best model says of image files.
+
+    A picture of heat shows the whole image, upright and at its own size, and beside it each
+    method's heat over it: on the part that the model saw, as evaluation crops it; the rest is grey.
+
+    Args:
+        run: A finished run.
+        paths: Image files; "filters" needs none.
+        methods: Of HEATS, side by side in IMAGE_METHODS.png; "features", the strongest maps of
+            each block, in IMAGE_features.png; "filters", images that a layer's first filters answer
+            to most, in filters_LAYER.png.
+        layer: Of Grad-CAM, features and filters; default as `explain`.
+        class_name: Explain this class instead of the most probable one.
+        out: A folder, made if needed. Default: explain/ in the run directory.
+        seed: Of SmoothGrad's noise and the filters' start.
+
+    Returns:
+        The files written, in the order of `paths`.
+
+    Raises:
+        ValueError: the run has not finished training; an unknown method, layer or class; a file
+            that is no image; no image where one is needed. Nothing has been written then.
+        OSError: a file that is not there, or cannot be written.
+    """
+    methods = list(dict.fromkeys(methods))
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        raise ValueError(f"method must be of {', '.join(METHODS)}, not {', '.join(unknown)!r}")
+    if not paths and methods != ["filters"]:
+        raise ValueError(f"{', '.join(m for m in methods if m != 'filters')} needs an image file")
+    wanted = None if class_name is None else _class(run, class_name)
+    pictures = [data.load_image(path) for path in paths]
+    model = run.model()
+    network = opened(model)
+    if layer is not None:
+        (network.find if methods == ["filters"] else network.place)(layer)
+    out = run.directory / "explain" if out is None else Path(out).expanduser()
+    out.mkdir(parents=True, exist_ok=True)
+    names = _names(paths)
+    written = []
+    heats = [method for method in methods if method in HEATS]
+    for name, picture in zip(names, pictures, strict=True):
+        image = evaluation_transform(run.recipe)(picture).numpy()
+        probabilities = network.probabilities(image[np.newaxis], 1)[0]
+        chosen = int(probabilities.argmax()) if wanted is None else wanted
+        title = _title(run.class_names, probabilities, chosen)
+        if heats:
+            window = central_window(
+                np.array(picture.shape[:2]),
+                size=run.recipe.image_size,
+                scale=run.recipe.eval_scale,
+            )
+            # Heat is finer than a picture of a few pixels.
+            times = -(-_LEAST // max(picture.shape[:2]))
+            shown = picture.repeat(times, 0).repeat(times, 1)
+            found = {}
+            for method in heats:
+                heat = _heat(model, image, method, chosen, layer, seed)
+                name_of = method if heat.any() else f"{method}: nothing speaks for it"
+                found[name_of] = placed(heat, window, shown.shape[:2])
+            path = out / f"{name}_{'_'.join(heats)}.png"
+            draw.draw_heats(
+                path,
+                shown,
+                found,
+                title=f"{name}: {title}",
+                seen=_frame(window, shown.shape[:2]),
+            )
+            written.append(path)
+        if "features" in methods:
+            maps = explain.feature_maps(model, image, [layer] if layer else None)
+            path = out / f"{name}_features.png"
+            draw.draw_maps(path, image, maps, title=f"{name}: {title}")
+            written.append(path)
+    if "filters" in methods:
+        written.append(_filters(run, model, network, layer, out, seed))
+    return written
+
+
+def placed(heat: np.ndarray, window: Window, sides: tuple[int, int]) -> np.ndarray:
+    """Heat of what evaluation cut out, where it belongs in the whole picture.
+
+    Args:
+        heat: [size, size], of the window's pixels.
+        window: Where of the rescaled picture the pixels are, as `central_window`.
+        sides: (height, width) to show the picture at.
+
+    Returns:
+        float32 [height, width]; NaN where the model saw nothing of the picture.
+    """
+    low, high = (side.numpy() for side in visible(window))
+    start = window.start.numpy()
+    part = heat[tuple(slice(*side) for side in zip(low - start, high - start, strict=True))]
+    # Beyond the window its border goes on, so that nothing of outside is interpolated into it.
+    around = list(zip(low, window.scaled.numpy() - high, strict=True))
+    whole = resized(np.pad(part, around, mode="edge"), sides)
+    top, left, height, width = _frame(window, sides) or (0, 0, *sides)
+    found = np.full(sides, np.nan, "float32")
+    seen = np.s_[round(top) : round(top + height), round(left) : round(left + width)]
+    found[seen] = whole[seen]
+    return found
+
+
+def _frame(window: Window, sides: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    """(top, left, height, width) of the window in a picture of `sides`; None where it is all."""
+    low, high = (side.numpy() for side in visible(window))
+    scaled = window.scaled.numpy()
+    if (high - low == scaled).all():
+        return None
+    top, left = low * sides / scaled
+    height, width = (high - low) * sides / scaled
+    return float(top), float(left), float(height), float(width)
+
+
+def _heat(
+    model, image: np.ndarray, method: str, chosen: int, layer: str | None, seed: int
+) -> np.ndarray:
+    """[size, size] in [0, 1]."""
+    images = image[np.newaxis]
+    if method in explain.cam.METHODS:
+        return explain.grad_cam(model, images, classes=chosen, layer=layer, method=method)[0]
+    if method == "occlusion":
+        # What speaks against the class is not shown.
+        found = explain.occlusion_sensitivity(model, images, classes=chosen)[0]
+        return scaled(np.maximum(found, 0))
+    options = {"samples": 25, "noise": 0.15} if method == "smoothgrad" else {}
+    found = explain.saliency(model, images, classes=chosen, seed=seed, **options)[0]
+    return scaled(np.minimum(found, np.percentile(found, _BRIGHTEST)))
+
+
+def _filters(run: Run, model, network: Network, layer: str | None, out: Path, seed: int) -> Path:
+    place = network.place(None) if layer is None else network.find(layer)
+    count = network.output_before_activation(place).shape[-1]
+    filters = list(range(min(count, _FILTERS)))
+    images = explain.activation_maximization(model, layer, filters, seed=seed)
+    classes = run.class_names if place.output is network.output else None
+    names = [classes[i] if classes else f"filter {i}" for i in filters]
+    path = out / f"filters_{place.path.replace('/', '_')}.png"
+    draw.draw_filters(path, images, names, title=f"what {place.path} answers to most")
+    return path
+
+
+def _class(run: Run, name: str) -> int:
+    if name not in run.class_names:
+        close = difflib.get_close_matches(name, run.class_names, 1)
+        few = ", ".join(run.class_names[:20]) + (", ..." if len(run.class_names) > 20 else "")
+        hint = f"did you mean {close[0]!r}?" if close else f"they are {few}"
+        raise ValueError(f"the run has no class {name!r}; {hint}")
+    return run.class_names.index(name)
+
+
+def _title(class_names: Sequence[str], probabilities: np.ndarray, chosen: int) -> str:
+    best = int(probabilities.argmax())
+    title = f"{class_names[chosen]} {probabilities[chosen]:.1%}"
+    return title if best == chosen else f"{title} ({class_names[best]} {probabilities[best]:.1%})"
+
+
+def _names(paths: Sequence[str | Path]) -> list[str]:
+    """What each file's pictures begin with: its name, with a number where another has it, too."""
+    stems = [Path(path).stem for path in paths]
+    return [
+        stem if stems.count(stem) == 1 else f"{stem}_{stems[: i + 1].count(stem)}"
+        for i, stem in enumerate(stems)
+    ]
