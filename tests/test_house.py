@@ -163,6 +163,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"keras_vgg"}
     assert {"keras_vgg/data/__init__.py", "keras_vgg/weights/published.py"} <= set(names)
     assert "keras_vgg/py.typed" in names
+    assert {f"keras_vgg/report/templates/report.{kind}" for kind in ("html", "css")} <= set(names)
     # Installed elsewhere, it runs without the source tree.
     target = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(target)]

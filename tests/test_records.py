@@ -189,6 +189,16 @@ def test_records_count_their_classes(tmp_path: Path) -> None:
     assert manifest["splits"]["train"]["class_counts"] == [4, 3, 3]
 
 
+def test_records_are_taken_in_any_order(tmp_path: Path) -> None:
+    records.pack(only(in_memory(10)), tmp_path, shard_images=4)
+    split = records.load(tmp_path).train
+    every = contents(split)
+    taken = split.take(np.array([7, 0, 7, 3]))
+    assert taken.size == 4
+    assert contents(taken) == [every[i] for i in (7, 0, 7, 3)]
+    assert split.take(np.array([], int)).size == 0
+
+
 def test_a_split_that_the_source_lacks(tmp_path: Path) -> None:
     records.pack(only(in_memory(5)), tmp_path)
     packed = records.load(tmp_path)

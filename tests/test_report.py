@@ -31,7 +31,7 @@ ROWS = [
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that report would have saved."""
     figures: list[Figure] = []
-    monkeypatch.setattr(report, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(report.plots, "_save", lambda figure, path: figures.append(figure))
     return figures
 
 

@@ -16,6 +16,7 @@ from keras_vgg.cli.demo import Demo
 from keras_vgg.cli.engine import import_engine
 from keras_vgg.cli.explaining import Explain
 from keras_vgg.cli.exporting import Export
+from keras_vgg.cli.reporting import Report
 from keras_vgg.cli.summary import Summary
 from keras_vgg.cli.testing import Evaluate, Predict
 from keras_vgg.cli.training import Train, Tune
@@ -30,6 +31,7 @@ COMMANDS = {
     "predict": Predict,
     "explain": Explain,
     "export": Export,
+    "report": Report,
     "demo": Demo,
     "tune": Tune,
     "summary": Summary,

@@ -131,7 +131,10 @@ class Split:
         return digest.hexdigest()
 
     def take(self, indices: np.ndarray) -> Split:
-        """The images at `indices`, in that order. Only for images and paths."""
+        """The images at `indices`, in that order."""
+        if self.records is not None:
+            shards = tuple(s for i in indices for s in self.records.between(i, i + 1).shards)
+            return replace(self, size=len(indices), records=replace(self.records, shards=shards))
         return replace(
             self,
             size=len(indices),
@@ -160,13 +163,7 @@ class Split:
 
     def spread(self, count: int) -> Split:
         """At most `count` images, evenly spaced through the split, in the same order."""
-        if count >= self.size:
-            return self
-        chosen = np.arange(count) * self.size // count
-        if self.records is None:
-            return self.take(chosen)
-        shards = tuple(s for i in chosen for s in self.records.between(i, i + 1).shards)
-        return replace(self, size=count, records=replace(self.records, shards=shards))
+        return self if count >= self.size else self.take(np.arange(count) * self.size // count)
 
     def without(self, positions: Collection[int]) -> Split:
         """All images but those at `positions`, in the same order. For files and records."""

@@ -4,6 +4,7 @@ Images are RGB in [0, 255]; a model ends in soft-max probabilities. Accuracies a
 [0, 1], never per cent; losses are mean cross-entropies in nats. Every image is counted once.
 """
 
+from keras_vgg.evaluation.calibration import Calibration, calibration
 from keras_vgg.evaluation.dense import dense_network
 from keras_vgg.evaluation.protocols import (
     AVERAGES,
@@ -20,9 +21,11 @@ from keras_vgg.evaluation.result import Comparison, Evaluation, compare, fuse
 __all__ = [
     "AVERAGES",
     "PROTOCOLS",
+    "Calibration",
     "Comparison",
     "Evaluation",
     "Protocol",
+    "calibration",
     "compare",
     "dense_network",
     "evaluate",

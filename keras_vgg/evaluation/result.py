@@ -75,6 +75,25 @@ class Evaluation:
             where=images > 0,
         )
 
+    @cached_property
+    def precision(self) -> np.ndarray:
+        """[classes] float64: of the images taken for a class, how many are; nan where none were."""
+        taken = self.confusion.sum(axis=0)
+        return np.divide(
+            self.confusion.diagonal(), taken, out=np.full(len(taken), np.nan), where=taken > 0
+        )
+
+    @cached_property
+    def f1(self) -> np.ndarray:
+        """[classes] float64: harmonic mean of per_class and precision; nan where neither is."""
+        either = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
+        return np.divide(
+            2 * self.confusion.diagonal(),
+            either,
+            out=np.full(len(either), np.nan),
+            where=either > 0,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain Python values for JSON; per_class is None where it is nan."""
         return {

@@ -45,6 +45,7 @@ __all__ = [
     "Run",
     "RunInUse",
     "TrainingDiverged",
+    "best_row",
     "build_model",
     "compile_model",
     "describe",

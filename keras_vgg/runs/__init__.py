@@ -14,6 +14,7 @@ from keras_vgg.fit.run import Run
 from keras_vgg.recipe import Recipe
 from keras_vgg.runs.explaining import explain_files
 from keras_vgg.runs.exporting import export_run, export_weights
+from keras_vgg.runs.reporting import report_runs
 from keras_vgg.runs.testing import (
     PROTOCOLS,
     evaluate_run,
@@ -35,6 +36,7 @@ __all__ = [
     "paper_scales",
     "paper_tables",
     "predict_files",
+    "report_runs",
     "run_names",
     "show_augmentation",
 ]

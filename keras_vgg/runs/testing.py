@@ -106,6 +106,15 @@ def evaluation_name(
     )
 
 
+def is_evaluated(run: Run, split: str) -> bool:
+    """Whether a run's central crops of a split have been evaluated, all of them, at some scale."""
+    if split in run.results:
+        return True
+    images = run.read_json("data.json")["splits"].get(split, {}).get("images")
+    ends = (run.directory / "posteriors" / split).glob(f"center-*/*-{images or 0:09d}.npz")
+    return any(ends)
+
+
 def run_names(runs: Sequence[Run]) -> list[str]:
     """What a table calls each run: its directory's name where that tells them apart, or path."""
     names = [run.directory.name for run in runs]
@@ -180,7 +189,7 @@ def _errors(found: evaluation.Evaluation) -> tuple[str, str, str | None]:
 
 def _opened(runs: Sequence[Run], split: str, average: str | None, verbose: bool) -> list[_Tested]:
     """All runs on one split: what is wrong with any of them is found before hours of evaluation."""
-    _require_same_split(runs, split)
+    require_same_split(runs, split)
     return [_Tested(run, split, average, verbose) for run in runs]
 
 
@@ -324,8 +333,12 @@ def _check(runs: Sequence[Run], protocol: str, scales: Sequence[int], average: s
         raise ValueError(f"scales must differ, not {', '.join(map(str, scales))}")
 
 
-def _require_same_split(runs: Sequence[Run], split: str) -> None:
-    """Before hours of evaluation, not after."""
+def require_same_split(runs: Sequence[Run], split: str) -> None:
+    """Before hours of evaluation, not after.
+
+    Raises:
+        ValueError: the runs' classes, or their images of this split, differ.
+    """
     described = [run.read_json("data.json") for run in runs]
     for run, found in zip(runs, described, strict=True):
         first = described[0]

@@ -46,7 +46,7 @@ def plot_history(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
         OSError: the file cannot be written.
     """
     panels = [
-        (title, [key for key in keys if _column(rows, key)[1].size])
+        (title, [key for key in keys if column(rows, key)[1].size])
         for title, keys in (
             ("loss", ("loss", "val_loss")),
             ("accuracy (%)", ("accuracy", "val_accuracy")),
@@ -68,13 +68,13 @@ def plot_history(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
         for key in keys:
             _draw_column(axis, rows, key)
         if title == "learning rate":
-            _scale_learning_rate(axis, _column(rows, "learning_rate")[1])
+            scale_learning_rate(axis, column(rows, "learning_rate")[1])
         else:
             axis.legend(frameon=False, loc="best")
     _mark_best(axes, panels, rows)
     axes[-1].set_xlabel("epoch", color=_INK)
     axes[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    drawn = np.concatenate([_column(rows, key)[0] for _, keys in panels for key in keys])
+    drawn = np.concatenate([column(rows, key)[0] for _, keys in panels for key in keys])
     axes[-1].set_xlim(
         drawn.min() - 0.5, drawn.max() + 0.5
     )  # room for whole-number ticks at 1 epoch
@@ -279,7 +279,7 @@ def table(
     return result
 
 
-def _column(rows: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
+def column(rows: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, np.ndarray]:
     """The epochs that have a value for key, and the values."""
     points = [
         (row.get("epoch", number), row[key])
@@ -291,7 +291,7 @@ def _column(rows: Sequence[Mapping[str, float]], key: str) -> tuple[np.ndarray, 
 
 
 def _draw_column(axis: Axes, rows: Sequence[Mapping[str, float]], key: str) -> None:
-    epochs, values = _column(rows, key)
+    epochs, values = column(rows, key)
     axis.plot(
         epochs,
         100 * values if key.endswith("accuracy") else values,
@@ -304,7 +304,7 @@ def _draw_column(axis: Axes, rows: Sequence[Mapping[str, float]], key: str) -> N
     )
 
 
-def _scale_learning_rate(axis: Axes, rates: np.ndarray) -> None:
+def scale_learning_rate(axis: Axes, rates: np.ndarray) -> None:
     if (rates > 0).any():  # a schedule may end in 0, which a log scale leaves out
         axis.set_yscale("log")
         positive = rates[rates > 0]
@@ -321,7 +321,7 @@ def _mark_best(
         ("val_accuracy", np.argmax, "accuracy (%)", "best: {:.2%} at epoch {:g}"),
         ("val_loss", np.argmin, "loss", "best: {:.4g} at epoch {:g}"),
     ):
-        epochs, values = _column(rows, key)
+        epochs, values = column(rows, key)
         if not values.size:
             continue
         index = best(values)

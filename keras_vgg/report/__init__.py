@@ -1,0 +1,38 @@
+"""What a run looks like: plots as PNG, tables for a terminal, one HTML page of everything."""
+
+from keras_vgg.report.facts import (
+    Bin,
+    ClassScores,
+    Comparison,
+    Evaluated,
+    Exported,
+    Page,
+    Picture,
+    RunFacts,
+    Scores,
+    Shown,
+)
+from keras_vgg.report.page import render, require_own, write_page
+from keras_vgg.report.plots import plot_confusion, plot_history,
+    plot_layers, plot_sizes, table
+
+__all__ = [
+    "Bin",
+    "ClassScores",
+    "Comparison",
+    "Evaluated",
+    "Exported",
+    "Page",
+    "Picture",
+    "RunFacts",
+    "Scores",
+    "Shown",
+    "plot_confusion",
+    "plot_history",
+    "plot_layers",
+    "plot_sizes",
+    "render",
+    "require_own",
+    "table",
+    "write_page",
+]

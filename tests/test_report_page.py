@@ -1,0 +1,660 @@
+"""The report: its numbers are the evaluation's, its texts are text, and it opens anywhere."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import itertools
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_vgg import cli, data, evaluation, report
+from keras_vgg.evaluation import compare
+from keras_vgg.export import Artifact
+from keras_vgg.fit import Run, evaluation_transform, fit
+from keras_vgg.report.vector import DASHES, SERIES
+from keras_vgg.runs import evaluate_run, evaluate_runs, report_runs
+from keras_vgg.runs.testing import open_split
+from tests.test_fit import TINY
+
+CHROMIUM = Path("/usr/bin/chromium")
+SCRIPT = "<script>alert(1)</script>"
+IMAGE = '"><img src=x onerror=alert(1)>'
+LONG = "a name without an end " * 4 + "x" * 80
+
+
+RECIPE = TINY.replace(hidden_units=64, dropout=0.0, brightness=0.0, rgb_shift=0.0, epochs=3)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Two runs of the digits; the first has been evaluated on its validation images."""
+    folder = tmp_path_factory.mktemp("runs")
+    first = fit(RECIPE, folder / "first", verbose=0)
+    evaluate_run(first, "validation")
+    return first, fit(RECIPE.replace(seed=1, epochs=1), folder / "other", verbose=0)
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the first."""
+    return Run.open(shutil.copytree(trained[0].directory, tmp_path / "first"))
+
+
+@pytest.fixture(scope="module")
+def found(trained):
+    """The first's evaluation."""
+    return evaluate_runs(trained[:1], "validation")[0]
+
+
+@pytest.fixture(scope="module")
+def written(trained, tmp_path_factory):
+    """The first's report, with three pictures of each kind; nothing is evaluated again for it."""
+    path = tmp_path_factory.mktemp("report") / "one.html"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "posteriors", None)
+        return report_runs(trained[:1], path, images=3)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A run whose classes, folder and recipe are named by an enemy; its images are files."""
+    folder = tmp_path_factory.mktemp("hostile")
+    images = np.random.default_rng(0).integers(0, 256, (60, 40, 40, 3)).astype(np.uint8)
+    for i, image in enumerate(images):
+        # No class folder can have a slash in its name.
+        name = ("<img src=x onerror=alert(1)>", "&lt;b&gt; ${7*7} {{ 7*7 }}", LONG)[i % 3]
+        path = folder / "<i>photos" / name / f"{i} <script>.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    recipe = TINY.replace(
+        source=f"folder:{folder / '<i>photos'}",
+        epochs=1,
+        batch_size=16,
+        validation_fraction=0.3,
+        test_fraction=0.3,
+        rgb_shift=0.0,
+    )
+    return fit(recipe, folder / "run <b>&amp;", verbose=0)
+
+
+@pytest.fixture(scope="module")
+def hostile_page(hostile, tmp_path_factory):
+    return report_runs([hostile], tmp_path_factory.mktemp("report") / "hostile.html", images=3)
+
+
+def page_of(run_or_runs, **options) -> str:
+    runs = run_or_runs if isinstance(run_or_runs, list) else [run_or_runs]
+    return report_runs(runs, **options).read_text()
+
+
+def text_of(page: str) -> str:
+    """What is to be read on a page, with plain spaces."""
+    bare = re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", html.unescape(bare))
+
+
+def rows_of(page: str, label: str) -> list[list[str]]:
+    """The cells of the table in the box of this name."""
+    box = page.split(f'aria-label="{label}"')[1].split("</table>")[0]
+    rows = re.findall(r"<tr.*?</tr>", box, flags=re.DOTALL)
+    return [
+        [text_of(cell).strip() for cell in re.findall(r"<t[hd]\b.*?</t[hd]>", row, flags=re.DOTALL)]
+        for row in rows
+    ]
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+# --- one run ---------------------------------------------------------------------------------
+
+
+def test_the_numbers_are_those_of_the_evaluation(trained, found, written):
+    page = written.read_text()
+
+    text = text_of(page)
+    stored = trained[0].results["validation"]
+    low, high = stored["top1_interval"]
+    assert f"Top-1 accuracy {percent(stored['top1'])} {found.count} validation images" in text
+    assert f"95 % interval {100 * low:.2f} to {percent(high)}" in text
+    assert f"Top-5 accuracy {percent(stored['top5'])}" in text
+    assert f"Loss {stored['loss']:.4f}" in text
+    classes = {row[0]: row[1:] for row in rows_of(page, "Table: accuracy by class")[1:]}
+    for i, name in enumerate(found.class_names):
+        scores = found.per_class[i], found.precision[i], found.f1[i]
+        shown = ["–" if np.isnan(score) else percent(score) for score in scores]
+        assert classes[name] == [str(found.confusion[i].sum()), *shown]
+    matrix = rows_of(page, "Table: confusion matrix")
+    assert matrix[0] == ["true \\ answer", *found.class_names]
+    counts = [[int(cell or 0) for cell in row[1:]] for row in matrix[1:]]
+    np.testing.assert_array_equal(counts, found.confusion)
+    error = evaluation.calibration(found).error
+    assert f"The expected calibration error is {percent(error)} over 15 bins" in text
+    assert ["validation", str(found.count), percent(stored["top1"])] == rows_of(
+        page, "Table: evaluations"
+    )[1][:3]
+    bins = rows_of(page, "Table: calibration by bin")[1:]
+    assert sum(int(row[1]) for row in bins) == found.count
+
+
+def test_recipe_and_history_are_those_of_the_run(run):
+    page = page_of(run, images=0)
+
+    changes = rows_of(page, "Table: how the recipe differs from the default")
+    assert ["width_multiplier", "0.0625", "0.25"] in changes
+    assert len(changes) == 1 + len(run.recipe.differences(type(run.recipe)()))
+    whole = dict(rows_of(page, "Table: the whole recipe")[1:])
+    assert whole["train_scale"] == "32 40"
+    assert whole["configuration"] == "A"
+    assert whole["init"] == "none"
+    environment = dict(rows_of(page, "Table: environment")[1:])
+    assert environment["engine"] == run.read_json("environment.json")["engine"]
+    assert "numpy" in environment
+    best = run.results["best_epoch"]
+    assert f"best epoch: {best}, {percent(run.results['validation_accuracy'])}" in text_of(page)
+    epochs = [row[0] for row in rows_of(page, "Table: metrics by epoch")[1:]]
+    assert epochs == [f"{n} (best)" if n == best else f"{n}" for n in (1, 2, 3)]
+    for title in ("Loss", "Accuracy (%)", "Learning rate", "Training images per second"):
+        assert f"<figcaption>{title}</figcaption><svg" in page
+    assert "No pictures were asked for: --images 12" in text_of(page)
+
+
+def test_pictures_are_the_surest_mistakes_and_the_least_sure_hits(found, written):
+    page = written.read_text()
+    sure, answers = found.probabilities.max(1), found.probabilities.argmax(1)
+    wrong = np.flatnonzero(answers != found.labels)
+    right = np.flatnonzero(answers == found.labels)
+
+    mistakes, hits = page.split('id="mistakes"')[1].split('id="calibration"')[0].split('id="hits"')
+    for part, expected in (
+        (mistakes, wrong[np.argsort(-sure[wrong], kind="stable")][:3]),
+        (hits, right[np.argsort(sure[right], kind="stable")][:3]),
+    ):
+        cards = part.split('<li class="card">')[1:]
+        assert len(cards) == 3
+        for card, i in zip(cards, expected, strict=True):
+            text = text_of(card)
+            assert f"image {i} " in text
+            assert f"{100 * sure[i]:.1f} %" in text
+            name = found.class_names[found.labels[i]]
+            assert f'alt="image {i}, a {name}"' in card
+            assert (
+                f"{name} true class {100 * found.probabilities[i, found.labels[i]]:.1f} %" in text
+            )
+            assert card.count('src="data:image/png;base64,') == 3  # itself, and two classes' maps
+    assert "block4_conv2_relu, 4x4 places" in text_of(page)
+
+
+def test_the_picture_shown_is_the_image_of_the_split(trained, written):
+    run, page = trained[0], written.read_text()
+    number = int(re.search(r'alt="image (\d+), a', page)[1])
+    encoded = re.search(rf'src="data:image/png;base64,([^"]*)" alt="image {number},', page)[1]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+    split = open_split(run, "validation").take(np.array([number]))
+    transform = evaluation_transform(run.recipe)
+    ((image, _),) = data.evaluation_dataset(split, None, transform).as_numpy_iterator()
+    np.testing.assert_array_equal(shown, np.clip(np.rint(image), 0, 255))
+
+
+def test_the_test_split_is_read_only_when_it_has_been_or_is_asked_for(run):
+    assert " validation images; " in text_of(page_of(run, images=0))
+    assert not (run.directory / "posteriors" / "test").exists()
+    assert " test images; " in text_of(page_of(run, images=0, split="test"))  # is evaluated now
+    assert " test images; " in text_of(page_of(run, images=0))  # its posteriors are there
+    kept = run.directory / "posteriors" / "test"
+    (part,) = kept.glob("*/*.npz")
+    part.rename(part.with_name("000000000-000000009.npz"))  # an evaluation that was interrupted
+    assert " validation images; " in text_of(page_of(run, images=0))
+
+
+def test_what_a_run_does_not_have_is_said(run):
+    (run.directory / "results.json").unlink()
+    run.write_json("results.json", {"epochs": 3})
+
+    text = text_of(page_of(run, images=0))
+
+    assert "There is no export: keras-vgg export first writes" in text
+    assert "keras-vgg evaluate first tests the run, once" in text
+
+
+def test_an_export_is_shown_with_its_figures(run):
+    artifact = Artifact(
+        format="litert_int8",
+        path=Path("model_int8.tflite"),
+        bytes=1_234_567,
+        sha256="0" * 64,
+        images=145,
+        top1=0.91,
+        top5=None,
+        agreement=0.99,
+        max_difference=0.0123,
+        latency_ms={"1": (1.5, 2.25), "2": (1.0, 1.75)},
+        peak_bytes=45_000_000,
+        float_operations=(),
+    )
+    model = {"parameters": 10, "bytes": 2_000_000, "top1": 0.92, "top5": 0.99}
+    record = {"model": model, "artifacts": [{**vars(artifact), "path": "model_int8.tflite"}]}
+    (run.directory / "export").mkdir()
+    (run.directory / "export" / "export.json").write_text(json.dumps(record))
+
+    rows = rows_of(page_of(run, images=0), "Table: exports")
+
+    expected = ["1.23", "91.00 %", "–", "99.00 %", "1.2e-02", "1.50 (2.25)", "1.00 (1.75)", "45"]
+    assert rows[1:] == [
+        ["the model, float32", "2.00", "92.00 %", "99.00 %", *"–––––"],
+        ["litert_int8", *expected],
+    ]
+
+
+def test_a_run_that_is_not_finished(run):
+    (run.directory / "results.json").unlink()
+
+    text = text_of(page_of(run))
+
+    assert "The run has not finished training: repeat its train command" in text
+    assert "Training Learning rate" not in text
+    assert "best epoch: " in text
+    assert "Calibration error" not in text
+    (run.directory / "metrics.csv").unlink()
+    assert "No epoch has ended yet" in text_of(page_of(run))
+
+
+def test_a_metric_that_an_older_run_lacks_is_named(run):
+    rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in run.history]
+    run.write_history(rows)
+
+    page = page_of(run, images=0)
+
+    assert "metrics.csv has no values for: Training images per second" in text_of(page)
+    assert "<figcaption>Learning rate</figcaption><svg" in page
+
+
+def test_a_run_whose_images_have_gone_keeps_the_rest(hostile, tmp_path):
+    moved = shutil.copytree(hostile.directory, tmp_path / "run")
+    run = Run(moved, hostile.recipe.replace(source=f"folder:{tmp_path / 'gone'}"))
+
+    text = text_of(page_of(run))
+
+    assert "The validation images cannot be had, so nothing is evaluated" in text
+    assert str(tmp_path / "gone") in text
+    assert "Learning rate" in text
+    with pytest.raises(OSError, match="gone"):  # a split that was asked for is not left out
+        report_runs([run], split="validation")
+
+
+# --- several runs ----------------------------------------------------------------------------
+
+
+def test_several_runs_are_compared(trained, found, tmp_path):
+    one = found
+    runs = [trained[0], Run.open(shutil.copytree(trained[0].directory, tmp_path / "worse"))]
+    trained[1].model().save(runs[1].model_path)  # another network on the same images
+    shutil.rmtree(runs[1].directory / "posteriors", ignore_errors=True)
+    (other,) = evaluate_runs(runs[1:], "validation")
+    between = compare(one, other)
+
+    page = page_of(runs, path=tmp_path / "both.html", images=0)
+
+    rows = rows_of(page, "Table: the runs compared")
+    assert [row[0] for row in rows[1:]] == ["1: first", "2: worse"]
+    assert [row[1] for row in rows[1:]] == [percent(one.top1), percent(other.top1)]
+    low, high = other.interval()
+    assert rows[2][2] == f"{100 * low:.2f} to {percent(high)}"
+    low, high = between.interval
+    difference = [f"{100 * between.difference:+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"]
+    assert rows[2][3:6] == [*difference, f"{between.p_value:.2g}"]
+    assert "They are the same." in text_of(page)
+    assert "<figcaption>Validation accuracy (%)</figcaption><svg" in page
+
+
+def test_recipes_that_differ_and_a_run_that_is_not_finished(run, trained, tmp_path):
+    other = run.recipe.replace(learning_rate=0.5, step_epochs=(3, 4))
+    copy = Run(Path(shutil.copytree(run.directory, tmp_path / "copy")), other)
+    copy.write_recipe()
+    (copy.directory / "results.json").unlink()
+
+    page = page_of([run, copy], path=tmp_path / "out" / "page.html", images=0)
+
+    differences = rows_of(page, "Table: where the recipes differ")[1:]
+    assert sorted(differences) == [
+        ["learning_rate", str(run.recipe.learning_rate), "0.5"],
+        ["step_epochs", "none", "3 4"],
+    ]
+    assert "Accuracies are compared once every run is evaluated" in text_of(page)
+    assert len(rows_of(page, "Table: the runs compared")) == 3
+
+
+def test_the_default_place_of_several_runs_is_the_current_folder(run, tmp_path, monkeypatch):
+    copy = Run.open(shutil.copytree(run.directory, tmp_path / "copy"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    assert report_runs([run, copy], images=0).resolve() == tmp_path / "here" / "report.html"
+
+
+# --- wrong inputs ----------------------------------------------------------------------------
+
+
+def test_only_a_report_is_replaced(run, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text("<!DOCTYPE html><title>my thesis</title>")
+    with pytest.raises(FileExistsError, match="is not a report of keras-vgg"):
+        report_runs([run], path)
+    assert path.read_text().endswith("my thesis</title>")
+    with pytest.raises(FileExistsError, match="is a folder"):
+        report_runs([run], tmp_path)
+    path.unlink()
+    assert report_runs([run], path, images=0) == path
+    path.write_text(path.read_text() + "an older report")
+    assert report_runs([run], path, images=0) == path
+    assert path.read_text().endswith("</html>")
+
+
+def test_runs_of_different_classes_or_images_are_refused(trained, hostile, tmp_path):
+    with pytest.raises(ValueError, match="cannot be compared: their validation images or classes"):
+        report_runs([trained[0], hostile], tmp_path / "page.html")
+    with pytest.raises(ValueError, match="cannot be compared"):  # another seed holds out others
+        report_runs([*trained], tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_wrong_arguments(run):
+    with pytest.raises(ValueError, match="no run to report on"):
+        report_runs([])
+    with pytest.raises(ValueError, match="is given twice"):
+        report_runs([run, Run(run.directory / ".." / "first", run.recipe)])
+    with pytest.raises(ValueError, match="0 or more, not -1"):
+        report_runs([run], images=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("results.json", "{"), ("metrics.csv", "epoch,loss\n1,x\n"), ("results.json", '{"test": []}')],
+)
+def test_a_damaged_file_is_named(run, name, text):
+    path = run.directory / name
+    path.write_text(text)
+    if text == '{"test": []}':  # what is no evaluation is none
+        assert "Evaluations" in text_of(page_of(run, images=0, split="validation"))
+        return
+    with pytest.raises(ValueError, match=rf"{name} cannot be read"):
+        report_runs([run])
+    assert not (run.directory / "report.html").exists()
+
+
+def test_command(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(run.directory)
+    assert cli.main(["report", ".", "--images", "1"]) == cli.OK
+    captured = capsys.readouterr()
+    assert Path(captured.out.strip()) == run.directory / "report.html"
+    assert "Grad-CAM" in captured.err
+    assert "<title>first – keras_vgg report</title>" in Path(captured.out.strip()).read_text()
+    for arguments, message in (
+        ([str(tmp_path)], "is not a run directory"),
+        ([], "at least one run directory"),
+        ([".", "--out", "recipe.json"], "is not a report of keras-vgg"),
+    ):
+        assert cli.main(["report", *arguments]) == cli.BAD_INPUT
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
+# --- what is on the page is text, and all of it is there -------------------------------------
+
+
+class Elements(HTMLParser):
+    """The elements of a page, (name, attributes), as a browser would see them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def harmless():
+    """The elements of a page of good names."""
+    page = report.render(synthetic(classes=3, names=["a", "b", "c"], run="a"))
+    return [tag for tag, _ in Elements(page).found]
+
+
+def test_texts_are_escaped(hostile_page):
+    page = hostile_page.read_text()
+
+    text = text_of(page)
+    for name in ("<img src=x onerror=alert(1)>", "run <b>&amp;", "<i>photos", "<script>.png"):
+        assert name in text
+    assert "&lt;b&gt; ${7*7} {{ 7*7 }}" in text  # neither unescaped nor run
+    elements = Elements(page).found
+    assert not {"script", "i"} & {tag for tag, _ in elements}
+    assert all(given.get("src", "data:").startswith("data:") for _, given in elements)
+
+
+@pytest.mark.parametrize("name", [SCRIPT, IMAGE, "</style><script>", "-->", "]]>", "\x07\x1b[31m"])
+def test_any_name_is_only_text(name, harmless):
+    page = report.render(synthetic(classes=3, names=[name, "b", "c"], run=name))
+
+    elements = Elements(page).found
+    assert [tag for tag, _ in elements] == harmless
+    assert not [given for _, given in elements if any(key.startswith("on") for key in given)]
+    assert text_of(page).count(re.sub(r"\s+", " ", name)) >= 10
+
+
+def test_nothing_is_fetched(written):
+    page = written.read_text()
+
+    elements = Elements(page).found
+    loaded = [
+        given[key]
+        for tag, given in elements
+        for key in ("src", "href", "xlink:href", "srcset", "data")
+        if tag != "a" and key in given
+    ]
+    assert loaded
+    assert all(value.startswith(("data:image/", "#")) for value in loaded)
+    ids = [given["id"] for _, given in elements if "id" in given]
+    assert len(ids) == len(set(ids))
+    links = [given["href"] for tag, given in elements if tag == "a"]
+    for target in [*links, *loaded]:
+        assert target.startswith(("https://arxiv.org/", "data:")) or target[1:] in ids
+    assert "default-src 'none'" in page
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in elements}
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert "#00fe" not in page  # no stand-in for a colour
+    assert len(page) < 1e6
+
+
+def synthetic(classes: int, names: list[str] | None = None, run: str = "run", runs: int = 1):
+    """A page of made-up facts."""
+    names = names or [f"class {i}" for i in range(classes)]
+    generator = np.random.default_rng(classes)
+    confusion = generator.poisson(0.2, (classes, classes)) + np.diag(
+        generator.integers(1, 9, classes)
+    )
+    scores = report.Scores(
+        count=int(confusion.sum()),
+        top1=0.5,
+        top1_interval=(0.4, 0.6),
+        top5=None,
+        top5_interval=None,
+        loss=1.0,
+        classes=[report.ClassScores(name, 5, 0.5, None, None) for name in names],
+        confusion=confusion,
+        bins=[report.Bin(0, 0.5, 0, None, None), report.Bin(0.5, 1, 3, 0.7, 0.6)],
+        calibration_error=0.1,
+    )
+    picture = report.Picture(np.full((300, 300, 3), 128, np.uint8), f"a {names[0]}", names[0])
+    shown = report.Shown(names[0], names[0], [(names[0], 0.5, True)], [picture] * 3)
+    history = [
+        {"epoch": e, "val_accuracy": 0.1 * e, "val_loss": 1 / e, "learning_rate": 0.0}
+        for e in (1, 2, 3)
+    ]
+    facts = report.RunFacts(
+        number=1,
+        name=run,
+        subtitle=run,
+        changes=[("source", run, "digits")],
+        recipe=[("source", run)],
+        environment=[("command", run)],
+        history=history,
+        best_epoch=3,
+        evaluated=[report.Evaluated(run, 3, 0.5, None, None, 1.0)],
+        split="test",
+        scores=scores,
+        mistakes=[shown],
+        hits=[shown],
+        missing={"export": run},
+    )
+    every = [replace(facts, number=i + 1) for i in range(runs)]
+    between = [report.Comparison(0.1, (0, 0.2), 0.04)] * (runs - 1)
+    return report.Page(run, every, "made", between, [("source", [run] * runs)] if runs > 1 else ())
+
+
+def test_many_classes_are_a_map_and_the_rest_is_folded():
+    page = report.render(synthetic(classes=120))
+
+    assert "Table: confusion matrix" not in page
+    assert '<figure class="wide"><svg' in page
+    assert "The other 90 classes" in page
+    assert len(rows_of(page, "Table: most frequent confusions")) == 11
+    assert "data:image/jpeg" in page  # larger pictures
+
+
+def test_no_two_elements_of_several_runs_have_one_name():
+    ids = [
+        given["id"]
+        for _, given in Elements(report.render(synthetic(3, runs=3))).found
+        if "id" in given
+    ]
+
+    assert len(ids) == len(set(ids)) > 30
+
+
+def channels(colour: str) -> list[int]:
+    return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+
+
+def contrast(one: str, other: str) -> float:
+    def luminance(colour: str) -> float:
+        values = [value / 255 for value in channels(colour)]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(scheme):
+    """WCAG 2.1: 4.5 for text, also in a line's colour."""
+    folder = Path(report.__file__).parent / "templates"
+    blocks = re.findall(r":root \{(.*?)\}", (folder / "report.css").read_text(), flags=re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", blocks[0 if scheme == "light" else 1]))
+    assert {f"series-{i}" for i in range(SERIES)} <= set(colours)
+    assert len(DASHES) == SERIES == len(set(DASHES))  # not told apart by colour alone
+
+    for ground in ("paper", "panel"):
+        for name in ("ink", "muted", "link", "best", *(f"series-{i}" for i in range(SERIES))):
+            assert contrast(colours[ground], colours[name]) >= 4.5, (ground, name)
+    for hue in ("right", "wrong"):  # the strongest cell of a confusion matrix
+        parts = zip(channels(colours[hue]), channels(colours["panel"]), strict=True)
+        cell = "#" + "".join(f"{round(0.6 * a + 0.4 * b):02x}" for a, b in parts)
+        assert contrast(cell, colours["ink"]) >= 4.5, hue
+
+
+# --- in a browser ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.is_file():
+        pytest.skip(f"there is no {CHROMIUM}")
+    with playwright.sync_playwright() as engine:
+        started = engine.chromium.launch(executable_path=str(CHROMIUM))
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def pages(written, hostile_page, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    for path in (written, hostile_page):
+        shutil.copy(path, folder)
+    report.write_page(synthetic(40, [LONG] * 40, LONG, runs=8), folder / "eight.html")
+    report.write_page(synthetic(3, [SCRIPT, IMAGE, LONG], SCRIPT), folder / "script.html")
+    return folder
+
+
+FINDINGS = """() => ({
+    wide: document.documentElement.scrollWidth,
+    images: [...document.images].map(i => i.naturalWidth > 0 && i.alt.length > 0),
+    headings: [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")].map(h => +h.tagName[1]),
+    scripts: document.scripts.length,
+    handlers: document.querySelectorAll("[onerror], [onload], [onclick]").length,
+    plots: [...document.querySelectorAll("svg.plot")].map(s => s.getBoundingClientRect().width),
+    named: [...document.querySelectorAll("svg.plot")].every(
+        s => s.getAttribute("role") === "img" && s.getAttribute("aria-label")),
+    heads: [...document.querySelectorAll("th")].every(t => ["row", "col"].includes(t.scope)),
+    boxes: [...document.querySelectorAll(".scroll")].every(b => b.tabIndex === 0),
+    language: document.documentElement.lang, title: document.title,
+    paper: getComputedStyle(document.body).backgroundColor,
+    ink: getComputedStyle(document.querySelector("svg.plot text")).fill,
+})"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["one", "hostile", "eight", "script"])
+def test_in_chromium(browser, pages, name, scheme, width):
+    said = []
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: asked.append(request.url))
+    asked: list[str] = []
+    page.goto((pages / f"{name}.html").as_uri())
+    closed = page.evaluate(FINDINGS)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    found = page.evaluate(FINDINGS)
+    context.close()
+
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [
+        (pages / f"{name}.html").as_uri()
+    ]
+    assert closed["wide"] <= width
+    assert found["wide"] <= width
+    assert found["images"]
+    assert all(found["images"])
+    levels = found["headings"]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+    assert found["scripts"] == found["handlers"] == 0
+    assert found["plots"]
+    assert all(200 < side <= width for side in found["plots"])
+    assert found["named"]
+    assert found["heads"]
+    assert found["boxes"]
+    assert found["language"] == "en"
+    assert found["title"]
+    assert found["paper"] == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 29)"}[scheme]
+    assert found["ink"] == {"light": "rgb(85, 96, 111)", "dark": "rgb(163, 174, 189)"}[scheme]
