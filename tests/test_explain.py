@@ -81,13 +81,11 @@ def test_a_layer_of_a_model_in_a_model(model_of):
     for layer in model.layers[-3:]:
         x = layer(x)
     flat = keras.Model(flat_image, x)
-    for layer in ("block5_conv1", "block3_pool"):
-        path = f"base/{layer}"
-        for method in ("grad-cam", "grad-cam++"):
-            expected = explain.grad_cam(flat, images, layer=layer, method=method)
-            found = explain.grad_cam(model, images, layer=path, method=method)
-            np.testing.assert_allclose(found, expected, atol=1e-5)
-            assert found.max() == 1
+    for layer, method in (("block5_conv1", "grad-cam"), ("block3_pool", "grad-cam++")):
+        expected = explain.grad_cam(flat, images, layer=layer, method=method)
+        found = explain.grad_cam(model, images, layer=f"base/{layer}", method=method)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        assert found.max() == 1
 
 
 def test_the_model_is_left_alone():
@@ -140,3 +138,264 @@ def test_default_layers():
     }
     for name, model in names.items():
         assert opened(model).place(None).path == name
+
+
+def linear(weights, side=4):
+    """Scores are weights times pixels: the gradient is the weights."""
+    model = keras.Sequential(
+        [keras.Input((side, side, 2)), layers.Flatten(), layers.Dense(weights.shape[1], "softmax")]
+    )
+    model.layers[-1].set_weights([weights, np.zeros(weights.shape[1])])
+    return model
+
+
+def test_saliency_of_a_linear_model_is_its_weights():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(32, 3)).astype("float32")
+    images = rng.uniform(0, 255, (2, 4, 4, 2)).astype("float32")
+    expected = np.abs(weights.T.reshape(3, 4, 4, 2)).max(-1)[[2, 0]]
+    expected /= expected.max((1, 2), keepdims=True)
+    found = explain.saliency(linear(weights), images, classes=[2, 0])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # The same whatever the noise, for the gradient is the same everywhere.
+    smooth = explain.saliency(linear(weights), images, classes=[2, 0], samples=3, noise=0.2)
+    np.testing.assert_allclose(smooth, expected, rtol=1e-5)
+
+
+def test_gradients_are_finite_differences_in_inference():
+    # Dropout and batch norm as in use; the class's score before the soft-max.
+    options = {"head": "fc", "batch_norm": True, "size": 32, "configuration": "A-LRN"}
+    model, scores = small(**options), small(**options, classifier_activation=None)
+    scores.set_weights(model.get_weights())
+    images = noise(2, 32)
+    network = opened(model)
+    place = network.place("block3_conv2_relu")
+    chosen = ops.convert_to_tensor(np.array([1, 4], "int32"))
+    found = values(network.score_gradient(None)([ops.convert_to_tensor(images)], chosen)[1])
+    direction = np.random.default_rng(1).normal(size=images.shape).astype("float32")
+    step = 1e-2
+
+    def difference(at, model):
+        up, down = (values(model(at + sign * step * direction)) for sign in (1, -1))
+        return (up - down)[[0, 1], [1, 4]] / (2 * step)
+
+    by_hand = difference(images, scores)
+    np.testing.assert_allclose((found * direction).sum((1, 2, 3)), by_hand, rtol=0.05, atol=1e-5)
+    maps = values(network.maps(place)([images], training=False))
+    by_maps = network.score_gradient(place)([images, ops.convert_to_tensor(maps)], chosen)[1]
+    after = keras.Model(scores.get_layer("block3_conv2_relu").output, scores.output)
+    images, direction = maps, np.random.default_rng(1).normal(size=maps.shape).astype("float32")
+    step = 1e-3
+    np.testing.assert_allclose(
+        (values(by_maps) * direction).sum((1, 2, 3)), difference(maps, after), rtol=0.05, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("head", ["fc", "conv", "gap"])
+def test_scores_are_those_before_the_softmax(head):
+    model, scores = small(head=head), small(head=head, classifier_activation=None)
+    scores.set_weights(model.get_weights())
+    np.testing.assert_allclose(
+        values(opened(model).scores([noise(2, 32)])), values(scores(noise(2, 32))), rtol=1e-5
+    )
+    for method in ("grad-cam", "grad-cam++"):
+        options = {"classes": 2, "method": method, "layer": "block4_conv1"}
+        np.testing.assert_allclose(
+            explain.grad_cam(model, noise(2, 32), **options),
+            explain.grad_cam(scores, noise(2, 32), **options),
+            atol=1e-5,
+        )
+
+
+def test_grad_cam_plus_plus_by_its_formula():
+    model, images = small(size=64), noise(1)
+    network = opened(model)
+    place = network.place("block4_conv2")
+    maps = network.maps(place)([images], training=False)
+    chosen = ops.convert_to_tensor(np.array([3], "int32"))
+    slope = values(network.score_gradient(place)([images, maps], chosen)[1])[0].astype("float64")
+    a = values(maps)[0].astype("float64")
+    heat = np.zeros(a.shape[:2])
+    for k in range(a.shape[-1]):
+        weight = 0.0
+        for g in slope[..., k].ravel():
+            if g > 0:
+                alpha = g**2 / (2 * g**2 + a[..., k].sum() * g**3)
+                weight += alpha * max(g, 0)
+        heat += weight * a[..., k]
+    expected = heats.scaled(heats.resized(np.maximum(heat, 0), (64, 64)))
+    options = {"classes": 3, "layer": "block4_conv2", "method": "grad-cam++"}
+    np.testing.assert_allclose(explain.grad_cam(model, images, **options)[0], expected, atol=1e-4)
+
+
+def test_nothing_speaks_for_a_class():
+    model = small()
+    kernel, bias = model.get_layer("predictions").get_weights()
+    model.get_layer("predictions").set_weights([-np.abs(kernel), bias])
+    assert explain.grad_cam(model, noise(size=32), layer="block5_pool").max() == 0
+
+
+def test_occlusion_by_hand():
+    weights = np.random.default_rng(0).normal(size=(32, 3)).astype("float32") / 100
+    images = np.random.default_rng(1).uniform(0, 255, (1, 4, 4, 2)).astype("float32")
+
+    def probability(image):
+        scores = image.ravel() @ weights
+        return (np.exp(scores) / np.exp(scores).sum())[1]
+
+    total, covers = np.zeros((4, 4)), np.zeros((4, 4))
+    for top in (0, 2):  # of windows of 2
+        for left in (0, 2):
+            covered = images[0].copy()
+            covered[top : top + 2, left : left + 2] = images[0].mean((0, 1))
+            total[top : top + 2, left : left + 2] += probability(images[0]) - probability(covered)
+            covers[top : top + 2, left : left + 2] += 1
+    found = explain.occlusion_sensitivity(linear(weights), images, classes=1, window=2, stride=2)
+    np.testing.assert_allclose(found[0], total / covers, atol=1e-6)
+    # Windows of 3 overlap: the middle is covered by all four.
+    found = explain.occlusion_sensitivity(
+        linear(weights), images, classes=1, window=3, stride=1, fill=0.0, batch_size=3
+    )
+    corners = [(top, left) for top in (0, 1) for left in (0, 1)]
+    drops = []
+    for top, left in corners:
+        covered = images[0].copy()
+        covered[top : top + 3, left : left + 3] = 0
+        drops.append(probability(images[0]) - probability(covered))
+    assert found[0, 1, 1] == pytest.approx(np.mean(drops), abs=1e-6)
+    assert found[0, 0, 0] == pytest.approx(drops[0], abs=1e-6)
+
+
+def test_smoothgrad_is_seeded():
+    model, images = small(), noise(2, 32)
+    options = {"samples": 2, "noise": 0.2}
+    first = explain.saliency(model, images, **options)
+    np.testing.assert_array_equal(explain.saliency(model, images, **options), first)
+    assert np.abs(explain.saliency(model, images, seed=1, **options) - first).max() > 0
+    # An image's noise does not depend on the batch.
+    np.testing.assert_allclose(
+        explain.saliency(model, images, batch_size=1, **options), first, atol=1e-4
+    )
+
+
+def test_feature_maps():
+    model = small("D", batch_norm=True)
+    image = noise(1, 32)[0]
+    found = explain.feature_maps(model, image)
+    assert list(found) == [f"block{b}_conv{2 if b < 3 else 3}_relu" for b in range(1, 6)]
+    assert found["block3_conv3_relu"].shape == (8, 8, 16)
+    pooled = values(keras.Model(model.inputs, model.get_layer("block1_pool").output)([image[None]]))
+    maps = explain.feature_maps(model, image, ["block1_pool", "block1_conv2_relu"])
+    np.testing.assert_allclose(maps["block1_pool"], pooled[0], rtol=1e-5, atol=1e-5)
+    blocks = maps["block1_conv2_relu"].reshape(16, 2, 16, 2, -1)
+    np.testing.assert_allclose(blocks.max((1, 3)), pooled[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        ("block2_conv1", {"size": 40}),
+        ("block3_conv1", {}),
+        ("predictions", {}),
+        ("base/block2_conv1", {"size": 32}),
+    ],
+)
+def test_filters_answer_more(layer, options):
+    model = nested("sequential") if "/" in layer else small(head="fc")
+    found = explain.activation_maximization(model, layer, [0, 2], steps=12, **options)
+    side = options.get("size", 32)
+    assert found.shape == (2, side, side, 3)
+    assert found.dtype == np.float32
+    assert found.min() >= 0
+    assert found.max() <= 255
+    again = explain.activation_maximization(model, layer, [2], steps=12, **options)
+    np.testing.assert_allclose(again[0], found[1], atol=2)
+    if not options:
+        network = opened(model)
+        place = network.find(layer)
+        answer = keras.Model([network.image], network.output_before_activation(place))
+        grey = np.full((1, 32, 32, 3), 127.5, "float32")
+        for image, k in zip(found, (0, 2), strict=True):
+            more, less = (values(answer([x]))[..., k].mean() for x in (image[None], grey))
+            assert more > less
+
+
+def test_half_precision_says_the_same():
+    full = small("A", head="fc", size=64)
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        half = small("A", head="fc", size=64)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    half.set_weights(full.get_weights())
+    for method in ("grad-cam", "grad-cam++"):
+        a, b = (
+            explain.grad_cam(model, noise(2), classes=1, layer="block3_conv2", method=method)
+            for model in (full, half)
+        )
+        assert np.isfinite(b).all()
+        assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.99
+
+
+def test_a_sequential_model_that_gets_other_layers():
+    weights = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
+    model, images = linear(weights), np.ones((1, 4, 4, 2), "float32")
+    explain.saliency(model, images, classes=0)
+    model.pop()
+    model.add(layers.Dense(5))
+    explain.saliency(model, images, classes=4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layer": "block5_conv9"}, r"no layer 'block5_conv9'; did you mean .*block5_conv2"),
+        ({"layer": "nonsense"}, "no layer 'nonsense'. Those with maps are .*block1_conv1, block1"),
+        ({"layer": "predictions"}, r"'predictions' of 'vgg11' gives no map .*\(None, 5\)"),
+        ({"classes": 5}, "whole numbers from 0 to 4, not 5"),
+        ({"classes": [0, 1]}, "one for each of 3 images"),
+        ({"classes": 1.5}, "whole numbers"),
+        ({"method": "cam"}, "method must be one of grad-cam"),
+        ({"images": noise(1, 16)}, r"takes images \[n, 32, 32, 3\], not \(1, 16, 16, 3\)"),
+        ({"images": noise(1, 32)[0]}, r"not \(32, 32, 3\)"),
+        ({"images": noise(1, 32) * np.nan}, "not finite"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        explain.grad_cam(small(), **{"images": noise(size=32), **arguments})
+
+
+def test_a_layer_in_several_places():
+    base = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(2, 3, name="conv")], name="base")
+    twin = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(2, 3, name="conv")], name="twin")
+    image = keras.Input((8, 8, 3))
+    x = layers.Concatenate()([base(image), twin(image), base(layers.ReLU()(image))])
+    model = keras.Model(image, layers.Dense(2)(layers.Flatten()(x)))
+    with pytest.raises(ValueError, match=r"in 3 places .*give its path: base/conv, twin/conv"):
+        explain.grad_cam(model, noise(1, 8), layer="conv")
+    with pytest.raises(ValueError, match=r"in 2 places .*choose another"):
+        explain.grad_cam(model, noise(1, 8), layer="base/conv")
+    assert explain.grad_cam(model, noise(1, 8), layer="twin/conv").shape == (1, 8, 8)
+
+
+def test_other_bad_input():
+    model, images = small(), noise(1, 32)
+    for call, message in (
+        (lambda: explain.saliency(model, images, samples=0), "samples must be 1 or more"),
+        (lambda: explain.saliency(model, images, samples=2), "are all the same"),
+        (lambda: explain.occlusion_sensitivity(model, images, window=33), "window must be 1 to 32"),
+        (lambda: explain.occlusion_sensitivity(model, images, window=4, stride=5), "no window"),
+        (lambda: explain.activation_maximization(model, None, [32]), "filters 0 to 31"),
+        (lambda: explain.activation_maximization(model, None, [0], steps=0), "steps must be"),
+        (lambda: explain.activation_maximization(model, "fc9", [0]), "no layer 'fc9'"),
+        (lambda: explain.feature_maps(model, images), "takes images"),
+        (lambda: explain.overlay(images[0], np.full((2, 2), 2.0)), r"heat in \[0, 1\]"),
+        (lambda: explain.overlay(images[0], images[0]), r"heat \[h, w\]"),
+        (lambda: explain.overlay(images[0] + 9, np.zeros((2, 2))), r"image in \[0, 255\]"),
+        (lambda: explain.overlay(images[0], np.zeros((2, 2)), 2), "alpha must be"),
+        (lambda: explain.grad_cam(vgg("A", False, None), images), "class scores"),
+        (lambda: explain.grad_cam(keras.Sequential(), images), "built"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -1,0 +1,134 @@
+"""keras-vgg explain, as a user types it; where its heat comes to lie."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_vgg import augment, cli, data
+from keras_vgg.augment.geometry import central_window
+from keras_vgg.explain.heat import resized
+from keras_vgg.fit import fit
+from keras_vgg.runs import explain_files
+from keras_vgg.runs.explaining import placed
+from tests.test_cli import error_of
+from tests.test_fit import TINY
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(
+        TINY.replace(epochs=1, head="gap"), tmp_path_factory.mktemp("cli") / "run", verbose=0
+    )
+
+
+@pytest.fixture
+def photo(tmp_path):
+    path = tmp_path / "photo.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_explain(run, photo, tmp_path, capsys):
+    grey = tmp_path / "grey.png"
+    Image.fromarray(np.full((8, 12), 128, np.uint8)).save(grey)
+    arguments = ["explain", run.directory, photo, grey, "--out", tmp_path / "out"]
+    methods = "grad-cam,grad-cam++,occlusion,saliency,smoothgrad,features"
+    assert cli.main([*map(str, arguments), "--method", methods]) == cli.OK
+    paths = capsys.readouterr().out.split()
+    together = "grad-cam_grad-cam++_occlusion_saliency_smoothgrad"
+    assert paths == [
+        str(tmp_path / "out" / f"{name}.png")
+        for name in (f"photo_{together}", "photo_features", f"grey_{together}", "grey_features")
+    ]
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+            assert np.asarray(image.convert("RGB")).std() > 1
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_explain_a_layer_a_class_and_filters(run, photo, capsys):
+    arguments = ["explain", run.directory, photo, "--layer", "block3_conv2", "--class", "7"]
+    assert cli.main([*map(str, arguments), "--method", "grad-cam,filters"]) == cli.OK
+    folder = run.directory / "explain"
+    assert capsys.readouterr().out.split() == [
+        str(folder / "photo_grad-cam.png"),
+        str(folder / "filters_block3_conv2.png"),
+    ]
+    # No image is needed for filters; of the last layer they are the classes.
+    arguments = ["explain", str(run.directory), "--method", "filters", "--layer", "predictions"]
+    assert cli.main(arguments) == cli.OK
+    assert capsys.readouterr().out.split() == [str(folder / "filters_predictions.png")]
+
+
+def test_bad_input_to_explain(run, photo, tmp_path, capsys):
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    out = tmp_path / "out"
+    for arguments, message in (
+        ([photo, "--layer", "block9"], "has no layer 'block9'"),
+        ([photo, "--layer", "predictions"], "gives no map"),
+        ([photo, "--class", "seven"], "the run has no class 'seven'; they are 0, 1, 2"),
+        ([photo, "--method", "magic"], "method must be of grad-cam, grad-cam++"),
+        ([photo, "--method", ""], "method must be of"),
+        ([photo, text], f"{text}: not a JPEG"),
+        ([tmp_path / "none.png"], "no such image file"),
+        ([], "grad-cam needs an image file"),
+    ):
+        said = error_of(capsys, "explain", run.directory, *arguments, "--out", out)
+        assert message in said
+    assert not out.exists()
+
+
+def test_images_of_one_name_do_not_overwrite_each_other(run, photo, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "photo.png"
+    Image.open(photo).save(other)
+    written = explain_files(run, [photo, other], methods=["saliency"], out=tmp_path / "out")
+    assert [path.name for path in written] == ["photo_1_saliency.png", "photo_2_saliency.png"]
+
+
+@pytest.mark.parametrize(
+    ("sides", "scale"), [((300, 200), 64), ((90, 200), 80), ((64, 64), 64), ((100, 80), None)]
+)
+def test_heat_lies_where_the_crop_was(sides, scale):
+    # The picture itself as heat, cropped as evaluation does, comes back to its place.
+    y, x = np.mgrid[: sides[0], : sides[1]]
+    picture = (127 + 60 * np.sin(y / 25) + 60 * np.cos(x / 20)).astype("uint8")
+    picture = np.repeat(picture[..., np.newaxis], 3, -1)
+    seen = augment.eval_image(picture, size=64, scale=scale).numpy()[..., 0]
+    window = central_window(np.array(sides), size=64, scale=scale)
+    found = placed(seen, window, sides)
+    assert found.shape == sides
+    inside = ~np.isnan(found)
+    assert np.abs(found - picture[..., 0])[inside].mean() < 3
+    part = np.prod([min(64, s) / s for s in window.scaled.numpy()])
+    assert inside.mean() == pytest.approx(part, abs=0.02)
+    # What is inside is a rectangle in the middle.
+    rows, columns = np.where(inside.any(1))[0], np.where(inside.any(0))[0]
+    assert inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+    assert abs(rows[0] - (sides[0] - 1 - rows[-1])) <= max(sides) / 64 + 1
+
+
+def test_heat_of_a_small_padded_picture():
+    # 28 x 28 in a frame of 32: heat on the frame is not shown.
+    heat = np.zeros((32, 32), "float32")
+    heat[:2] = 9
+    heat[2:30, 2:30] = resized(np.arange(4.0).reshape(2, 2), (28, 28))
+    window = central_window(np.array((28, 28)), size=32)
+    np.testing.assert_array_equal(placed(heat, window, (28, 28)), heat[2:30, 2:30])
+
+
+def test_a_turned_photograph_is_explained_upright(run, photo, tmp_path):
+    with Image.open(photo) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(tmp_path / "turned.jpg", exif=exif)
+    upright = data.load_image(tmp_path / "turned.jpg")
+    assert upright.shape[:2] == (60, 40)
+    (path,) = explain_files(run, [tmp_path / "turned.jpg"], out=tmp_path / "out")
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    rows, _ = np.where((pixels < 250).any(-1))
+    assert rows.max() - rows.min() > 300  # higher than a panel is wide
+    assert pixels.shape[1] < 2 * 300 + 250
