@@ -13,8 +13,7 @@ from keras_vgg.report.facts import (
     Shown,
 )
 from keras_vgg.report.page import render, require_own, write_page
-from keras_vgg.report.plots import plot_confusion, plot_history,
-    plot_layers, plot_sizes, table
+from keras_vgg.report.plots import plot_confusion, plot_history, plot_layers, plot_sizes, table
 
 __all__ = [
     "Bin",
