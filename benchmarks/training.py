@@ -33,13 +33,13 @@ from keras_vgg.recipe import Recipe
 
 CLASSES = 10
 CASES = {
-    "VGG-16, 224x224, batch 8": Recipe(
+    "VGG-16, 224x224, batch 4": Recipe(
         configuration="D",
         width_multiplier=1.0,
         batch_norm=False,
         hidden_units=4096,
         image_size=224,
-        batch_size=8,
+        batch_size=4,
     ),
     "VGG-16, 32x32, batch 64": Recipe(
         configuration="D", width_multiplier=1.0, batch_norm=False, hidden_units=4096, batch_size=64
