@@ -11,8 +11,8 @@ import pytest
 
 HERE = Path(__file__).parent
 BY_HAND = (
-    "cam_before or formula or linear_model or finite_differences or two or occlusion_by_hand "
-    "or left_alone or freed"
+    "cam_before or formula or linear_model or finite_differences or (two and levels) "
+    "or occlusion_by_hand or left_alone or freed"
 )
 
 

@@ -90,7 +90,8 @@ def draw_maps(path: Path, image: np.ndarray, maps: Mapping[str, np.ndarray], *, 
         for c, (channel, found) in enumerate(row):
             left = _MARGIN + name_width + c * step
             axes = _place(figure, left, top, _CELL, _CELL)
-            axes.imshow(found, cmap="inferno", aspect="auto", interpolation="nearest")
+            least = min(0.0, float(found.min()))
+            axes.imshow(found, cmap="inferno", vmin=least, aspect="auto", interpolation="nearest")
             _write(figure, left, top + _CELL + 0.03, f"{channel}", fontsize=6)
     _save(figure, path)
 
