@@ -30,6 +30,8 @@ _HOMES = {
     "Recipe": "recipe",
     "load_recipe": "recipe",
     "evaluate": "evaluation",
+    "grad_cam": "explain",
+    "overlay": "explain",
 }
 
 __all__ = [*_HOMES, "__version__"]

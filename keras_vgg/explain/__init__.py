@@ -1,0 +1,19 @@
+"""Why a model says what it says: heat on images, feature maps, what filters look for.
+
+Nothing here trains or changes a model. It all runs on TensorFlow, JAX and PyTorch.
+"""
+
+from keras_vgg.explain.cam import grad_cam
+from keras_vgg.explain.features import activation_maximization, feature_maps
+from keras_vgg.explain.heat import overlay
+from keras_vgg.explain.occlusion import occlusion_sensitivity
+from keras_vgg.explain.saliency import saliency
+
+__all__ = [
+    "activation_maximization",
+    "feature_maps",
+    "grad_cam",
+    "occlusion_sensitivity",
+    "overlay",
+    "saliency",
+]

@@ -1,0 +1,169 @@
+"""What layers see: their maps of an image, and the images that their filters look for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vgg.explain.gradient import gradient_of
+from keras_vgg.explain.network import (
+    Network,
+    Place,
+    channels_first,
+    channels_last,
+    opened,
+)
+
+_SIDE = 128  # of the images for filters, where the model takes larger ones or any
+_BLUR_EVERY = 4  # steps
+
+
+def feature_maps(
+    model: keras.Model, image: np.ndarray, layers: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Layers' maps of one image: name -> float32 [h, w, c].
+
+    Args:
+        model: As `grad_cam`.
+        image: [h, w, c], as the model takes it.
+        layers: Names or paths, as `grad_cam`'s. None: the last maps before each pooling layer, in
+            VGG those of each block.
+
+    Raises:
+        ValueError: as `grad_cam`.
+    """
+    network = opened(model)
+    images = network.batch(np.asarray(image)[np.newaxis])
+    if layers is None:
+        places = {place.path: place for place in network.block_ends()}
+    else:
+        places = {name: network.place(name) for name in layers}
+    tensors = [place.output for place in places.values()]
+    if not tensors:
+        raise ValueError("feature_maps needs at least one layer")
+    found = keras.Model([network.image], tensors)([ops.convert_to_tensor(images)], training=False)
+    return dict(zip(places, (channels_last(maps)[0] for maps in found), strict=True))
+
+
+def activation_maximization(
+    model: keras.Model,
+    layer: str | None,
+    filters: Sequence[int],
+    *,
+    steps: int = 100,
+    seed: int = 0,
+    size: int | None = None,
+    rate: float = 0.02,
+    value_range: tuple[float, float] = (0.0, 255.0),
+) -> np.ndarray:
+    """Images that filters answer to most: float32 [len(filters), h, w, c] in [0, 255].
+
+    From grey with a little noise, steps up the gradient of a filter's mean answer, before its
+    activation (Erhan et al., Visualizing Higher-Layer Features of a Deep Network, 2009; for classes
+    Simonyan et al., arXiv:1312.6034, section 2). Against noise that only the filter sees, the image
+    is shifted a little at random before each step (Mordvintsev et al., Inceptionism, 2015) and now
+    and then blurred (Yosinski et al., arXiv:1506.06579).
+
+    Args:
+        model: As `grad_cam`. With the preprocessing inside, it takes RGB in [0, 255].
+        layer: Of which layer; of the last one, the classes' scores. None: the last convolution.
+        filters: Channels of its map, or its units.
+        steps: How many.
+        seed: Of the noise and the shifts.
+        size: The images' side, where the model or, for a map, the layer allows it. Default: the
+            model's own, for a map at most 128.
+        rate: A step's root mean square, as a share of the range.
+        value_range: What the model takes, if the preprocessing is not inside: the least and largest
+            value, which become 0 and 255.
+
+    Raises:
+        ValueError: no such layer or filter, a size that the layer does not take, a bad option.
+    """
+    network = opened(model)
+    place = network.place(None) if layer is None else network.find(layer)
+    filters = np.asarray(filters)
+    low, high = value_range
+    if steps < 1 or not rate > 0 or not low < high:
+        raise ValueError(
+            f"steps must be 1 or more, rate positive and value_range ascending, not {steps}, "
+            f"{rate}, {value_range}"
+        )
+    answers = network.output_before_activation(place)
+    is_map = len(answers.shape) == 4
+    channel = 1 if is_map and channels_first() else -1
+    known = answers.shape[channel]
+    if filters.ndim != 1 or not len(filters) or filters.dtype.kind not in "iu":
+        raise ValueError(f"filters must be a list of whole numbers, not {filters.tolist()}")
+    if filters.min() < 0 or filters.max() >= known:
+        raise ValueError(
+            f"layer {place.path!r} has filters 0 to {known - 1}, not {filters.tolist()}"
+        )
+    front, shape = _front(network, answers, place, size)
+
+    def answer(output: Any, chosen: Any) -> Any:
+        picked = ops.one_hot(chosen, known, dtype="float32")
+        mean = ops.cast(output, "float32")
+        if is_map:
+            mean = ops.mean(mean, axis=(2, 3) if channels_first() else (1, 2))
+        return ops.sum(picked * mean, axis=-1)
+
+    climb = gradient_of(front, answer)
+    random = np.random.default_rng(seed)
+    rows, columns = (2, 3) if channels_first() else (1, 2)
+    images = random.normal(0, 0.05, (1, *shape)).repeat(len(filters), 0)  # the range is [-1/2, 1/2]
+    chosen = ops.convert_to_tensor(filters.astype("int32"))
+    shift = max(1, min(shape[rows - 1], shape[columns - 1]) // 16)
+    for step in range(steps):
+        by = random.integers(-shift, shift + 1, 2)
+        images = np.roll(images, by, (rows, columns))
+        taken = ((images + 0.5) * (high - low) + low).astype("float32")
+        gradient = ops.convert_to_numpy(climb([ops.convert_to_tensor(taken)], chosen)[1])
+        gradient = gradient.astype("float64")
+        length = np.sqrt(np.mean(gradient**2, axis=(1, 2, 3), keepdims=True))
+        images = images + rate * np.divide(gradient, length, where=length > 0, out=0 * gradient)
+        images = np.roll(images, -by, (rows, columns))
+        if step % _BLUR_EVERY == 0 and step < steps - 1:
+            for axis in (rows, columns):
+                images = _blurred(images, axis)
+        images = np.clip(images, -0.5, 0.5)
+    images = (255 * (images + 0.5)).astype("float32")
+    return np.moveaxis(images, 1, -1) if channels_first() else images
+
+
+def _front(
+    network: Network, answers: Any, place: Place, size: int | None
+) -> tuple[keras.Model, tuple[int, ...]]:
+    """The model as far as the layer, and the shape of an image for it."""
+    front = keras.Model([network.image], answers)
+    shape = list(network.image.shape[1:])
+    sides = (1, 2) if channels_first() else (0, 1)
+    own = [shape[side] for side in sides]
+    if size is None:
+        size = min([_SIDE, *(side for side in own if side)]) if len(answers.shape) == 4 else None
+    if size is None and None in own:
+        raise ValueError(f"{network.name!r} takes images of any size: give size")
+    if size is None or own == [size, size]:
+        return front, tuple(shape)
+    for side in sides:
+        shape[side] = size
+    image = keras.Input(shape)
+    try:
+        # Convolutions take images of another size than the model does.
+        other = keras.models.clone_model(front, input_tensors=[image], clone_function=lambda x: x)
+    except ValueError as error:
+        raise ValueError(f"layer {place.path!r} takes no image of size {size}: {error}") from error
+    return other, tuple(shape)
+
+
+def _blurred(images: np.ndarray, axis: int) -> np.ndarray:
+    """By 1/4, 1/2, 1/4 along an axis; beyond the border is what is at it."""
+    around = [(0, 0)] * images.ndim
+    around[axis] = (1, 1)
+    padded = np.pad(images, around, mode="edge")
+    side = images.shape[axis]
+    before, here, after = (np.take(padded, range(i, i + side), axis) for i in range(3))
+    return before / 4 + here / 2 + after / 4
