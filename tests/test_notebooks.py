@@ -71,8 +71,8 @@ def photographs(folder):
     """A source of two classes: parts of the two photographs that scikit-learn brings."""
     for name, whole in zip(("temple", "flower"), load_sample_images().images, strict=True):
         (folder / "photos" / name).mkdir(parents=True)
-        for i in range(20):
-            top, left = 60 * (i // 5), 100 * (i % 5)
+        for i in range(30):
+            top, left = 60 * (i // 6), 80 * (i % 6)
             part = Image.fromarray(whole[top : top + 180, left : left + 240])
             part.save(folder / "photos" / name / f"{i:02}.jpg")
     return f"folder:{folder / 'photos'}"
@@ -228,5 +228,5 @@ def test_the_photographs_are_two_classes(tmp_path):
     source = load_source(photographs(tmp_path))
     assert source.class_names == ("flower", "temple")
     counts = np.bincount(source.train.labels)
-    assert counts.min() >= 10
+    assert counts.min() >= 16
     assert keras.saving.load_model(network(tmp_path, head="gap", classes=4)).output_shape[-1] == 4
