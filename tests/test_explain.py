@@ -129,6 +129,23 @@ def test_overlay():
     np.testing.assert_array_equal(explain.overlay(image, np.zeros((2, 2)), alpha=0), image)
 
 
+def test_overlay_takes_what_rounding_leaves_outside_the_range():
+    heat = np.zeros((2, 2))
+    image = np.full((2, 2, 3), 255.00002, "float32")
+    np.testing.assert_array_equal(explain.overlay(image, heat, alpha=0), np.full((2, 2, 3), 255))
+    with pytest.raises(ValueError, match=r"an image in \[0, 255\]"):
+        explain.overlay(image + 1, heat)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the warning is TensorFlow's")
+def test_many_layers_of_many_models_raise_no_warning(caplog):
+    for _ in range(3):
+        model = small("A")
+        for layer in ("block1_conv1", "block2_conv1", "block3_conv2"):
+            explain.grad_cam(model, noise(size=32), layer=layer)
+    assert "retracing" not in caplog.text
+
+
 def test_default_layers():
     names = {
         "block5_conv2": small("A"),
@@ -299,6 +316,8 @@ def test_feature_maps():
     np.testing.assert_allclose(maps["block1_pool"], pooled[0], rtol=1e-5, atol=1e-5)
     blocks = maps["block1_conv2_relu"].reshape(16, 2, 16, 2, -1)
     np.testing.assert_allclose(blocks.max((1, 3)), pooled[0], rtol=1e-5, atol=1e-5)
+    (alone,) = explain.feature_maps(model, image, ["block1_pool"]).values()
+    np.testing.assert_allclose(alone, pooled[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

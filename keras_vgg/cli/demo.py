@@ -27,7 +27,8 @@ class Demo:
     max_upload_mb: int = 10
     """Larger files are refused."""
     layer: str | None = None
-    """Whose heat is shown, such as block4_conv3 (default: the last convolution's)."""
+    """Whose heat is shown, such as block4_conv3 (default: the last with 4x4 places or more
+    before its pooling)."""
 
     def __call__(self) -> None:
         from keras_vgg import demo

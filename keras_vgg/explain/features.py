@@ -42,11 +42,11 @@ def feature_maps(
         places = {place.path: place for place in network.block_ends()}
     else:
         places = {name: network.place(name) for name in layers}
-    tensors = [place.output for place in places.values()]
+    tensors = {name: place.output for name, place in places.items()}
     if not tensors:
         raise ValueError("feature_maps needs at least one layer")
     found = keras.Model([network.image], tensors)([ops.convert_to_tensor(images)], training=False)
-    return dict(zip(places, (channels_last(maps)[0] for maps in found), strict=True))
+    return {name: channels_last(found[name])[0] for name in places}
 
 
 def activation_maximization(

@@ -45,7 +45,9 @@ def _on_tensorflow(network: keras.Model, objective: Callable) -> Gradient:
             value = objective(output, chosen)
         return output, tape.gradient(value, inputs[-1], unconnected_gradients="zero")
 
-    return lambda inputs, chosen: gradient(list(inputs), chosen)
+    # Traced once, here: of functions made anew for each network TensorFlow warns as of retracing.
+    traced = gradient.get_concrete_function()
+    return lambda inputs, chosen: traced(list(inputs), chosen)
 
 
 def _on_jax(network: keras.Model, objective: Callable) -> Gradient:

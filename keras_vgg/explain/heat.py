@@ -20,6 +20,9 @@ def scaled(heat: np.ndarray) -> np.ndarray:
     return (heat / most if most > 0 else np.zeros_like(heat)).astype("float32")
 
 
+_ROUNDING = 0.01  # by which resampling as float32 may leave [0, 255]
+
+
 def overlay(image: np.ndarray, heat: np.ndarray, alpha: float = 0.5) -> np.ndarray:
     """Heat over a picture, at the picture's size: uint8 [h, w, 3].
 
@@ -47,7 +50,7 @@ def overlay(image: np.ndarray, heat: np.ndarray, alpha: float = 0.5) -> np.ndarr
         )
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], not {alpha}")
-    if not (image.min() >= 0 and image.max() <= 255):
+    if not (image.min() >= -_ROUNDING and image.max() <= 255 + _ROUNDING):
         raise ValueError("overlay needs an image in [0, 255]")
     unseen = np.isnan(heat)
     if (heat[~unseen] < 0).any() or (heat[~unseen] > 1).any():

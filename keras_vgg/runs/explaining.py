@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from keras_vgg import data, explain
@@ -20,6 +23,7 @@ HEATS = ("grad-cam", "grad-cam++", "occlusion", "saliency", "smoothgrad")
 METHODS = (*HEATS, "features", "filters")
 _BRIGHTEST = 99  # per cent of a saliency's pixels; what is above is as bright (Smilkov et al.)
 _FILTERS = 8
+_PLACES = 4  # along each side of Grad-CAM's map, at least
 _LEAST = 256  # pixels of a picture's longer side; of less, each is shown as several
 
 
@@ -44,7 +48,8 @@ def explain_files(
         methods: Of HEATS, side by side in IMAGE_METHODS.png; "features", the strongest maps of
             each block, in IMAGE_features.png; "filters", images that a layer's first filters answer
             to most, in filters_LAYER.png.
-        layer: Of Grad-CAM, features and filters; default as `explain`.
+        layer: Of Grad-CAM, features and filters. Default: Grad-CAM's is `layer_to_show`, the
+            others' as `explain` has them.
         class_name: Explain this class instead of the most probable one.
         out: A folder, made if needed. Default: explain/ in the run directory.
         seed: Of SmoothGrad's noise and the filters' start.
@@ -90,7 +95,7 @@ def explain_files(
             shown = picture.repeat(times, 0).repeat(times, 1)
             found = {}
             for method in heats:
-                heat = _heat(model, image, method, chosen, layer, seed)
+                heat = _heat(model, image, method, chosen, layer or layer_to_show(model), seed)
                 name_of = method if heat.any() else f"{method}: nothing speaks for it"
                 found[name_of] = placed(heat, window, shown.shape[:2])
             path = out / f"{name}_{'_'.join(heats)}.png"
@@ -110,6 +115,18 @@ def explain_files(
     if "filters" in methods:
         written.append(_filters(run, model, network, layer, out, seed))
     return written
+
+
+def layer_to_show(model: keras.Model) -> str | None:
+    """Grad-CAM's layer where none is asked for: before the last pooling of 4x4 places or more.
+
+    The last map of a network of small images has four places or one, which hardly say where. None
+    if there is no such layer: then the last convolution it is.
+    """
+    for layer, pool in reversed([*itertools.pairwise(model.layers)]):
+        if re.fullmatch(r"block\d_pool", pool.name) and min(layer.output.shape[1:3]) >= _PLACES:
+            return layer.name
+    return None
 
 
 def placed(heat: np.ndarray, window: Window, sides: tuple[int, int]) -> np.ndarray:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,13 +11,10 @@ from keras_vgg import data, evaluation, explain, report
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.fit.run import Run
 from keras_vgg.progress import progress_bars
-
-if TYPE_CHECKING:
-    import keras
+from keras_vgg.runs.explaining import layer_to_show
 
 _ANSWERS = 3  # of each picture
 _AT_ONCE = 8  # pictures that Grad-CAM takes
-_PLACES = 4  # along each side of the map that it takes, at least
 
 
 def telling_pictures(
@@ -46,7 +40,11 @@ def telling_pictures(
     transform = evaluation_transform(run.recipe)
     batches = data.evaluation_dataset(taken, _AT_ONCE, transform).as_numpy_iterator()
     model = run.model()
-    layer, where = _explained(model)
+    layer = layer_to_show(model)
+    where = "the last convolution"
+    if layer is not None:
+        height, width = model.get_layer(layer).output.shape[1:3]
+        where = f"{layer}, {height}x{width} places"
     ranked = np.argsort(-found.probabilities[chosen], axis=1, kind="stable")[:, :_ANSWERS]
     labels = found.labels[chosen]
     # Beside the answer: what it should have been, or was next.
@@ -72,19 +70,6 @@ def telling_pictures(
                 )
             progress.update(task, completed=len(shown))
     return shown[: len(mistakes)], shown[len(mistakes) :], where
-
-
-def _explained(model: keras.Model) -> tuple[str | None, str]:
-    """Grad-CAM's layer, and a word on it: before the last pooling that still sees enough places.
-
-    The last map of a network of small images has four places or one, which hardly say where.
-    """
-    for layer, pool in reversed([*itertools.pairwise(model.layers)]):
-        if re.fullmatch(r"block\d_pool", pool.name):
-            height, width = layer.output.shape[1:3]
-            if min(height, width) >= _PLACES:
-                return layer.name, f"{layer.name}, {height}x{width} places"
-    return None, "the last convolution"
 
 
 def _picture(
