@@ -1,0 +1,137 @@
+"""Whether explanations show what a network looks at, measured where the place is known.
+
+command:  python training/explanations.py [--pictures 100]
+hardware: 2 CPU cores, a minute
+result:   the table of training/README.md, "Explanations"
+
+A small net learns to tell three digits apart, each somewhere on a larger picture of noise. Of new
+pictures that it gets right: the digit's box's share of the heat, as a multiple of its share of the
+picture, and how much the heat is like that of the same net with random weights (Adebayo et al.,
+Sanity Checks for Saliency Maps, arXiv:1810.03292).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from sklearn.datasets import load_digits
+
+from keras_vgg import explain, vgg
+
+SIDE, BOX = 64, 24
+DIGITS = (0, 1, 7)
+CHANCE = (BOX / SIDE) ** 2
+FINER = "block4_conv2_relu"  # 8x8 places, of which the last convolution has 4x4
+HEATS: dict[str, Callable[..., np.ndarray]] = {
+    "Grad-CAM": explain.grad_cam,
+    "Grad-CAM++": partial(explain.grad_cam, method="grad-cam++"),
+    f"Grad-CAM, {FINER}": partial(explain.grad_cam, layer=FINER),
+    f"Grad-CAM++, {FINER}": partial(explain.grad_cam, layer=FINER, method="grad-cam++"),
+    "occlusion, 12 pixels": partial(explain.occlusion_sensitivity, window=12, stride=12),
+    "saliency": explain.saliency,
+    "SmoothGrad, 25 samples": partial(explain.saliency, samples=25, noise=0.15),
+}
+
+
+class Pictures(NamedTuple):
+    """float32 [n, SIDE, SIDE, 3] in [0, 255], their classes, and (top, left) of their boxes."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    corners: np.ndarray
+
+
+def composed(count: int, seed: int) -> Pictures:
+    """Digits of scikit-learn, three times as large, on noise."""
+    rng = np.random.default_rng(seed)
+    digits = load_digits()
+    images = rng.uniform(0, 120, (count, SIDE, SIDE, 3)).astype("float32")
+    labels = rng.integers(0, len(DIGITS), count)
+    corners = rng.integers(0, SIDE - BOX + 1, (count, 2))
+    for image, label, (top, left) in zip(images, labels, corners, strict=True):
+        of_class = digits.images[digits.target == DIGITS[label]]
+        digit = of_class[rng.integers(len(of_class))] * (255 / 16)
+        digit = np.kron(digit, np.ones((BOX // 8, BOX // 8)))[..., np.newaxis]
+        place = image[top : top + BOX, left : left + BOX]
+        np.maximum(place, digit, out=place)
+    return Pictures(images, labels, corners)
+
+
+def network(seed: int) -> keras.Model:
+    """With random weights."""
+    keras.utils.set_random_seed(seed)
+    return vgg(
+        "A",
+        weights=None,
+        input_shape=(SIDE, SIDE, 3),
+        classes=len(DIGITS),
+        width_multiplier=1 / 8,
+        batch_norm=True,
+        head="gap",
+        include_preprocessing=True,
+    )
+
+
+def trained() -> keras.Model:
+    model = network(seed=0)
+    images, labels, _ = composed(600, seed=0)
+    model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy")
+    model.fit(images, labels, batch_size=32, epochs=5, verbose=0)
+    return model
+
+
+def recognised(model: keras.Model, count: int) -> Pictures:
+    """New pictures that the net gets right, as many as that.
+
+    Raises:
+        ValueError: it gets too few right.
+    """
+    pictures = composed(2 * count, seed=1)
+    right = model.predict(pictures.images, verbose=0).argmax(-1) == pictures.labels
+    if right.sum() < count:
+        raise ValueError(f"of {2 * count} pictures the net gets {right.sum()} right, not {count}")
+    return Pictures(*(values[right][:count] for values in pictures))
+
+
+def on_object(heats: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """The boxes' shares of the heat over their share of the picture: 1 is chance, 7.1 is all."""
+    inside = [
+        heat[top : top + BOX, left : left + BOX].sum()
+        for heat, (top, left) in zip(heats, corners, strict=True)
+    ]
+    all_heat = heats.sum((1, 2))
+    shares = np.divide(inside, all_heat, out=np.zeros(len(heats)), where=all_heat > 0)
+    return shares / CHANCE
+
+
+def likeness(heats: np.ndarray, others: np.ndarray) -> float:
+    """The mean of the pictures' correlations; of a map that is 0 all over it is 0."""
+    pairs = zip(heats.reshape(len(heats), -1), others.reshape(len(others), -1), strict=True)
+    return float(np.mean([np.corrcoef(a, b)[0, 1] if a.any() and b.any() else 0 for a, b in pairs]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=100)
+    count = parser.parse_args().pictures
+    model, random = trained(), network(seed=1)
+    images, labels, corners = recognised(model, count)
+    print("| heat | on the object, times chance | pictures above chance | like random weights' |")
+    print("|---|---|---|---|")
+    for name, heat in HEATS.items():
+        # What speaks against the class is not heat.
+        found, other = (np.maximum(heat(net, images, classes=labels), 0) for net in (model, random))
+        times = on_object(found, corners)
+        print(
+            f"| {name} | {times.mean():.2f} | {(times > 1).mean():.0%} "
+            f"| {likeness(found, other):+.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
