@@ -192,6 +192,7 @@ def test_the_heat_is_grad_cams_of_what_the_network_saw(answerer, monkeypatch):
     placed = np.full((48, 96), np.nan, np.float32)
     placed[3:45, 27:69] = resized(heat, (42, 42))
     np.testing.assert_array_equal(answer.heat, explain.overlay(image, placed))
+    assert answer.seen == 42 * 42 / (48 * 96)
 
 
 @pytest.mark.parametrize("sides", [(1, 100_000), (30_000, 1), (1, 1), (7, 90)])

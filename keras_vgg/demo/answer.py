@@ -18,10 +18,17 @@ _THUMBNAIL = 96  # pixels of the longer side, at most
 
 
 class Answer(NamedTuple):
-    """`classes`: (name, probability), best first. `heat`: uint8 [h, w, 3], the picture's size."""
+    """What the page shows.
+
+    Attributes:
+        classes: (name, probability), best first.
+        heat: uint8 [h, w, 3], the picture's size.
+        seen: The share of the picture that the network saw, in (0, 1].
+    """
 
     classes: list[tuple[str, float]]
     heat: np.ndarray
+    seen: float
 
 
 class Answerer:
@@ -60,7 +67,8 @@ class Answerer:
         window = central_window(
             np.array(image.shape[:2]), size=views.shape[1], scale=self._transform.keywords["scale"]
         )
-        return Answer(classes, _over(image, placed(heat, window, image.shape[:2])))
+        whole = placed(heat, window, image.shape[:2])
+        return Answer(classes, _over(image, whole), float(np.isfinite(whole).mean()))
 
 
 class Examples:

@@ -17,6 +17,7 @@ from keras_vgg.fit.run import Run
 # Seconds: so often what was uploaded or drawn is looked at, and so old it is deleted.
 _CLEANED, _KEPT = 60, 300
 _WAITING = 16  # pictures in the queue; who comes then is told to try later
+_LITTLE = 0.25  # of a picture: what recipes without eval_scale see of a large one
 _LOSSLESS = 512 * 512  # pixels up to which the heat is a PNG; of a photograph that takes seconds
 
 _STYLE = """
@@ -135,6 +136,9 @@ def _shown(name: str, answer: Callable[[], Answer], path: str | None = None) -> 
         said = str(error).removeprefix(f"{path}: ")
         return None, f'<p role="alert"><b>{escape(name)}</b>: {escape(said)}</p>'
     height, width = found.heat.shape[:2]
+    sides = f"{width} x {height} pixels"
+    if found.seen < _LITTLE:
+        sides += f", of which the network saw the middle {found.seen:.1%}"
     best = found.classes[0][0]
     picture = gr.Image(
         found.heat,
@@ -147,7 +151,7 @@ def _shown(name: str, answer: Callable[[], Answer], path: str | None = None) -> 
         for label, share in found.classes
     )
     return picture, (
-        f'<div role="status"><table><caption>{escape(name)}, {width} x {height} pixels</caption>'
+        f'<div role="status"><table><caption>{escape(name)}, {sides}</caption>'
         '<colgroup><col><col style="width:6em"></colgroup>'
         '<thead><tr><th scope="col">class</th><th scope="col" class="number">probability</th></tr>'
         f"</thead><tbody>{rows}</tbody></table></div>"
