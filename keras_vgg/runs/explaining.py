@@ -96,7 +96,7 @@ def explain_files(
             found = {}
             for method in heats:
                 heat = _heat(model, image, method, chosen, layer or layer_to_show(model), seed)
-                name_of = method if heat.any() else f"{method}: nothing speaks for it"
+                name_of = method if heat.any() else f"{method}: empty"
                 found[name_of] = placed(heat, window, shown.shape[:2])
             path = out / f"{name}_{'_'.join(heats)}.png"
             draw.draw_heats(

@@ -95,8 +95,8 @@ def _picture(
         if heat.any():
             alt = f"Grad-CAM on {name}: where it spoke for {names[spoken_for]}"
         else:
-            alt = f"Grad-CAM on {name}: nothing spoke for {names[spoken_for]}"
-        caption = f"for {names[spoken_for]}" if heat.any() else f"nothing for {names[spoken_for]}"
+            alt = f"Grad-CAM on {name}: empty for {names[spoken_for]}"
+        caption = f"for {names[spoken_for]}" if heat.any() else f"empty for {names[spoken_for]}"
         pictures.append(report.Picture(explain.overlay(pixels, heat), alt, caption))
     answers = [*ranked, *([] if label in ranked else [label])]
     return report.Shown(

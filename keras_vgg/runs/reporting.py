@@ -60,6 +60,7 @@ def report_runs(
         FileExistsError: there is something else at `path`.
         OSError: it cannot be written.
     """
+    given = [shlex.quote(str(run.directory)) for run in runs]
     runs = [Run(run.directory.resolve(), run.recipe) for run in runs]
     _check(runs, images)
     if path is None:
@@ -72,7 +73,7 @@ def report_runs(
     facts = []
     for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True), 1):
         one, opened = found[number - 1]
-        known = _facts(run, number, name)
+        known = _facts(run, number, name, given[number - 1])
         if isinstance(one, str):
             facts.append(dataclasses.replace(known, missing={**known.missing, "evaluation": one}))
             continue
@@ -94,7 +95,8 @@ def _check(runs: Sequence[Run], images: int) -> None:
     if images < 0:
         raise ValueError(f"the number of images to show must be 0 or more, not {images}")
     for run in runs:
-        _read(run, "results.json", lambda run=run: run.results)
+        _read(run, "results.json", lambda run=run: _evaluated(run.results))
+        _read(run, "metrics.csv", lambda run=run: run.history and best_row(run.history))
         _read(run, "data.json", lambda run=run: run.class_names)
 
 
@@ -123,29 +125,23 @@ def _evaluations(
 # --- what is on disk -------------------------------------------------------------------------
 
 
-def _facts(run: Run, number: int, name: str) -> report.RunFacts:
-    recipe, history = run.recipe, _read(run, "metrics.csv", lambda: run.history)
-    results = _read(run, "results.json", lambda: run.results)
+def _facts(run: Run, number: int, name: str, typed: str) -> report.RunFacts:
+    """`typed`: the run directory in a command."""
+    recipe, history, results = run.recipe, run.history, run.results
     changes = recipe.differences(Recipe())
     missing = {}
     if not history:
         missing["metrics"] = "No epoch has ended yet: there is no metrics.csv."
-    evaluated = [
-        report.Evaluated(
-            key, one["count"], one["top1"], one.get("top1_interval"), one["top5"], one["loss"]
-        )
-        for key, one in results.items()
-        if isinstance(one, dict) and "top1" in one
-    ]
+    evaluated = _evaluated(results)
     if not evaluated:
         missing["evaluations"] = (
-            f"Nothing of the kind yet: keras-vgg evaluate {name} tests the run, once, on the test "
+            f"Nothing of the kind yet: keras-vgg evaluate {typed} tests the run, once, on the test "
             "images."
         )
     exports, images = _exports(run)
     if not exports:
         missing["export"] = (
-            f"There is no export: keras-vgg export {name} writes and verifies SavedModel and "
+            f"There is no export: keras-vgg export {typed} writes and verifies SavedModel and "
             "LiteRT files."
         )
     path = run.directory / "environment.json"
@@ -170,6 +166,16 @@ def _facts(run: Run, number: int, name: str) -> report.RunFacts:
         export_images=images,
         missing=missing,
     )
+
+
+def _evaluated(results: dict[str, Any]) -> list[report.Evaluated]:
+    return [
+        report.Evaluated(
+            key, one["count"], one["top1"], one.get("top1_interval"), one["top5"], one["loss"]
+        )
+        for key, one in results.items()
+        if isinstance(one, dict) and "top1" in one
+    ]
 
 
 def _exports(run: Run) -> tuple[list[report.Exported], int | None]:
