@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from keras_vgg.architecture import Layer, get_configuration, layers, stack, totals
+from keras_vgg.architecture import Layer, Stack, get_configuration, layers, stack, totals
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
@@ -128,6 +128,13 @@ def comparison(configurations: Sequence[str], batch: int = 1, **options: Any) ->
     return ("", *(configuration.name for configuration in found)), lines
 
 
+def kernels(channels: int = 512) -> list[tuple[Stack, Stack]]:
+    """(one convolution, the stack of 3x3 that sees as much) for each of WINDOWS."""
+    return [
+        (stack(window, 1, channels), stack(3, (window - 1) // 2, channels)) for window in WINDOWS
+    ]
+
+
 def kernel_table(channels: int = 512) -> Table:
     """One large convolution against a stack of 3x3 that sees as much: section 2.3's argument.
 
@@ -137,20 +144,18 @@ def kernel_table(channels: int = 512) -> Table:
     Raises:
         ValueError: channels under 1.
     """
-    headers = ("sees", "one layer", "weights", "stack", "weights", "the layer has more")
-    rows = []
-    for window in WINDOWS:
-        one, small = stack(window, 1, channels), stack(3, (window - 1) // 2, channels)
-        rows.append(
-            (
-                f"{one.receptive_field}x{one.receptive_field}",
-                f"{window}x{window}, 1 ReLU",
-                f"{one.weights:,} = {one.weights // channels**2}C²",
-                f"{small.depth} of 3x3, {small.depth} ReLU",
-                f"{small.weights:,} = {small.weights // channels**2}C²",
-                f"{one.weights / small.weights - 1:.0%}",
-            )
+    headers = ("sees", "one layer", "its weights", "stack", "its weights", "the layer has more")
+    rows = [
+        (
+            f"{one.receptive_field}x{one.receptive_field}",
+            f"{one.kernel}x{one.kernel}, 1 ReLU",
+            f"{one.weights:,} = {one.weights // channels**2}C²",
+            f"{small.depth} of 3x3, {small.depth} ReLU",
+            f"{small.weights:,} = {small.weights // channels**2}C²",
+            f"{one.weights / small.weights - 1:.0%}",
         )
+        for one, small in kernels(channels)
+    ]
     return headers, rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -151,7 +152,8 @@ def options_of(command: type) -> list[str]:
         if dataclasses.is_dataclass(hints[field.name]):
             found += options_of(hints[field.name])
         elif "Positional" not in str(annotated[field.name]):
-            found.append(field.name)
+            other = re.search(r"name='(\w+)'", str(annotated[field.name]))
+            found.append(other[1] if other else field.name)
     return found
 
 

@@ -1,5 +1,7 @@
 """The README is true: its commands parse, its Python runs, its figures are the library's."""
 
+import re
+
 import pytest
 
 from keras_vgg import architecture
@@ -40,11 +42,17 @@ def test_table_of_configurations(configuration):
     ]
 
 
-def test_linked_files_exist():
-    for link in README.split("](")[1:]:
-        target = link.split(")")[0]
+# What is read where the repository is shown, without the site.
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_linked_files_exist(page):
+    code = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+    for link in code.sub("", page.read_text()).split("](")[1:]:
+        target = link.split(")")[0].partition("#")[0]
         if not target.startswith("http"):
-            assert (ROOT / target.partition("#")[0]).exists(), target
+            assert (page.parent / target).exists(), target
 
 
 def test_shares_of_memory_and_parameters():

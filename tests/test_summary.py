@@ -122,7 +122,10 @@ def test_command_prints_json(capsys):
     assert found["layers"][0]["output_bytes"] == 2 * 4 * 224 * 224 * 64
     both = json.loads(printed(capsys, "--compare", "A", "B", "--format", "json"))
     assert both["B"]["totals"]["parameters"] == 133_047_848
-    assert len(json.loads(printed(capsys, "--kernels", "--format", "json"))) == 4
+    for one, small in json.loads(printed(capsys, "--kernels", "--format", "json")):
+        assert one["receptive_field"] == small["receptive_field"]
+        assert (one["depth"], small["kernel"]) == (1, 3)
+        assert one["weights"] >= small["weights"]
 
 
 def test_command_draws(capsys, tmp_path):
@@ -138,6 +141,7 @@ def test_command_draws(capsys, tmp_path):
         (["D", "--kernels"], "one of: a configuration, --compare"),
         (["D", "--batch", "0"], "--batch must be 1 or more, not 0"),
         (["--compare", "D"], "two or more different configurations, not 'D'"),
+        (["--compare", "D", "--format", "json"], "two or more different configurations, not 'D'"),
         (["--compare", "D", "VGG16"], "two or more different configurations, not 'D VGG16'"),
         (["--compare", "D", "F"], "unknown VGG configuration 'F'"),
         (["--compare", "D", "E", "--plot", "x.png"], "--plot draws one configuration"),

@@ -23,6 +23,9 @@ INCLUDED = {
     "CHANGELOG.md": "changelog.md",
     "training/README.md": "results.md",
     "training/recipes": "recipes.md",
+    "keras_vgg": "api/index.md",
+    "keras_vgg/cli": "cli.md",
+    "keras_vgg/recipe.py": "api/recipe.md",
     "notebooks": "notebooks/index.md",
     "notebooks/README.md": "notebooks/index.md",
 }

@@ -82,10 +82,10 @@ def commands_page() -> str:
         for _, option, text in options_in(rest):
             if option == "-h, --help":
                 continue
-            name = option.split(",")[0].split(" ")[0]
-            place = f' id="{anchor}{name}"' if name.startswith("--") else ""
+            names = [word for word in option.split() if word.startswith("--")]
+            places = "".join(f'<span id="{anchor}{name.strip(",")}"></span>' for name in names)
             entries.append(
-                f"<dt{place}><code>{html.escape(option)}</code></dt>"
+                f"<dt>{places}<code>{html.escape(option)}</code></dt>"
                 f"<dd>{html.escape(text, quote=False)}</dd>"
             )
         parts.append('<dl class="options">\n' + "\n".join(entries) + "\n</dl>")

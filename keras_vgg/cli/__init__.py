@@ -23,7 +23,7 @@ from keras_vgg.cli.training import Train, Tune
 from keras_vgg.cli.weights import Convert, Weights
 from keras_vgg.recipe import Recipe, load_recipe
 
-OK, DIVERGED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, DIVERGED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 COMMANDS = {
     "train": Train,
@@ -47,7 +47,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0; 1: the loss diverged; 2: bad input; 130: Ctrl-C. SIGTERM ends a training with 143.
+    0; 1: the loss diverged; 2: bad input; 130: Ctrl-C; 141: what it printed was not read to the
+    end. SIGTERM ends a training with 143.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -72,9 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
-    except BrokenPipeError:  # the reader, head or less, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
+    except BrokenPipeError:
+        # The reader of what is printed, head or less, has seen enough: Python must not say so, too.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return PIPE_CLOSED
     except (ValueError, OSError, NotImplementedError, ArithmeticError, MemoryError) as error:
         if debug:
             raise

@@ -60,9 +60,14 @@ class Summary:
             raise ValueError("--plot draws one configuration: keras-vgg summary D --plot FILE.png")
         options = self._options()
         if self.kernels:
+            if self.format == "json":
+                pairs = [list(map(dataclasses.asdict, pair)) for pair in summary.kernels()]
+                print(json.dumps(pairs, indent=2))
+                return
             self._print("one convolution or a stack of 3x3, C = 512", summary.kernel_table())
             return
         if self.compare:
+            compared = summary.comparison(self.compare, self.batch, **options)
             if self.format == "json":
                 found = {
                     name: summary.record(architecture.layers(name, **options), self.batch)
@@ -70,7 +75,6 @@ class Summary:
                 }
                 print(json.dumps(found, indent=2))
                 return
-            compared = summary.comparison(self.compare, self.batch, **options)
             self._print(self._title("configurations"), compared)
             return
         rows = architecture.layers(self.configuration, **options)
@@ -101,9 +105,7 @@ class Summary:
         from keras_vgg import summary
 
         headers, rows = table
-        if self.format == "json":
-            print(json.dumps([dict(zip(headers, row, strict=True)) for row in rows], indent=2))
-        elif self.format == "markdown":
+        if self.format == "markdown":
             print(f"**{title}**\n\n{summary.markdown(table)}\n")
         else:
             drawn = new_table(title, *headers)
