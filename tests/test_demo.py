@@ -1,6 +1,7 @@
 """The page: its answers are the library's, no picture gets a message, and it stays local."""
 
 import contextlib
+import importlib
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio_client
 import httpx
@@ -29,7 +31,7 @@ LIMIT = 2**20  # max_upload_mb=1
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return fit(TINY.replace(epochs=1), tmp_path_factory.mktemp("demo") / "a <run>", verbose=0)
+    return fit(TINY.replace(epochs=1), tmp_path_factory.mktemp("demo") / "a &lt;run", verbose=0)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +203,17 @@ def test_a_picture_of_any_shape(answerer, sides):
     assert answer.heat.shape == (*sides, 3)
 
 
-@pytest.mark.parametrize("name", BAD)
+def test_how_much_of_a_picture_the_network_saw(client, tmp_path):
+    Image.fromarray(pixels(1, 1000)).save(tmp_path / "line.png")
+    assert (
+        "1000 x 1 pixels, of which the network saw the middle 0.1%"
+        in asked(client, tmp_path / "line.png")[1]
+    )
+    Image.fromarray(pixels(32, 32)).save(tmp_path / "square.png")
+    assert "32 x 32 pixels</caption>" in asked(client, tmp_path / "square.png")[1]
+
+
+@pytest.mark.parametrize("name", [n for n in BAD if os.name != "nt" or "<" not in n])
 def test_no_picture_gets_a_message_and_the_next_one_its_answer(client, tmp_path, name, capfd):
     path, message = bad(tmp_path, name)
     heat, text = asked(client, path)
@@ -228,6 +240,102 @@ def upload(url, name, content):
 def test_an_upload_over_the_limit_is_refused(url):
     assert upload(url, "a.png", bytes(LIMIT + 1)).status_code == 413
     assert upload(url, "a.png", bytes(LIMIT - 1)).status_code == 200
+
+
+def everything_uploaded():
+    """The files that the pages of this process keep."""
+    return sorted(p for p in Path(os.environ["GRADIO_TEMP_DIR"]).rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["content-length", "chunked"])
+def test_a_request_over_the_limit_is_refused(url, told):
+    # Two files, each under it; with what a form may have besides, the body is a little too large.
+    form = httpx.Request(
+        "POST",
+        f"{url}/gradio_api/upload",
+        files=[("files", ("a.png", bytes(LIMIT - 7))), ("files", ("b.png", bytes(2**16)))],
+    )
+    body, before = form.read(), everything_uploaded()
+    with httpx.Client(trust_env=False) as http:
+        answer = http.post(
+            form.url,
+            content=body if told else iter([body]),
+            headers={"content-type": form.headers["content-type"]},
+        )
+        assert answer.status_code == 413
+        assert "content-security-policy" in answer.headers
+        # No form, and nobody reads it: neither is kept.
+        data = b'{"data": ["' + bytes(LIMIT + 2**16) + b'"]}'
+        assert http.post(f"{url}/gradio_api/call/classify", content=data).status_code == 413
+    assert everything_uploaded() == before
+
+
+def status(url, method="GET", path="/config", **headers):
+    with httpx.Client(trust_env=False) as http:
+        return http.request(method, url + path, headers=headers).status_code
+
+
+@pytest.mark.parametrize("name", ["localhost", "LOCALHOST", "127.0.0.1", "[::1]"])
+def test_this_machines_names_are_answered(url, name):
+    for host in (name, f"{name}:7860", f"{name}:1"):
+        assert status(url, host=host) == 200
+        assert status(url, host=host, origin=f"http://{host}") == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example:7860", "evil.example", "localhost.evil.example", "127.0.0.2", "::1", ""]
+)
+def test_another_name_for_this_machine_is_refused(url, host):
+    assert status(url, host=host) == 403
+    assert status(url, host=host, origin=f"http://{host}") == 403
+    # As a websocket is asked for.
+    asked = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    assert status(url, host=host, **asked, **{"sec-websocket-key": "a" * 22 + "=="}) == 403
+
+
+ORIGINS = ["http://evil.example", "http://localhost:1", "http://localhost", "null", ""]
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_the_page_of_another_site_is_refused(url, origin):
+    port = httpx.URL(url).port
+    here = {"host": f"localhost:{port}"}
+    before = everything_uploaded()
+    assert status(url, origin=origin, **here) == 403
+    assert status(url, "OPTIONS", origin=origin, **here) == 403
+    with httpx.Client(trust_env=False, headers={**here, "origin": origin}) as http:
+        files = {"files": ("cross.png", b"content of another site")}
+        assert http.post(f"{url}/gradio_api/upload", files=files).status_code == 403
+    assert everything_uploaded() == before
+    assert status(url, origin=f"http://localhost:{port}", **here) == 200
+    # Where TLS ends at a proxy.
+    assert status(url, origin=f"https://localhost:{port}", **here) == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "address", "refused"),
+    [
+        ("::1", "::1", {"evil.example:1"}),
+        ("Machine", "127.0.1.1", {"evil.example:1"}),
+        ("0.0.0.0", "0.0.0.0", set()),
+        ("192.0.2.1", "192.0.2.1", set()),
+    ],
+)
+def test_whom_an_address_answers(host, address, refused):
+    from fastapi.responses import PlainTextResponse
+    from fastapi.testclient import TestClient
+
+    from keras_vgg.demo.guard import Guard
+
+    app = Guard(PlainTextResponse("here"), host=host, address=address, max_upload=1)
+    known = f"[{address}]:1" if ":" in address else f"{address}:1"
+    client = TestClient(app)
+    for name in (known, f"{host}:1" if ":" not in host else known, "localhost", "evil.example:1"):
+        got = client.get("/", headers={"host": name})
+        assert got.status_code == (403 if name in refused else 200), name
+    for origin in ORIGINS:
+        assert client.get("/", headers={"host": known, "origin": origin}).status_code == 403
+    assert client.get("/", headers={"host": known, "origin": f"http://{known}"}).text == "here"
 
 
 def outcome(url, data):
@@ -268,14 +376,22 @@ def test_what_the_page_is_told(url):
     assert {d["queue"] for d in config["dependencies"]} == {True}
 
 
-def test_nothing_is_left(run, tmp_path, monkeypatch):
+def test_nothing_is_left_by_pages_that_overlap(run, tmp_path, monkeypatch):
+    module = importlib.import_module("keras_vgg.demo.serving")  # its name is a function's as well
+    monkeypatch.setattr(module, "_FOLDER", module._Folder())  # no other test's
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "as it was")
-    with demo.serving(run, port=0, examples=2) as url:
-        assert upload(url, "a.png", b"content").status_code == 200
-        assert [p for p in tmp_path.glob("keras-vgg-demo-*/**/a.png") if p.is_file()]
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "as it was"))
+    first, second = contextlib.ExitStack(), contextlib.ExitStack()
+    with second:
+        with first:
+            urls = [s.enter_context(demo.serving(run, port=0, examples=2)) for s in (first, second)]
+            for url, name in zip(urls, ("a.png", "b.png"), strict=True):
+                assert upload(url, name, b"content").status_code == 200
+                assert [p for p in tmp_path.glob(f"keras-vgg-demo-*/**/{name}") if p.is_file()]
+        assert [p for p in tmp_path.glob("keras-vgg-demo-*/**/b.png") if p.is_file()]
+        assert upload(urls[1], "c.png", b"content").status_code == 200
     assert not [*tmp_path.glob("keras-vgg-demo-*")]  # TensorFlow has files of its own here
-    assert os.environ["GRADIO_TEMP_DIR"] == "as it was"
+    assert os.environ["GRADIO_TEMP_DIR"] == str(tmp_path / "as it was")
 
 
 def test_examples(run):
@@ -286,6 +402,19 @@ def test_examples(run):
         with pytest.raises(IndexError, match="of 3"):
             examples[index]
     assert Examples(run, 0).thumbnails == []
+
+
+def test_examples_download_and_prepare_nothing(monkeypatch):
+    asked = []
+
+    def load_source(recipe):
+        asked.append((recipe.source, recipe.data_dir, recipe.download, recipe.manual_dir))
+        raise ValueError("not prepared")
+
+    monkeypatch.setattr("keras_vgg.demo.answer.load_source", load_source)
+    recipe = TINY.replace(source="tfds:cifar10", data_dir="d", download=True, manual_dir="m")
+    assert Examples(SimpleNamespace(recipe=recipe), 3).thumbnails == []
+    assert asked == [("tfds:cifar10", "d", False, None)]
 
 
 # In the browser.
@@ -322,7 +451,7 @@ def drop(page, path):
 
 def test_a_picture_in_the_browser(run, url, opened, tmp_path):
     page, seen, complaints = opened()
-    assert page.title() == "VGG, configuration A: a <run>"
+    assert page.title() == "VGG, configuration A: a &lt;run"
     assert page.locator("h1").inner_text() == page.title()
     path = tmp_path / "turned.jpg"
     save(path, "turned")
@@ -401,7 +530,10 @@ def test_a_port_in_use(run, capsys):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         said = error_of(capsys, run.directory, "--port", port)
-    assert f"127.0.0.1, port {port}: Address already in use" in said
+    assert f"127.0.0.1, port {port}: " in said
+    assert "--port 0 a free one" in said
+    if os.name != "nt":  # there it is said in other words
+        assert "Address already in use" in said
 
 
 def test_without_gradio(run, capsys, monkeypatch):
@@ -409,6 +541,7 @@ def test_without_gradio(run, capsys, monkeypatch):
     assert "pip install 'keras-vgg[demo]'" in error_of(capsys, run.directory, "--port", 0)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a process gets no such signals on Windows")
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGINT, 0), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],

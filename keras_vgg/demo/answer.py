@@ -84,7 +84,8 @@ class Examples:
         if count < 1:
             return
         try:
-            source = load_source(run.recipe)
+            # What is not there is neither downloaded nor prepared before the page is up.
+            source = load_source(run.recipe.replace(download=False, manual_dir=None))
             if source.validation is not None:
                 self._split = source.validation.spread(count)
                 self.thumbnails = [

@@ -9,6 +9,7 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,19 +20,6 @@ from keras_vgg.fit.run import Run
 if TYPE_CHECKING:
     import fastapi
 
-# Nothing of the page comes from another host, whatever a later Gradio would like to load. Its
-# scripts stand in the page and compile templates.
-_POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
-    "font-src 'self' data:; style-src 'self' 'unsafe-inline'; "
-    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; worker-src 'self' blob:; "
-    "object-src 'none'; form-action 'self'; frame-ancestors 'self'"
-)
-_HEADERS = (
-    (b"content-security-policy", _POLICY.encode()),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-)
 _PATIENCE = 2  # seconds that an open page is given when the server ends
 
 
@@ -67,7 +55,8 @@ def serve(
             contextlib.suppress(KeyboardInterrupt),
         ):
             announce(address)
-            threading.Event().wait()
+            while True:  # a wait without an end hears no Ctrl-C on Windows
+                time.sleep(1)
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
@@ -85,14 +74,20 @@ def serving(
 ) -> Iterator[str]:
     """The page, up while the context lasts, in a thread; its address.
 
-    What is uploaded or drawn lies in a folder of its own, of which nothing stays.
+    What is uploaded or drawn lies in a folder of its own, of which nothing stays. Pages that one
+    process serves at once share the folder, which goes with the last of them.
+
+    Only the page itself is listened to: a browser's request that another site's page makes is
+    answered 403, and so is, on an address that this machine alone reaches, one for another name
+    than localhost, 127.0.0.1, [::1] or `host`. A proxy before it must pass the Host header on.
 
     Args:
         run: A finished run.
         host: A name or address of this machine. 127.0.0.1 can be reached from it alone; 0.0.0.0
             is all of its addresses, and anyone who reaches one can use the page.
         port: 0 takes a free one.
-        max_upload_mb: Larger files are refused, in units of 2^20 bytes.
+        max_upload_mb: Larger files are refused, in units of 2^20 bytes, and so are several that
+            are larger in one request.
         layer: Whose Grad-CAM is drawn, as `explain.grad_cam` takes it.
         examples: How many validation images are offered to try.
 
@@ -106,10 +101,15 @@ def serving(
     if max_upload_mb < 1:
         raise ValueError(f"max_upload_mb must be 1 or more, not {max_upload_mb}")
     _require_gradio()
-    with _bound(host, port) as bound, _own_folder():
+    with _bound(host, port) as bound, _FOLDER.shared():
         import uvicorn
 
+        from keras_vgg.demo.guard import Guard
+
         app = _application(run, layer, examples, max_upload_mb)
+        app.add_middleware(
+            Guard, host=host, address=bound.getsockname()[0], max_upload=max_upload_mb * 2**20
+        )
         server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -117,6 +117,7 @@ def serving(
                 log_level="critical",
                 access_log=False,
                 lifespan="on",
+                ws="none",  # the page has none, and Guard knows none
                 timeout_graceful_shutdown=_PATIENCE,
             )
         )
@@ -169,24 +170,7 @@ def _application(run: Run, layer: str | None, examples: int, max_upload_mb: int)
     # Where no event loop runs, Gradio opens one for each lock that it makes, and leaves it open.
     # In a thread, for here one may run already: a notebook's.
     with ThreadPoolExecutor(1) as thread:
-        app = thread.submit(asyncio.run, mounted()).result()
-    app.add_middleware(_Headers)
-    return app
-
-
-class _Headers:
-    """Every answer with _HEADERS."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def sending(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], *_HEADERS]}
-            await send(message)
-
-        await self._app(scope, receive, sending)
+        return thread.submit(asyncio.run, mounted()).result()
 
 
 @contextlib.contextmanager
@@ -206,9 +190,30 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         yield bound
 
 
+class _Folder:
+    """Gradio's temporary files in a folder, which is removed when the last page of the process
+    ends: Gradio asks the environment for it again and again, and so knows but one."""
+
+    def __init__(self) -> None:
+        self._lock, self._pages, self._last = threading.Lock(), 0, contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        with self._lock:
+            if not self._pages:
+                self._last.enter_context(_own_folder())
+            self._pages += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._pages -= 1
+                if not self._pages:
+                    self._last.close()
+
+
 @contextlib.contextmanager
 def _own_folder() -> Iterator[None]:
-    """Gradio's temporary files in a folder that is removed at the end."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="keras-vgg-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder).resolve())
@@ -219,6 +224,9 @@ def _own_folder() -> Iterator[None]:
                 del os.environ["GRADIO_TEMP_DIR"]
             else:
                 os.environ["GRADIO_TEMP_DIR"] = before
+
+
+_FOLDER = _Folder()
 
 
 def _address(bound: socket.socket) -> str:
