@@ -162,14 +162,14 @@ def _front(
     try:
         # Convolutions take images of another size than the model does.
         other = keras.models.clone_model(front, input_tensors=[image], clone_function=lambda x: x)
-        left = other.output.shape[1:]
-    except (ValueError, RuntimeError):  # PyTorch's
-        left = (0,)
+        cause, left = None, other.output.shape[1:]
+    except (ValueError, RuntimeError, TypeError) as error:  # TensorFlow's, PyTorch's, JAX's
+        cause, left = error, (0,)
     if any(side is not None and side < 1 for side in left):
         or_own = "" if None in own else f", or the model's own, {own[0]} x {own[1]}"
         raise ValueError(
             f"layer {place.path!r} takes no image of size {size}: give a larger size{or_own}"
-        )
+        ) from cause
     return other, tuple(shape)
 
 
