@@ -1,14 +1,17 @@
 """keras-vgg explain, as a user types it; where its heat comes to lie."""
 
+import weakref
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from keras_vgg import augment, cli, data
 from keras_vgg.augment.geometry import central_window
+from keras_vgg.explain import draw, overlay
 from keras_vgg.explain.heat import resized
 from keras_vgg.fit import fit
-from keras_vgg.runs import explain_files
+from keras_vgg.runs import explain_files, explaining
 from keras_vgg.runs.explaining import placed
 from tests.test_cli import error_of
 from tests.test_fit import TINY
@@ -87,6 +90,62 @@ def test_images_of_one_name_do_not_overwrite_each_other(run, photo, tmp_path):
     Image.open(photo).save(other)
     written = explain_files(run, [photo, other], methods=["saliency"], out=tmp_path / "out")
     assert [path.name for path in written] == ["photo_1_saliency.png", "photo_2_saliency.png"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["a/x.png", "b/x.png", "c/x_1.png"], ["x_2", "x_3", "x_1"]),
+        (["A.png", "b/a.png", "c.png"], ["A_1", "a_2", "c"]),
+    ],
+)
+def test_no_two_images_have_a_name(paths, names):
+    assert explaining._names(paths) == names
+
+
+def test_images_are_not_held_together(run, tmp_path, monkeypatch):
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        Image.fromarray(np.full((8, 8, 3), 100, "uint8")).save(path)
+    load, held = data.load_image, []
+
+    def load_image(path):
+        assert sum(one() is not None for one in held) <= 1  # the one before
+        image = np.array(load(path))
+        held.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(data, "load_image", load_image)
+    assert len(explain_files(run, paths, methods=["saliency"], out=tmp_path / "out")) == 3
+    held.clear()
+    (path,) = explain_files(run, [tmp_path / "none.png"], methods=["filters"], out=tmp_path)
+    assert not held
+    assert path.name.startswith("filters_")
+
+
+@pytest.mark.parametrize(
+    ("sides", "drawn"),
+    [
+        ((40, 2000), (32, 1600)),
+        ((2000, 1200), (1600, 960)),
+        ((1, 3000), (1, 1600)),
+        ((300, 200), (300, 200)),
+        ((10, 40), (70, 280)),
+    ],
+)
+def test_a_picture_keeps_its_aspect(tmp_path, sides, drawn):
+    rng = np.random.default_rng(0)
+    picture = explaining._to_draw(rng.integers(0, 200, (*sides, 3), "uint8"))
+    assert picture.shape == (*drawn, 3)
+    heat = rng.uniform(0, 1, drawn).astype("float32")
+    draw.draw_heats(tmp_path / "x.png", picture, {"smoothgrad: empty": heat, "b": heat}, title="x")
+    pixels = np.asarray(Image.open(tmp_path / "x.png").convert("RGB"))
+    # One dot a pixel, at the page's lower edge, but for its margin.
+    rows = slice(len(pixels) - 24 - drawn[0], len(pixels) - 24)
+    assert (pixels[rows.stop :] == 255).all()
+    np.testing.assert_array_equal(pixels[rows, 24 : 24 + drawn[1]], picture)
+    left = 24 + drawn[1] + 18
+    np.testing.assert_array_equal(pixels[rows, left : left + drawn[1]], overlay(picture, heat))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Heat: against gradients worked out by hand, in nested models, of nets that were trained."""
 
 import gc
+import tracemalloc
 import weakref
 
 import keras
@@ -10,6 +11,7 @@ from keras import layers, ops
 
 from keras_vgg import explain, vgg
 from keras_vgg.explain import heat as heats
+from keras_vgg.explain.gradient import answer_of
 from keras_vgg.explain.network import opened
 
 
@@ -129,6 +131,24 @@ def test_overlay():
     np.testing.assert_array_equal(explain.overlay(image, np.zeros((2, 2)), alpha=0), image)
 
 
+def test_overlay_of_some_pixels_at_a_time(monkeypatch):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (200, 300, 3), "uint8")
+    heat = rng.uniform(0, 1, (200, 300)).astype("float32")
+    heat[50:100, 200:] = np.nan
+    small_heat = heat[::50, ::50]
+    monkeypatch.setattr(heats, "_PIXELS", image.size)
+    whole = [explain.overlay(image, one) for one in (heat, small_heat)]
+    monkeypatch.setattr(heats, "_PIXELS", 1234)
+    for expected, one in zip(whole, (heat, small_heat), strict=True):
+        tracemalloc.start()
+        found = explain.overlay(image, one)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        np.testing.assert_array_equal(found, expected)
+        assert peak < 20 * heat.size  # bytes; all at once it is over 100 a pixel
+
+
 def test_overlay_takes_what_rounding_leaves_outside_the_range():
     heat = np.zeros((2, 2))
     image = np.full((2, 2, 3), 255.00002, "float32")
@@ -232,6 +252,95 @@ def test_scores_are_those_before_the_softmax(head):
             explain.grad_cam(scores, noise(2, 32), **options),
             atol=1e-5,
         )
+
+
+def _soft(*last):
+    return keras.Sequential([keras.Input((4, 4, 2)), layers.Conv2D(6, 2, name="map"), *last])
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda: [layers.Dense(3, "softmax"), layers.Activation("linear", dtype="float32")],
+        lambda: [layers.Dense(3, "softmax"), layers.Identity(), layers.Dropout(0.5)],
+        lambda: [layers.Dense(3, "softmax"), layers.Flatten(), layers.Reshape((3,))],
+        lambda: [layers.Dense(3, layers.Softmax())],
+        lambda: [layers.Dense(3, ops.softmax)],
+        lambda: [layers.Dense(3), layers.Softmax(), layers.Identity()],
+        lambda: [layers.Dense(3), layers.Activation(layers.Softmax())],
+        lambda: [
+            layers.Reshape((1, 1, 54)),
+            layers.Conv2D(3, 1, activation="softmax"),
+            layers.Flatten(),
+        ],
+    ],
+)
+def test_scores_are_those_before_the_softmax_where_layers_follow_it(last):
+    model, scores = _soft(layers.Flatten(), *last()), _soft(layers.Flatten(), layers.Dense(3))
+    kernel, bias, *end = model.get_weights()
+    scores.set_weights([kernel, bias, end[0].reshape(54, 3), end[1]])
+    images = np.random.default_rng(0).normal(size=(2, 4, 4, 2)).astype("float32")
+    network = opened(model)
+    np.testing.assert_allclose(
+        values(network.scores([images])), values(scores(images)), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        network.probabilities(images, 2), values(model(images)), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        explain.grad_cam(model, images, classes=1, layer="map"),
+        explain.grad_cam(scores, images, classes=1, layer="map"),
+        atol=1e-4,
+    )
+
+
+def test_what_is_no_softmax_of_scores_stays_as_it_is():
+    # Of a layer that changes the probabilities these are the scores.
+    model = _soft(layers.Flatten(), layers.Dense(3, "softmax"), layers.Rescaling(2.0))
+    assert opened(model).activation is None
+    model = _soft(layers.Conv2D(3, 1, activation="softmax"), layers.GlobalAveragePooling2D())
+    assert opened(model).activation is None  # a mean of several
+
+
+def test_layers_that_are_called_by_keyword():
+    def of(call):
+        keras.utils.set_random_seed(0)
+        image, part = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
+        base = keras.Model(part, call(layers.Conv2D(4, 3, name="conv"), part), name="base")
+        more = keras.Sequential(
+            [keras.Input((6, 6, 4)), layers.Conv2D(4, 3, name="conv")], name="more"
+        )
+        x = call(layers.Flatten(), call(more, call(base, image)))
+        return keras.Model(image, call(layers.Dense(3, "softmax"), x))
+
+    by_keyword, by_place = of(lambda layer, x: layer(inputs=x)), of(lambda layer, x: layer(x))
+    for layer in ("base/conv", "more/conv"):
+        options = {"classes": 1, "layer": layer}
+        np.testing.assert_array_equal(
+            explain.grad_cam(by_keyword, noise(1, 8), **options),
+            explain.grad_cam(by_place, noise(1, 8), **options),
+        )
+    scores = opened(by_keyword)
+    assert scores.activation is keras.activations.softmax
+
+
+def test_a_map_that_the_score_does_not_use():
+    image, part = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
+    outputs = [layers.Conv2D(2, 3, name=name)(part) for name in ("used", "unused")]
+    x, _ = keras.Model(part, outputs, name="base")(image)
+    model = keras.Model(image, layers.Dense(2)(layers.Flatten()(x)))
+    assert explain.grad_cam(model, noise(1, 8), layer="base/unused").max() == 0
+    assert explain.saliency(model, noise(1, 8)).max() == 1
+
+
+def test_a_frozen_model_has_gradients_and_answers_keep_none():
+    model = small()
+    first = explain.grad_cam(model, noise(size=32), layer="block3_conv2")
+    assert not getattr(answer_of(model, noise(1, 32)), "requires_grad", False)
+    model.trainable = False
+    np.testing.assert_allclose(
+        explain.grad_cam(model, noise(size=32), layer="block3_conv2"), first, atol=1e-5
+    )
 
 
 def test_grad_cam_plus_plus_by_its_formula():
@@ -347,6 +456,29 @@ def test_filters_answer_more(layer, options):
         for image, k in zip(found, (0, 2), strict=True):
             more, less = (values(answer([x]))[..., k].mean() for x in (image[None], grey))
             assert more > less
+
+
+def test_filters_of_a_size_too_small():
+    image = keras.Input((None, None, 3))
+    x = layers.Conv2D(2, 1, name="second")(layers.MaxPooling2D()(layers.Conv2D(2, 3)(image)))
+    model = keras.Model(image, layers.Dense(2)(layers.GlobalAveragePooling2D()(x)))
+    for size, message in (
+        (0, "size must be 1 or more, not 0"),
+        (1, "layer 'second' takes no image of size 1: give a larger size$"),
+        (3, "layer 'second' takes no image of size 3: give a larger size$"),  # of the pooling
+    ):
+        with pytest.raises(ValueError, match=message):
+            explain.activation_maximization(model, "second", [0], size=size)
+    with pytest.raises(ValueError, match=r"of size 16: .* or the model's own, 32 x 32"):
+        explain.activation_maximization(small(head="fc"), "fc1", [0], size=16)
+
+
+def test_filters_of_what_is_neither_map_nor_units():
+    image = keras.Input((8, 8, 3))
+    x = layers.Dense(4, name="tokens")(layers.Reshape((64, 3))(image))
+    model = keras.Model(image, layers.Dense(2)(layers.Flatten()(x)))
+    with pytest.raises(ValueError, match=r"'tokens' has no filters.* but \(None, 64, 4\)"):
+        explain.activation_maximization(model, "tokens", [0])
 
 
 def test_half_precision_says_the_same():

@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).parent
 BY_HAND = (
     "cam_before or formula or linear_model or finite_differences or (two and levels) "
-    "or occlusion_by_hand or left_alone or freed"
+    "or occlusion_by_hand or left_alone or freed or does_not_use or frozen or too_small"
 )
 
 

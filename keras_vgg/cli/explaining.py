@@ -16,7 +16,8 @@ class Explain:
     """Show why a run's model says what it says: heat on images, feature maps, filters.
 
     Each image becomes a PNG: the picture, the heat over it, the class and its probability. What the
-    model did not see of the picture is grey.
+    model did not see of the picture is grey. It is drawn at its own size, but at most 1600 pixels
+    wide and high.
     """
 
     run: tyro.conf.Positional[Path]

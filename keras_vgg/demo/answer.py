@@ -13,7 +13,6 @@ from keras_vgg.fit import evaluation_transform, load_source
 from keras_vgg.fit.run import Run
 from keras_vgg.runs.explaining import layer_to_show, placed
 
-_PIXELS = 2**20  # that are floats at a time
 _THUMBNAIL = 96  # pixels of the longer side, at most
 
 
@@ -68,7 +67,7 @@ class Answerer:
             np.array(image.shape[:2]), size=views.shape[1], scale=self._transform.keywords["scale"]
         )
         whole = placed(heat, window, image.shape[:2])
-        return Answer(classes, _over(image, whole), float(np.isfinite(whole).mean()))
+        return Answer(classes, explain.overlay(image, whole), float(np.isfinite(whole).mean()))
 
 
 class Examples:
@@ -105,17 +104,6 @@ class Examples:
         images = data.evaluation_dataset(chosen, None, lambda image: image)
         with data.bad_images_named(chosen):
             return [*images.as_numpy_iterator()]
-
-
-def _over(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """`explain.overlay` of heat [h, w], some rows at a time: of a whole photograph, as floats, it
-    would take gigabytes."""
-    drawn = np.empty_like(image)
-    rows = max(1, _PIXELS // image.shape[1])
-    for top in range(0, len(image), rows):
-        part = np.s_[top : top + rows]
-        drawn[part] = explain.overlay(image[part], heat[part])
-    return drawn
 
 
 def _small(image: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.explain.gradient import answer_of
 from keras_vgg.explain.heat import resized, scaled
 from keras_vgg.explain.network import channels_first, channels_last, opened
 
@@ -63,7 +64,7 @@ def grad_cam(
     heats = []
     for start in range(0, len(images), batch_size):
         batch = ops.convert_to_tensor(images[start : start + batch_size])
-        maps = maps_of([batch], training=False)
+        maps = answer_of(maps_of, [batch])
         wanted = ops.convert_to_tensor(chosen[start : start + batch_size])
         _, gradient = gradient_of([batch, maps], wanted)
         heat = _weighted(channels_last(maps), channels_last(gradient), method)

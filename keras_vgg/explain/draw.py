@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 _DPI = 150
 _INK = "#333333"
 # Inches.
-_SMALLEST, _LARGEST = 2.4, 5.0  # a picture's longer side
-_GAP, _MARGIN, _LINE = 0.12, 0.15, 0.22
+_GAP, _MARGIN, _LINE = 0.12, 0.16, 0.22  # of whole dots
 _CELL = 0.85  # of a grid
 _SHOWN = 16  # of a layer's channels
 
@@ -32,7 +31,7 @@ def draw_heats(
     title: str,
     seen: tuple[float, float, float, float] | None = None,
 ) -> None:
-    """A picture, and beside it each heat over it.
+    """A picture, and beside it each heat over it, one dot a pixel.
 
     Args:
         path: The PNG to write, whole or not at all.
@@ -40,21 +39,19 @@ def draw_heats(
         heats: What it is called -> as `overlay` takes it.
         seen: (top, left, height, width) of a frame to draw, in pixels of the picture.
     """
-    height, width = image.shape[:2]
-    # At the picture's own size where that fits a page, one dot a pixel.
-    longer = min(max(max(height, width) / _DPI, _SMALLEST), _LARGEST)
-    scale = longer / max(height, width)
-    size = (max(width * scale, 0.6), max(height * scale, 0.3))
+    height, width = (side / _DPI for side in image.shape[:2])
     panels = [("", image)] + [(name, overlay(image, heat)) for name, heat in heats.items()]
-    wide = 2 * _MARGIN + len(panels) * size[0] + (len(panels) - 1) * _GAP
-    wide = max(wide, 2 * _MARGIN + 0.09 * len(title))
+    # A column is as wide as what is written over it.
+    lefts = [_MARGIN]
+    for name, _ in panels:
+        lefts.append(lefts[-1] + max(width, 0.08 * len(name)) + _GAP)
     top = _MARGIN + 2 * _LINE
-    figure = _figure(wide, top + size[1] + _MARGIN)
+    wide = max(lefts.pop() - _GAP, _MARGIN + 0.09 * len(title)) + _MARGIN
+    figure = _figure(wide, top + height + _MARGIN)
     _write(figure, _MARGIN, _MARGIN, title, fontsize=11)
-    for i, (name, picture) in enumerate(panels):
-        left = _MARGIN + i * (size[0] + _GAP)
-        axes = _place(figure, left, top, *size)
-        axes.imshow(picture, aspect="auto")
+    for i, (left, (name, picture)) in enumerate(zip(lefts, panels, strict=True)):
+        axes = _place(figure, left, top, width, height)
+        axes.imshow(picture, aspect="auto", interpolation="nearest")
         if seen is not None and i > 0:
             _frame(axes, seen)
         _write(figure, left, _MARGIN + _LINE, name, fontsize=9)
@@ -140,7 +137,9 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=_DPI, facecolor="white")
+    # What is written cuts off parts of a dot, and 479.999 dots are meant to be 480.
+    size = [(round(side * _DPI) + 0.01) / _DPI for side in (width, height)]
+    figure = Figure(figsize=size, dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

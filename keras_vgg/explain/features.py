@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vgg.explain.gradient import gradient_of
+from keras_vgg.explain.gradient import answer_of, gradient_of
 from keras_vgg.explain.network import (
     Network,
     Place,
@@ -45,7 +45,7 @@ def feature_maps(
     tensors = {name: place.output for name, place in places.items()}
     if not tensors:
         raise ValueError("feature_maps needs at least one layer")
-    found = keras.Model([network.image], tensors)([ops.convert_to_tensor(images)], training=False)
+    found = answer_of(keras.Model([network.image], tensors), [ops.convert_to_tensor(images)])
     return {name: channels_last(found[name])[0] for name in places}
 
 
@@ -93,9 +93,15 @@ def activation_maximization(
             f"{rate}, {value_range}"
         )
     answers = network.output_before_activation(place)
-    is_map = len(answers.shape) == 4
+    shape = tuple(getattr(answers, "shape", ()))
+    if len(shape) not in (2, 4):
+        raise ValueError(
+            f"layer {place.path!r} has no filters: it gives neither a map [n, h, w, c] nor units "
+            f"[n, units] but {shape or 'several outputs'}"
+        )
+    is_map = len(shape) == 4
     channel = 1 if is_map and channels_first() else -1
-    known = answers.shape[channel]
+    known = shape[channel]
     if filters.ndim != 1 or not len(filters) or filters.dtype.kind not in "iu":
         raise ValueError(f"filters must be a list of whole numbers, not {filters.tolist()}")
     if filters.min() < 0 or filters.max() >= known:
@@ -142,6 +148,8 @@ def _front(
     shape = list(network.image.shape[1:])
     sides = (1, 2) if channels_first() else (0, 1)
     own = [shape[side] for side in sides]
+    if size is not None and size < 1:
+        raise ValueError(f"size must be 1 or more, not {size}")
     if size is None:
         size = min([_SIDE, *(side for side in own if side)]) if len(answers.shape) == 4 else None
     if size is None and None in own:
@@ -154,8 +162,14 @@ def _front(
     try:
         # Convolutions take images of another size than the model does.
         other = keras.models.clone_model(front, input_tensors=[image], clone_function=lambda x: x)
-    except ValueError as error:
-        raise ValueError(f"layer {place.path!r} takes no image of size {size}: {error}") from error
+        cause, left = None, other.output.shape[1:]
+    except (ValueError, RuntimeError, TypeError) as error:  # TensorFlow's, PyTorch's, JAX's
+        cause, left = error, (0,)
+    if any(side is not None and side < 1 for side in left):
+        or_own = "" if None in own else f", or the model's own, {own[0]} x {own[1]}"
+        raise ValueError(
+            f"layer {place.path!r} takes no image of size {size}: give a larger size{or_own}"
+        ) from cause
     return other, tuple(shape)
 
 

@@ -32,6 +32,16 @@ def gradient_of(network: keras.Model, objective: Callable[[Any, Any], Any]) -> G
     return _BACKENDS[backend](network, objective)
 
 
+def answer_of(network: keras.Model, inputs: Sequence[Any]) -> Any:
+    """The network's output, in inference; PyTorch keeps nothing of the way there."""
+    if keras.backend.backend() != "torch":
+        return network(inputs, training=False)
+    import torch
+
+    with torch.no_grad():
+        return network(inputs, training=False)
+
+
 def _on_tensorflow(network: keras.Model, objective: Callable) -> Gradient:
     import tensorflow as tf
 
@@ -79,7 +89,8 @@ def _on_torch(network: keras.Model, objective: Callable) -> Gradient:
         last = inputs[-1].detach().clone().requires_grad_(True)
         with torch.enable_grad():
             output = network([*inputs[:-1], last], training=False)
-            value = objective(output, chosen).sum()
+            # Of no element there is a gradient, too: 0, where the score has nothing to do with it.
+            value = objective(output, chosen).sum() + last[:0].sum()
         # Unlike backward(), it leaves no gradient at the weights.
         return output.detach(), torch.autograd.grad(value, last)[0]
 

@@ -66,17 +66,18 @@ def taken_apart(model: keras.Model, image: Any, instead: dict[str, Any]) -> tupl
 
     def call(layer: Any, path: str, *args: Any, **kwargs: Any) -> Any:
         kwargs.pop("training", None)  # a dropout that was meant to go on does not, either
+        given = next(iter((*args, *kwargs.values())), None)  # also of layer(inputs=x)
         if isinstance(layer, keras.Sequential):
-            output = args[0]
+            output = given
             for inner in layer.layers:
                 output = call(inner, f"{path}/{inner.name}", output)
         elif holds_layers(layer):
-            output = inside(layer, f"{path}/", args[0])
+            output = inside(layer, f"{path}/", given)
         else:
             names[path] = names.get(path, 0) + 1
             name = f"{path.replace('/', '.')}.{names[path]}"
             output = _Borrowed(layer, name=name)(*args, **kwargs)
-        places.append(Place(path, layer, args[0] if args else None, output))
+        places.append(Place(path, layer, given, output))
         return instead.get(path, output)
 
     def inside(model: keras.Model, prefix: str, inputs: Any) -> Any:
@@ -120,7 +121,7 @@ def taken_apart(model: keras.Model, image: Any, instead: dict[str, Any]) -> tupl
 
 def before_activation(place: Place) -> Any:
     """The tensor that a layer's activation is given; its output where it has none, or another's."""
-    if isinstance(place.layer, keras.layers.Activation | keras.layers.ReLU):
+    if isinstance(place.layer, keras.layers.Activation | keras.layers.ReLU | keras.layers.Softmax):
         return place.inputs
     # Not its subclasses, which compute something else.
     if type(place.layer) in (keras.layers.Dense, keras.layers.Conv2D):

@@ -20,6 +20,7 @@ def scaled(heat: np.ndarray) -> np.ndarray:
     return (heat / most if most > 0 else np.zeros_like(heat)).astype("float32")
 
 
+_PIXELS = 2**18  # that are floats at a time: about 100 bytes each
 _ROUNDING = 0.01  # by which resampling as float32 may leave [0, 255]
 
 
@@ -52,14 +53,20 @@ def overlay(image: np.ndarray, heat: np.ndarray, alpha: float = 0.5) -> np.ndarr
         raise ValueError(f"alpha must be in [0, 1], not {alpha}")
     if not (image.min() >= -_ROUNDING and image.max() <= 255 + _ROUNDING):
         raise ValueError("overlay needs an image in [0, 255]")
-    unseen = np.isnan(heat)
-    if (heat[~unseen] < 0).any() or (heat[~unseen] > 1).any():
+    if np.fmin.reduce(heat, None) < 0 or np.fmax.reduce(heat, None) > 1:  # of those that are no NaN
         raise ValueError("overlay needs heat in [0, 1]")
     size = image.shape[:2]
-    picture = np.repeat(image.astype("float32"), 3 // image.shape[-1], axis=-1)
-    colours = matplotlib.colormaps["inferno"](resized(np.nan_to_num(heat), size))[..., :3] * 255
-    mixed = (1 - alpha) * picture + alpha * colours
-    if unseen.any():
+    if heat.shape != size:
+        unseen = resized(np.isnan(heat), size) > 0.5
+        heat = np.where(unseen, np.float32(np.nan), resized(np.nan_to_num(heat), size))
+    image, heat = image.reshape(-1, image.shape[-1]), heat.reshape(-1)
+    inferno = matplotlib.colormaps["inferno"]
+    drawn = np.empty((len(image), 3), "uint8")
+    for start in range(0, len(image), _PIXELS):
+        part = slice(start, start + _PIXELS)
+        picture = np.repeat(image[part].astype("float32"), 3 // image.shape[-1], axis=-1)
+        mixed = (1 - alpha) * picture + alpha * 255 * inferno(np.nan_to_num(heat[part]))[:, :3]
         grey = (1 - alpha) * picture.mean(-1, keepdims=True)
-        mixed = np.where(resized(unseen, size)[..., np.newaxis] > 0.5, grey, mixed)
-    return np.clip(mixed + 0.5, 0, 255).astype("uint8")
+        mixed = np.where(np.isnan(heat[part])[:, np.newaxis], grey, mixed)
+        drawn[part] = np.clip(mixed + 0.5, 0, 255).astype("uint8")
+    return drawn.reshape(*size, 3)

@@ -11,12 +11,20 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vgg.explain.gradient import Gradient, gradient_of
+from keras_vgg.explain.gradient import Gradient, answer_of, gradient_of
 from keras_vgg.explain.graph import Place, before_activation, holds_layers, taken_apart
 
 # Convolutions that are VGG's classifier with head="conv": their maps are class scores.
 _CLASSIFIER = ("fc1", "fc2", "predictions")
-_PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
+_PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid, ops.softmax, ops.sigmoid)
+# In inference they give what they are given, if it is [n, classes] or [n, 1, 1, classes].
+_PASSING = (
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.Identity,
+    keras.layers.Reshape,
+)
 _BEST = -1  # in place of a class: the one that the network finds
 
 
@@ -183,7 +191,7 @@ class Network:
         found = []
         for start in range(0, len(images), batch_size):
             batch = ops.convert_to_tensor(images[start : start + batch_size])
-            scores = ops.cast(self.scores([batch], training=False), "float32")
+            scores = ops.cast(answer_of(self.scores, [batch]), "float32")
             found.append(ops.convert_to_numpy((self.activation or ops.softmax)(scores)))
         return np.concatenate(found)
 
@@ -241,10 +249,16 @@ def _class_scores(output: Any, places: Sequence[Place]) -> tuple[Any, Callable |
     """The tensor of class scores, and what the model makes of it."""
     if len(output.shape) != 2 or output.shape[-1] is None:
         raise ValueError(f"explanations need class scores [n, classes], not {tuple(output.shape)}")
-    last = [p for p in places if p.output is output and not holds_layers(p.layer)][-1]
-    if isinstance(last.layer, keras.layers.Softmax):
-        return last.inputs, keras.activations.softmax
-    activation = getattr(last.layer, "activation", None)
+    last = None
+    while last is None or _passes_on(last):
+        end = output if last is None else last.inputs
+        found = [p for p in places if p.output is end and not holds_layers(p.layer)]
+        if not found:  # maps that are given in the place of a layer's output
+            return output, None
+        last = found[-1]
+    activation = getattr(last.layer, "activation", last.layer)
+    if isinstance(activation, keras.layers.Softmax):
+        activation = keras.activations.softmax
     if activation not in _PROBABILITIES:
         return output, None
     scores = before_activation(last)
@@ -253,4 +267,18 @@ def _class_scores(output: Any, places: Sequence[Place]) -> tuple[Any, Callable |
             f"the scores before the {activation.__name__} of layer {last.path!r} are not known: "
             "it is no Dense, convolution or Activation"
         )
+    if len(scores.shape) != 2:
+        scores = keras.layers.Reshape((output.shape[-1],), dtype=scores.dtype)(scores)
     return scores, activation
+
+
+def _passes_on(place: Place) -> bool:
+    """Whether a layer gives, in inference, the class scores or probabilities that it is given."""
+    layer = place.layer
+    linear = (
+        isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear
+    )
+    if not (linear or isinstance(layer, _PASSING)):
+        return False
+    *places, classes = place.inputs.shape[1:]
+    return set(places) <= {1} and classes == place.output.shape[-1]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
+from PIL import Image
 
 from keras_vgg import data, explain
 from keras_vgg.augment.geometry import Window, central_window, snapped, visible
@@ -24,7 +26,9 @@ METHODS = (*HEATS, "features", "filters")
 _BRIGHTEST = 99  # per cent of a saliency's pixels; what is above is as bright (Smilkov et al.)
 _FILTERS = 8
 _PLACES = 4  # along each side of Grad-CAM's map, at least
-_LEAST = 256  # pixels of a picture's longer side; of less, each is shown as several
+# Pixels of a picture's longer side as it is drawn: of less each is shown as several, as heat is
+# finer than a picture of a few; of more it is scaled down.
+_LEAST, _MOST = 256, 1600
 
 
 def explain_files(
@@ -39,12 +43,14 @@ def explain_files(
 ) -> list[Path]:
     """Draw explanations of what a run's best model says of image files.
 
-    A picture of heat shows the whole image, upright and at its own size, and beside it each
-    method's heat over it: on the part that the model saw, as evaluation crops it; the rest is grey.
+    A picture of heat shows the whole image, upright, and beside it each method's heat over it: on
+    the part that the model saw, as evaluation crops it; the rest is grey. It is drawn at its own
+    size, but scaled down to a longer side of at most 1600 pixels; below 256 each of its pixels
+    becomes a square of them.
 
     Args:
         run: A finished run.
-        paths: Image files; "filters" needs none.
+        paths: Image files; "filters" needs none, and alone it does not look at them.
         methods: Of HEATS, side by side in IMAGE_METHODS.png; "features", the strongest maps of
             each block, in IMAGE_features.png; "filters", images that a layer's first filters answer
             to most, in filters_LAYER.png.
@@ -69,7 +75,10 @@ def explain_files(
     if not paths and methods != ["filters"]:
         raise ValueError(f"{', '.join(m for m in methods if m != 'filters')} needs an image file")
     wanted = None if class_name is None else _class(run, class_name)
-    pictures = [data.load_image(path) for path in paths]
+    if methods == ["filters"]:
+        paths = ()
+    for path in paths:
+        data.load_image(path)  # all of them are whole, before anything is written; none is kept
     model = run.model()
     network = opened(model)
     if layer is not None:
@@ -79,7 +88,8 @@ def explain_files(
     names = _names(paths)
     written = []
     heats = [method for method in methods if method in HEATS]
-    for name, picture in zip(names, pictures, strict=True):
+    for name, source in zip(names, paths, strict=True):
+        picture = data.load_image(source)
         image = evaluation_transform(run.recipe)(picture).numpy()
         probabilities = network.probabilities(image[np.newaxis], 1)[0]
         chosen = int(probabilities.argmax()) if wanted is None else wanted
@@ -90,9 +100,7 @@ def explain_files(
                 size=run.recipe.image_size,
                 scale=run.recipe.eval_scale,
             )
-            # Heat is finer than a picture of a few pixels.
-            times = -(-_LEAST // max(picture.shape[:2]))
-            shown = picture.repeat(times, 0).repeat(times, 1)
+            shown = _to_draw(picture)
             found = {}
             for method in heats:
                 heat = _heat(model, image, method, chosen, layer or layer_to_show(model), seed)
@@ -153,6 +161,17 @@ def placed(heat: np.ndarray, window: Window, sides: tuple[int, int]) -> np.ndarr
     return found
 
 
+def _to_draw(picture: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3] -> the same, its longer side _LEAST to about _MOST pixels, undistorted."""
+    height, width = picture.shape[:2]
+    longer = max(height, width)
+    if longer > _MOST:
+        sides = [max(1, round(side * _MOST / longer)) for side in (width, height)]
+        return np.asarray(Image.fromarray(picture).resize(sides, Image.Resampling.LANCZOS))
+    times = -(-_LEAST // longer)
+    return picture.repeat(times, 0).repeat(times, 1)
+
+
 def _frame(window: Window, sides: tuple[int, int]) -> tuple[float, float, float, float] | None:
     """(top, left, height, width) of the window in a picture of `sides`; None where it is all."""
     low, high = (side.numpy() for side in visible(window))
@@ -210,7 +229,14 @@ def _title(class_names: Sequence[str], probabilities: np.ndarray, chosen: int) -
 def _names(paths: Sequence[str | Path]) -> list[str]:
     """What each file's pictures begin with: its name, with a number where another has it, too."""
     stems = [Path(path).stem for path in paths]
-    return [
-        stem if stems.count(stem) == 1 else f"{stem}_{stems[: i + 1].count(stem)}"
-        for i, stem in enumerate(stems)
-    ]
+    count = Counter(stem.casefold() for stem in stems)  # A.png is a.png to some file systems
+    taken = {stem for stem in count if count[stem] == 1}
+    names = []
+    for stem in stems:
+        name = stem
+        if count[stem.casefold()] > 1:
+            numbered = (f"{stem}_{number}" for number in itertools.count(1))
+            name = next(name for name in numbered if name.casefold() not in taken)
+            taken.add(name.casefold())
+        names.append(name)
+    return names
