@@ -193,7 +193,7 @@ def test_pictures_are_the_surest_mistakes_and_the_least_sure_hits(found, written
                 f"{name} true class {100 * found.probabilities[i, found.labels[i]]:.1f} %" in text
             )
             assert card.count('src="data:image/png;base64,') == 3  # itself, and two classes' maps
-    assert "block4_conv2_relu, 4x4 places" in text_of(page)
+    assert "block5_conv2_relu, 2x2 places" in text_of(page)
 
 
 def test_the_picture_shown_is_the_image_of_the_split(trained, written):

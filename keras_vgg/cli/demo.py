@@ -27,8 +27,7 @@ class Demo:
     max_upload_mb: int = 10
     """Larger files are refused."""
     layer: str | None = None
-    """Whose heat is shown, such as block4_conv3 (default: the last with 4x4 places or more
-    before its pooling)."""
+    """Whose heat is shown, such as block4_conv3 (default: the last convolution's)."""
 
     def __call__(self) -> None:
         from keras_vgg import demo

@@ -28,9 +28,8 @@ class Explain:
     """Comma-separated: grad-cam, grad-cam++, occlusion, saliency, smoothgrad, side by side;
     features, the strongest maps of each block; filters, what a layer's first filters answer to."""
     layer: str | None = None
-    """Of grad-cam, features and filters, such as block4_conv3 (default: of grad-cam the last with
-    4x4 places or more before its pooling, of features the last of each block, of filters the last
-    convolution)."""
+    """Of grad-cam, features and filters, such as block4_conv3 (default: the last convolution; of
+    features the last of each block)."""
     class_name: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """Explain this class instead of the most probable one."""
     out: Path | None = None

@@ -11,7 +11,7 @@ from keras_vgg import data, evaluation, explain
 from keras_vgg.augment.geometry import central_window
 from keras_vgg.fit import evaluation_transform, load_source
 from keras_vgg.fit.run import Run
-from keras_vgg.runs.explaining import layer_to_show, placed
+from keras_vgg.runs.explaining import placed
 
 _THUMBNAIL = 96  # pixels of the longer side, at most
 
@@ -35,8 +35,8 @@ class Answerer:
 
     Args:
         run: A finished run.
-        layer: Whose Grad-CAM is drawn, as `explain.grad_cam` takes it. Default: the last with 4x4
-            places or more before its pooling.
+        layer: Whose Grad-CAM is drawn, as `explain.grad_cam` takes it. Default: the last
+            convolution's.
         top: How many classes are named.
 
     Raises:
@@ -46,7 +46,7 @@ class Answerer:
     def __init__(self, run: Run, layer: str | None = None, top: int = 5) -> None:
         self._model, self._names = run.model(), run.class_names
         self._transform = evaluation_transform(run.recipe)
-        self._layer, self._top = layer or layer_to_show(self._model), top
+        self._layer, self._top = layer, top
         # Before anyone waits: a layer that is not there is found, and all is traced.
         self.of_image(np.zeros((run.recipe.image_size, run.recipe.image_size, 3), np.uint8))
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import keras
 import numpy as np
 from PIL import Image
 
@@ -25,7 +23,6 @@ HEATS = ("grad-cam", "grad-cam++", "occlusion", "saliency", "smoothgrad")
 METHODS = (*HEATS, "features", "filters")
 _BRIGHTEST = 99  # per cent of a saliency's pixels; what is above is as bright (Smilkov et al.)
 _FILTERS = 8
-_PLACES = 4  # along each side of Grad-CAM's map, at least
 # Pixels of a picture's longer side as it is drawn: of less each is shown as several, as heat is
 # finer than a picture of a few; of more it is scaled down.
 _LEAST, _MOST = 256, 1600
@@ -54,8 +51,7 @@ def explain_files(
         methods: Of HEATS, side by side in IMAGE_METHODS.png; "features", the strongest maps of
             each block, in IMAGE_features.png; "filters", images that a layer's first filters answer
             to most, in filters_LAYER.png.
-        layer: Of Grad-CAM, features and filters. Default: Grad-CAM's is `layer_to_show`, the
-            others' as `explain` has them.
+        layer: Of Grad-CAM, features and filters; default as `explain`.
         class_name: Explain this class instead of the most probable one.
         out: A folder, made if needed. Default: explain/ in the run directory.
         seed: Of SmoothGrad's noise and the filters' start.
@@ -103,7 +99,7 @@ def explain_files(
             shown = _to_draw(picture)
             found = {}
             for method in heats:
-                heat = _heat(model, image, method, chosen, layer or layer_to_show(model), seed)
+                heat = _heat(model, image, method, chosen, layer, seed)
                 name_of = method if heat.any() else f"{method}: empty"
                 found[name_of] = placed(heat, window, shown.shape[:2])
             path = out / f"{name}_{'_'.join(heats)}.png"
@@ -123,18 +119,6 @@ def explain_files(
     if "filters" in methods:
         written.append(_filters(run, model, network, layer, out, seed))
     return written
-
-
-def layer_to_show(model: keras.Model) -> str | None:
-    """Grad-CAM's layer where none is asked for: before the last pooling of 4x4 places or more.
-
-    The last map of a network of small images has four places or one, which hardly say where. None
-    if there is no such layer: then the last convolution it is.
-    """
-    for layer, pool in reversed([*itertools.pairwise(model.layers)]):
-        if re.fullmatch(r"block\d_pool", pool.name) and min(layer.output.shape[1:3]) >= _PLACES:
-            return layer.name
-    return None
 
 
 def placed(heat: np.ndarray, window: Window, sides: tuple[int, int]) -> np.ndarray:

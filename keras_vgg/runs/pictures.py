@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from keras_vgg import data, evaluation, explain, report
+from keras_vgg.explain.network import opened
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.fit.run import Run
 from keras_vgg.progress import progress_bars
-from keras_vgg.runs.explaining import layer_to_show
 
 _ANSWERS = 3  # of each picture
 _AT_ONCE = 8  # pictures that Grad-CAM takes
@@ -40,11 +40,9 @@ def telling_pictures(
     transform = evaluation_transform(run.recipe)
     batches = data.evaluation_dataset(taken, _AT_ONCE, transform).as_numpy_iterator()
     model = run.model()
-    layer = layer_to_show(model)
-    where = "the last convolution"
-    if layer is not None:
-        height, width = model.get_layer(layer).output.shape[1:3]
-        where = f"{layer}, {height}x{width} places"
+    place = opened(model).place(None)
+    height, width = place.output.shape[1:3]
+    where = f"{place.path}, {height}x{width} places"
     ranked = np.argsort(-found.probabilities[chosen], axis=1, kind="stable")[:, :_ANSWERS]
     labels = found.labels[chosen]
     # Beside the answer: what it should have been, or was next.
@@ -55,7 +53,7 @@ def telling_pictures(
         for batch, _ in batches:
             rows = slice(len(shown), len(shown) + len(batch))
             heats = [
-                explain.grad_cam(model, batch, classes=classes[rows].tolist(), layer=layer)
+                explain.grad_cam(model, batch, classes=classes[rows].tolist())
                 for classes in (ranked[:, 0], rivals)
             ]
             for i, (image, *maps) in enumerate(zip(batch, *heats, strict=True), rows.start):
