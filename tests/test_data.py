@@ -876,3 +876,19 @@ def test_a_spread_is_even_and_in_order(count):
     np.testing.assert_array_equal(chosen.images[:, 0, 0, 0], labels)
     gaps = np.diff([*labels, 10 + labels[0]])
     assert gaps.max() - gaps.min() <= 1
+
+
+# --- options ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        lambda split: data.training_dataset(split, 4, plain, seed=0),
+        lambda split: data.training_dataset(split, 4, plain, seed=0).rebatch(2),
+        lambda split: data.evaluation_dataset(split, 4, lambda image: image).cache(),
+        lambda split: data.evaluation_dataset(split, None, lambda image: image),
+    ],
+)
+def test_no_autotuner_holds_up_the_end_of_an_iterator(dataset: Callable) -> None:
+    assert dataset(numbered(20)).options().autotune.enabled is False

@@ -103,6 +103,8 @@ def test_features_are_the_bases_output_of_each_image_and_its_mirror_image(pretra
     np.testing.assert_allclose(found.features[7, 1], mirrored, rtol=1e-4, atol=1e-5)
     assert not np.allclose(found.features[7, 0], found.features[7, 1])
     np.testing.assert_array_equal(found.labels, source.train.labels)
+    for dataset in (found.training(8, seed=0, start_epoch=0), found.evaluation(8)):
+        assert dataset.options().autotune.enabled is False  # it holds up an iterator's end
     np.testing.assert_allclose(
         head(found.features[:5, 0]),
         run.model().predict(_images(recipe, source, 5), verbose=0),

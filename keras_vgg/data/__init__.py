@@ -11,6 +11,7 @@ from keras_vgg.data.check import (
     raise_for_bad_images,
 )
 from keras_vgg.data.decode import load_image
+from keras_vgg.data.options import untuned
 from keras_vgg.data.pipeline import (
     ChannelStatistics,
     evaluation_dataset,
@@ -41,5 +42,6 @@ __all__ = [
     "statistics",
     "steps_per_epoch",
     "training_dataset",
+    "untuned",
     "verify",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg.data.decode import TENSORFLOW_ERRORS, decode, orientation, reason, why_bad
+from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Records, Source, Split
 from keras_vgg.progress import progress_bars
 
@@ -111,8 +112,9 @@ class _Scan:
             self.labels = np.full(split.size, -1, np.int32)
         # Errors are ignored here, and what is missing at the end is bad.
         examined = _readable(split).map(_examine, num_parallel_calls=tf.data.AUTOTUNE)
-        examined = examined.ignore_errors().prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
-        for done, (position, label, head, sides, components, turned) in enumerate(examined, 1):
+        examined = untuned(examined.ignore_errors().prefetch(tf.data.AUTOTUNE))
+        found = enumerate(examined.as_numpy_iterator(), 1)
+        for done, (position, label, head, sides, components, turned) in found:
             self.sides[position] = sides
             self.labels[position] = label
             self.turned += int(turned)

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from keras_vgg.augment import may_take_pictures
 from keras_vgg.data.decode import decode, transform_encoded
+from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Records, Split
 from keras_vgg.progress import progress_bars
 
@@ -140,7 +141,7 @@ def training_dataset(
     )
     batches = batches.prefetch(tf.data.AUTOTUNE)
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    return batches.apply(endless)
+    return untuned(batches.apply(endless))
 
 
 def evaluation_dataset(
@@ -168,10 +169,10 @@ def evaluation_dataset(
     else:
         examples = _in_order(split, chosen, transform)
     if batch_size is None:
-        return examples.prefetch(tf.data.AUTOTUNE)
+        return untuned(examples.prefetch(tf.data.AUTOTUNE))
     batches = examples.batch(batch_size).prefetch(tf.data.AUTOTUNE)
     exactly = tf.data.experimental.assert_cardinality(-(-len(chosen) // batch_size))
-    return batches.apply(exactly)
+    return untuned(batches.apply(exactly))
 
 
 def statistics(
@@ -205,7 +206,7 @@ def statistics(
         start = (tf.constant(0), tf.zeros([4, 4], tf.float64))
         return tf.while_loop(lambda start, sums: start < tf.shape(pixels)[0], add, start)[1]
 
-    sums = _in_order(split, chosen, moments).prefetch(tf.data.AUTOTUNE)
+    sums = untuned(_in_order(split, chosen, moments).prefetch(tf.data.AUTOTUNE))
     total = np.zeros([4, 4])
     with progress_bars(verbose) as bars:
         images = sums.as_numpy_iterator()

@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras_vgg.atomic import PARTIAL, whole_file
 from keras_vgg.data.check import find_bad_images
 from keras_vgg.data.decode import decode, reason
+from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Records, Shard, Source, Split
 from keras_vgg.progress import progress_bars
 
@@ -291,7 +292,8 @@ def _dataset(split: Split, order: np.ndarray | None, start: int, stop: int) -> t
             item = tf.io.encode_png(item)
         return item, label, _sides(item)
 
-    return items.map(decoded, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    items = items.map(decoded, num_parallel_calls=tf.data.AUTOTUNE)
+    return untuned(items.prefetch(tf.data.AUTOTUNE))
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)])  # traced once, not for each shard

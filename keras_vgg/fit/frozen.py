@@ -151,13 +151,13 @@ class Features:
             tf.TensorSpec((batch_size, *shape), tf.float32),
             tf.TensorSpec((batch_size,), tf.int32),
         )
-        return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(2)
+        endless = tf.data.Dataset.from_generator(batches, output_signature=signature)
+        return data.untuned(endless.prefetch(2))
 
     def evaluation(self, batch_size: int) -> tf.data.Dataset:
         """Every image once, unmirrored, in order."""
-        return tf.data.Dataset.from_tensor_slices((self.features[:, 0], self.labels)).batch(
-            batch_size
-        )
+        images = tf.data.Dataset.from_tensor_slices((self.features[:, 0], self.labels))
+        return data.untuned(images.batch(batch_size))
 
 
 def _digest(model: keras.Model) -> str:
