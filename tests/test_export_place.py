@@ -14,6 +14,7 @@ from keras_vgg.export.place import whole_folder
 
 def fill(directory: Path, text: str, overwrite: bool = True) -> None:
     with whole_folder(directory, "marker", overwrite) as built:
+        (built.parent / "scratch").mkdir()
         (built / "marker").write_text("")
         (built / "content").write_text(text)
 
@@ -81,6 +82,7 @@ def counted(call):
 os.replace, os.open, shutil.rmtree = map(counted, (os.replace, os.open, shutil.rmtree))
 with place.whole_folder(directory, "marker", True) as built:
     counted(lambda: None)()
+    (built.parent / "scratch").mkdir()
     (built / "marker").write_text("")
     (built / "content").write_text("new")
     counted(lambda: None)()

@@ -15,7 +15,8 @@ def whole_folder(directory: Path, marker: str, overwrite: bool) -> Iterator[Path
     """An empty folder to fill, which is put at `directory` when all went well, and else removed.
 
     It lies beside `directory`, in a folder that also keeps what was there before until the new one
-    is in its place. What a killed process left is cleared away, or put back, by the next one.
+    is in its place, and may hold other folders meanwhile. What a killed process left is cleared
+    away, or put back, by the next one.
 
     Args:
         marker: A file that only such folders have: no other folder is ever replaced.
@@ -34,8 +35,9 @@ def whole_folder(directory: Path, marker: str, overwrite: bool) -> Iterator[Path
             try:
                 _put_back(scratch / "replaced", directory, marker)
                 _check(directory, marker, overwrite)
+                for left in scratch.iterdir():  # by a killed process
+                    shutil.rmtree(left)
                 built = scratch / "new"
-                shutil.rmtree(built, ignore_errors=True)  # a killed process's
                 built.mkdir()
                 yield built
                 _put_in_place(built, directory, aside=scratch / "replaced")
