@@ -298,9 +298,10 @@ def test_killed_at_twenty_moments_it_ends_as_if_it_had_not_been(whole: Run, tmp_
         before = Run(folder, TINY)
         newest = [path.name for path in before.checkpoints][-1:]
         process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        # A third after a time, which is mostly the start's, and all that only export; the others
-        # as soon as there is something new, and a moment.
-        if len(found) % 3 == 0 or before.finished:
+        # The first as soon as there is something new, for the few steps are soon over. Then a third
+        # after a time, which is mostly the start's, and all that only export; the others as soon as
+        # there is something new, and a moment.
+        if before.finished or (len(found) >= 6 and len(found) % 3 == 0):
             time.sleep(chosen.uniform(0.5, 15))
         else:
             while process.poll() is None:
@@ -308,7 +309,8 @@ def test_killed_at_twenty_moments_it_ends_as_if_it_had_not_been(whole: Run, tmp_
                 if run.finished or [path.name for path in run.checkpoints][-1:] != newest:
                     break
                 time.sleep(0.002)
-            time.sleep(chosen.uniform(0, 0.3 if len(found) % 3 == 1 else 4))
+            if len(found) >= 6:
+                time.sleep(chosen.uniform(0, 0.3 if len(found) % 3 == 1 else 4))
         process.kill()
         process.communicate()
         run = Run(folder, TINY)

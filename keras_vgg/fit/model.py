@@ -10,6 +10,7 @@ import numpy as np
 from keras_vgg import data, hardware
 from keras_vgg import weights as weight_files
 from keras_vgg.architecture import convolutions
+from keras_vgg.fit.batch_norm import fuse
 from keras_vgg.fit.optimizer import LayerwiseSGD
 from keras_vgg.fit.run import Run
 from keras_vgg.layers import ImagePreprocessing
@@ -151,6 +152,7 @@ def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -
 
     A weight of a validation image counts in all of them.
     """
+    fuse(model)
     metrics: list = ["accuracy"]
     if model.output_shape[-1] > 5:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5_accuracy"))
