@@ -190,6 +190,7 @@ def test_a_claim_is_judged_by_its_interval_and_every_seed(one, other, equal, ver
 def test_the_claims_runs_differ_in_what_they_say():
     base = load_recipe(TRAINING / "recipes" / "cifar10_claims.py")
     planned = claims.recipes(base, Path("runs"), 2)
+    assert [*planned] == [*claims.NETS, "D jitter", "D from A", "D Glorot"]
     assert tuple(planned) == claims.RUNS
     changed = {name: base.differences(recipe).keys() for name, recipe in planned.items()}
     assert changed["E"] == {"seed", "configuration"}

@@ -6,7 +6,6 @@ their gradients; see training/README.md for what that costs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import keras
@@ -20,14 +19,16 @@ def fuse(model: keras.Model) -> None:
     Only this model's layers do: what is saved, or cloned, is Keras' own.
     """
     if keras.backend.backend() == "tensorflow":
-        for layer in model.layers:
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.call = partial(_call, layer, layer.call)
+        for layer in batch_norms(model):
+            layer.call = partial(_call, layer)
+
+
+def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    return [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
 
 
 def _call(
     layer: keras.layers.BatchNormalization,
-    as_keras: Callable[..., tf.Tensor],
     inputs: tf.Tensor,
     training: bool | None = None,
     mask: tf.Tensor | None = None,
@@ -42,7 +43,7 @@ def _call(
         and mask is None
     )
     if not (training and layer.trainable and fits):
-        return as_keras(inputs, training=training, mask=mask)
+        return type(layer).call(layer, inputs, training=training, mask=mask)
     # An epsilon below 1.001e-5, cuDNN's least, is that.
     outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
         inputs,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from keras_vgg.fit.batch_norm import batch_norms
 from keras_vgg.hardware import Engine
 
 
@@ -45,14 +46,14 @@ def synchronize(model: keras.Model, engine: Engine) -> None:
     On JAX it does: there a batch is one array.
     """
     if len(engine.devices) > 1 and keras.backend.backend() == "tensorflow":
-        for layer in _batch_norms(model):
+        for layer in batch_norms(model):
             layer.synchronized = True
 
 
 @contextlib.contextmanager
 def portable(model: keras.Model) -> Iterator[None]:
     """Within it a model's description says nothing of how it was trained."""
-    changed = [layer for layer in _batch_norms(model) if layer.synchronized]
+    changed = [layer for layer in batch_norms(model) if layer.synchronized]
     for layer in changed:
         layer.synchronized = False
     try:
@@ -60,7 +61,3 @@ def portable(model: keras.Model) -> Iterator[None]:
     finally:
         for layer in changed:
             layer.synchronized = True
-
-
-def _batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    return [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
