@@ -74,8 +74,9 @@ class Recipe:
 
     # Where it starts
     initialization: str = "he_normal"
-    """First weights: normal (the paper's), glorot, a Keras initializer, or a run, from which the
-    first four convolutions and the classifier are taken (section 3.1), the rest as it began."""
+    """First weights: normal (the paper's), normal:SD (of that standard deviation), glorot, a Keras
+    initializer, or a run, from which the first four convolutions and the classifier are taken
+    (section 3.1), the rest as it began."""
     init: str | None = None
     """All first weights: imagenet, torchvision, a weight file or a run; None: initialization's."""
     init_head: Literal["none", "hidden", "all"] = "none"

@@ -379,7 +379,9 @@ def test_initialization_that_does_not_fit(pretrained, tmp_path):
     unfinished = shutil.copytree(directory, tmp_path / "unfinished")
     (unfinished / "results.json").unlink()
     for changes, error, message in (
-        ({"initialization": "he"}, ValueError, "initialization must be normal, glorot, a Keras"),
+        ({"initialization": "he"}, ValueError, "must be normal, normal:SD, glorot, a Keras"),
+        ({"initialization": "normal:"}, ValueError, "a standard deviation, such as normal:0.01"),
+        ({"initialization": "normal:-1"}, ValueError, "a standard deviation, such as normal:0.01"),
         ({"initialization": str(tmp_path)}, ValueError, "or a run directory, not"),
         ({"initialization": directory, "init": directory}, ValueError, "choose one"),
         (
@@ -401,7 +403,7 @@ def test_initialization_that_does_not_fit(pretrained, tmp_path):
 
 def test_a_random_start_is_what_its_name_says():
     spread = {}
-    for name in ("normal", "glorot", "glorot_uniform", "he_normal"):
+    for name in ("normal", "normal:0.01", "glorot", "glorot_uniform", "he_normal"):
         keras.utils.set_random_seed(0)
         built = build_model(FIXED.replace(initialization=name, batch_norm=False), 10, STATISTICS)
         kernel, bias = built.get_layer("block4_conv2").get_weights()
@@ -409,6 +411,7 @@ def test_a_random_start_is_what_its_name_says():
         spread[name] = kernel.std()
     fan = 9 * 32
     assert spread["normal"] == pytest.approx(0.1, rel=0.05)
+    assert spread["normal:0.01"] == pytest.approx(0.01, rel=0.05)
     assert spread["glorot"] == spread["glorot_uniform"]
     assert spread["glorot"] == pytest.approx((2 / (2 * fan)) ** 0.5, rel=0.05)
     assert spread["he_normal"] == pytest.approx((2 / fan) ** 0.5, rel=0.05)

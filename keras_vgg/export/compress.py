@@ -136,8 +136,8 @@ def compress(
             tuning. No layer gets a rank above m.
         max_drop: percentage points of top-1 accuracy.
         energies: shares in (0, 1], ascending.
-        fine_tune_steps: teach each network that is not good enough the original's probabilities,
-            for so many batches of 32 training images; kept where it is better for it.
+        fine_tune_steps: teach each network the original's probabilities, for so many batches of 32
+            blends of training images; kept where it is better for it.
 
     Raises:
         ValueError: the model has no dense fc1 and fc2; no rank makes it smaller and keeps the
@@ -152,7 +152,6 @@ def compress(
         name: spectrum(model.get_layer(name), given)
         for name, given in zip(LAYERS, inputs, strict=True)
     }
-    teacher = _answers(head, taught)
 
     def measured(network: keras.Model, ranks: Mapping[str, int], tuned: bool = False) -> Point:
         right = float(np.mean(_answers(network, features).argmax(axis=1) == labels))
@@ -170,16 +169,16 @@ def compress(
             continue
         small = factorise(head, ranks, spectra)
         point = measured(small, ranks)
-        lost = _lost(original, point)
-        if lost > max_drop and fine_tune_steps:
+        if fine_tune_steps:
             before = small.get_weights()
-            _teach(small, taught, teacher, fine_tune_steps)
+            _teach(small, head, taught, fine_tune_steps)
             tuned = measured(small, ranks, tuned=True)
-            if _lost(original, tuned) < lost:
-                point, lost = tuned, _lost(original, tuned)
+            if tuned.top1 > point.top1:
+                point = tuned
             else:
                 small.set_weights(before)
         points.append(point)
+        lost = _lost(original, point)
         if lost > max_drop:
             good = None
         elif good is None:
@@ -225,29 +224,33 @@ def _answers(network: keras.Model, inputs: np.ndarray) -> np.ndarray:
     return np.concatenate([keras.ops.convert_to_numpy(batch) for batch in batches])
 
 
-def _teach(
-    network: keras.Model, features: np.ndarray, probabilities: np.ndarray, steps: int
-) -> None:
+def _teach(network: keras.Model, teacher: keras.Model, features: np.ndarray, steps: int) -> None:
     """The factors alone, by Adam, on the probabilities of the network that they stand for.
 
-    Without dropout, for the answers to learn were given without, and so that it is repeatable.
+    Blends of two images show more of what the network does than the images, which it was trained
+    on, do. Without dropout, for the answers to learn are given without, and so that it is
+    repeatable.
     """
     dropouts = {layer: layer.rate for layer in network.layers if hasattr(layer, "rate")}
     for layer in dropouts:
         layer.rate = 0.0
     for layer in network.layers:
         layer.trainable = layer.name.removesuffix("_factor") in LAYERS
-    # A step of Adam is as large as its rate, whatever the weights: a hundredth of theirs.
+    # A step of Adam is as large as its rate, whatever the weights: a hundredth of theirs at first.
     sizes = [np.std(layer.get_weights()[0]) for layer in network.layers if layer.trainable_weights]
-    network.compile(keras.optimizers.Adam(0.01 * float(min(sizes))), loss="kl_divergence")
+    rate = keras.optimizers.schedules.CosineDecay(0.01 * float(min(sizes)), steps)
+    network.compile(keras.optimizers.Adam(rate), loss="kl_divergence")
     generator = np.random.default_rng(0)
+    batch = min(_BATCH, len(features))
     for _ in range(steps):
-        chosen = generator.choice(len(features), min(_BATCH, len(features)), replace=False)
-        network.train_on_batch(features[chosen], probabilities[chosen])
+        one, other = (generator.choice(len(features), batch, replace=False) for _ in range(2))
+        share = generator.uniform(size=(batch,) + (1,) * (features.ndim - 1)).astype(np.float32)
+        blend = share * features[one] + (1 - share) * features[other]
+        network.train_on_batch(blend, _answers(teacher, blend))
     for layer in network.layers:
         layer.trainable = True
-    for layer, rate in dropouts.items():
-        layer.rate = rate
+    for layer, dropped in dropouts.items():
+        layer.rate = dropped
 
 
 def _lost(original: Point, point: Point) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import keras
@@ -20,12 +21,7 @@ from keras_vgg.recipe import Recipe
 # Section 3.1: deeper nets take "the first four convolutional layers" of A, block1_conv1,
 # block2_conv1, block3_conv1 and block3_conv2, and its three fully connected ones.
 _FROM_A = tuple(name for name, *_ in convolutions("A"))[:4]
-_INITIALIZERS = {
-    # The paper's: mean 0, variance 1e-2. As a description, for an instance would draw the same
-    # numbers for every layer of a shape.
-    "normal": {"class_name": "RandomNormal", "config": {"mean": 0.0, "stddev": 0.1}},
-    "glorot": "glorot_uniform",
-}
+_PAPERS_DEVIATION = 0.1  # variance 1e-2
 
 
 def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
@@ -36,7 +32,7 @@ def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
             neither an initializer nor a run.
     """
     name = recipe.initialization
-    if _is_initializer(name):
+    if _initializer(name) is not None:
         if recipe.init is None:
             return None
         return weight_files.obtain(
@@ -52,8 +48,8 @@ def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
         )
     if not (Path(name) / "recipe.json").is_file():
         raise ValueError(
-            "initialization must be normal, glorot, a Keras initializer such as he_normal, or a "
-            f"run directory, not {name!r}"
+            "initialization must be normal, normal:SD, glorot, a Keras initializer such as "
+            f"he_normal, or a run directory, not {name!r}"
         )
     run = Run.open(name)
     if not run.finished:
@@ -68,19 +64,43 @@ def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
     return found.without(tuple(found.tensors.keys() - convolved - {*weight_files.TOP}))
 
 
-def _is_initializer(name: str) -> bool:
+def _initializer(name: str) -> str | dict | None:
+    """What Keras makes an initializer of, if `name` is one's."""
+    if name == "glorot":
+        return "glorot_uniform"
+    if name == "normal" or name.startswith("normal:"):
+        # As a description, for an instance would draw the same numbers for every layer of a shape.
+        deviation = _deviation(name)
+        return {"class_name": "RandomNormal", "config": {"mean": 0.0, "stddev": deviation}}
     # Not keras.initializers.get: to make one draws from the global seed.
     found = getattr(keras.initializers, name, None)
     base = keras.initializers.Initializer
     known = isinstance(found, type) and issubclass(found, base) and found is not base
-    return known or name in _INITIALIZERS
+    return name if known else None
 
 
-def _initializer(name: str) -> str | dict:
+def _deviation(name: str) -> float:
+    _, colon, written = name.partition(":")
+    if not colon:
+        return _PAPERS_DEVIATION
+    try:
+        deviation = float(written)
+    except ValueError:
+        deviation = math.nan
+    if not 0 < deviation < math.inf:
+        raise ValueError(
+            f"initialization={name!r}: after the colon goes a standard deviation, such as"
+            " normal:0.01"
+        )
+    return deviation
+
+
+def _first_initializer(recipe: Recipe) -> str | dict:
     """The initializer that `recipe.initialization` means; of a run, what that run began from."""
-    while not _is_initializer(name):
+    name = recipe.initialization
+    while (found := _initializer(name)) is None:
         name = Run.open(name).recipe.initialization
-    return _INITIALIZERS.get(name, name)
+    return found
 
 
 def build_model(
@@ -109,7 +129,7 @@ def build_model(
             head=recipe.head,
             hidden_units=recipe.hidden_units,
             dropout=recipe.dropout,
-            kernel_initializer=_initializer(recipe.initialization),
+            kernel_initializer=_first_initializer(recipe),
             kernel_regularizer=decay,
             include_preprocessing=_preprocessing(recipe, statistics, initial),
         )
