@@ -44,6 +44,7 @@ from scipy.ndimage import binary_fill_holes  # noqa: E402
 
 from keras_vgg import data, evaluation, localization, models, report  # noqa: E402
 from keras_vgg.atomic import write_atomically  # noqa: E402
+from keras_vgg.fit.batch_norm import fuse  # noqa: E402
 
 ARTICLES = ("T-shirt", "trouser", "pullover", "dress", "coat")
 ARTICLES += ("sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -69,8 +70,8 @@ class Plan:
     validation: int = 2_000
     test: int = 5_000
     batch_size: int = 64
-    epochs: int = 12
-    box_epochs: int = 8
+    epochs: int = 8
+    box_epochs: int = 5
     dropout: float = 0.0
     learning_rate: float = 2e-3
     box_learning_rate: float = 1e-3
@@ -259,6 +260,7 @@ def stage(workdir: Path, name: str, train: Callable[[], keras.Model]) -> keras.M
 
 
 def fit(model: keras.Model, windows: TrainingWindows, validation: tuple, epochs: int) -> None:
+    fuse(model)
     model.fit(windows, validation_data=validation, epochs=epochs, verbose=2)
 
 
