@@ -198,6 +198,7 @@ def test_the_claims_runs_differ_in_what_they_say():
     assert planned["D jitter"].train_scale == (32, 40)
     assert planned["D from A"].initialization == "runs/a-2"
     assert planned["D Glorot"].initialization == "glorot"
+    assert planned["D Glorot"].std_rgb == (1, 1, 1)  # as the paper's pixels are
     named = {which for claim in claims.CLAIMS for which in (claim.one, claim.other)}
     assert {net for net, _ in named} == planned.keys()
     assert all(how == "single" or net in claims.TESTED_FULLY for net, how in named)
