@@ -289,19 +289,6 @@ def _draw(axis, columns, names, found, seeds, color="#1f4e9c", label=None) -> No
         axis.plot(places, column, "o", markersize=4, color=color, alpha=0.6)
     axis.set_xlim(-0.6, len(columns) - 0.4)  # room for the outermost marks
     axis.set_xticks(places, names, rotation=0 if label else 30)
-    # One that learned nothing would leave the others no room.
-    usual = 1.5 * np.median(errors)
-    for place, mean in zip(places, errors.mean(axis=1), strict=True):
-        if mean > usual:
-            axis.set_ylim(top=usual)
-            axis.annotate(
-                f"{mean:.0f}",
-                (place, usual),
-                xytext=(place, 0.93 * usual),
-                ha="center",
-                color=color,
-                arrowprops={"arrowstyle": "->", "color": color},
-            )
 
 
 def main() -> None:
