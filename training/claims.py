@@ -3,7 +3,7 @@
 command:  python training/claims.py DIR --workdir runs/claims
           (DIR holds CIFAR-10's images as <class>/<image>)
 hardware: 2 CPU cores
-result:   one of three seeds finished; training/README.md has its table
+result:   training/README.md, training/claims
 
 Every run of every seed is a run directory, and every posterior is kept, so an interrupted command
 goes on. A seed's test images are read when all its runs are trained; nothing is selected on them.

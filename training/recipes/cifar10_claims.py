@@ -3,7 +3,7 @@
 command:  python training/claims.py DIR --workdir runs/claims
           (DIR holds CIFAR-10's images as <class>/<image>)
 hardware: 2 CPU cores
-result:   one of three seeds finished; training/README.md has its table
+result:   three seeds; training/README.md has their table
           32x32 crops of images rescaled to 36 take the place of 224x224 crops at 256: S is 1.125
           times the crop instead of 1.14. No batch norm, as in the paper. He's initialisation,
           because the paper's (variance 1e-2) gives NaN (training/README.md).
