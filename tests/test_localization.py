@@ -464,6 +464,28 @@ def pool_features(model, image):
     return np.asarray(trunk.predict(image[np.newaxis], verbose=0)[0], np.float64)
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_not_dense_it_is_the_localiser_on_what_is_cut_out(head):
+    model = classifier(head, batch_norm=True)
+    net = localizer(model, CLASSES)
+    x = [images(96, 130, 3), images(96, 130, 3) / 2, images(64, 96, 3)]
+
+    found = predict_boxes(net, model, x, dense=False, batch_size=4)
+
+    assert [one.boxes.shape[:2] for one in found] == [(2, 3), (2, 3), (1, 2)]
+    for one, image in zip(found, x, strict=True):
+        for row, column in np.ndindex(one.boxes.shape[:2]):
+            top, left = 32 * row, 32 * column
+            window = image[np.newaxis, top : top + 64, left : left + 64]
+            boxes = to_corners(net.predict(window, verbose=0).reshape(-1, 4), 64, (top, left))
+            np.testing.assert_allclose(one.boxes[row, column], boxes, atol=1e-3)
+            scores = one.scores[row, column]
+            shares = np.exp(scores) / np.exp(scores).sum()
+            np.testing.assert_allclose(shares, model.predict(window, verbose=0)[0], atol=1e-5)
+    dense = predict_boxes(net, model, x[:1])[0]
+    assert np.abs(dense.boxes - found[0].boxes).max() > 0.1  # of the neighbours
+
+
 def test_images_of_many_sizes_come_back_in_order():
     model = classifier()
     net = localizer(model)

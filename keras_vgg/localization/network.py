@@ -208,10 +208,11 @@ def predict_boxes(
     images: np.ndarray | Sequence[np.ndarray],
     *,
     window: int | tuple[int, int] | None = None,
+    dense: bool = True,
     batch_size: int = 32,
     verbose: bool = False,
 ) -> list[Localization]:
-    """A localiser and a classifier, run as convolutions over whole images.
+    """A localiser and a classifier, run over whole images.
 
     "The output of the last fully-connected layer is a set of bounding box predictions", one for
     each place, and the class scores of the places are the classifier's; what they come to, see
@@ -226,7 +227,13 @@ def predict_boxes(
             have them in those of an image that was enlarged, divide by how much.
         window: Side, or (height, width), of the images that the models were trained on. Needed
             only with `head="gap"` and an input of no known size.
-        batch_size: So many images of one size at a time.
+        dense: True, as in the paper: both as convolutions over the whole image. False: every place
+            is cut out and seen alone, for as many passes as there are places. A window has zeros
+            beyond its edges, in training too, and a place in a whole image has its neighbours
+            there; the smaller the window, the more of it they reach. With windows of 64 pixels
+            that decides everything: 5 % of boxes were wrong when cut out, 26 % when dense
+            (training/README.md, "Localisation").
+        batch_size: So many images of one size at a time, or so many windows.
         verbose: Show a progress bar on stderr.
 
     Returns:
@@ -253,12 +260,12 @@ def predict_boxes(
     with progress_bars(verbose) as progress:
         task = progress.add_task("finding boxes", total=len(images))
         for batch in _batches(images, sides, batch_size):
-            raw = _by_window(model, sides, _run(boxes, batch))
+            raw = _at_places(model, boxes, sides, batch, None if dense else batch_size)
             rows, columns = np.indices(raw.shape[1:3]) * _STRIDE
             corners = to_corners(
                 raw.reshape(*raw.shape[:3], -1, 4), sides, (rows[..., None], columns[..., None])
             )
-            given = _by_window(classifier, sides, _run(scores, batch))
+            given = _at_places(classifier, scores, sides, batch, None if dense else batch_size)
             found += [Localization(*pair) for pair in zip(corners, given, strict=True)]
             progress.advance(task, len(batch))
     return found
@@ -286,6 +293,26 @@ def _batches(
 def _run(network: keras.Model, batch: np.ndarray) -> np.ndarray:
     # Not predict_on_batch, after which on JAX the variables are gone that `network` shares.
     return ops.convert_to_numpy(network(ops.convert_to_tensor(batch), training=False))
+
+
+def _at_places(
+    model: keras.Model,
+    network: keras.Model,
+    sides: tuple[int, int],
+    batch: np.ndarray,
+    at_a_time: int | None,
+) -> np.ndarray:
+    """A model's outputs [n, rows, columns, c]; with a number, of windows that are cut out."""
+    if at_a_time is None:
+        return _by_window(model, sides, _run(network, batch))
+    views = np.lib.stride_tricks.sliding_window_view(batch, sides, axis=(1, 2))
+    views = np.moveaxis(views[:, ::_STRIDE, ::_STRIDE], 3, -1)
+    windows = views.reshape(-1, *views.shape[3:])
+    outputs = [
+        _by_window(model, sides, _run(network, windows[first : first + at_a_time]))
+        for first in range(0, len(windows), at_a_time)
+    ]
+    return np.concatenate(outputs).reshape(*views.shape[:3], -1)
 
 
 def _by_window(model: keras.Model, sides: tuple[int, int], maps: np.ndarray) -> np.ndarray:
