@@ -307,10 +307,10 @@ def _at_places(
         return _by_window(model, sides, _run(network, batch))
     views = np.lib.stride_tricks.sliding_window_view(batch, sides, axis=(1, 2))
     views = np.moveaxis(views[:, ::_STRIDE, ::_STRIDE], 3, -1)
-    windows = views.reshape(-1, *views.shape[3:])
+    places = list(np.ndindex(views.shape[:3]))
     outputs = [
-        _by_window(model, sides, _run(network, windows[first : first + at_a_time]))
-        for first in range(0, len(windows), at_a_time)
+        _by_window(model, sides, _run(network, np.stack([views[place] for place in part])))
+        for part in (places[i : i + at_a_time] for i in range(0, len(places), at_a_time))
     ]
     return np.concatenate(outputs).reshape(*views.shape[:3], -1)
 
