@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.util
 import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from keras_vgg import architecture
@@ -21,14 +25,73 @@ _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 _CPUINFO = Path("/proc/cpuinfo")
 
 
-def prepare_environment() -> None:
-    """Set what TensorFlow reads when it is imported; variables that are set already win.
+# What TensorFlow's C++ code writes on stderr before it reads its log level: notes, warnings, and as
+# errors that a machine without NVIDIA's driver has no GPU, and that a library registers twice.
+_CHATTER = (
+    r"([IW]\d{4} |\d{4}-\d\d-\d\d \S+ [IW] |WARNING: All log messages before absl"
+    r"|To enable the following instructions: "
+    r"|E.*(cuInit: .*(\(303\)|CUDA_ERROR_NO_DEVICE)|Unable to register cu\w+ factory))"
+)
+_FILTER = """
+import re, sys
+for line in sys.stdin.buffer:
+    if not re.match(sys.argv[1].encode(), line):
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+"""
 
-    oneDNN is off by default on x86 processors without AVX-512, where it still trains a small
-    VGG about 1.5 times as fast (see training/README.md).
+
+def prepare_environment(backend: str | None = None) -> None:
+    """Import TensorFlow, and with it Keras, as this package uses them, without start-up messages.
+
+    Call it before anything imports TensorFlow. oneDNN is switched on; TensorFlow leaves it off on
+    x86 processors without AVX-512, where it still trains a small VGG about 1.5 times as fast (see
+    training/README.md). Log lines below errors are switched off. Environment variables that are
+    set already win, and with a TF_CPP_MIN_LOG_LEVEL of 0 or 1 every message is shown.
+
+    Args:
+        backend: What Keras, which TensorFlow imports, is to run on. None: KERAS_BACKEND.
+
+    Raises:
+        ValueError: that is not installed, or Keras runs on another backend already.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    quiet = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") not in ("0", "1")
+    if backend is not None:
+        if importlib.util.find_spec(backend) is None:
+            raise ValueError(f"--backend {backend}: pip install 'keras-vgg[{backend}]'")
+        os.environ["KERAS_BACKEND"] = backend
+    if "tensorflow" not in sys.modules:
+        with _without_chatter() if quiet else contextlib.nullcontext():
+            import tensorflow as tf
+
+            # It speaks of GPUs that it cannot use. No device is begun, on JAX neither.
+            tf.config.list_physical_devices()
+    if backend is not None and _backend() != backend:
+        raise ValueError(f"Keras runs on {_backend()} already: set KERAS_BACKEND={backend} before")
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Let only errors through to descriptor 2, line by line.
+
+    A process of its own reads the lines, so that an error that ends this process is still shown.
+    """
+    try:
+        stderr = os.dup(2)
+    except OSError:  # a process without a standard error
+        yield
+        return
+    command = [sys.executable, "-I", "-S", "-c", _FILTER, _CHATTER]
+    # A Ctrl-C is this process's.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as filtering:
+        assert filtering.stdin is not None
+        os.dup2(filtering.stdin.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -146,10 +146,16 @@ def test_a_model_of_other_width_is_an_error(model: keras.Model) -> None:
 def test_an_output_that_is_not_finite_is_an_error(model: keras.Model) -> None:
     images = np.full((1, 1, 1, 3), np.nan, np.float32)
 
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="images hold values that are not finite"):
         evaluate(model, [(images, np.array([0]))], expected=1, class_names=NAMES)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="images hold values that are not finite"):
         predict(model, images, NAMES)
+    # Finite images and weights whose products are not.
+    inputs = keras.Input((1, 1, 3))
+    squares = keras.layers.Lambda(lambda x: (x * x)[:, 0, 0])(inputs)
+    large = np.full((1, 1, 1, 3), 1e30, np.float32)
+    with pytest.raises(ValueError, match="output is not finite"):
+        predict(keras.Model(inputs, squares), large, NAMES)
 
 
 def test_progress_only_when_verbose_and_on_stderr(

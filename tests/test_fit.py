@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import warnings
+from importlib import metadata
 
 import keras
 import numpy as np
@@ -13,9 +14,10 @@ import tensorflow as tf
 
 from keras_vgg import data, hardware, runs
 from keras_vgg import fit as fitting
-from keras_vgg.fit import Run, TrainingDiverged, fit
+from keras_vgg.fit import Run, TrainingDiverged, checkpoint, fit
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.recipe import Recipe
+from keras_vgg.versions import package_versions
 
 # The whole of a run in seconds: 1/16 width, 8 hidden units, few images a step.
 TINY = Recipe(
@@ -260,6 +262,28 @@ def test_weights_that_validation_finds_ruined_are_not_kept(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ruined_weights_that_no_loss_shows_are_not_kept(tmp_path):
+    """A ReLU may give 0 for NaN; the loss of what follows is a number."""
+    recorder = Recorder(Run(tmp_path, TINY), 1)
+    recorder.set_model(compiled(TINY))
+    recorder.on_epoch_begin(0)
+    kernel = recorder.model.get_layer("block1_conv1").kernel
+    kernel.assign(np.where(np.arange(kernel.shape[-1]), kernel, np.nan))
+    with pytest.raises(TrainingDiverged, match="weights are not numbers after epoch 1"):
+        recorder.on_epoch_end(0, {"loss": 1.0, "val_loss": 1.0})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_holds_nan_is_not_taken(tmp_path):
+    model = compiled(TINY)
+    model.get_layer("block1_conv1").bias.assign(np.full(4, np.nan))
+    checkpoint.save(tmp_path / "nan.npz", model, checkpoint.Progress())
+    other = compiled(TINY)
+    with pytest.raises(ValueError, match=r"nan\.npz holds values that are not finite"):
+        checkpoint.load(tmp_path / "nan.npz", other)
+    assert checkpoint.holds_finite_values(other)
+
+
 def test_another_recipe_is_refused(finished):
     with pytest.raises(ValueError, match=r"another recipe \(epochs 3 there, 4 here\)"):
         fit(TINY.replace(epochs=4), finished.directory)
@@ -321,10 +345,37 @@ def test_environment_variables_that_are_set_win(monkeypatch):
 def test_environment_is_recorded(finished):
     found = json.loads((finished.directory / "environment.json").read_text())
     assert found["packages"]["keras"] == keras.__version__
-    assert found["engine"] == "cpu, float32, without XLA"
+    assert found["packages"]["tensorflow"] == tf.__version__
+    assert found["engine"] == str(hardware.choose_engine(TINY))
     described = finished.read_json("data.json")
     counts = {name: split["images"] for name, split in described["splits"].items()}
     assert counts == {"train": 319, "validation": 40, "test": 1438}
+
+
+@pytest.mark.parametrize(
+    ("flags", "engine"),
+    [
+        ("fpu avx2", "cpu, float32, without XLA"),
+        ("avx2 avx512_bf16", "cpu, float32, without XLA (float32: the network is small)"),
+    ],
+)
+def test_the_engine_that_is_recorded_is_the_processors(tmp_path, monkeypatch, flags, engine):
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "cpuinfo")
+    found = fitting._environment(hardware.choose_engine(TINY.replace(devices="cpu")))
+    assert (found["engine"], found["precision"]) == (engine, "float32")
+
+
+def test_a_package_without_metadata_does_not_end_a_training(monkeypatch):
+    """As with tensorflow-cpu: the distribution has another name than the module."""
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    found = fitting._environment(hardware.choose_engine(TINY))["packages"]
+    assert (found["tensorflow"], found["keras"]) == (tf.__version__, keras.__version__)
+    assert package_versions(["no-such-package"]) == {"no-such-package": None}
 
 
 def test_callbacks_see_epochs_that_are_kept(tmp_path):

@@ -1,5 +1,9 @@
 """What is decided on which machine; the machines are described, not there."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import pytest
 
@@ -87,6 +91,42 @@ def test_evaluation_asks_for_no_devices_of_the_training() -> None:
     recipe = SMALL.replace(devices="64", jit="on")
     assert hardware.compiles_evaluation(recipe) is (hardware.find_machine().kind != "cpu")
     assert not hardware.compiles_evaluation(recipe.replace(jit="off"))
+
+
+PREPARED = "from keras_vgg import hardware; hardware.prepare_environment()"
+
+
+def stderr_of(code: str, **environment: str) -> str:
+    unset = {"TF_CPP_MIN_LOG_LEVEL", "KERAS_BACKEND"}
+    variables = {k: v for k, v in os.environ.items() if k not in unset} | environment
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, env=variables, stderr=subprocess.PIPE, text=True).stderr
+
+
+def test_tensorflow_starts_without_a_word_and_speaks_when_asked() -> None:
+    code = f"{PREPARED}; import keras; print(keras.ops.ones(3))"
+    assert stderr_of(code) == ""
+    assert stderr_of(code, TF_CPP_MIN_LOG_LEVEL="0") != ""
+
+
+def test_errors_come_through_the_filter_of_start_up_messages() -> None:
+    lines = (
+        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
+        "I0000 00:00:1.2 3 port.cc:153] oneDNN custom operations are on.",
+        "2026-01-02 03:04:05.678901: W tensorflow/core/a.cc:1] old form",
+        "To enable the following instructions: AVX2, rebuild TensorFlow",
+        "E0000 00:00:1.2 3 cuda_platform.cc:52] failed call to cuInit: UNKNOWN ERROR (303)",
+        "E0000 00:00:1.2 3 cuda_platform.cc:52] failed call to cuInit: CUDA_ERROR_UNKNOWN (999)",
+        "ImportError: a library is missing",
+        "F0000 00:00:1.2 3 cpu_feature_guard.cc] compiled to use AVX, which is not there",
+    )
+    # An error may end the process.
+    code = (
+        "import os\nfrom keras_vgg import hardware\n"
+        f"with hardware._without_chatter():\n    os.write(2, {chr(10).join(lines).encode()!r})\n"
+        "    os.abort()"
+    )
+    assert stderr_of(code).splitlines() == [*lines[5:]]
 
 
 def test_flags_of_a_processor(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

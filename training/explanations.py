@@ -17,11 +17,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import keras
-import numpy as np
-from sklearn.datasets import load_digits
+from keras_vgg import hardware
 
-from keras_vgg import explain, vgg
+hardware.prepare_environment()  # before TensorFlow is imported below
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+from sklearn.datasets import load_digits  # noqa: E402
+
+from keras_vgg import explain, vgg  # noqa: E402
 
 SIDE, BOX = 64, 24
 DIGITS = (0, 1, 7)

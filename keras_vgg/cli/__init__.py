@@ -13,7 +13,6 @@ import tyro
 from keras_vgg import __version__
 from keras_vgg.cli.data import DataCheck, DataPack, DataShow, DataStats
 from keras_vgg.cli.demo import Demo
-from keras_vgg.cli.engine import import_engine
 from keras_vgg.cli.explaining import Explain
 from keras_vgg.cli.exporting import Export
 from keras_vgg.cli.reporting import Report
@@ -62,8 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = _parse(name, rest)
             tables_only = isinstance(command, Summary) or command == Weights()
             if not tables_only:
+                from keras_vgg import hardware
+
                 backend = command.backend if isinstance(command, Train) else None
-                import_engine(backend)
+                hardware.prepare_environment(backend)
             command()
             return OK
         return _help(arguments)

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_vgg.evaluation.dense import dense_network
 from keras_vgg.evaluation.result import Evaluation
+from keras_vgg.finite import require_finite_images, require_finite_weights
 from keras_vgg.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -146,9 +147,11 @@ def runner(
         classes: Of the model.
 
     Raises:
-        ValueError: as `dense_network`; from what is returned, images smaller than the model's, an
-            output of other classes or not finite.
+        ValueError: as `dense_network`; weights that are not finite; from what is returned, images
+            that are smaller than the model's or not finite, an output of other classes or not
+            finite.
     """
+    require_finite_weights(model)
     if protocol.name == "dense":
         network = dense_network(model)
         network.jit_compile = False  # XLA would compile anew for every size
@@ -160,6 +163,7 @@ def runner(
                     f"dense evaluation needs images of at least {smallest}, what the network was "
                     f"trained on, not {images.shape[1:3]}"
                 )
+            require_finite_images(images)
             views = []
             for view in (images, images[:, :, ::-1])[: 1 + protocol.mirror]:
                 scores = np.asarray(network.predict_on_batch(view), np.float32)
@@ -177,6 +181,7 @@ def runner(
         many = protocol.name == "multi-crop"
         count = images.shape[1] if many else 1
         flat = images.reshape(-1, *images.shape[-3:])
+        require_finite_images(flat)
         output = np.asarray(model.predict_on_batch(flat), np.float32)
         _check_output(output, len(flat), classes)
         mirrors = 2 if many and protocol.mirror else 1
@@ -216,7 +221,8 @@ def evaluate(
 
     Raises:
         ValueError: the count differs from `expected` or is zero; labels are not [n] integers in
-            [0, classes); the model's output is not [n, classes] or not finite.
+            [0, classes); images, weights or outputs that are not finite; an output that is not
+            [n, classes].
 
     Example:
         ```python
@@ -232,6 +238,7 @@ def evaluate(
     labels: list[np.ndarray] = []
     probabilities: list[np.ndarray] = []
     seen = 0
+    require_finite_weights(model)
     with progress_bars(verbose) as progress:
         task = progress.add_task("evaluating", total=expected)
         for batch_images, batch_labels in dataset:
@@ -240,6 +247,7 @@ def evaluate(
             seen += len(batch_labels)
             if seen > expected:  # at once, because a repeated data set never ends
                 break
+            require_finite_images(batch_images)
             # predict() would build a data pipeline for each batch; this is one compiled call.
             output = np.asarray(model.predict_on_batch(batch_images), dtype=np.float32)
             _check_output(output, len(batch_labels), len(class_names))
@@ -268,14 +276,16 @@ def predict(
         For each image, (class name, probability) pairs, the most probable first.
 
     Raises:
-        ValueError: images has another rank or is empty; top < 1; the model's output is not
-            [n, classes] or not finite.
+        ValueError: images has another rank or is empty; top < 1; images, weights or outputs that
+            are not finite; an output that is not [n, classes].
     """
     images = np.asarray(images, dtype=np.float32)
     if images.ndim != 4 or len(images) == 0:
         raise ValueError(f"images must be [n, size, size, 3] with n >= 1, not {images.shape}")
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
+    require_finite_weights(model)
+    require_finite_images(images)
     output = np.asarray(model.predict(images, verbose=0), dtype=np.float32)
     _check_output(output, len(images), len(class_names))
     order = np.argsort(-output, axis=1, kind="stable")[:, :top]

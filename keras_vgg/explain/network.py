@@ -13,6 +13,7 @@ from keras import ops
 
 from keras_vgg.explain.gradient import Gradient, answer_of, gradient_of
 from keras_vgg.explain.graph import Place, before_activation, holds_layers, taken_apart
+from keras_vgg.finite import require_finite_images, require_finite_weights
 
 # Convolutions that are VGG's classifier with head="conv": their maps are class scores.
 _CLASSIFIER = ("fc1", "fc2", "predictions")
@@ -149,7 +150,7 @@ class Network:
         """Images as float32 that fit the model.
 
         Raises:
-            ValueError: they do not, there are none, or they are not finite.
+            ValueError: they do not, there are none, or they or the weights are not finite.
         """
         images = np.asarray(images, "float32")
         wanted = self.image.shape[1:]
@@ -159,8 +160,8 @@ class Network:
         if not fits or not len(images):
             shape = ", ".join("any" if side is None else str(side) for side in wanted)
             raise ValueError(f"{self.name!r} takes images [n, {shape}], not {images.shape}")
-        if not np.isfinite(images).all():
-            raise ValueError("the images hold values that are not finite")
+        require_finite_images(images)
+        require_finite_weights(self._model())
         return images
 
     def classes(self, classes: int | Sequence[int] | None, count: int) -> np.ndarray:

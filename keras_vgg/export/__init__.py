@@ -7,7 +7,6 @@ process of its own and answered like the model.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import sys
@@ -30,7 +29,9 @@ from keras_vgg.export.onnx import require_packages, write_onnx
 from keras_vgg.export.place import whole_folder
 from keras_vgg.export.saved_model import write_saved_model
 from keras_vgg.export.verify import Artifact, ExportError
+from keras_vgg.finite import require_finite_images, require_finite_weights
 from keras_vgg.progress import progress_bars
+from keras_vgg.versions import package_versions
 
 if TYPE_CHECKING:
     import keras
@@ -126,8 +127,8 @@ def export(
         ExportError: a format cannot represent the model, or does not answer like it within the
             tolerance.
         ValueError: an unknown or repeated format, no format, a model with other inputs or outputs,
-            class names or images that do not fit the model, a model that gives nan, a package that
-            is not installed, no calibration images for litert_int8.
+            class names or images that do not fit the model, images or weights that are not finite,
+            a package that is not installed, no calibration images for litert_int8.
         FileExistsError: the directory exists and is not an export that `overwrite` may replace.
         OSError: the disk is full, or another process exports to the same place.
     """
@@ -136,6 +137,7 @@ def export(
     directory = Path(os.path.abspath(directory))
     check_formats(formats)
     _check_model(model, class_names)
+    require_finite_weights(model)
     _check_images(images, model.input_shape, "to verify the export on")
     if labels is not None and np.shape(labels) != (len(images),):
         raise ValueError(f"labels are {np.shape(labels)} for {len(images)} images")
@@ -262,6 +264,7 @@ def _check_images(images: np.ndarray, input_shape: tuple[int | None, ...], purpo
         raise ValueError(f"images are {images.shape}; the model takes {input_shape}")
     if len(images) == 0:
         raise ValueError(f"there are no images {purpose}")
+    require_finite_images(images, f"the images {purpose} hold")
 
 
 def _write(
@@ -302,7 +305,7 @@ def _record(
         "model": source,
         "tolerance": tolerance,
         "artifacts": [{**asdict(artifact), "path": artifact.path.name} for artifact in artifacts],
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": package_versions(packages),
     }
 
 

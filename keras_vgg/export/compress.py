@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from keras_vgg.finite import require_finite_images, require_finite_weights
+
 LAYERS = ("fc1", "fc2")
 ENERGIES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 
@@ -141,7 +143,7 @@ def compress(
 
     Raises:
         ValueError: the model has no dense fc1 and fc2; no rank makes it smaller and keeps the
-            accuracy; an argument out of its range.
+            accuracy; images or weights that are not finite; an argument out of its range.
     """
     _check(model, images, labels, training, max_drop, energies)
     body, head = _split(model)
@@ -290,6 +292,9 @@ def _check(
             "compression needs labelled images to choose ranks by, and images of the training set;"
             f" there are {len(images)} with labels {np.shape(labels)}, and {len(training)}"
         )
+    require_finite_weights(model)
+    require_finite_images(images)
+    require_finite_images(training, "the training images hold")
     if not max_drop >= 0:
         raise ValueError(f"max_drop must be 0 or more percentage points, not {max_drop}")
     if (

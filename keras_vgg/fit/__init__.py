@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from keras_vgg.fit.run import Run, RunInUse, claim
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
 from keras_vgg.fit.stopping import StopRequest
 from keras_vgg.recipe import Recipe
+from keras_vgg.versions import package_versions
 
 __all__ = [
     "Run",
@@ -91,7 +91,7 @@ def fit(
             a run that had not begun; one that fails in its first epoch can be begun again.
         RunInUse: another process is training in the directory (an OSError).
         SystemExit: after SIGTERM, with status 143.
-        TrainingDiverged: the loss became NaN.
+        TrainingDiverged: the loss or a weight became NaN.
         MemoryError: the network and its batches do not fit the device.
     """
     if keras.backend.backend() not in ("tensorflow", "jax"):
@@ -364,10 +364,12 @@ def _require_same_weights(run: Run, initial: weight_files.Weights) -> None:
 
 
 def _environment(engine: hardware.Engine) -> dict[str, Any]:
-    packages = ("keras", "tensorflow", "tensorflow-datasets", "numpy")
+    packages = ["keras", "tensorflow", "tensorflow-datasets", "numpy"]
+    if not _is_tensorflow():
+        packages.append(keras.backend.backend())
     return {
         "keras_vgg": __version__,
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": package_versions(packages),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),

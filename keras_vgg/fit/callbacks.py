@@ -21,7 +21,7 @@ from keras_vgg.fit.stopping import StopRequest
 
 
 class TrainingDiverged(ArithmeticError):
-    """The loss is not a number any more."""
+    """The loss or a weight is not a number any more."""
 
 
 class Recorder(keras.callbacks.Callback):
@@ -139,8 +139,9 @@ class Recorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         recipe = self.run.recipe
-        # The last step may have ruined the weights; validation is the first to see it.
+        # The last step may have ruined the weights, and a ReLU may hide that from validation.
         self._require_finite(logs, f"after epoch {epoch + 1}")
+        self._require_finite_variables(f"after epoch {epoch + 1}")
         images = (self.steps_per_epoch - self.first_step) * recipe.batch_size
         trained = self._last_step - self._started
         row: dict[str, float] = {"epoch": epoch + 1}
@@ -172,8 +173,8 @@ class Recorder(keras.callbacks.Callback):
 
     def _keep_steps(self, done: int, sums: tuple[np.ndarray, ...], told: bool) -> None:
         """Keep the steps of this epoch; end training if it was told to stop."""
-        if not checkpoint.is_finite(self.model):  # the step's loss was of the weights before it
-            raise self._diverged(f"after step {done} of epoch {self._epoch + 1}")
+        # The step's loss was that of the weights before the step.
+        self._require_finite_variables(f"after step {done} of epoch {self._epoch + 1}")
         self._keep(checkpoint.Progress(self.history, done, self._seconds(), sums))
         if told:
             hosts.wait("kept")
@@ -203,11 +204,15 @@ class Recorder(keras.callbacks.Callback):
 
     def _require_finite(self, logs: dict[str, Any] | None, when: str) -> None:
         if not all(map(math.isfinite, (logs or {}).values())):
-            raise self._diverged(when)
+            raise self._diverged("the loss is not a number", when)
 
-    def _diverged(self, when: str) -> TrainingDiverged:
+    def _require_finite_variables(self, when: str) -> None:
+        if not checkpoint.holds_finite_values(self.model):
+            raise self._diverged("weights are not numbers", when)
+
+    def _diverged(self, what: str, when: str) -> TrainingDiverged:
         return TrainingDiverged(
-            f"the loss is not a number {when}, learning rate {self.learning_rate:g}. Try a lower "
+            f"{what} {when}, learning rate {self.learning_rate:g}. Try a lower "
             "--learning-rate, a longer --warmup-epochs"
             + ("" if self.run.recipe.batch_norm else ", or --batch-norm True")
             + f". {self._kept()}"

@@ -13,6 +13,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_vgg.finite import is_finite
+
 UNREADABLE = (
     *(OSError, ValueError, KeyError, EOFError),
     *(RuntimeError, NotImplementedError, struct.error, zipfile.BadZipFile),
@@ -73,7 +75,7 @@ def load(path: Path, model: keras.Model) -> Progress:
     """Set every variable of the model and its optimiser from a checkpoint; the metrics are not set.
 
     Raises:
-        One of UNREADABLE: it is damaged or of another model; nothing has been set.
+        One of UNREADABLE: it is damaged, of another model or holds NaN; nothing has been set.
     """
     with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
         history, step, seconds, metrics_count = json.loads(str(file["progress"]))
@@ -85,14 +87,16 @@ def load(path: Path, model: keras.Model) -> Progress:
         raise ValueError(f"{path} is not whole")
     if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
         raise ValueError(f"{path} is of another model")
+    if not all(map(is_finite, values)):
+        raise ValueError(f"{path} holds values that are not finite")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
     return Progress(history, step, seconds, metrics)
 
 
-def is_finite(model: keras.Model) -> bool:
-    """Whether every weight and every number of the optimiser is one."""
-    return all(np.isfinite(keras.ops.convert_to_numpy(v)).all() for v in _variables(model))
+def holds_finite_values(model: keras.Model) -> bool:
+    """Whether every weight and every number of the optimiser is finite."""
+    return all(is_finite(variable.value) for variable in _variables(model))
 
 
 def _variables(model: keras.Model) -> Iterator[Any]:

@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_vgg.evaluation import dense_network, softmax
+from keras_vgg.finite import require_finite_images, require_finite_weights
 from keras_vgg.localization.boxes import MATCH, merge_boxes, to_corners
 from keras_vgg.progress import progress_bars
 from keras_vgg.transfer import freeze
@@ -241,7 +242,8 @@ def predict_boxes(
 
     Raises:
         ValueError: the models do not fit each other; a window that is needed, or another than
-            theirs; there is no image, or one that is smaller than the window or no image.
+            theirs; there is no image, or one that is smaller than the window, no image or not finite;
+            weights that are not finite.
     """
     sides = _window(model, window)
     if sides != _window(classifier, window):
@@ -256,6 +258,8 @@ def predict_boxes(
         )
     if len(images) == 0:
         raise ValueError("there are no images to find boxes in")
+    for network in (model, classifier):
+        require_finite_weights(network)
     found = []
     with progress_bars(verbose) as progress:
         task = progress.add_task("finding boxes", total=len(images))
@@ -281,6 +285,7 @@ def _batches(
             raise ValueError(
                 f"image {i} must be [height, width, channels] of at least {least}, not {shape}"
             )
+        require_finite_images(np.asarray(image), f"image {i} holds")
     start = 0
     for _, same in itertools.groupby(images, np.shape):
         stop = start + len(list(same))

@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.finite import require_finite_images, require_finite_weights
+
 BLOCKS = ("block1", "block2", "block3", "block4", "block5")
 
 
@@ -142,7 +144,7 @@ def embed(
 
     Raises:
         ValueError: no image; an image that is none, not finite, too small, or does not fit the
-            model's input; another `combine`, `sizes` or `batch_size`.
+            model's input; weights that are not finite; another `combine`, `sizes` or `batch_size`.
     """
     if combine not in ("stack", "average"):
         raise ValueError(f"combine must be 'stack' or 'average', not {combine!r}")
@@ -153,13 +155,13 @@ def embed(
         raise ValueError(f"sizes must be whole numbers of 32 or more, not {sizes}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    require_finite_weights(model)
     for i, image in enumerate(images):
         if np.ndim(image) != 3:
             raise ValueError(
                 f"image {i} has shape {np.shape(image)}, not [height, width, channels]"
             )
-        if not np.isfinite(image).all():
-            raise ValueError(f"image {i} holds values that are not finite")
+        require_finite_images(np.asarray(image), f"image {i} holds")
     if layer is None:
         maps = [x.name for x in model.layers if len(np.shape(x.output)) == 4]
         layer = "fc2" if "fc2" in maps else "block5_pool"

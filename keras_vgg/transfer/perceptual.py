@@ -20,7 +20,7 @@ class PerceptualLoss(keras.losses.Loss):
     For `model.compile(loss=PerceptualLoss(vgg, {"block2_conv2": 1.0}))`, where the model makes
     images (Johnson et al., arXiv:1603.08155, equation 2). Images are [n, h, w, 1 or 3], RGB in
     `value_range`. Gives [n], before Keras' reduction: the sum over layers of weight x mean over
-    the map of the squared (or absolute) difference. One channel becomes three for a VGG of three.
+    the map of the squared (or absolute) difference; NaN where an image holds NaN or infinity. One channel becomes three for a VGG of three.
 
     It holds a network that is not saved: load a model that was compiled with it by
     `keras.saving.load_model(path, compile=False)`, and compile it again.
@@ -94,7 +94,10 @@ class PerceptualLoss(keras.losses.Loss):
             difference = measure(found[name] - ops.stop_gradient(wanted[name]))
             axes = tuple(range(1, len(difference.shape)))
             total = total + weight * ops.mean(difference, axis=axes)
-        return total
+        # The network's ReLUs may give 0 for NaN, and so hide that the images hold one.
+        axes = tuple(range(1, len(shapes[0])))
+        finite = [ops.all(ops.isfinite(images), axis=axes) for images in (y_true, y_pred)]
+        return ops.where(ops.logical_and(*finite), total, float("nan"))
 
     def _features(self, images) -> dict[str, Any]:
         images = ops.cast(images, "float32")

@@ -1,0 +1,43 @@
+"""Refuse values that are not finite, in images and weights.
+
+The values themselves are looked at, not what a network makes of them: a ReLU may give 0 for NaN, as
+oneDNN's does on AVX-512, and then the output is finite whatever went in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def is_finite(values: Any) -> bool:
+    """Whether an array or a tensor of any backend holds no NaN and no infinity."""
+    if isinstance(values, np.ndarray):
+        return values.dtype.kind in "biu" or bool(np.isfinite(values).all())
+    from keras import ops
+
+    if not ops.is_tensor(values):
+        return is_finite(np.asarray(values))
+    return bool(ops.all(ops.isfinite(values)))
+
+
+def require_finite_images(images: Any, subject: str = "the images hold") -> None:
+    """Raise a ValueError if an array or a tensor holds NaN or an infinity.
+
+    Args:
+        images: Pixels of any shape and type.
+        subject: How the error begins, such as "image 3 holds".
+    """
+    if not is_finite(images):
+        raise ValueError(f"{subject} values that are not finite: NaN or infinity")
+
+
+def require_finite_weights(model: Any) -> None:
+    """Raise a ValueError that names the layers of a Keras model whose weights are not finite."""
+    broken = [weight.path for weight in model.weights if not is_finite(weight.value)]
+    if broken:
+        raise ValueError(
+            f"the weights of model {model.name!r} are not finite in {', '.join(broken)}: they hold "
+            "NaN or infinity"
+        )
