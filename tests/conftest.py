@@ -1,6 +1,9 @@
 """Shared fixtures. Real data is looked for beside the repository; see `data_folder`."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from keras_vgg import hardware
@@ -10,6 +13,45 @@ hardware.prepare_environment()  # before TensorFlow is imported
 import keras  # noqa: E402
 import pytest  # noqa: E402
 
+from keras_vgg.export import verify  # noqa: E402
+from keras_vgg.fit import Run, fit  # noqa: E402
+
+# The files that take longest. A process takes whole files (pytest -n 2 --dist loadfile), so they
+# begin first, and the last ones to end are short.
+LONGEST = ("hosts", "distribution", "tuning", "survive", "export", "cli", "fit_transfer", "demo")
+NO_DATA = "no real data at"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    first = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.name, len(first)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests were left out for want of real data."""
+    skipped = terminalreporter.stats.get("skipped", ())
+    count = sum(NO_DATA in str(report.longrepr) for report in skipped)
+    if count:
+        terminalreporter.write_line(
+            f"{count} tests were left out: there is {NO_DATA} ../shared/data"
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One epoch of digits, trained once in a process; a test that writes copies it."""
+    from tests.test_fit import TINY
+
+    return fit(TINY.replace(epochs=1), tmp_path_factory.mktemp("tiny") / "run", verbose=0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_count() -> Iterator[None]:
+    """An export is measured in one process instead of two; a test of the times sets it back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "THREADS", (2,))
+        yield
+
 
 @pytest.fixture
 def data_folder() -> Path:
@@ -17,7 +59,7 @@ def data_folder() -> Path:
     default = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get("KERAS_VGG_DATA", default))
     if not folder.is_dir():
-        pytest.skip(f"no real data at {folder}; KERAS_VGG_DATA names another folder")
+        pytest.skip(f"{NO_DATA} {folder}; KERAS_VGG_DATA names another folder")
     return folder
 
 

@@ -9,13 +9,12 @@ import pytest
 from PIL import Image
 
 from keras_vgg import cli
-from keras_vgg.fit import Run, fit
-from tests.test_fit import TINY
+from keras_vgg.fit import Run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return fit(TINY.replace(epochs=1), tmp_path_factory.mktemp("cli") / "run", verbose=0)
+def run(tiny_run, tmp_path_factory):
+    return Run.open(shutil.copytree(tiny_run.directory, tmp_path_factory.mktemp("cli") / "run"))
 
 
 def keras_vgg(*arguments):

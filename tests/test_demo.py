@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -22,7 +23,7 @@ from PIL import Image
 from keras_vgg import cli, demo, explain, runs
 from keras_vgg.demo.answer import Examples
 from keras_vgg.explain.heat import resized
-from keras_vgg.fit import fit
+from keras_vgg.fit import Run
 from tests.test_fit import TINY
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -30,8 +31,9 @@ LIMIT = 2**20  # max_upload_mb=1
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return fit(TINY.replace(epochs=1), tmp_path_factory.mktemp("demo") / "a &lt;run", verbose=0)
+def run(tiny_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "a &lt;run"
+    return Run.open(shutil.copytree(tiny_run.directory, folder))
 
 
 @pytest.fixture(scope="module")

@@ -80,16 +80,19 @@ def exported(
     model: keras.Model, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[Artifact]]:
     directory = tmp_path_factory.mktemp("run") / "export"
-    return directory, export(
-        model,
-        NAMES,
-        directory,
-        images=IMAGES,
-        labels=LABELS,
-        calibration=IMAGES[:20],
-        formats=FORMATS,
-        tolerance=10,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "THREADS", (1, 2))
+        artifacts = export(
+            model,
+            NAMES,
+            directory,
+            images=IMAGES,
+            labels=LABELS,
+            calibration=IMAGES[:20],
+            formats=FORMATS,
+            tolerance=10,
+        )
+    return directory, artifacts
 
 
 @pytest.fixture
@@ -247,7 +250,7 @@ def test_a_fresh_process_without_keras_gets_the_probabilities(
     assert np.abs(probabilities - expected).max() == pytest.approx(stated, abs=1e-5)
 
 
-@pytest.mark.parametrize("make", [build, build_batch_norm])
+@pytest.mark.parametrize("make", [pytest.param(build, marks=pytest.mark.slow), build_batch_norm])
 def test_other_models_export_in_silence(
     make: Callable[[], keras.Model], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,7 +281,10 @@ def test_a_model_in_mixed_precision_is_exported_in_float32(tmp_path: Path) -> No
     assert mixed.layers[2].compute_dtype == "float16"  # the caller's model is as it was
 
 
-@pytest.mark.parametrize("format", ["saved_model", "litert_float16", "onnx"])
+@pytest.mark.parametrize(
+    "format",
+    ["saved_model", *(pytest.param(f, marks=pytest.mark.slow) for f in ("litert_float16", "onnx"))],
+)
 def test_one_format_alone_makes_its_parents(
     format: str, model: keras.Model, tmp_path: Path
 ) -> None:

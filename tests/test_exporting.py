@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import keras
@@ -10,10 +11,9 @@ import numpy as np
 import pytest
 
 from keras_vgg import convert, data, export, runs
-from keras_vgg.fit import Run, fit
+from keras_vgg.fit import Run
 from keras_vgg.models import vgg
 from keras_vgg.runs import exporting
-from tests.test_fit import TINY
 
 NAMES = ("a", "b", "c")
 
@@ -57,8 +57,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return fit(TINY.replace(epochs=1), tmp_path_factory.mktemp("exporting") / "run", verbose=0)
+def run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("exporting") / "run"
+    return Run.open(shutil.copytree(tiny_run.directory, folder))
 
 
 def test_a_run_is_proved_on_validation_and_calibrated_on_training_images(

@@ -32,7 +32,7 @@ def terminal(width):
     return Console(file=io.StringIO(), force_terminal=True, width=width, height=30, _environ={})
 
 
-@pytest.fixture(params=[80, 120])
+@pytest.fixture(params=[80, pytest.param(120, marks=pytest.mark.slow)])
 def screen(request, monkeypatch):
     """A terminal that fit writes to, every step of it."""
     console = terminal(request.param)
@@ -329,6 +329,7 @@ def test_a_resumed_run_begins_with_the_right_epoch(tmp_path, monkeypatch, capsys
     require_same([*LINE.finditer(out)], run.history[1:], epochs=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("screen", [80], indirect=True)
 def test_verbose_0_prints_nothing(tmp_path, capsys, screen):
     fit(TWO, tmp_path / "run", verbose=0)
@@ -358,6 +359,7 @@ def test_a_run_on_a_terminal(tmp_path, capsys, screen):
     assert len(capsys.readouterr().out.splitlines()) == 2  # what fit says at the start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("screen", [80], indirect=True)
 def test_a_head_on_computed_features(tmp_path, screen, capsys):
     base = fit(FIXED.replace(epochs=1), tmp_path / "base", verbose=0)
@@ -369,7 +371,9 @@ def test_a_head_on_computed_features(tmp_path, screen, capsys):
 
 
 @pytest.mark.parametrize("screen", [80], indirect=True)
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, TrainingDiverged])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(KeyboardInterrupt, marks=pytest.mark.slow), TrainingDiverged]
+)
 def test_a_run_that_is_cut_off_leaves_no_live_display(tmp_path, screen, monkeypatch, kind):
     stderr, on_train_batch_end = sys.stderr, Recorder.on_train_batch_end
 

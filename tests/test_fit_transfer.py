@@ -54,7 +54,7 @@ def recipe_from(run, **changes):
     return FIXED.replace(init=str(run.directory), **changes)
 
 
-@pytest.mark.parametrize("head", ["fc", "gap"])
+@pytest.mark.parametrize("head", ["fc", pytest.param("gap", marks=pytest.mark.slow)])
 def test_a_frozen_base_is_kept_and_its_features_are_computed_once(
     pretrained, tmp_path, monkeypatch, head
 ):
@@ -345,7 +345,9 @@ def test_other_weights_under_the_same_name_are_refused(pretrained, tmp_path, mon
     assert len(Run.open(tmp_path / "run").history) == 1
 
 
-@pytest.mark.parametrize(("head", "batch_norm"), [("fc", True), ("gap", False)])
+@pytest.mark.parametrize(
+    ("head", "batch_norm"), [("fc", True), pytest.param("gap", False, marks=pytest.mark.slow)]
+)
 def test_a_deeper_net_takes_four_convolutions_and_the_classifier_from_a(tmp_path, head, batch_norm):
     """Section 3.1; the other layers are drawn as those of A were."""
     recipe = FIXED.replace(

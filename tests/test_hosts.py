@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import pytest
 
 from keras_vgg.cli import main
@@ -90,6 +91,7 @@ def test_the_whole_path(
     assert "saved_model" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_one_told_to_stop_stops_all_and_they_go_on(alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     flags = ("--epochs", "2", "--checkpoint-steps", "1")
@@ -106,6 +108,7 @@ def test_one_told_to_stop_stops_all_and_they_go_on(alone: Path, tmp_path: Path) 
     assert_same_losses(alone, folder)
 
 
+@pytest.mark.slow
 def test_a_lost_one_ends_the_job_with_a_message_and_it_goes_on(alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     flags = ("--epochs", "200", "--schedule", "constant", "--keep-checkpoints", "200")
@@ -125,6 +128,7 @@ def test_a_lost_one_ends_the_job_with_a_message_and_it_goes_on(alone: Path, tmp_
     assert len(Run.open(folder).history) > before
 
 
+@pytest.mark.slow
 def test_another_recipe_on_one_of_them_ends_all(tmp_path: Path) -> None:
     ended = end(start(2, tmp_path / "run", "--epochs", "2", last=("--epochs", "3")))
     assert [status for status, *_ in ended] == [2, 2], ended
@@ -142,9 +146,20 @@ def test_another_recipe_on_one_of_them_ends_all(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be(flags: list[str], message: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "keras_vgg.cli", "train", "--workdir", str(tmp_path / "run")]
-    done = subprocess.run([*command, "--backend", "jax", *flags], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert message in done.stderr
+def test_what_cannot_be(
+    flags: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")  # refused before JAX is asked
+    assert main(["train", "--workdir", str(tmp_path / "run"), *flags]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_hosts_train_on_jax_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    flags = ["--coordinator", "here:1", "--processes", "2", "--process", "0"]
+    assert main(["train", "--workdir", str(tmp_path / "run"), *flags]) == 2
+    assert "use --backend jax, or set KERAS_BACKEND=jax" in capsys.readouterr().err

@@ -23,6 +23,8 @@ from keras_vgg.localization import (
 
 CLASSES = 3
 HEADS = ("fc", "conv", "gap")
+SOME_HEADS = ("fc", pytest.param("conv", marks=pytest.mark.slow), "gap")
+PAIRS = (("fc", None), ("conv", CLASSES), ("gap", CLASSES))  # each head, one box and many
 
 
 def classifier(head="fc", size=64, **options):
@@ -308,8 +310,7 @@ def test_labels_and_outputs_that_do_not_fit(labels, outputs, message):
 # --- the localiser ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("classes", [None, CLASSES])
+@pytest.mark.parametrize(("head", "classes"), PAIRS)
 def test_it_has_the_classifiers_weights_and_leaves_it_alone(head, classes):
     model = classifier(head, batch_norm=True)
     x = images(4, 64, 64, 3)
@@ -407,8 +408,7 @@ def test_what_no_localiser_is_made_of(build, arguments, message):
 # --- whole images ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("classes", [None, CLASSES])
+@pytest.mark.parametrize(("head", "classes"), PAIRS)
 def test_at_the_training_size_it_is_the_plain_localiser(head, classes):
     model = classifier(head, batch_norm=True)
     net = localizer(model, classes)
@@ -425,7 +425,7 @@ def test_at_the_training_size_it_is_the_plain_localiser(head, classes):
         np.testing.assert_allclose(one.probabilities, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", SOME_HEADS)
 def test_elsewhere_it_is_the_localiser_slid_over_the_features_by_hand(head):
     model = classifier(head)
     net = localizer(model, CLASSES)
@@ -464,7 +464,7 @@ def pool_features(model, image):
     return np.asarray(trunk.predict(image[np.newaxis], verbose=0)[0], np.float64)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", SOME_HEADS)
 def test_not_dense_it_is_the_localiser_on_what_is_cut_out(head):
     model = classifier(head, batch_norm=True)
     net = localizer(model, CLASSES)
@@ -549,6 +549,7 @@ def test_guesses_by_hand():
         one.guesses(top=0)
 
 
+@pytest.mark.slow
 def test_it_learns_where_a_bright_square_is():
     random = np.random.default_rng(0)
     x = random.uniform(0, 60, (192, 32, 32, 3)).astype("float32")

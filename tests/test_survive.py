@@ -71,7 +71,11 @@ class Raises(keras.callbacks.Callback):
 
 @pytest.mark.parametrize(
     ("number", "epoch", "step"),
-    [(signal.SIGTERM, 0, 1), (signal.SIGINT, 1, 4), (signal.SIGTERM, 1, STEPS)],
+    [
+        pytest.param(signal.SIGTERM, 0, 1, marks=pytest.mark.slow),
+        (signal.SIGINT, 1, 4),
+        (signal.SIGTERM, 1, STEPS),
+    ],
     ids=["the first step", "within an epoch", "the last step, before validation"],
 )
 def test_a_signal_is_obeyed_when_the_step_is_kept_and_the_run_goes_on_from_it(
@@ -220,6 +224,7 @@ def test_a_batch_in_parts_is_the_same_step(tmp_path: Path) -> None:
     assert once.history[0]["loss"] == pytest.approx(parts.history[0]["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_not_cut_in_two(tmp_path: Path) -> None:
     parts = TINY.replace(gradient_accumulation=4, epochs=1, warmup_epochs=0.0)
     whole = fit(parts, tmp_path / "parts", verbose=0)

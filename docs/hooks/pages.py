@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 INCLUDED = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
     "training/README.md": "results.md",
     "training/recipes": "recipes.md",
     "keras_vgg": "api/index.md",

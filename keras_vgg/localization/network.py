@@ -242,8 +242,8 @@ def predict_boxes(
 
     Raises:
         ValueError: the models do not fit each other; a window that is needed, or another than
-            theirs; there is no image, or one that is smaller than the window, no image or not finite;
-            weights that are not finite.
+            theirs; there is no image; an image that is smaller than the window, has another rank or
+            holds NaN; weights that are not finite.
     """
     sides = _window(model, window)
     if sides != _window(classifier, window):

@@ -20,7 +20,8 @@ class PerceptualLoss(keras.losses.Loss):
     For `model.compile(loss=PerceptualLoss(vgg, {"block2_conv2": 1.0}))`, where the model makes
     images (Johnson et al., arXiv:1603.08155, equation 2). Images are [n, h, w, 1 or 3], RGB in
     `value_range`. Gives [n], before Keras' reduction: the sum over layers of weight x mean over
-    the map of the squared (or absolute) difference; NaN where an image holds NaN or infinity. One channel becomes three for a VGG of three.
+    the map of the squared (or absolute) difference; NaN for an image that holds NaN or infinity.
+    One channel becomes three for a VGG of three.
 
     It holds a network that is not saved: load a model that was compiled with it by
     `keras.saving.load_model(path, compile=False)`, and compile it again.
