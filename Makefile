@@ -3,20 +3,28 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# A process takes whole files, in the order of tests/conftest.py: those that take longest first.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test slow docs clean
+.PHONY: demo check test slow docs clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python training/demo.py
 
-test: $(VENV)/.installed-dev
+# No test runs here. basedpyright finds .venv by itself, but no other $(VENV).
+check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(VENV)/bin/lint-imports --no-logo
+	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
+
+test: check
+	$(PYTEST) -m "not slow"
 
 slow: $(VENV)/.installed-dev
-	$(VENV)/bin/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # The site, in site/index.html. Material's notice of mkdocs' future is not about this build.
 docs: $(VENV)/.installed-dev

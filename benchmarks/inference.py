@@ -86,7 +86,7 @@ def _onnxruntime(folder: Path, threads: int) -> Answer:
 
 def _openvino(precision: str) -> Callable[[Path, int], Answer]:
     def load(folder: Path, threads: int) -> Answer:
-        import openvino
+        import openvino  # pyright: ignore[reportMissingImports]
 
         properties = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
         core = openvino.Core()

@@ -1,4 +1,7 @@
-"""The architecture of the package: import directions, what the wheel holds, lazy names."""
+"""The architecture of the package: late imports, public names, what the wheel holds.
+
+The directions of imports are contracts in pyproject.toml; `make check` runs lint-imports.
+"""
 
 import ast
 import subprocess
@@ -12,108 +15,45 @@ import keras_vgg
 
 PACKAGE = Path(keras_vgg.__file__).parent
 
-# Room -> the rooms that it may import. cli may import everything, inside its handlers.
-ALLOWED = {
-    "architecture": set(),
-    "layers": {"architecture"},
-    "weights": {"architecture", "layers"},
-    "models": {"architecture", "layers", "weights"},
-    "convert": {"architecture", "atomic", "imagenet", "models", "weights"},
-    "imagenet": {"layers"},
-    "transfer": {"layers", "models"},
-    "explain": {"atomic"},
-    "atomic": set(),
-    "pieces": {"atomic"},
-    "progress": set(),
-    "augment": set(),
-    "data": {"atomic", "augment", "progress"},
-    "recipe": {"architecture"},
-    "hardware": {"architecture", "recipe"},
-    "report": {"architecture", "atomic"},
-    "summary": {"architecture"},
-    "evaluation": {"models", "layers", "architecture", "progress"},
-    "export": {"augment", "data", "evaluation", "layers", "progress", "transfer"},
-    "localization": {"evaluation", "progress", "transfer", "weights"},
-    "fit": {
-        *(
-            "architecture",
-            "atomic",
-            "augment",
-            "data",
-            "hardware",
-            "layers",
-            "models",
-            "pieces",
-            "progress",
-            "recipe",
-            "report",
-        ),
-        *("transfer", "weights"),
-    },
-    "demo": {"augment", "data", "evaluation", "explain", "fit", "runs"},
-    "tuning": {"architecture", "atomic", "data", "fit", "hardware", "recipe"},
-    "runs": {
-        *("atomic", "augment", "convert", "data", "evaluation", "explain", "export", "fit"),
-        *("hardware", "imagenet", "models", "pieces", "progress", "recipe", "report", "weights"),
-    },
-}
-# What may name TensorFlow; the rest runs on every backend of Keras.
-TENSORFLOW = {"augment", "data", "export", "fit", "hardware", "cli"}
-# A gradient is the one thing that Keras has no public function for: one file, each backend's.
-EVERY_BACKEND = {"explain/gradient.py": {"tensorflow", "jax", "torch"}}
+# What the files of cli may import at the top, so that `keras-vgg --help` loads no framework.
+LIGHT = {"architecture", "cli", "recipe", "__version__"}
+BACKENDS = {"jax", "tensorflow", "torch"}
 
 
-def imports(path):
-    """(module, whether at the top of the file) of each import."""
-    tree = ast.parse(path.read_text())
-    top = set(tree.body)
-    for node in ast.walk(tree):
+def imports(nodes):
+    """Return the full names of the modules and objects that the nodes import."""
+    names = set()
+    for node in nodes:
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node in top) for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module, node in top
-            yield from ((f"{node.module}.{alias.name}", node in top) for alias in node.names)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
-def room_of(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def test_cli_imports_the_library_inside_its_handlers():
+    heavy = [
+        f"{path.name}: {name}"
+        for path in sorted((PACKAGE / "cli").rglob("*.py"))
+        for name in sorted(imports(ast.parse(path.read_text()).body))
+        if name.startswith("keras_vgg.") and name.split(".")[1] not in LIGHT
+    ]
+    assert heavy == []
 
 
-SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
-ROOMS = sorted(ALLOWED)
+def test_the_gradient_imports_each_backend_inside_a_function():
+    tree = ast.parse((PACKAGE / "explain" / "gradient.py").read_text())
+    assert {name.split(".")[0] for name in imports(ast.walk(tree))} >= BACKENDS
+    assert not {name.split(".")[0] for name in imports(tree.body)} & BACKENDS
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_one_way(path):
-    room = room_of(path)
-    used = {
-        name.split(".")[1]
-        for name, _ in imports(path)
-        if name.startswith("keras_vgg.") and name.split(".")[1] in {*ROOMS, "cli", "training"}
-    }
-    if room == "cli":
-        at_top = {name for name, top in imports(path) if top and name.startswith("keras_vgg.")}
-        assert {n.split(".")[1] for n in at_top} <= {"recipe", "architecture", "cli", "__version__"}
-    else:
-        assert used <= ALLOWED[room] | {room}
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_some_rooms_name_tensorflow(path):
-    modules = {name.split(".")[0] for name, _ in imports(path)}
-    assert "training" not in modules
-    excepted = EVERY_BACKEND.get(path.relative_to(PACKAGE).as_posix(), set())
-    if room_of(path) not in TENSORFLOW:
-        assert "tensorflow" not in modules - excepted
-    if excepted:
-        assert modules >= excepted
-        assert not modules & {name.split(".")[0] for name, top in imports(path) if top} & excepted
-
-
-@pytest.mark.parametrize("name", keras_vgg.__all__)
-def test_public_names_resolve_and_are_documented(name):
-    value = getattr(keras_vgg, name)
-    assert isinstance(value, str) or value.__doc__
+def test_public_names_resolve_and_are_documented():
+    values = {name: getattr(keras_vgg, name, None) for name in keras_vgg.__all__}
+    unresolved = [name for name, value in values.items() if value is None]
+    undocumented = [
+        name for name, value in values.items() if not isinstance(value, str) and not value.__doc__
+    ]
+    assert (unresolved, undocumented) == ([], [])
 
 
 def test_unknown_name():
