@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +72,52 @@ class Answerer:
         )
         whole = placed(heat, window, image.shape[:2])
         return Answer(classes, explain.overlay(image, whole), float(np.isfinite(whole).mean()))
+
+
+class TimeLimit:
+    """Asks one question at a time, in a thread of its own, and waits so many seconds for an answer.
+
+    A thread cannot be ended: an answer that takes longer is thrown away when it comes, and until
+    then no other is begun, so that the memory of one picture is the most that is taken. The thread
+    does not keep the process from its end.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._one = threading.Lock()
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        self._closed.set()
+
+    def ask(self, question: Callable[[], Answer]) -> Answer:
+        """Return the answer, or raise what the question raises.
+
+        Raises:
+            ValueError: there is no answer in time, or an earlier picture is still looked at.
+        """
+        answer: Future[Answer] = Future()
+
+        def work() -> None:
+            with self._one:
+                if answer.set_running_or_notify_cancel():
+                    try:
+                        answer.set_result(question())
+                    except BaseException as error:  # noqa: BLE001 it is raised where it is waited for
+                        answer.set_exception(error)
+
+        threading.Thread(target=work, name="keras-vgg demo answer", daemon=True).start()
+        until = time.monotonic() + self._seconds
+        while not self._closed.is_set() and time.monotonic() < until:
+            try:
+                return answer.result(timeout=0.2)
+            except TimeoutError:
+                if answer.done():  # the question's own
+                    raise
+        if answer.cancel():
+            raise ValueError("an earlier picture is still looked at; try again later")
+        raise ValueError(f"there was no answer within {self._seconds:g} seconds")
 
 
 class Examples:

@@ -11,7 +11,8 @@ from typing import Any
 import gradio as gr
 
 from keras_vgg.data.decode import EXTENSIONS
-from keras_vgg.demo.answer import Answer, Answerer, Examples
+from keras_vgg.demo.answer import Answer, Answerer, Examples, TimeLimit
+from keras_vgg.demo.guard import require_upload
 from keras_vgg.fit.run import Run
 
 # Seconds: so often what was uploaded or drawn is looked at, and so old it is deleted.
@@ -52,31 +53,50 @@ _DRAWN = "<p>Bright: what speaks for the first class (Grad-CAM). Grey: not seen<
 LOOKS: dict[str, Any] = {"theme": _THEME, "css": _STYLE, "footer_links": []}
 
 
-async def _local(move: Callable[[str], Awaitable[str | None]], path: str) -> str | None:
-    """Gradio's way of an upload to its folder; but an address elsewhere it would fetch."""
-    if not Path(path).is_absolute():
-        raise gr.Error("only files that are uploaded are looked at", print_exception=False)
+async def _uploaded(
+    move: Callable[[str], Awaitable[str | None]], largest: int, path: str
+) -> str | None:
+    """Gradio's way of an upload to its folder, which would fetch an address and copy any file."""
+    try:
+        require_upload(path, _upload_folder(), largest)
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from None
     return await move(path)
 
 
-def page(run: Run, answerer: Answerer, offered: Examples, max_mb: int) -> gr.Blocks:
+def _upload_folder() -> Path:
+    return Path(gr.utils.get_upload_folder())
+
+
+def page(
+    run: Run, answerer: Answerer, offered: Examples, max_mb: int, limit: TimeLimit
+) -> gr.Blocks:
     """The page of a finished run, for `gradio.mount_gradio_app`.
 
     Args:
         run: Whose recipe and results are told.
         answerer: What is asked.
         offered: What there is to try; without any, the page says nothing of them.
-        max_mb: What is said of the size of a file; the server sees to it.
+        max_mb: How large a file may be, in units of 2^20 bytes.
+        limit: Asks, for so long.
     """
+    largest = max_mb * 2**20
 
     def of_file(path: str | None):
         if path is None:
             return None, None, ""
-        return None, *_shown(Path(path).name, lambda: answerer.of_file(path), path)
+
+        def answer() -> Answer:
+            return limit.ask(
+                lambda: answerer.of_file(require_upload(path, _upload_folder(), largest))
+            )
+
+        return None, *_shown(Path(path).name, answer, path)
 
     def of_example(chosen: gr.SelectData):
         return _shown(
-            f"example {chosen.index + 1}", lambda: answerer.of_image(offered[chosen.index])
+            f"example {chosen.index + 1}",
+            lambda: limit.ask(lambda: answerer.of_image(offered[chosen.index])),
         )
 
     title = f"VGG, configuration {run.recipe.configuration}: {run.directory.resolve().name}"
@@ -92,7 +112,7 @@ def page(run: Run, answerer: Answerer, offered: Examples, max_mb: int) -> gr.Blo
                     height=180,
                 )
                 upload.async_move_resource_to_block_cache = partial(
-                    _local, upload.async_move_resource_to_block_cache
+                    _uploaded, upload.async_move_resource_to_block_cache, largest
                 )
                 answer = gr.HTML("", elem_classes="vgg vgg-answer")
             with gr.Column(min_width=280):

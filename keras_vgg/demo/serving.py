@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -20,7 +21,10 @@ from keras_vgg.fit.run import Run
 if TYPE_CHECKING:
     import fastapi
 
+    from keras_vgg.demo.answer import TimeLimit
+
 _PATIENCE = 2  # seconds that an open page is given when the server ends
+_LAST = 4  # seconds after which a process that was told to end does so, whatever it is doing
 
 
 def serve(
@@ -44,6 +48,10 @@ def serve(
     """
 
     def terminate(number: int, frame: Any) -> None:
+        # An answer may hold the process in C++ code, which no exception reaches.
+        last = threading.Timer(_LAST, _end_at_once, (128 + number,))
+        last.daemon = True
+        last.start()
         raise SystemExit(128 + number)
 
     before = None
@@ -71,6 +79,7 @@ def serving(
     max_upload_mb: int = 10,
     layer: str | None = None,
     examples: int = 6,
+    answer_seconds: float = 60.0,
 ) -> Iterator[str]:
     """The page, up while the context lasts, in a thread; its address.
 
@@ -90,6 +99,7 @@ def serving(
             are larger in one request.
         layer: Whose Grad-CAM is drawn, as `explain.grad_cam` takes it.
         examples: How many validation images are offered to try.
+        answer_seconds: After so long without an answer a picture gets a message instead.
 
     Raises:
         ValueError: a number out of range; the run has not finished training or has no such layer;
@@ -104,11 +114,18 @@ def serving(
     with _bound(host, port) as bound, _FOLDER.shared():
         import uvicorn
 
+        from keras_vgg.demo.answer import TimeLimit
         from keras_vgg.demo.guard import Guard
 
-        app = _application(run, layer, examples, max_upload_mb)
+        limit = TimeLimit(answer_seconds)
+        app, functions = _application(run, layer, examples, max_upload_mb, limit)
         app.add_middleware(
-            Guard, host=host, address=bound.getsockname()[0], max_upload=max_upload_mb * 2**20
+            Guard,
+            host=host,
+            address=bound.getsockname()[0],
+            max_upload=max_upload_mb * 2**20,
+            folder=Path(os.environ["GRADIO_TEMP_DIR"]),
+            functions=functions,
         )
         server = uvicorn.Server(
             uvicorn.Config(
@@ -130,6 +147,7 @@ def serving(
                 raise OSError("the server of the page did not start")
             yield _address(bound)
         finally:
+            limit.close()
             server.should_exit = True
             thread.join()
 
@@ -143,7 +161,10 @@ def _require_gradio() -> None:
         raise ValueError("the demo needs Gradio: pip install 'keras-vgg[demo]'") from None
 
 
-def _application(run: Run, layer: str | None, examples: int, max_upload_mb: int) -> fastapi.FastAPI:
+def _application(
+    run: Run, layer: str | None, examples: int, max_upload_mb: int, limit: TimeLimit
+) -> tuple[fastapi.FastAPI, dict[int, int]]:
+    """The page as an application; Gradio's number of each function -> how many inputs it has."""
     import fastapi
     import gradio as gr
 
@@ -152,10 +173,11 @@ def _application(run: Run, layer: str | None, examples: int, max_upload_mb: int)
 
     answerer, offered = Answerer(run, layer), Examples(run, examples)
 
-    async def mounted() -> fastapi.FastAPI:
-        return gr.mount_gradio_app(
+    async def mounted() -> tuple[fastapi.FastAPI, gr.Blocks]:
+        blocks = page(run, answerer, offered, max_upload_mb, limit)
+        app = gr.mount_gradio_app(
             fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-            page(run, answerer, offered, max_upload_mb),
+            blocks,
             path="/",
             max_file_size=max_upload_mb * 2**20,
             ssr_mode=False,
@@ -166,11 +188,15 @@ def _application(run: Run, layer: str | None, examples: int, max_upload_mb: int)
             show_error=False,
             **LOOKS,
         )
+        return app, blocks
 
     # Where no event loop runs, Gradio opens one for each lock that it makes, and leaves it open.
     # In a thread, for here one may run already: a notebook's.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, mounted()).result()
+        app, blocks = thread.submit(asyncio.run, mounted()).result()
+    # Gradio looks at the paths that a request names only in an application that it launched itself.
+    blocks.has_launched = True
+    return app, {number: len(function.inputs) for number, function in blocks.fns.items()}
 
 
 @contextlib.contextmanager
@@ -227,6 +253,11 @@ def _own_folder() -> Iterator[None]:
 
 
 _FOLDER = _Folder()
+
+
+def _end_at_once(status: int) -> None:
+    shutil.rmtree(os.environ.get("GRADIO_TEMP_DIR", ""), ignore_errors=True)
+    os._exit(status)
 
 
 def _address(bound: socket.socket) -> str:
