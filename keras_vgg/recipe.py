@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 import re
 import runpy
 from collections.abc import Mapping
@@ -177,7 +176,10 @@ class Recipe:
             if isinstance(value, list):  # JSON has no tuples
                 object.__setattr__(self, field.name, tuple(value))
             elif "float" in str(field.type) and type(value) is int:
-                object.__setattr__(self, field.name, float(value))
+                try:
+                    object.__setattr__(self, field.name, float(value))
+                except OverflowError:
+                    raise ValueError(f"{field.name} is too large: {_short(value)}") from None
         _validate(self)
 
     @property
@@ -205,13 +207,13 @@ class Recipe:
         """Raises ValueError for text that is not JSON and for fields that are not a recipe's."""
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"a recipe's JSON cannot be read: {error}") from error
         if not isinstance(values, dict):
             raise ValueError("a recipe's JSON must be an object of fields")
         return Recipe().replace(**values)
 
-    def replace(self, **changes: Any) -> Recipe:
+    def replace(self, /, **changes: Any) -> Recipe:
         """A recipe with some fields changed; ValueError for a field that there is not."""
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:
@@ -236,6 +238,12 @@ BATCH_AUGMENTATIONS = ("rand_augment", "random_erasing", "mixup", "cutmix")
 _PLACE = ("data_dir", "manual_dir", "download")
 _PLACE += ("keep_checkpoints", "checkpoint_minutes", "checkpoint_steps")
 
+# Keras initializers that give all units the same weights, or that have no form for a convolution:
+# nothing is learned from them.
+_NOT_RANDOM = ("zeros", "ones", "constant", "identity", "stft")
+_LARGEST_SCALE = 8192
+_MEAN, _STD = (-1e4, 1e4), (1e-3, 1e4)  # float32 holds a pixel less the mean, over the deviation
+
 # A field's type, as annotated -> what its values may be instances of.
 _TYPES: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float,)}
 
@@ -249,7 +257,7 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "dropout": (0, 1, False),
     "layer_decay": (1e-6, 1, True),
     "image_size": (MINIMUM_SIZE, 4096, True),
-    "eval_scale": (1, 8192, True),
+    "eval_scale": (1, _LARGEST_SCALE, True),
     "crop_padding": (0, 1024, True),
     "brightness": (0, 1, True),
     "contrast": (0, 1, True),
@@ -300,17 +308,28 @@ def _validate(recipe: Recipe) -> None:
             low, high, inclusive = _RANGES[name]
             if not (low <= value <= high) or (value == high and not inclusive):
                 bracket = "]" if inclusive else ")"
-                raise ValueError(f"{name} must be in [{low:g}, {high:g}{bracket}, not {value}")
+                allowed = f"[{low:g}, {high:g}{bracket}"
+                raise ValueError(f"{name} must be in {allowed}, not {_short(value)}")
     get_configuration(recipe.configuration)
-    for name in ("mean_rgb", "std_rgb"):
+    if recipe.std_rgb is not None and not all(v > 0 for v in recipe.std_rgb):
+        raise ValueError(f"std_rgb must be positive, not {_short(recipe.std_rgb)}")
+    for name, (low, high) in (("mean_rgb", _MEAN), ("std_rgb", _STD)):
         value = getattr(recipe, name)
-        if value is not None and (len(value) != 3 or not all(map(math.isfinite, value))):
-            raise ValueError(f"{name} must be three numbers, not {value}")
-    if recipe.std_rgb is not None and min(recipe.std_rgb) <= 0:
-        raise ValueError(f"std_rgb must be positive, not {recipe.std_rgb}")
+        if value is not None and (len(value) != 3 or not all(low <= v <= high for v in value)):
+            raise ValueError(
+                f"{name} must be three numbers in [{low:g}, {high:g}], not {_short(value)}"
+            )
     scale = recipe.train_scale
-    if scale is not None and not (len(scale) == 2 and 1 <= scale[0] <= scale[1]):
-        raise ValueError(f"train_scale must be two rising whole numbers, not {scale}")
+    if scale is not None and not (len(scale) == 2 and 1 <= scale[0] <= scale[1] <= _LARGEST_SCALE):
+        raise ValueError(
+            f"train_scale must be two rising whole numbers up to {_LARGEST_SCALE}, not "
+            f"{_short(scale)}"
+        )
+    if recipe.initialization.lower().removesuffix("initializer") in _NOT_RANDOM:
+        raise ValueError(
+            f"initialization={recipe.initialization!r} gives every unit the same weights, which "
+            "then stay the same; take a random one, such as he_normal"
+        )
     if recipe.crop_padding >= recipe.image_size:
         raise ValueError(
             f"crop_padding ({recipe.crop_padding}) must be below image_size ({recipe.image_size})"
@@ -319,6 +338,8 @@ def _validate(recipe: Recipe) -> None:
         raise ValueError("schedule 'step' needs step_epochs, such as 60 120 160")
     if list(recipe.step_epochs) != sorted(set(recipe.step_epochs)):
         raise ValueError(f"step_epochs must rise, not {recipe.step_epochs}")
+    if recipe.step_epochs and recipe.step_epochs[0] < 1:
+        raise ValueError(f"step_epochs must be 1 or more, not {recipe.step_epochs}")
     if recipe.init is None and (recipe.freeze_until != "none" or recipe.init_head != "none"):
         raise ValueError(
             f"freeze_until={recipe.freeze_until!r} and init_head={recipe.init_head!r} need init, "
@@ -337,6 +358,15 @@ def _validate(recipe: Recipe) -> None:
         raise ValueError(
             f"warmup_epochs ({recipe.warmup_epochs:g}) is more than epochs ({recipe.epochs})"
         )
+
+
+def _short(value: Any) -> str:
+    """A value for a message; Python refuses to print a whole number of many digits."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a number of more than 20 digits"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_short, value))})"
+    return str(value)
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -55,6 +55,17 @@ def test_a_recipe_file_states_what_differs(tmp_path):
         ({"schedule": "step"}, "needs step_epochs"),
         ({"step_epochs": (5, 3)}, "step_epochs must rise"),
         ({"warmup_epochs": 30.0}, "warmup_epochs .30. is more than epochs .20."),
+        ({"learning_rate": 10**400}, "learning_rate is too large: a number of more than 20 digits"),
+        ({"epochs": 10**4000}, r"epochs must be in .* not a number of more than 20 digits"),
+        ({"train_scale": (10**30, 10**30)}, "train_scale must be two rising whole numbers up to"),
+        ({"train_scale": (32, 8193)}, "up to 8192, not .32, 8193."),
+        ({"initialization": "constant"}, "gives every unit the same weights"),
+        ({"initialization": "Zeros"}, "gives every unit the same weights"),
+        ({"mean_rgb": (1e39, 0, 0)}, r"mean_rgb must be three numbers in \[-10000, 10000\]"),
+        ({"mean_rgb": (10**400, 0, 0)}, "mean_rgb must be three numbers in"),
+        ({"std_rgb": (1e-300,) * 3}, r"std_rgb must be three numbers in \[0.001, 10000\]"),
+        ({"std_rgb": (float("nan"),) * 3}, "std_rgb must be positive"),
+        ({"step_epochs": (-5, 3)}, "step_epochs must be 1 or more"),
     ],
     ids=str,
 )
@@ -74,6 +85,9 @@ def test_bad_fields(changes, message):
         ("a.json", "{", "JSON cannot be read"),
         ("a.json", "[1]", "must be an object"),
         ("a.json", '{"colour": 1}', "no field 'colour'"),
+        ("a.json", '{"self": 1}', "no field 'self'"),
+        ("a.json", "[" * 100_000, "JSON cannot be read"),
+        ("a.json", '{"epochs": ' + "9" * 5000 + "}", "JSON cannot be read"),
     ],
 )
 def test_bad_files(tmp_path, name, text, message):
