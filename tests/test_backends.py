@@ -1,4 +1,7 @@
-"""What DESIGN promises of every backend, on JAX."""
+"""What DESIGN promises of every backend, on JAX.
+
+Whole test files run again there only in `make slow`; `make test` opens one saved file.
+"""
 
 import os
 import subprocess
@@ -29,6 +32,7 @@ def on_jax(*command):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is that run")
 @pytest.mark.parametrize(
     "name",
@@ -55,6 +59,7 @@ def test_the_same_tests_pass_on_jax(name):
     assert "passed" in out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is that run")
 def test_batches_are_augmented_as_repeatably_on_jax():
     # RandAugment, of eleven layers, takes minutes there.

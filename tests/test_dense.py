@@ -1,11 +1,14 @@
 """Dense evaluation against the classifier slid over the feature map by hand."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
 
 from keras_vgg import models
 from keras_vgg.evaluation import dense_network
+from tests.test_models import FULL, keras_applications
 
 CLASSES = 7
 SMALL = {"weights": None, "classes": CLASSES, "width_multiplier": 1 / 16, "hidden_units": 12}
@@ -67,10 +70,20 @@ def slid(model, image):
     return np.stack(result, 1).reshape(len(image), down, -1, CLASSES)
 
 
-@pytest.mark.parametrize("sides", [(64, 64), (64, 96), (128, 160), (101, 150), (127, 65)])
-@pytest.mark.parametrize("head", ["fc", "conv", "gap"])
+@pytest.mark.parametrize(
+    ("head", "sides"),
+    [
+        ("fc", (64, 64)),
+        ("fc", (128, 160)),
+        ("fc", (127, 65)),
+        ("conv", (64, 96)),
+        ("conv", (101, 150)),
+        ("gap", (127, 65)),
+        ("gap", (128, 160)),
+    ],
+)
 def test_every_cell_is_the_classifier_on_its_window(head, sides):
-    model = network(head=head, batch_norm=head == "conv")
+    model = network("A", head=head, batch_norm=head == "conv")
     image = images(2, *sides, 3)
 
     scores = dense_network(model).predict(image, verbose=0)
@@ -81,8 +94,10 @@ def test_every_cell_is_the_classifier_on_its_window(head, sides):
     np.testing.assert_allclose(scores, wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("configuration", ["A", "A-LRN", "B", "C", "D", "E"])
-@pytest.mark.parametrize("head", ["fc", "conv", "gap"])
+@pytest.mark.parametrize(
+    ("configuration", "head"),
+    [("A", "fc"), ("A-LRN", "conv"), ("B", "gap"), ("C", "conv"), ("D", "fc"), ("E", "gap")],
+)
 def test_at_the_training_size_it_is_the_network(configuration, head):
     model = network(configuration, head=head)
     image = images(3, 64, 64, 3)
@@ -102,15 +117,18 @@ def test_oblong_training_images_and_scores_instead_of_probabilities():
     assert dense_network(model).predict(images(1, 96, 160, 1), verbose=0).shape == (1, 2, 3, 7)
 
 
-def test_networks_of_keras_applications():
-    model = keras.applications.VGG16(weights=None, classes=5, input_shape=(32, 32, 3))
+@pytest.mark.parametrize("width", [1 / 16, FULL])
+def test_networks_of_keras_applications(monkeypatch, width):
+    options = {"weights": None, "classes": 5, "input_shape": (32, 32, 3)}
+    model = keras_applications(monkeypatch, "VGG16", width, **options)
     image = images(1, 32, 32, 3)
+    plain = model.predict(image, verbose=0)
     scores = dense_network(model).predict(image, verbose=0)
-    np.testing.assert_allclose(softmax(scores[:, 0, 0]), model.predict(image, verbose=0), rtol=1e-4)
+    np.testing.assert_allclose(softmax(scores[:, 0, 0]), plain, rtol=1e-4)
 
 
 def test_the_network_itself_stays_as_it_was(tmp_path):
-    model = network()
+    model = network("A")
     image = images(2, 64, 64, 3)
     before = model.predict(image, verbose=0)
     dense = dense_network(model)
@@ -135,7 +153,7 @@ def test_half_precision_keeps_its_policy_and_scores_in_float32():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (lambda: models.vgg("A", include_top=False, weights=None), "no layer 'predictions'"),
+        (lambda: models.vgg("A", include_top=False, **SMALL), "no layer 'predictions'"),
         (
             lambda: keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]),
             "no layer 'block5_pool'",
@@ -162,3 +180,6 @@ def test_at_full_width(sides):
     wanted = slid(model, image)
     assert scores.shape == wanted.shape
     np.testing.assert_allclose(scores, wanted, atol=1e-4 * max(1.0, np.abs(wanted).max()))
+    del model
+    keras.utils.clear_session()
+    gc.collect()

@@ -226,7 +226,11 @@ def test_hash_that_only_the_hub_states(hub_checkpoint, server, monkeypatch, tmp_
 def test_small_file_of_the_hub_has_no_sha256(hub_checkpoint, server):
     server.etag = hashlib.sha1(b"blob").hexdigest()
     unstated = dataclasses.replace(hub_checkpoint, hash=None)
-    assert fetch(unstated) == fetch(unstated)
+    path = fetch(unstated)
+    assert path.read_bytes() == PAYLOAD
+    server.requests.clear()
+    assert fetch(unstated) == path
+    assert gets(server) == 0
 
 
 def test_hub_cache_of_shared_files(hub_checkpoint, tmp_path):

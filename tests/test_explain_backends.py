@@ -16,6 +16,7 @@ BY_HAND = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="this is that run")
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_same_tests_pass_on(backend):

@@ -1,5 +1,7 @@
 """The builders; this file runs on TensorFlow and on JAX."""
 
+import gc
+import importlib
 import inspect
 
 import keras
@@ -20,16 +22,25 @@ def images(*shape):
     return RNG.uniform(0, 255, shape).astype("float32")
 
 
-@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+@pytest.fixture(autouse=True)
+def _freed(request):
+    """Free the networks of a slow test, which are of full width, before the next test."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        keras.utils.clear_session()
+        gc.collect()
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("configuration", "options"),
     [
-        {},
-        {"batch_norm": True},
-        {"head": "gap"},
-        {"head": "conv"},
-        {"include_top": False},
-        {"include_top": False, "pooling": "max"},
+        *((configuration, {}) for configuration in CONFIGURATIONS),
+        ("A-LRN", {"batch_norm": True}),
+        ("C", {"batch_norm": True}),
+        ("B", {"head": "gap"}),
+        ("D", {"head": "conv"}),
+        ("E", {"include_top": False}),
+        ("A", {"include_top": False, "pooling": "max"}),
     ],
     ids=str,
 )
@@ -49,9 +60,9 @@ def test_built_network_is_the_table(configuration, options):
     assert trainable == sum(row.trainable_parameters for row in rows)
 
 
-@pytest.mark.parametrize("configuration", CONFIGURATIONS)
-def test_output_is_a_distribution_and_dropout_only_trains(configuration):
-    model = models.vgg(configuration, input_shape=(32, 32, 3), **SMALL)
+@pytest.mark.parametrize(("configuration", "head"), [("A-LRN", "fc"), ("C", "conv"), ("A", "gap")])
+def test_output_is_a_distribution_and_dropout_only_trains(configuration, head):
+    model = models.vgg(configuration, input_shape=(32, 32, 3), head=head, **SMALL)
     x = images(3, 32, 32, 3) / 255
     y = model.predict(x, verbose=0)
     assert y.shape == (3, 7)
@@ -60,11 +71,33 @@ def test_output_is_a_distribution_and_dropout_only_trains(configuration):
     assert not np.allclose(y, keras.ops.convert_to_numpy(model(x, training=True)))
 
 
+FULL = pytest.param(1, marks=pytest.mark.slow)  # the width at which their weights are published
+
+
+def keras_applications(monkeypatch, name, width=1 / 16, **options):
+    """Build a VGG of keras.applications, by its own code; fc1 and fc2 of the narrow one have 8."""
+    module = importlib.import_module(f"keras.src.applications.{name.lower()}")
+
+    class Narrow:
+        def __getattr__(self, layer):
+            return getattr(keras.layers, layer)
+
+        def Conv2D(self, filters, *args, **kwargs):
+            return keras.layers.Conv2D(int(filters * width), *args, **kwargs)
+
+        def Dense(self, units, *args, **kwargs):
+            return keras.layers.Dense(8 if units == 4096 else units, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        if width != 1:
+            patch.setattr(module, "layers", Narrow())
+        return getattr(keras.applications, name)(**options)
+
+
 @pytest.mark.parametrize("variant", ["VGG16", "VGG19"])
-def test_signature_and_layer_names_are_those_of_keras_applications(variant):
-    theirs = getattr(keras.applications, variant)
+def test_signature_and_layer_names_are_those_of_keras_applications(monkeypatch, variant):
     ours = getattr(keras_vgg, variant)
-    wanted = inspect.signature(theirs).parameters
+    wanted = inspect.signature(getattr(keras.applications, variant)).parameters
     positional = [
         p
         for p in inspect.signature(ours).parameters.values()
@@ -74,44 +107,48 @@ def test_signature_and_layer_names_are_those_of_keras_applications(variant):
         (p.name, p.default) for p in wanted.values()
     ]
     dropout = {"fc1_dropout", "fc2_dropout"}
+    small = {"hidden_units": 8, "width_multiplier": 1 / 16}
     for top in (True, False):
         arguments = {"weights": None, "include_top": top, "input_shape": (32, 32, 3)}
-        names = [layer.name for layer in ours(**arguments, hidden_units=8).layers[1:]]
-        expected = [layer.name for layer in theirs(**arguments).layers[1:]]
+        names = [layer.name for layer in ours(**arguments, **small).layers[1:]]
+        theirs = keras_applications(monkeypatch, variant, **arguments)
+        expected = [layer.name for layer in theirs.layers[1:]]
         assert [name for name in names if name not in dropout] == expected
 
 
-@pytest.mark.parametrize("top", [True, False])
-@pytest.mark.parametrize("pooling", [None, "avg", "max"])
-def test_outputs_equal_keras_applications(tmp_path, top, pooling):
+@pytest.mark.parametrize("width", [1 / 16, FULL])
+@pytest.mark.parametrize(
+    ("top", "pooling"), [(True, None), (True, "max"), (False, None), (False, "avg"), (False, "max")]
+)
+def test_outputs_equal_keras_applications(monkeypatch, tmp_path, top, pooling, width):
     arguments = {"include_top": top, "pooling": pooling, "input_shape": (64, 64, 3), "classes": 9}
-    theirs = keras.applications.VGG16(weights=None, **arguments)
+    theirs = keras_applications(monkeypatch, "VGG16", width, weights=None, **arguments)
     path = tmp_path / "vgg16.weights.h5"
     theirs.save_weights(path)
-    ours = keras_vgg.VGG16(weights=path, **arguments)
     x = images(2, 64, 64, 3)
-    np.testing.assert_allclose(
-        ours.predict(x, verbose=0), theirs.predict(x, verbose=0), rtol=1e-5, atol=1e-5
-    )
+    expected = theirs.predict(x, verbose=0)
+    assert np.ptp(expected) > 0.01
+    small = {} if width == 1 else {"width_multiplier": width, "hidden_units": 8}
+    ours = keras_vgg.VGG16(weights=path, **arguments, **small)
+    np.testing.assert_allclose(ours.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_outputs_equal_keras_applications_with_an_input_tensor_and_other_channels():
-    for options in ({"input_shape": (48, 64, 1)}, {"input_shape": (64, 48, 3)}):
-        theirs = keras.applications.VGG19(weights=None, include_top=False, **options)
-        ours = keras_vgg.VGG19(
-            weights=None,
-            include_top=False,
-            input_tensor=keras.Input(options["input_shape"]),
-        )
-        ours.set_weights(theirs.get_weights())
-        x = images(1, *options["input_shape"])
-        np.testing.assert_allclose(
-            ours.predict(x, verbose=0), theirs.predict(x, verbose=0), rtol=1e-5, atol=1e-5
-        )
+@pytest.mark.parametrize("width", [1 / 16, FULL])
+@pytest.mark.parametrize("shape", [(48, 64, 1), (64, 48, 3)], ids=str)
+def test_outputs_equal_keras_applications_with_an_input_tensor_and_other_channels(
+    monkeypatch, shape, width
+):
+    options = {"weights": None, "include_top": False}
+    theirs = keras_applications(monkeypatch, "VGG19", width, input_shape=shape, **options)
+    ours = keras_vgg.VGG19(input_tensor=keras.Input(shape), width_multiplier=width, **options)
+    ours.set_weights(theirs.get_weights())
+    x = images(1, *shape)
+    expected = theirs.predict(x, verbose=0)
+    assert np.ptp(expected) > 0.01
+    np.testing.assert_allclose(ours.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [32, 33, 63])
+@pytest.mark.parametrize(("size", "channels"), [(32, 1), (33, 3), (63, 1), (63, 3)])
 def test_channels_and_odd_sizes(channels, size):
     model = models.vgg("B", input_shape=(size, size, channels), **SMALL)
     assert model.predict(images(1, size, size, channels), verbose=0).shape == (1, 7)
@@ -132,17 +169,20 @@ def test_four_channels_pass_and_five_warn():
 def test_any_size(options):
     model = models.vgg("A", input_shape=(None, None, 3), **(SMALL | options))
     for height, width in ((32, 32), (65, 40)):
-        assert model.predict(images(1, height, width, 3), verbose=0).shape[0] == 1
+        y = model.predict(images(1, height, width, 3), verbose=0)
+        feature_map = (1, height // 32, width // 32, 32)
+        assert y.shape == ((1, 7) if options.get("include_top", True) else feature_map)
 
 
 def test_default_shapes():
-    assert keras_vgg.VGG11(include_top=False, weights=None).input_shape == (None, None, None, 3)
+    base = keras_vgg.VGG11(include_top=False, weights=None, width_multiplier=1 / 16)
+    assert base.input_shape == (None, None, None, 3)
     assert models.vgg("A", **SMALL).input_shape == (None, 224, 224, 3)
 
 
 def test_conv_head_is_the_fc_head(tmp_path):
-    fc = models.vgg("C", input_shape=(64, 96, 3), **SMALL)
-    conv = models.vgg("C", input_shape=(64, 96, 3), head="conv", **SMALL)
+    fc = models.vgg("A", input_shape=(64, 96, 3), **SMALL)
+    conv = models.vgg("A", input_shape=(64, 96, 3), head="conv", **SMALL)
     keras_vgg.copy_weights(fc, conv)
     x = images(2, 64, 96, 3)
     expected = fc.predict(x, verbose=0)
@@ -150,9 +190,9 @@ def test_conv_head_is_the_fc_head(tmp_path):
     # Through a file, and back.
     fc.save_weights(tmp_path / "fc.weights.h5")
     options = SMALL | {"weights": tmp_path / "fc.weights.h5", "head": "conv"}
-    dense = models.vgg("C", input_shape=(None, None, 3), train_size=(64, 96), **options)
+    dense = models.vgg("A", input_shape=(None, None, 3), train_size=(64, 96), **options)
     np.testing.assert_allclose(dense.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-6)
-    back = models.vgg("C", input_shape=(64, 96, 3), **SMALL)
+    back = models.vgg("A", input_shape=(64, 96, 3), **SMALL)
     keras_vgg.copy_weights(conv, back)
     np.testing.assert_array_equal(back.predict(x, verbose=0), expected)
 
@@ -228,7 +268,8 @@ def test_an_initialiser_instance_gives_every_layer_its_own_numbers():
     assert np.abs(one - other).max() > 0.1
 
 
-@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+# Between them they have every kind of layer: the others have more convolutions of the same kinds.
+@pytest.mark.parametrize("configuration", ["A-LRN", "C"])
 def test_keras_file_gives_the_same_outputs(tmp_path, configuration):
     model = models.vgg(
         configuration,
@@ -281,7 +322,10 @@ def test_mixed_precision_keeps_probabilities_in_float32():
         ({"weights": "imagenet", "input_shape": None, "width_multiplier": 0.5}, "needs `width_mul"),
         ({"weights": "imagenet", "input_shape": None, "head": "gap"}, "use include_top=False"),
         ({"weights": "torchvision", "input_shape": None, "hidden_units": 8}, "hidden_units=4096"),
-        ({"head": "conv", "train_size": 31}, "train_size must be at least 32"),
+        (
+            {"head": "conv", "train_size": 31, "width_multiplier": 1 / 16},
+            "train_size must be at least 32",
+        ),
     ],
     ids=str,
 )
@@ -303,9 +347,11 @@ def test_missing_weight_file_and_failed_download(monkeypatch):
         keras_vgg.VGG16()
 
 
-@pytest.mark.parametrize("weights", ["imagenet", "torchvision"])
-def test_published_weights_bring_their_preprocessing(monkeypatch, tmp_path, weights):
-    """What is fetched for VGG13, a whole network in PyTorch's layout, goes into a base."""
+def published_as_vgg13(monkeypatch, tmp_path):
+    """Put a network of 7 classes, in PyTorch's layout, in the place of VGG13's checkpoint.
+
+    Returns the network and the list of the checkpoints that are asked for.
+    """
     source = models.vgg(
         "B",
         weights=None,
@@ -319,20 +365,34 @@ def test_published_weights_bring_their_preprocessing(monkeypatch, tmp_path, weig
     convert.convert_weights(tmp_path / "vgg13.keras", path)
     asked = []
     monkeypatch.setattr(download, "fetch", lambda checkpoint: (asked.append(checkpoint), path)[1])
-    base = keras_vgg.VGG13(
-        weights=weights, include_top=False, pooling="avg", include_preprocessing=True
-    )
-    assert [c.location for c in asked] == ["timm/vgg13.tv_in1k"]
+    return source, asked
+
+
+def test_published_weights_bring_their_preprocessing(monkeypatch, tmp_path):
+    """What is fetched for VGG13, a whole network in PyTorch's layout, goes into a base."""
+    source, asked = published_as_vgg13(monkeypatch, tmp_path)
     x = images(2, 32, 32, 3)
     features = keras.Model(source.inputs[0], source.get_layer("block5_pool").output)
     expected = keras.ops.mean(features(x), axis=(1, 2))
-    np.testing.assert_allclose(base.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
+    for weights in ("imagenet", "torchvision"):
+        base = keras_vgg.VGG13(
+            weights=weights, include_top=False, pooling="avg", include_preprocessing=True
+        )
+        assert [c.location for c in asked] == ["timm/vgg13.tv_in1k"]
+        np.testing.assert_allclose(base.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
+        asked.clear()
+
+
+@pytest.mark.slow  # the network that is refused is of 133 million parameters
+@pytest.mark.parametrize("weights", ["imagenet", "torchvision"])
+def test_a_published_file_of_another_classifier_is_refused(monkeypatch, tmp_path, weights):
+    published_as_vgg13(monkeypatch, tmp_path)
     with pytest.raises(ValueError, match="do not fit the model"):
-        keras_vgg.VGG13(weights=weights)  # the classifier of this file is another
+        keras_vgg.VGG13(weights=weights)
 
 
-@pytest.mark.parametrize("configuration", CONFIGURATIONS)
 @pytest.mark.slow
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
 def test_full_size(configuration):
     model = models.vgg(configuration, weights=None)
     assert model.count_params() == architecture.parameters(configuration)

@@ -20,6 +20,12 @@ def small(configuration="A", **options):
     return keras_vgg.vgg(configuration, **(SMALL | {"input_shape": (32, 32, 3)} | options))
 
 
+@pytest.fixture(scope="module")
+def network():
+    """A network for tests that leave it as it is."""
+    return small()
+
+
 def images(*shape, seed=0):
     return np.random.default_rng(seed).uniform(0, 255, shape).astype("float32")
 
@@ -29,8 +35,8 @@ def output_of(model, name, x):
     return ops.convert_to_numpy(part(x, training=False))
 
 
-def test_several_layers_in_one_pass():
-    model, x = small(), images(2, 32, 32, 3)
+def test_several_layers_in_one_pass(network):
+    model, x = network, images(2, 32, 32, 3)
     names = ["block1_pool", "block3_conv2", "fc1"]
     found = transfer.feature_extractor(model, names)(x)
     assert list(found) == names
@@ -47,8 +53,8 @@ def test_an_extractor_shares_its_weights():
     )
 
 
-def test_pooling():
-    model, x = small(), images(2, 32, 32, 3)
+def test_pooling(network):
+    model, x = network, images(2, 32, 32, 3)
     feature_map = output_of(model, "block2_pool", x)  # 8 x 8
     for pooling, expected in (
         ("avg", feature_map.mean((1, 2))),
@@ -72,9 +78,9 @@ def test_pooling():
         ("block2_pool", 3, "gives 8 x 8, which no 3 x 3 divides"),
     ],
 )
-def test_features_that_cannot_be_had(layers, pooling, message):
+def test_features_that_cannot_be_had(network, layers, pooling, message):
     with pytest.raises(ValueError, match=message):
-        transfer.feature_extractor(small(), layers, pooling=pooling)
+        transfer.feature_extractor(network, layers, pooling=pooling)
 
 
 @pytest.mark.parametrize(
@@ -204,12 +210,12 @@ def test_embed_with_channels_first():
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_a_model_of_one_size_takes_no_other():
+def test_a_model_of_one_size_takes_no_other(network):
     message = r"image 0 comes as \(32, 51, 3\), vgg11 takes \(32, 32, 3\)"
     with pytest.raises(ValueError, match=message):
-        transfer.embed(small(), images(1, 40, 64, 3), sizes=(32,))
+        transfer.embed(network, images(1, 40, 64, 3), sizes=(32,))
     with pytest.raises(ValueError, match=r"image 1 comes as \(32, 32, 1\)"):
-        transfer.embed(small(), [images(32, 32, 3), images(32, 32, 1)])
+        transfer.embed(network, [images(32, 32, 3), images(32, 32, 1)])
 
 
 def test_embed_takes_the_fc_layers_as_convolutions():
@@ -463,10 +469,10 @@ def test_perceptual_loss_compares_images_of_one_size():
         ({"preprocessing": True}, "no preprocessing inside: pass what it was trained on"),
     ],
 )
-def test_perceptual_losses_that_make_no_sense(options, message):
+def test_perceptual_losses_that_make_no_sense(network, options, message):
     options = {"layers": "fc1", "preprocessing": False} | options
     with pytest.raises(ValueError, match=message):
-        transfer.PerceptualLoss(small(), **options)
+        transfer.PerceptualLoss(network, **options)
 
 
 def test_a_perceptual_loss_preprocesses_once_and_is_not_saved_with_a_model(tmp_path):

@@ -104,6 +104,7 @@ def fit(
         _exhaustion_named(recipe),
     ):
         if run.finished:
+            run.require_model()
             if verbose:
                 print(f"{run.directory} is finished; nothing to do")
             return run

@@ -17,15 +17,66 @@ from keras_vgg.atomic import PARTIAL, write_atomically
 from keras_vgg.recipe import Recipe
 
 _LOCK = ".lock"
+_Number = (int, float)
+
+# What the files of a run hold, as far as something here reads it.
+_KINDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "data.json": {"class_names": list, "splits": dict},
+    "environment.json": {"precision": str, "engine": str},
+    "init.json": {"source": str, "sha256": str},
+    "results.json": {
+        "epochs": int,
+        "best_epoch": int,
+        "parameters": int,
+        "validation_accuracy": _Number,
+        "validation_loss": _Number,
+        "training_seconds": _Number,
+    },
+}
 
 
 class RunInUse(OSError):
     """Another process is training in the run directory."""
 
 
+class Fields(dict[str, Any]):
+    """An object of a JSON file. A field that it lacks is a ValueError that names the file."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"{self._path} cannot be read: it has no {name!r}")
+
+
+def read_fields(path: Path) -> Fields:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON, holds no object, or a known field of another type. The error
+            names the file and what is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text, object_hook=lambda values: Fields(path, values))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} is missing") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: it is no JSON ({error})") from error
+    if not isinstance(found, Fields):
+        raise ValueError(f"{path} cannot be read: it holds {text.strip()[:20]!r} instead of fields")
+    for name, kind in _KINDS.get(path.name, {}).items():
+        value = found.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{path} cannot be read: its {name!r} is {str(value)[:40]!r}")
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training run on disk."""
+    """A training run on disk. Whatever is wrong with one of its files is an error that names it."""
 
     directory: Path
     recipe: Recipe
@@ -42,7 +93,10 @@ class Run:
         path = directory / "recipe.json"
         if not path.is_file():
             raise FileNotFoundError(f"{directory} is not a run directory: it has no recipe.json")
-        return cls(directory, Recipe.from_json(path.read_text()))
+        try:
+            return cls(directory, Recipe.from_json(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
 
     @property
     def model_path(self) -> Path:
@@ -50,7 +104,10 @@ class Run:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return tuple(self.read_json("data.json")["class_names"])
+        names = self.read_json("data.json")["class_names"]
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{self.directory / 'data.json'} cannot be read: it names no classes")
+        return tuple(names)
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -76,17 +133,21 @@ class Run:
         path = self.directory / "metrics.csv"
         if not path.is_file():
             return []
-        with path.open(newline="") as file:
-            return [
-                {k: int(v) if k == "epoch" else float(v) for k, v in row.items()}
-                for row in csv.DictReader(file)
-            ]
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                return [
+                    Fields(path, {k: int(v) if k == "epoch" else float(v) for k, v in row.items()})
+                    for row in csv.DictReader(file)
+                ]
+        except (ValueError, TypeError, csv.Error) as error:  # a line too short or too long
+            raise ValueError(f"{path} cannot be read: {error}") from error
 
     def model(self):
         """The best model by validation accuracy, uncompiled.
 
         Raises:
-            ValueError: the run has not finished training.
+            ValueError: the run has not finished training; the file is damaged.
+            FileNotFoundError: the file is missing.
         """
         import keras
 
@@ -94,10 +155,29 @@ class Run:
 
         if not self.finished:
             raise ValueError(f"{self.directory} has not finished training; resume it first")
-        return keras.saving.load_model(self.model_path, compile=False)
+        self.read_json("results.json")  # damage is found before anything is computed
+        self.require_model()
+        try:
+            model = keras.saving.load_model(self.model_path, compile=False)
+        except MemoryError:
+            raise
+        except Exception as error:  # a damaged archive can raise anything
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ValueError(f"{self.model_path} is damaged: {lines[0]}") from error
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"{self.model_path} is damaged: it holds a {type(model).__name__}")
+        return model
 
-    def read_json(self, name: str) -> Any:
-        return json.loads((self.directory / name).read_text())
+    def require_model(self) -> None:
+        """Raise FileNotFoundError if the run's model is not there."""
+        if not self.model_path.is_file():
+            raise FileNotFoundError(
+                f"{self.model_path} is missing: copy it back, or train in another workdir"
+            )
+
+    def read_json(self, name: str) -> Fields:
+        """Read one of the run's JSON files; see `read_fields`."""
+        return read_fields(self.directory / name)
 
     def write_json(self, name: str, value: Any) -> None:
         self._write_text(name, json.dumps(value, indent=2) + "\n")

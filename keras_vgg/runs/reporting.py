@@ -98,6 +98,8 @@ def _check(runs: Sequence[Run], images: int) -> None:
         _read(run, "results.json", lambda run=run: _evaluated(run.results))
         _read(run, "metrics.csv", lambda run=run: run.history and best_row(run.history))
         _read(run, "data.json", lambda run=run: run.class_names)
+        if (run.directory / "environment.json").is_file():
+            run.read_json("environment.json")
 
 
 def _evaluations(
@@ -210,6 +212,8 @@ def _read(run: Run, name: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if str(error).startswith(str(run.directory / name)):
+            raise
         raise ValueError(f"{run.directory / name} cannot be read: {error!r}") from error
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from keras_vgg.atomic import write_atomically
-from keras_vgg.fit.run import Run
+from keras_vgg.fit.run import Run, read_fields
 from keras_vgg.recipe import Recipe, load_recipe
 from keras_vgg.tuning.plots import plot_parallel, plot_search
 
@@ -67,11 +66,11 @@ def attempts(workdir: Path) -> list[Attempt]:
     found = []
     for path in sorted(workdir.glob("trial_*/facts.json")):
         folder = path.parent
-        facts = json.loads(path.read_text())
+        facts = dict(read_fields(path))
         outcome = {}
         with_outcome = folder / "outcome.json"
         if with_outcome.is_file():
-            outcome = json.loads(with_outcome.read_text())
+            outcome = dict(read_fields(with_outcome))
         rows = Run(folder / "run", Recipe()).history
         curve = tuple(row["val_accuracy"] for row in rows)
         seconds = outcome.pop("seconds", sum(row["seconds"] for row in rows))

@@ -20,7 +20,7 @@ from keras_tuner.engine.trial import Trial
 from keras_tuner.errors import FailedTrialError, FatalError, FatalValueError
 
 from keras_vgg.atomic import write_atomically
-from keras_vgg.fit.run import Run, RunInUse
+from keras_vgg.fit.run import Run, RunInUse, read_fields
 from keras_vgg.recipe import Recipe
 from keras_vgg.tuning.hypermodel import Limits, VGGHyperModel, cost
 from keras_vgg.tuning.oracle import alive, make_oracle, quiet_keras_tuner, serve, write_json
@@ -171,7 +171,7 @@ def _wait_for(path: Path) -> None:
 def _claim(workdir: Path, described: dict[str, Any]) -> None:
     path = workdir / _SEARCH
     if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
+        there = read_fields(path)
         for name, value in json.loads(json.dumps(described)).items():
             if value != there.get(name):
                 raise ValueError(
@@ -201,7 +201,7 @@ class _Clock:
         self._budget = budget
         self._began = time.monotonic()
         try:
-            self._before = float(json.loads(self._path.read_text())["seconds"])
+            self._before = float(read_fields(self._path)["seconds"])
         except FileNotFoundError:
             self._before = 0.0
 
