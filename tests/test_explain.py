@@ -499,12 +499,18 @@ def test_half_precision_says_the_same():
 
 
 def test_a_sequential_model_that_gets_other_layers():
+    """The gradient of what it is now, not of what it was when it was first asked."""
     weights = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
     model, images = linear(weights), np.ones((1, 4, 4, 2), "float32")
-    explain.saliency(model, images, classes=0)
+    first = explain.saliency(model, images, classes=0)
     model.pop()
     model.add(layers.Dense(5))
-    explain.saliency(model, images, classes=4)
+    kernel = np.random.default_rng(1).normal(size=(32, 5)).astype("float32")
+    model.layers[-1].set_weights([kernel, np.zeros(5, "float32")])
+    changed = explain.saliency(model, images, classes=4)
+    for found, column in ((first, weights[:, 0]), (changed, kernel[:, 4])):
+        expected = np.abs(column.reshape(1, 4, 4, 2)).max(-1)
+        np.testing.assert_allclose(found, expected / expected.max(), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def heats(trained, shown):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEATS)
 def test_the_heat_lies_on_the_object(heats, shown, name):
     times = on_object(heats[name], shown.corners)
@@ -36,6 +37,7 @@ def test_the_heat_lies_on_the_object(heats, shown, name):
     assert (times > 1).mean() >= 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEATS)
 def test_other_weights_give_another_map(heats, shown, name):
     random = explanations.network(seed=1)

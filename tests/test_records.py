@@ -293,7 +293,9 @@ def test_a_label_out_of_range_is_named(tmp_path: Path, label: int) -> None:
 # --- going on after a stop -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("written_before", [0, 12, 18, 23])
+@pytest.mark.parametrize(
+    "written_before", [12, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 18, 23))]
+)
 def test_a_resumed_pack_is_that_of_an_uninterrupted_one(
     folder: Path, tmp_path: Path, stop_after: Callable[[int], None], written_before: int
 ) -> None:

@@ -25,6 +25,7 @@ from PIL import Image
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from keras_vgg import augment, data
+from keras_vgg.export import _FILES
 from keras_vgg.export.saved_model import write_saved_model
 from keras_vgg.models import vgg
 from tests.pages import README, blocks
@@ -150,8 +151,12 @@ def test_grpc(service: int, expected: np.ndarray, capsys: pytest.CaptureFixture)
     check(run(client("grpc"), service, capsys), expected)
 
 
-def test_the_served_folder_is_what_export_makes() -> None:
+def test_the_readme_names_the_signatures_and_the_folder_that_an_export_has(
+    served: tf.Module,
+) -> None:
+    sentence = README.split("The signatures of the SavedModel are ")[1].split("\n\n")[0]
+    listed = set(re.findall(r"`(\w+)`", sentence))
+    assert set(served.signatures) == listed & set(served.signatures)
     (command,) = [block for block in blocks(README) if "docker run" in block]
-    assert "/export/saved_model:/models/digits/1" in command
-    assert "MODEL_NAME=digits" in command
-    assert all(f"`{name}`" in README for name in ("serving_default", "serving_uint8", "features"))
+    (folder,) = re.findall(r"\$PWD/runs/digits/(\S+):/models/digits/1", command)
+    assert Path(folder).parts[-1] == _FILES["saved_model"]

@@ -111,7 +111,10 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(
     assert [(a.values, a.curve) for a in found] == [(a.values, a.curve) for a in attempts(searched)]
 
 
-@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize(
+    "tuner",
+    [pytest.param(t, marks=[pytest.mark.slow] * (t in ("random", "bayesian"))) for t in TUNERS],
+)
 def test_a_seed_makes_a_search_again(tuner: str, tmp_path: Path) -> None:
     """By trials that are refused, which takes no time."""
 
@@ -149,6 +152,7 @@ def test_the_budget_ends_a_search_which_a_larger_one_goes_on_with(tmp_path: Path
     assert [a.state for a in found] == ["done"]
 
 
+@pytest.mark.slow
 def test_hyperband_trains_the_best_for_longer(tmp_path: Path) -> None:
     base = BASE.replace(epochs=3)
     found = search(
@@ -286,7 +290,10 @@ def test_what_is_over_a_limit_is_refused(limits: Limits, reason: str, tmp_path: 
 
 
 @pytest.mark.filterwarnings(r"ignore:(currentThread|getName)\(\) is deprecated")
-@pytest.mark.parametrize("tuner", [keras_tuner.RandomSearch, keras_tuner.Hyperband])
+@pytest.mark.parametrize(
+    "tuner",
+    [keras_tuner.RandomSearch, pytest.param(keras_tuner.Hyperband, marks=pytest.mark.slow)],
+)
 def test_keras_tuners_own_tuners_take_the_hypermodel(
     tuner: type[keras_tuner.Tuner], tmp_path: Path
 ) -> None:
