@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ import pytest  # noqa: E402
 
 from keras_vgg.export import verify  # noqa: E402
 from keras_vgg.fit import Run, fit  # noqa: E402
+
+# What the imports made stays: no collection, of which there is one after every file, looks at it.
+gc.freeze()
 
 # The files that take longest. A process takes whole files (pytest -n 2 --dist loadfile), so they
 # begin first, and the last ones to end are short.

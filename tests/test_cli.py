@@ -160,6 +160,7 @@ def test_export(run, tmp_path, capsys):
     assert not (tmp_path / "e" / "saved_model").exists()
 
 
+@pytest.mark.slow
 def test_export_compressed(run, tmp_path, capsys):
     arguments = ["export", run.directory, "--output", tmp_path / "e", "--compress"]
     arguments += ["--tolerance", "100", "--fine-tune-steps", "1", "--format", "litert"]
@@ -253,6 +254,7 @@ def test_bad_input_to_a_run(run, tmp_path, capsys):
     assert "another recipe" in other
 
 
+@pytest.mark.slow
 def test_damaged_images_are_named_and_counted(tmp_path, capsys):
     for name in ("cat", "dog"):
         (tmp_path / "set" / name).mkdir(parents=True)

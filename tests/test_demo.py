@@ -157,7 +157,14 @@ def in_order(text, *parts):
     return -1 not in places and places == sorted(places)
 
 
-@pytest.mark.parametrize("kind", GOOD)
+# Decoding itself is tested elsewhere: the page shows some kinds of all.
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(k, marks=[pytest.mark.slow] * (k not in ("whole", "turned", "animated")))
+        for k in GOOD
+    ],
+)
 def test_a_picture_gets_its_classes_and_heat_of_its_size(run, client, tmp_path, kind):
     path = tmp_path / GOOD[kind]
     sides = save(path, kind)
@@ -520,6 +527,7 @@ def test_what_the_page_is_told(url):
     assert {d["queue"] for d in config["dependencies"]} == {True}
 
 
+@pytest.mark.slow
 def test_nothing_is_left_by_pages_that_overlap(run, tmp_path, monkeypatch):
     module = importlib.import_module("keras_vgg.demo.serving")  # its name is a function's as well
     monkeypatch.setattr(module, "_FOLDER", module._Folder())  # no other test's
@@ -636,7 +644,7 @@ def test_what_the_page_itself_refuses(opened, tmp_path):
     assert [c for c in complaints if "404" not in c and c != "Response"] == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
 def test_a_phone(opened, tmp_path, scheme):
     page, _, complaints = opened(390, color_scheme=scheme)
     path = tmp_path / ("a_long_name_without_a_place_to_break_it" * 3 + ".png")
@@ -685,6 +693,7 @@ def test_without_gradio(run, capsys, monkeypatch):
     assert "pip install 'keras-vgg[demo]'" in error_of(capsys, run.directory, "--port", 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a process gets no such signals on Windows")
 @pytest.mark.parametrize(
     ("number", "status"),

@@ -289,8 +289,13 @@ def test_in_a_browser(browser: Any, address: str, built: dict[str, Page], width:
     context.close()
 
 
+LONG = ("onnx", "fit(", "evaluate_run(")  # a training, or what needs one
 PYTHON = [
-    pytest.param(block, id=f"{path.stem}-{i}", marks=[pytest.mark.slow] * ("onnx" in block))
+    pytest.param(
+        block,
+        id=f"{path.stem}-{i}",
+        marks=[pytest.mark.slow] * any(word in block for word in LONG),
+    )
     for path in DOCS
     for i, block in enumerate(pages.blocks(path.read_text(), "python"), 1)
 ]

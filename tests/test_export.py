@@ -250,7 +250,8 @@ def test_a_fresh_process_without_keras_gets_the_probabilities(
     assert np.abs(probabilities - expected).max() == pytest.approx(stated, abs=1e-5)
 
 
-@pytest.mark.parametrize("make", [pytest.param(build, marks=pytest.mark.slow), build_batch_norm])
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [build, build_batch_norm])
 def test_other_models_export_in_silence(
     make: Callable[[], keras.Model], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,9 +282,10 @@ def test_a_model_in_mixed_precision_is_exported_in_float32(tmp_path: Path) -> No
     assert mixed.layers[2].compute_dtype == "float16"  # the caller's model is as it was
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "format",
-    ["saved_model", *(pytest.param(f, marks=pytest.mark.slow) for f in ("litert_float16", "onnx"))],
+    ["saved_model", "litert_float16", "onnx"],
 )
 def test_one_format_alone_makes_its_parents(
     format: str, model: keras.Model, tmp_path: Path

@@ -146,6 +146,7 @@ def test_one_that_is_right_by_chance_is_passed_over(
     assert found.chosen is found.points[2]
 
 
+@pytest.mark.slow
 def test_fine_tuning_gets_by_with_less(model: keras.Model) -> None:
     options = {"training": TRAINING, "energies": (0.3, 0.6, 0.9, 0.9999)}
     plain = compress(model, *TEST, max_drop=5, **options)

@@ -122,6 +122,7 @@ def test_a_fresh_process_without_keras_has_the_signatures(
     assert indices == " ".join(map(str, np.argsort(-expected)[:3]))
 
 
+@pytest.mark.slow
 def test_saved_model_cli_shows_and_runs_it(path: Path, model: keras.Model, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("saved_model_cli"))]
     options = {"check": True, "capture_output": True, "text": True, "timeout": 120}
@@ -280,6 +281,7 @@ def test_the_warm_up_has_a_request_for_each_signature(path: Path, served) -> Non
     assert sorted(seen) == sorted(served.signatures)
 
 
+@pytest.mark.slow
 def test_a_model_of_any_size_and_without_a_map(tmp_path: Path) -> None:
     inputs = keras.Input((8, 8, 3))
     outputs = keras.layers.Dense(2, activation="softmax")(keras.layers.Flatten()(inputs))

@@ -378,6 +378,7 @@ def test_a_package_without_metadata_does_not_end_a_training(monkeypatch):
     assert package_versions(["no-such-package"]) == {"no-such-package": None}
 
 
+@pytest.mark.slow
 def test_callbacks_see_epochs_that_are_kept(tmp_path):
     seen = []
 
@@ -393,6 +394,7 @@ def test_callbacks_see_epochs_that_are_kept(tmp_path):
     assert run.results["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_named_and_can_be_begun_again(tmp_path, monkeypatch):
     def exhausted(*_, **__):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\npages")

@@ -321,6 +321,7 @@ def test_stderr_is_no_terminal_then_auto_is_lines_at_once(tmp_path, capsys, monk
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_resumed_run_begins_with_the_right_epoch(tmp_path, monkeypatch, capsys):
     fit_interrupted(TINY, tmp_path / "run", 1, monkeypatch)
     capsys.readouterr()

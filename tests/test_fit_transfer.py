@@ -180,6 +180,7 @@ def test_features_of_another_preprocessing_are_not_reused(pretrained, tmp_path):
         frozen.Features(base, source.validation, transform, batch_size=48, **options)
 
 
+@pytest.mark.slow
 def test_an_interrupted_computation_goes_on_where_it_was(pretrained, tmp_path, monkeypatch):
     monkeypatch.setattr(frozen, "SHARD", 64)
     source = fitting.load_source(FIXED)
@@ -205,6 +206,7 @@ def test_an_interrupted_computation_goes_on_where_it_was(pretrained, tmp_path, m
     np.testing.assert_array_equal(whole.labels, again.labels)
 
 
+@pytest.mark.slow
 def test_a_resumed_head_ends_as_an_uninterrupted_one(pretrained, tmp_path, monkeypatch):
     recipe = recipe_from(pretrained, freeze_until="all", epochs=3)
     whole = fit(recipe, tmp_path / "whole", verbose=0)
@@ -214,6 +216,7 @@ def test_a_resumed_head_ends_as_an_uninterrupted_one(pretrained, tmp_path, monke
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_images_that_vary_go_through_the_frozen_base_every_epoch(pretrained, tmp_path, capsys):
     recipe = recipe_from(pretrained, freeze_until="all", epochs=1, brightness=0.1)
     run = fit(recipe.replace(train_scale=(32, 40)), tmp_path / "run", verbose=2)
@@ -254,6 +257,7 @@ def test_how_much_of_the_classifier_is_loaded(pretrained, init_head, kept):
     assert (ours["mean"], ours["std"]) == (theirs["mean"], theirs["std"])
 
 
+@pytest.mark.slow
 def test_published_convolutions_bring_their_preprocessing(data_folder):
     recipe = Recipe(
         configuration="D",
@@ -332,6 +336,7 @@ def test_weights_that_do_not_fit(pretrained, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.slow
 def test_other_weights_under_the_same_name_are_refused(pretrained, tmp_path, monkeypatch):
     weights = tmp_path / "weights.keras"
     pretrained.model().save(weights)
@@ -345,9 +350,8 @@ def test_other_weights_under_the_same_name_are_refused(pretrained, tmp_path, mon
     assert len(Run.open(tmp_path / "run").history) == 1
 
 
-@pytest.mark.parametrize(
-    ("head", "batch_norm"), [("fc", True), pytest.param("gap", False, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "batch_norm"), [("fc", True), ("gap", False)])
 def test_a_deeper_net_takes_four_convolutions_and_the_classifier_from_a(tmp_path, head, batch_norm):
     """Section 3.1; the other layers are drawn as those of A were."""
     recipe = FIXED.replace(

@@ -103,10 +103,14 @@ def stderr_of(code: str, **environment: str) -> str:
     return subprocess.run(command, env=variables, stderr=subprocess.PIPE, text=True).stderr
 
 
-def test_tensorflow_starts_without_a_word_and_speaks_when_asked() -> None:
+def test_tensorflow_starts_without_a_word() -> None:
     code = f"{PREPARED}; import keras; print(keras.ops.ones(3))"
     assert stderr_of(code) == ""
-    assert stderr_of(code, TF_CPP_MIN_LOG_LEVEL="0") != ""
+
+
+@pytest.mark.slow
+def test_tensorflow_speaks_when_asked() -> None:
+    assert stderr_of(PREPARED, TF_CPP_MIN_LOG_LEVEL="0") != ""
 
 
 def test_errors_come_through_the_filter_of_start_up_messages() -> None:

@@ -369,6 +369,7 @@ def test_it_is_not_compiled_as_the_classifier_was():
     assert set(history) == {"loss"}
 
 
+@pytest.mark.slow
 def test_of_a_network_of_keras_applications():
     model = keras.applications.VGG16(weights=None, classes=5, input_shape=(32, 32, 3))
     net = localizer(model, 5, name="boxes")

@@ -26,7 +26,7 @@ def batches(operation, count: int = 6, threads: int = 4) -> list[tuple[np.ndarra
         {"cutmix": 1.0},
         {"mixup": 0.3, "cutmix": 1.0},
         {"random_erasing": 1.0},
-        {"rand_augment": 0.5},
+        pytest.param({"rand_augment": 0.5}, marks=pytest.mark.slow),
         {"rand_augment": 0.3, "random_erasing": 0.5, "mixup": 0.2},
     ],
     ids=str,

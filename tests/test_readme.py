@@ -21,7 +21,15 @@ def runnable():
     return [block for block in pages.blocks(README, "python") if "localhost" not in block]
 
 
-@pytest.mark.parametrize("block", runnable(), ids=range(1, len(runnable()) + 1))
+@pytest.mark.parametrize(
+    "block",
+    [
+        # Networks at full size take seconds, and more than a gigabyte.
+        pytest.param(block, marks=[pytest.mark.slow] * bool(re.search(r"VGG1[69]\(", block)))
+        for block in runnable()
+    ],
+    ids=range(1, len(runnable()) + 1),
+)
 def test_python(block, capsys, offline_folder):
     pages.run(block, "README.md")
     assert capsys.readouterr().out

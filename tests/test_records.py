@@ -320,7 +320,14 @@ def test_a_resumed_pack_is_that_of_an_uninterrupted_one(
         assert (again.st_ino, again.st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param("missing", marks=pytest.mark.slow),
+        pytest.param("cut", marks=pytest.mark.slow),
+        "changed",
+    ],
+)
 def test_a_finished_shard_that_is_not_whole_is_written_again(
     tmp_path: Path, stop_after: Callable[[int], None], damage: str
 ) -> None:

@@ -42,7 +42,9 @@ def split_of(form: str, folder: Path) -> data.Split:
     return data.Split("train", 9, labels=labels, paths=np.array(paths, dtype=object))
 
 
-@pytest.mark.parametrize("form", ["images", "paths", "records"])
+@pytest.mark.parametrize(
+    "form", ["images", "paths", pytest.param("records", marks=pytest.mark.slow)]
+)
 def test_boxes_are_where_the_views_come_from(form: str, tmp_path: Path) -> None:
     views = []
 

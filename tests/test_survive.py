@@ -119,6 +119,7 @@ def test_within_an_epoch_checkpoints_are_written_by_steps_and_by_minutes(tmp_pat
     assert not always.differences(often)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_within_an_epoch_falls_back_to_the_one_before(
     whole: Run, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_any_damaged_byte_is_noticed_or_changes_nothing(whole: Run, tmp_path: Pa
     assert noticed > len(places) / 2
 
 
+@pytest.mark.slow
 def test_ruined_weights_are_not_kept_within_an_epoch(tmp_path: Path) -> None:
     class Ruin(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
@@ -172,6 +174,7 @@ def test_ruined_weights_are_not_kept_within_an_epoch(tmp_path: Path) -> None:
     assert names == [checkpoint.file_name(0, step) for step in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_what_a_kill_at_the_very_start_leaves_can_be_begun_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
@@ -183,6 +186,7 @@ def test_what_a_kill_at_the_very_start_leaves_can_be_begun_again(tmp_path: Path)
     assert fit(small, folder, verbose=0).finished
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_leaves_the_checkpoints_before(
     whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +211,7 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoints_before(
     assert_same(fit(TINY, run.directory, verbose=0), whole)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_the_same_step(tmp_path: Path) -> None:
     """One step of 316 images: over more, rounding would grow."""
     plain = TINY.replace(

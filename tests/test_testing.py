@@ -70,7 +70,7 @@ def by_hand(run, scale, protocol):
     return np.stack(found)
 
 
-@pytest.mark.parametrize("protocol", ["dense", "multi-crop"])
+@pytest.mark.parametrize("protocol", ["dense", pytest.param("multi-crop", marks=pytest.mark.slow)])
 def test_a_protocol_at_a_scale_by_hand(trained, protocol):
     run = trained[0]
     found = evaluate_runs([run], "validation", protocol=protocol, scales=(40,))[0]
@@ -182,6 +182,7 @@ def test_the_papers_scales():
     assert paper_scales(RECIPE.replace(train_scale=None, eval_scale=None)) == ([None], [None])
 
 
+@pytest.mark.slow
 def test_the_papers_tables(trained):
     tables = paper_tables(trained, "validation")
     assert [title[:7] for title, _, _ in tables] == ["Table 3", "Table 4", "Table 5", "Table 6"]

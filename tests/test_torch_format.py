@@ -136,6 +136,7 @@ def test_full_size_logits_equal_pytorch(tmp_path, configuration, batch_norm):
     gc.collect()
 
 
+@pytest.mark.slow
 def test_published_imagenet_convolutions_in_pytorch(tmp_path, data_folder):
     """The real tensors, converted, give PyTorch the features that Keras has."""
     path = data_folder / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"

@@ -78,6 +78,7 @@ def test_what_is_no_chain():
         paper.chain(Recipe(init="imagenet"), Path("r"), scales=(32, 40), jitter=(32, 40))
 
 
+@pytest.mark.slow
 def test_the_chain_trains_each_stage_from_the_one_before_and_resumes(tmp_path, capsys):
     recipe = tmp_path / "tiny.py"
     recipe.write_text(TINY)

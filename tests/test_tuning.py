@@ -64,6 +64,7 @@ def test_a_search_leaves_its_trials_and_what_they_say(searched: Path) -> None:
         assert (searched / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_best_recipe_gives_its_score_again(searched: Path, tmp_path: Path) -> None:
     run = fit.fit(load_recipe(searched / "best_recipe.py"), tmp_path / "run", verbose=0)
     assert run.results["validation_accuracy"] == best(attempts(searched)).val_accuracy
@@ -84,6 +85,7 @@ def test_a_finished_search_is_repeated_from_its_files(
     assert searched_in(searched) == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_ends_as_if_it_had_not_been(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +115,7 @@ def test_an_interrupted_search_ends_as_if_it_had_not_been(
 
 @pytest.mark.parametrize(
     "tuner",
-    [pytest.param(t, marks=[pytest.mark.slow] * (t in ("random", "bayesian"))) for t in TUNERS],
+    [pytest.param(t, marks=[pytest.mark.slow] * (t != "hyperband")) for t in TUNERS],
 )
 def test_a_seed_makes_a_search_again(tuner: str, tmp_path: Path) -> None:
     """By trials that are refused, which takes no time."""
@@ -129,6 +131,7 @@ def test_a_seed_makes_a_search_again(tuner: str, tmp_path: Path) -> None:
     assert all(a.state == "refused" for a in attempts(tmp_path / "a"))
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -144,6 +147,7 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
     assert "best " in said
 
 
+@pytest.mark.slow
 def test_the_budget_ends_a_search_which_a_larger_one_goes_on_with(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"were over before one trial .*larger budget"):
         searched_in(tmp_path / "s", budget=1e-3)
@@ -289,10 +293,11 @@ def test_what_is_over_a_limit_is_refused(limits: Limits, reason: str, tmp_path: 
     assert not (tmp_path / "s" / "trial_0" / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(r"ignore:(currentThread|getName)\(\) is deprecated")
 @pytest.mark.parametrize(
     "tuner",
-    [keras_tuner.RandomSearch, pytest.param(keras_tuner.Hyperband, marks=pytest.mark.slow)],
+    [keras_tuner.RandomSearch, keras_tuner.Hyperband],
 )
 def test_keras_tuners_own_tuners_take_the_hypermodel(
     tuner: type[keras_tuner.Tuner], tmp_path: Path
