@@ -559,6 +559,9 @@ def test_a_split_has_one_form() -> None:
 # --- training --------------------------------------------------------------------------------
 
 
+slow_with = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.fixture(params=["images", "paths"])
 def split(request: pytest.FixtureRequest, tmp_path: Path) -> data.Split:
     """22 images, image i filled with i."""
@@ -589,6 +592,8 @@ def test_training_batches(split: data.Split) -> None:
     assert set(range(22)) - set(orders[0]) != set(range(22)) - set(orders[1])
 
 
+# Files are read in the tests of steps below.
+@pytest.mark.parametrize("split", ["images", slow_with("paths")], indirect=True)
 def test_start_epoch_continues_the_stream_exactly(split: data.Split) -> None:
     transform = partial(augment.train_image, size=6, crop_padding=2, brightness=0.3)
     whole = epochs(data.training_dataset(split, 5, transform, seed=9), 7 * 4)
@@ -598,7 +603,18 @@ def test_start_epoch_continues_the_stream_exactly(split: data.Split) -> None:
         np.testing.assert_array_equal(labels, same_labels)
 
 
-@pytest.mark.parametrize(("epoch", "step"), [(0, 3), (2, 0), (2, 1), (2, 3)])
+@pytest.mark.parametrize(
+    ("split", "epoch", "step"),
+    [
+        ("images", 0, 3),
+        ("images", 2, 1),
+        ("paths", 2, 3),
+        slow_with("images", 2, 0),
+        slow_with("images", 2, 3),
+        *(slow_with("paths", epoch, step) for epoch, step in ((0, 3), (2, 0), (2, 1))),
+    ],
+    indirect=["split"],
+)
 def test_any_step_can_be_begun_at(split: data.Split, epoch: int, step: int) -> None:
     transform = partial(augment.train_image, size=6, crop_padding=2, brightness=0.3)
     mixing = augment.batch_augmentation(mixup=0.5)
@@ -614,6 +630,7 @@ def test_any_step_can_be_begun_at(split: data.Split, epoch: int, step: int) -> N
         np.testing.assert_array_equal(labels, same_labels)
 
 
+@pytest.mark.parametrize("split", [slow_with("images"), "paths"], indirect=True)
 def test_the_number_of_threads_is_no_matter(split: data.Split) -> None:
     transform = partial(augment.train_image, size=6, crop_padding=2, brightness=0.3)
     found = []
@@ -625,6 +642,7 @@ def test_the_number_of_threads_is_no_matter(split: data.Split) -> None:
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.parametrize("split", ["images", slow_with("paths")], indirect=True)
 def test_hosts_share_every_batch(split: data.Split) -> None:
     transform = partial(augment.train_image, size=6, crop_padding=2, brightness=0.3)
     whole = epochs(data.training_dataset(split, 6, transform, seed=9), 9)
@@ -702,7 +720,7 @@ def test_records_are_shuffled_anew_each_epoch(shards: data.Split) -> None:
     assert sum(frozenset(found[i : i + 2]) in neighbours for i in range(0, 40, 2)) < 6
 
 
-@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (1, 0), (1, 6), (1, 7)])
+@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (1, 6), slow_with(1, 0), slow_with(1, 7)])
 def test_records_can_be_begun_at_any_step(shards: data.Split, epoch: int, step: int) -> None:
     transform = partial(augment.train_image, size=6, crop_padding=2, brightness=0.3)
     whole = epochs(data.training_dataset(shards, 5, transform, seed=3), 24)[8 * epoch + step :]
@@ -810,7 +828,15 @@ def test_training_refuses_batch_sizes(batch_size: int) -> None:
 # --- evaluation and statistics ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 11, 100])
+@pytest.mark.parametrize(
+    ("split", "batch_size"),
+    [
+        *(("images", size) for size in (1, 5, 11, 100)),
+        ("paths", 5),
+        *(slow_with("paths", size) for size in (1, 11, 100)),
+    ],
+    indirect=["split"],
+)
 def test_evaluation_is_every_image_once_in_order(split: data.Split, batch_size: int) -> None:
     dataset = data.evaluation_dataset(split, batch_size, partial(augment.eval_image, size=4))
     batches = list(dataset.as_numpy_iterator())
@@ -828,7 +854,7 @@ def test_evaluation_refuses_batch_size_zero() -> None:
         data.evaluation_dataset(numbered(4), 0, lambda image: image)
 
 
-def test_statistics_are_those_of_numpy(split: data.Split) -> None:
+def test_statistics_are_those_of_numpy() -> None:
     colored = np.random.default_rng(0).integers(0, 256, (30, 5, 4, 3), dtype=np.uint8)
     colored[..., 1] = colored[..., 0] // 2 + colored[..., 1] // 4
     measured = data.statistics(data.Split("train", 30, labels=np.zeros(30), images=colored))

@@ -121,7 +121,7 @@ def test_a_failure_leaves_the_older_picture(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("classes", [2, 10, 50, 1000])
+@pytest.mark.parametrize("classes", [2, 10, 50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_confusion_is_a_png_with_a_dot_for_every_cell(classes: int, tmp_path: Path) -> None:
     path = tmp_path / "confusion.png"
 

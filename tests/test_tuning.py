@@ -22,7 +22,7 @@ from keras_vgg.tuning.searching import _Pruner
 from keras_vgg.tuning.watch import line
 from tests.test_fit import TINY
 
-BASE = TINY.replace(epochs=2, rgb_shift=0.0, warmup_epochs=0.5)
+BASE = TINY.replace(epochs=2, rgb_shift=0.0, warmup_epochs=0.5, batch_norm=False)
 SPACE = {
     "learning_rate": Range(0.001, 0.1, log=True),
     "head": ("fc", "gap"),
@@ -135,9 +135,8 @@ def test_a_seed_makes_a_search_again(tuner: str, tmp_path: Path) -> None:
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    base = BASE.replace(batch_norm=False)
     space = {"learning_rate": (1000.0, 0.01)}
-    found = search(base, tmp_path / "s", tuner="grid", space=space, max_trials=2)
+    found = search(BASE, tmp_path / "s", tuner="grid", space=space, max_trials=2)
     assert {a.state for a in found} == {"failed", "done"}
     failed = next(a for a in found if a.state == "failed")
     assert "the loss is not a number" in failed.reason
@@ -270,7 +269,7 @@ def test_pruned_trials_are_compared_where_all_have_been(tmp_path: Path) -> None:
 
 
 def test_what_a_network_costs_is_known_without_building_it() -> None:
-    parameters, megabytes = cost(BASE, 10)
+    parameters, megabytes = cost(BASE.replace(batch_norm=True), 10)
     options = {"width_multiplier": 1 / 16, "hidden_units": 8, "batch_norm": True}
     shape = {"input_shape": (32, 32, 3), "classes": 10}
     assert parameters == architecture.parameters("A", **options, **shape)
@@ -369,7 +368,7 @@ def test_limits_are_positive(value: float) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     recipe = tmp_path / "tiny.py"
     recipe.write_text(f"from keras_vgg.recipe import Recipe\nRECIPE = {BASE!r}\n")
-    arguments = ["tune", recipe, "--workdir", tmp_path / "s", "--tuner", "random", "--only"]
+    arguments = ["tune", recipe, "--workdir", tmp_path / "s", "--only"]  # by Hyperband
     arguments += ["--max-trials", 1, "--budget", "1h", "--space", "head=fc,gap", "epochs=1"]
     assert cli.main([*map(str, arguments)]) == cli.OK
     out = capsys.readouterr().out
