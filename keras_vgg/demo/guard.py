@@ -108,7 +108,7 @@ class Guard:
         functions: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         self._app, self._most = app, max_upload + _ENVELOPE
-        self._max_upload, self._folder, self._functions = max_upload, folder, functions
+        self._folder, self._functions = folder, functions
         self._uploading = 0
         self._names: set[str] | None = None
         if ipaddress.ip_address(address).is_loopback:

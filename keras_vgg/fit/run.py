@@ -17,7 +17,7 @@ from keras_vgg.atomic import PARTIAL, write_atomically
 from keras_vgg.recipe import Recipe
 
 _LOCK = ".lock"
-_Number = (int, float)
+_NUMBER = (int, float)
 
 # What the files of a run hold, as far as something here reads it.
 _KINDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
@@ -28,9 +28,9 @@ _KINDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "epochs": int,
         "best_epoch": int,
         "parameters": int,
-        "validation_accuracy": _Number,
-        "validation_loss": _Number,
-        "training_seconds": _Number,
+        "validation_accuracy": _NUMBER,
+        "validation_loss": _NUMBER,
+        "training_seconds": _NUMBER,
     },
 }
 
