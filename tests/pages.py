@@ -29,14 +29,19 @@ def commands(text: str) -> list[str]:
 
 
 def parse(command: str) -> Any:
-    """What the command line makes of a command; it is not run. Recipes are the repository's."""
+    """What the command line makes of a command; it is not run.
+
+    Recipes are the repository's. Another stands for one that a search has written.
+    """
     words = command.replace("'", "").replace('"', "").split()
     name, arguments = cli._name_of(words[words.index("keras-vgg") + 1 :])
     if name is None:
         if words[-1] in ("--version", "--help"):
             return None
         raise ValueError(f"no such command: {command}")
-    if name == "train" and arguments[0].endswith(".py") and (ROOT / arguments[0]).is_file():
+    if name == "train" and arguments[0].endswith(".py"):
+        if arguments[0].startswith("runs/"):
+            arguments[0] = "training/recipes/digits.py"
         arguments[0] = str(ROOT / arguments[0])
     return cli._parse(name, arguments)
 

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import pytest
 
 import keras_vgg
-from keras_vgg import cli
+from keras_vgg import architecture, cli
 from keras_vgg.recipe import Recipe
 from tests import pages
 from tests.pages import ROOT
@@ -191,10 +191,25 @@ def test_every_page_can_be_reached_from_the_first(built: dict[str, Page]):
     assert set(built) - reached == {"404.html"}
 
 
+def test_no_guide_sends_its_reader_to_the_readme():
+    linked = [path.name for path in DOCS if "](../README.md" in path.read_text()]
+    assert linked == []
+
+
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
 def test_commands_parse(path: Path):
     for command in pages.commands(path.read_text()):
         pages.parse(command)
+
+
+def test_shares_of_memory_and_parameters():
+    text = " ".join((ROOT / "docs" / "paper.md").read_text().split())
+    rows = architecture.layers("D")
+    totals = architecture.totals(rows)
+    block = sum(row.activations for row in rows if row.name.startswith("block1"))
+    (fc1,) = (row.parameters for row in rows if row.name == "fc1")
+    assert f"block 1 has {100 * block / totals.activations:.0f} % of the memory" in text
+    assert f"fc1 has {100 * fc1 / totals.parameters:.0f} % of the parameters" in text
 
 
 def hooks() -> ModuleType:
@@ -289,15 +304,17 @@ def test_in_a_browser(browser: Any, address: str, built: dict[str, Page], width:
     context.close()
 
 
-LONG = ("onnx", "fit(", "evaluate_run(")  # a training, or what needs one
+# A training, or what needs one; a network at full size takes seconds and more than a gigabyte.
+LONG = re.compile(r"onnx|fit\(|evaluate_run\(|VGG1[69]\(")
 PYTHON = [
     pytest.param(
         block,
         id=f"{path.stem}-{i}",
-        marks=[pytest.mark.slow] * any(word in block for word in LONG),
+        marks=[pytest.mark.slow] * bool(LONG.search(block)),
     )
     for path in DOCS
     for i, block in enumerate(pages.blocks(path.read_text(), "python"), 1)
+    if "localhost" not in block  # test_serving_clients.py runs a server's clients
 ]
 EXAMPLES = [
     pytest.param(block, id=name)

@@ -1,10 +1,11 @@
 """The README is true: its commands parse, its Python runs, its figures are the library's."""
 
 import re
+import shutil
 
 import pytest
 
-from keras_vgg import architecture
+from keras_vgg import architecture, cli
 from tests import pages
 from tests.pages import README, ROOT
 
@@ -16,9 +17,25 @@ def test_commands():
         pages.parse(command)
 
 
-def runnable():
-    """Clients of a server are run by test_serving_clients.py."""
-    return [block for block in pages.blocks(README, "python") if "localhost" not in block]
+def test_it_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.slow
+def test_the_commands_run(tiny_run, monkeypatch, tmp_path, capsys):
+    """The commands in order, after the block that writes digit.png; train is the shared run's."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_run.directory, "runs/digits")
+    guide = (ROOT / "docs" / "getting_started.md").read_text()
+    (block,) = [block for block in pages.blocks(guide, "python") if "digit.png" in block]
+    pages.run(block, "getting_started.md")
+    commands = [command for command in pages.commands(README) if " train " not in command]
+    assert len(commands) >= 6
+    for command in commands:
+        assert cli.main(command.split()[1:]) == cli.OK, capsys.readouterr().err
+
+
+BLOCKS = pages.blocks(README, "python")
 
 
 @pytest.mark.parametrize(
@@ -26,9 +43,9 @@ def runnable():
     [
         # Networks at full size take seconds, and more than a gigabyte.
         pytest.param(block, marks=[pytest.mark.slow] * bool(re.search(r"VGG1[69]\(", block)))
-        for block in runnable()
+        for block in BLOCKS
     ],
-    ids=range(1, len(runnable()) + 1),
+    ids=range(1, len(BLOCKS) + 1),
 )
 def test_python(block, capsys, offline_folder):
     pages.run(block, "README.md")
@@ -61,12 +78,3 @@ def test_linked_files_exist(page):
         target = link.split(")")[0].partition("#")[0]
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
-
-
-def test_shares_of_memory_and_parameters():
-    rows = architecture.layers("D")
-    found = architecture.totals(rows)
-    block = sum(row.activations for row in rows if row.name.startswith("block1"))
-    (fc1,) = (row.parameters for row in rows if row.name == "fc1")
-    assert f"block 1 has {100 * block / found.activations:.0f} % of the memory" in README
-    assert f"{100 * fc1 / found.parameters:.0f} % of the parameters" in README.replace("\n", " ")

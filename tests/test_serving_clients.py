@@ -1,4 +1,4 @@
-"""The README's clients of TensorFlow Serving, run against its protocols on a real SavedModel.
+"""The serving guide's clients of TensorFlow Serving, run on a real SavedModel by its protocols.
 
 The server here is a stand-in for what lies between the wire and the signature: the published row
 format of the REST interface, and PredictionService. What goes through it is the clients' own.
@@ -28,8 +28,9 @@ from keras_vgg import augment, data
 from keras_vgg.export import _FILES
 from keras_vgg.export.saved_model import write_saved_model
 from keras_vgg.models import vgg
-from tests.pages import README, blocks
+from tests.pages import ROOT, blocks
 
+GUIDE = (ROOT / "docs" / "serving.md").read_text()
 NAMES = ("zero", "one", "two")
 TRANSFORM = partial(augment.eval_image, size=32, scale=32)
 
@@ -67,13 +68,13 @@ def expected(model: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def client(word: str) -> str:
     (found,) = [
-        block for block in blocks(README, "python") if "localhost" in block and word in block
+        block for block in blocks(GUIDE, "python") if "localhost" in block and word in block
     ]
     return found
 
 
 def run(code: str, port: int, capsys: pytest.CaptureFixture) -> str:
-    exec(compile(re.sub(r"localhost:\d+", f"localhost:{port}", code), "README.md", "exec"), {})
+    exec(compile(re.sub(r"localhost:\d+", f"localhost:{port}", code), "serving.md", "exec"), {})
     return capsys.readouterr().out
 
 
@@ -151,12 +152,12 @@ def test_grpc(service: int, expected: np.ndarray, capsys: pytest.CaptureFixture)
     check(run(client("grpc"), service, capsys), expected)
 
 
-def test_the_readme_names_the_signatures_and_the_folder_that_an_export_has(
+def test_the_guide_names_the_signatures_and_the_folder_that_an_export_has(
     served: tf.Module,
 ) -> None:
-    sentence = README.split("The signatures of the SavedModel are ")[1].split("\n\n")[0]
-    listed = set(re.findall(r"`(\w+)`", sentence))
-    assert set(served.signatures) == listed & set(served.signatures)
-    (command,) = [block for block in blocks(README) if "docker run" in block]
+    table = GUIDE.split("## What the server understands")[1]
+    listed = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert set(served.signatures) == set(listed)
+    (command,) = [block for block in blocks(GUIDE) if "docker run" in block]
     (folder,) = re.findall(r"\$PWD/runs/digits/(\S+):/models/digits/1", command)
     assert Path(folder).parts[-1] == _FILES["saved_model"]

@@ -26,7 +26,6 @@ INCLUDED = {
     "training/recipes": "recipes.md",
     "keras_vgg": "api/index.md",
     "keras_vgg/cli": "cli.md",
-    "keras_vgg/recipe.py": "api/recipe.md",
     "notebooks": "notebooks/index.md",
     "notebooks/README.md": "notebooks/index.md",
 }
@@ -43,6 +42,8 @@ def place(path: str) -> str:
         return f"recipes.md#{name.removesuffix('.py')}"
     if folder == "notebooks" and name.endswith(".ipynb"):
         return f"notebooks/{name.removesuffix('.ipynb')}.md"
+    if path.startswith("keras_vgg/"):  # a page for each module and package, not for what is in it
+        return f"api/{path.split('/')[1].removesuffix('.py')}.md"
     return path.removeprefix("docs/")
 
 
