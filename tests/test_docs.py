@@ -212,18 +212,40 @@ def test_shares_of_memory_and_parameters():
     assert f"fc1 has {100 * fc1 / totals.parameters:.0f} % of the parameters" in text
 
 
-def hooks() -> ModuleType:
-    """docs/hooks/pages.py, as mkdocs imports it."""
+def hook(name: str) -> ModuleType:
+    """A module of docs/hooks, as mkdocs imports it."""
     sys.path.insert(0, str(ROOT / "docs" / "hooks"))
     try:
-        return importlib.import_module("pages")
+        return importlib.import_module(name)
     finally:
         del sys.path[0]
-        sys.modules.pop("pages", None)
+        sys.modules.pop(name, None)
+
+
+def test_the_picture_of_the_rooms_is_that_of_the_imports():
+    rooms = hook("rooms")
+    assert rooms.PICTURE.read_text() == rooms.picture(), "run python docs/hooks/rooms.py"
+
+
+def test_no_line_of_the_picture_goes_up():
+    rooms = hook("rooms")
+    rows = rooms.floors()
+    floor = {room: number for number, row in enumerate(rows) for room in row}
+    graph = rooms.imports(set(floor))
+    assert graph["recipe"] == {"architecture"}
+    assert [(a, b) for a in graph for b in graph[a] if floor[a] >= floor[b]] == []
+    lines = rooms.reduced(graph)
+    assert "recipe" in graph["fit"] - lines["fit"]  # by way of hardware
+
+
+def test_the_architecture_has_a_row_for_every_room():
+    rows = (ROOT / "docs" / "architecture.md").read_text().split("| room |")[1].split("\n\n")[0]
+    named = re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in rows.splitlines()[1:]))
+    assert sorted(named) == sorted(room for floor in hook("rooms").floors() for room in floor)
 
 
 def test_links_between_files_of_the_repository_are_followed_on_the_site():
-    links_on_site = hooks().links_on_site
+    links_on_site = hook("pages").links_on_site
     text = "[a](training/README.md#x) ![b](docs/b.png) [c](https://c.org) `[d](e.md)` [f](#f)"
     assert links_on_site(text, "README.md", "index.md") == (
         "[a](results.md#x) ![b](b.png) [c](https://c.org) `[d](e.md)` [f](#f)"
@@ -249,10 +271,10 @@ def test_a_notebook_becomes_a_page():
         },
         {"cell_type": "code", "source": [], "outputs": []},
     ]
-    page = hooks().notebook_page({"cells": cells})
+    page = hook("pages").notebook_page({"cells": cells})
     assert page.startswith("# One\nText.\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n\n")
     assert page.count("```python") == 2
-    assert hooks().title_of("```python\n# no\n```\n# yes\n", "") == "yes"
+    assert hook("pages").title_of("```python\n# no\n```\n# yes\n", "") == "yes"
     assert 'src="data:image/png;base64,QUJD"' in page
 
 
