@@ -196,6 +196,17 @@ def test_no_guide_sends_its_reader_to_the_readme():
     assert linked == []
 
 
+def test_code_is_no_wider_than_a_page_of_the_site():
+    wide = [
+        f"{path.name}: {line}"
+        for path in DOCS
+        for language in ("", "python", "text")
+        for line in "\n".join(pages.blocks(path.read_text(), language)).splitlines()
+        if len(line) > 80
+    ]
+    assert wide == []
+
+
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
 def test_commands_parse(path: Path):
     for command in pages.commands(path.read_text()):
