@@ -223,6 +223,20 @@ def test_label_smoothing_and_top5_reach_compile():
     assert {"accuracy", "top5_accuracy"} <= set(names)
 
 
+def test_the_training_step_is_traced_once(monkeypatch):
+    calls = []
+    compute_loss = keras.Model.compute_loss
+
+    def counted(self, *args, training=True, **options):
+        calls.append(training)
+        return compute_loss(self, *args, training=training, **options)
+
+    monkeypatch.setattr(keras.Model, "compute_loss", counted)
+    model = compiled(TINY)
+    model.fit(np.zeros((4, 32, 32, 3), "float32"), np.eye(10)[:4], batch_size=2, verbose=0)
+    assert calls == [True]
+
+
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_precision(precision):
     statistics = data.ChannelStatistics(np.zeros(3), np.zeros(3), np.ones(3), np.eye(3), 1)

@@ -173,7 +173,9 @@ def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -
     A weight of a validation image counts in all of them.
     """
     fuse(model)
-    metrics: list = ["accuracy"]
+    # By its name alone, Keras would make the metric's variables in the first step, and TensorFlow
+    # would then trace that step a second time (and keep both graphs).
+    metrics: list[keras.metrics.Metric] = [keras.metrics.CategoricalAccuracy(name="accuracy")]
     if model.output_shape[-1] > 5:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5_accuracy"))
     options = {
