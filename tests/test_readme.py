@@ -67,6 +67,17 @@ def test_table_of_configurations(configuration):
     ]
 
 
+def test_the_map_names_what_exists():
+    rows = README.split("## Map of the repository")[1].split("\n## ")[0].splitlines()
+    places = [
+        place for row in rows if "|" in row for place in re.findall(r"`(.+?)`", row.split("|")[1])
+    ]
+    assert len(places) > 15
+    assert [
+        p for p in places if not ((ROOT / p).exists() or (ROOT / "keras_vgg" / p).exists())
+    ] == []
+
+
 # What is read where the repository is shown, without the site.
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")]
 

@@ -102,7 +102,7 @@ def markdown(recipe: Recipe, assumed: Assumed, gpus: Sequence[int] = (1, 8, 64))
         ("images a step", lambda c: f"{c.gpus * assumed.batch:,}"),
         ("computing, ms a step", lambda c: f"{1e3 * c.computing:.1f}"),
         ("all-reduce, ms a step", lambda c: f"{1e3 * c.exchanging:.1f}"),
-        ("of the time computing", lambda c: f"{c.efficiency:.0%}"),
+        ("share of the time computing", lambda c: f"{c.efficiency:.0%}"),
         ("images/s", lambda c: f"{c.images_per_second:,.0f}"),
         (f"hours, {recipe.epochs} epochs", lambda c: f"{c.hours:,.1f}"),
         ("cores that decode and augment", lambda c: f"{c.cores:.1f}"),
@@ -116,16 +116,17 @@ def markdown(recipe: Recipe, assumed: Assumed, gpus: Sequence[int] = (1, 8, 64))
     shared = cost(recipe, last, dataclasses.replace(assumed, batch=max(1, PAPERS_BATCH // last)))
     return "\n".join(
         [
-            f"{parameters:,} parameters, {flop / 1e9:.1f} GFLOP an image, "
-            f"{FLOAT * parameters / 1e6:.0f} MB of gradients a step.",
+            f"The network has {parameters:,} parameters. It takes {flop / 1e9:.1f} GFLOP an image, "
+            f"and {FLOAT * parameters / 1e6:.0f} MB of gradients a step.",
             "",
             *lines,
             "",
-            "Nine tenths of the time are computing where each GPU takes at least "
-            f"{smallest_batch(recipe, assumed):.0f} images a step. With the paper's batch of "
-            f"{PAPERS_BATCH} in all, {last} GPUs are computing {shared.efficiency:.0%} of the "
-            f"time, {shared.images_per_second:,.0f} images/s. A checkpoint has {size:.2f} GB, "
-            f"{size / assumed.disk:.1f} s at {assumed.disk:g} GB/s, whatever the number of GPUs.",
+            f"If each GPU takes at least {smallest_batch(recipe, assumed):.0f} images a step, it "
+            "computes for nine tenths of the time.",
+            f"With the paper's batch of {PAPERS_BATCH} images in all, {last} GPUs compute for "
+            f"{shared.efficiency:.0%} of the time and",
+            f"process {shared.images_per_second:,.0f} images/s. A checkpoint has {size:.2f} GB on "
+            f"any number of GPUs: {size / assumed.disk:.1f} s at {assumed.disk:g} GB/s.",
         ]
     )
 
