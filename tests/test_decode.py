@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from keras_vgg.augment import Picture
 from keras_vgg.data import decode as decoding
 from keras_vgg.data.decode import decode, encoded_sides, load_image, transform_encoded, why_bad
+from tests import bombs
 
 HEIGHT, WIDTH = 45, 61
 
@@ -374,28 +375,21 @@ def claiming(name: str, side: int) -> bytes:
     return bytes(encoded)
 
 
-def peak_bytes() -> int:
-    """The most memory this process has had at once."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        pytest.skip("no /proc to read the peak of memory from")
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
 @by_header
 def test_a_decompression_bomb_is_refused_and_costs_nothing(name: str) -> None:
     small_webp = name.startswith("webp") and FORMATS[name]()[12:16] != b"VP8X"
     side = 16_000 if small_webp else 60_000  # a plain WebP has 14 bits for a side
     bomb = claiming(name, side)
     assert encoded_sides(tf.constant(bomb)).numpy().tolist() == [side, side]
-    before = peak_bytes()
+    before = bombs.peak_bytes()
     said = refused(bomb)
-    assert said == f"more than 100,000,000 pixels: height {side}, width {side}"
+    assert (
+        said == f"more than 100,000,000 pixels: height {side}, width {side}; make the image smaller"
+    )
     with pytest.raises(tf.errors.InvalidArgumentError, match="100,000,000 pixels"):
         READ_WINDOW(tf.constant(bomb))
     # The bytes of the smallest would be 768 million.
-    assert peak_bytes() - before < 200_000_000
+    assert bombs.peak_bytes() - before < 200_000_000
 
 
 def test_sides_that_no_signed_number_holds() -> None:
@@ -404,13 +398,16 @@ def test_sides_that_no_signed_number_holds() -> None:
     assert refused(bytes(encoded)) == decoding._UNKNOWN
 
 
-def test_the_largest_that_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("png", "jpeg"):
-        encoded = FORMATS[name]()
-        monkeypatch.setattr(decoding, "MAX_PIXELS", HEIGHT * WIDTH)
-        assert why_bad(tf.constant(encoded)) is None
-        monkeypatch.setattr(decoding, "MAX_PIXELS", HEIGHT * WIDTH - 1)
-        assert why_bad(tf.constant(encoded)).endswith(f"height {HEIGHT}, width {WIDTH}")
+@pytest.mark.parametrize("name", ["png", "jpeg", "gif"])
+def test_the_largest_that_is_decoded(name: str, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(FORMATS[name]())
+    assert load_image(tmp_path / "x", HEIGHT * WIDTH).shape == (HEIGHT, WIDTH, 3)
+    expected = f"x: more than 2,744 pixels: height {HEIGHT}, width {WIDTH}; make the image smaller$"
+    with pytest.raises(ValueError, match=expected):
+        load_image(tmp_path / "x", HEIGHT * WIDTH - 1)
+    whole = partial(transform_encoded, transform=reads((0, 0, 3, 3)))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="more than 2,744 pixels"):
+        whole(tf.constant(FORMATS[name]()), max_pixels=HEIGHT * WIDTH - 1)
 
 
 # --- windows ---------------------------------------------------------------------------------

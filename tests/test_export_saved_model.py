@@ -21,6 +21,7 @@ from keras_vgg.data import load_image
 from keras_vgg.export.saved_model import write_saved_model
 from keras_vgg.models import vgg
 from keras_vgg.transfer import feature_extractor
+from tests import bombs
 
 NAMES = ("zero", "one", "two", "drei ß", "one", "a, b: c")
 TRANSFORM = partial(augment.eval_image, size=32, scale=40)
@@ -183,7 +184,7 @@ def test_an_empty_batch_is_refused(signature: str, served) -> None:
     [
         (b"garbage", r"image 1 of the batch\] \[is no JPEG, PNG"),
         (b"", r"image 1 of the batch\] \[is no JPEG, PNG"),
-        (PNG_BOMB, r"image 1 of the batch.*more than 100,000,000 pixels.*\[20000 20000\]"),
+        (PNG_BOMB, r"image 1 of the batch.*more than 25,000,000 pixels.*\[20000 20000\]"),
         # Only the decoder finds these, and TensorFlow has it say no more.
         (FILES["jpeg"][:400], "Invalid JPEG data"),
         (FILES["jpeg"][:-300], "Invalid JPEG data"),
@@ -208,6 +209,55 @@ def test_a_jpeg_bomb_is_refused_from_its_head(served) -> None:
     head[start + 5 : start + 9] = 2 * (20_000).to_bytes(2, "big")
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"(?s)image 0.*\[20000 20000\]"):
         classify(served, bytes(head))
+
+
+def test_an_animation_is_classified_by_its_first_frame_alone(served) -> None:
+    frame, huge = bombs.gif_frame(30, 40), bombs.gif_frame(60_000, 60_000, pixels=bytes(3))
+    expected = classify(served, bombs.gif(30, 40, frame))
+    found = classify(served, bombs.gif(30, 40, frame, huge))
+    np.testing.assert_array_equal(found["probabilities"], expected["probabilities"])
+    claims_more = bombs.gif(30, 40, bombs.gif_frame(5_001, 5_000, pixels=bytes(3)))
+    message = r"(?s)image 1 of the batch.*more than 25,000,000 pixels.*\[5001 5000\]"
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        classify(served, FILES["png"], claims_more)
+
+
+MEMORY = """
+import sys
+from keras_vgg import hardware
+hardware.prepare_environment()
+import tensorflow as tf
+from tests import bombs
+classify = tf.saved_model.load(sys.argv[1]).signatures["classify"]
+classify(image_bytes=tf.constant([bombs.gif(30, 40, bombs.gif_frame(30, 40))]))
+before = bombs.peak_bytes()
+frames = bombs.gif_frame(5_000, 5_000) * 60
+classify(image_bytes=tf.constant([bombs.gif(5_000, 5_000, frames)]))
+print(bombs.peak_bytes() - before)
+large_gif = bombs.gif(10_000, 10_000, bombs.gif_frame(10_000, 10_000))
+for refused in (large_gif, bombs.png(5_001, 5_000, 16)):
+    try:
+        classify(image_bytes=tf.constant([refused]))
+    except tf.errors.InvalidArgumentError as error:
+        print("25,000,000 pixels" in str(error))
+print(bombs.peak_bytes() - before)
+"""
+
+
+@pytest.mark.slow
+def test_bombs_cost_classify_little_memory(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(path)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
+    one_frame, *refused, all_of_them = done.stdout.split()
+    # 25 MB of indices and 75 MB of pixels; 60 frames would take 1.5 GB.
+    assert int(one_frame) < 250_000_000
+    assert refused == ["True", "True"]
+    assert int(all_of_them) < 250_000_000
 
 
 @pytest.mark.parametrize("signature", ["serving_default", "serving_uint8", "features"])

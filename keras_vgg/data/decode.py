@@ -11,11 +11,16 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg.augment import Picture
+from keras_vgg.data import gif
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
-# 100 megapixels decode to 300 MB. A file of a few kilobytes can claim more than any memory.
+# A file of a few kilobytes can claim more pixels than any memory holds. Of one's own images, 100
+# megapixels are decoded, which takes 0.3 GB, and 1.6 GB for a progressive JPEG that Exif turns.
 MAX_PIXELS = 100_000_000
+# Anyone may send an upload. 25 megapixels, more than the 24 of a phone's usual photograph, are
+# decoded and shown in half a gigabyte and a few seconds, however the file was made.
+MAX_UPLOAD_PIXELS = 25_000_000
 
 # The orientation of a photograph (Exif 2.32, tag 0x0112, a SHORT) where every writer puts it: in
 # the first directory of an APP1 segment at the head of the file. \C is one byte.
@@ -28,36 +33,39 @@ _EXIF_ORIENTATION = (
 _HEAD_BYTES = 640  # as far as the pattern can reach
 
 _UNKNOWN = "not a JPEG, PNG, BMP, GIF or WebP image, or nothing of one but its first bytes"
-_TOO_LARGE = f"more than {MAX_PIXELS:,} pixels, height and width"
+_TOO_LARGE = "more than {:,} pixels, height and width"
+_TOO_LARGE_SAID = re.compile(r"\[(more than [\d,]+ pixels), height and width\] \[(-?\d+) (-?\d+)\]")
 
 
-def decode(encoded: tf.Tensor) -> tf.Tensor:
+def decode(encoded: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
     """JPEG, PNG, BMP, GIF (first frame) or WebP bytes -> uint8 [h, w, 3] RGB, as it is to be seen.
 
     The bytes decide, not a file's name. Grey is repeated, alpha dropped (what a GIF has transparent
     is black), a palette looked up, CMYK becomes RGB, of 16 bits the upper 8 stay (floor(v / 256)),
     and a JPEG that Exif says is turned is turned upright.
     tf.errors.InvalidArgumentError for anything else: a truncated file (but damage after the first
-    frame is not seen), a BMP of 1, 4 or 16 bits, an image of more than MAX_PIXELS (of a GIF the
-    canvas counts, and not its frames, all of which TensorFlow decodes).
+    frame is not seen), a BMP of 1, 4 or 16 bits, an image of more than `max_pixels`.
     """
-    sides = encoded_sides(encoded)
-    with tf.control_dependencies([_known(sides), _small_enough(sides)]):
-        mark = tf.strings.substr(encoded, 0, 2)
+    mark = tf.strings.substr(encoded, 0, 2)
+    sides, first = _sides_and_first_frame(encoded)
+    with tf.control_dependencies([_known(sides), _small_enough(sides, max_pixels)]):
         image = tf.cond(
             mark == b"RI",
             # WebP's decoder must not be asked for 3 channels where there is alpha.
             lambda: tf.io.decode_image(encoded, expand_animations=False)[..., :3],
-            lambda: tf.io.decode_image(encoded, channels=3, expand_animations=False),
+            lambda: tf.io.decode_image(first.encoded, channels=3, expand_animations=False),
         )
         image = tf.cond(mark == b"BM", lambda: _looked_up(image, encoded), lambda: image)
+        image = tf.cond(mark == b"GI", lambda: gif.on_canvas(image, first), lambda: image)
     image.set_shape([None, None, 3])
     turned = orientation(encoded)
     return tf.cond(turned == 1, lambda: image, lambda: _upright(image, turned))
 
 
 def transform_encoded(
-    encoded: tf.Tensor, transform: Callable[[tf.Tensor | Picture], tf.Tensor]
+    encoded: tf.Tensor,
+    transform: Callable[[tf.Tensor | Picture], tf.Tensor],
+    max_pixels: int = MAX_PIXELS,
 ) -> tf.Tensor:
     """`transform` of an encoded image, of which no more is decoded than it reads.
 
@@ -78,30 +86,42 @@ def transform_encoded(
             decoded = tf.image.decode_and_crop_jpeg(encoded, wider, channels=3)
             return tf.slice(decoded, [0, before, 0], [-1, part[3], -1])
 
-        with tf.control_dependencies([_small_enough(sides)]):
+        with tf.control_dependencies([_small_enough(sides, max_pixels)]):
             return transform(Picture(tf.identity(sides), read))
 
     turned = tf.strings.regex_full_match(
         tf.strings.substr(encoded, 0, _HEAD_BYTES), _EXIF_ORIENTATION
     )
-    return tf.cond(tf.io.is_jpeg(encoded) & ~turned, of_jpeg, lambda: transform(decode(encoded)))
+    in_part = tf.io.is_jpeg(encoded) & ~turned
+    return tf.cond(in_part, of_jpeg, lambda: transform(decode(encoded, max_pixels)))
 
 
 def encoded_sides(encoded: tf.Tensor) -> tf.Tensor:
     """What an image file says of its size: int32 [2], (height, width); [0, 0] if it says nothing.
 
     As stored: a JPEG that Exif turns on its side is as wide here as it is high upright. Of a GIF
-    the canvas; a first frame of another size is decoded as large as it is.
+    the canvas, or the first frame if that claims more pixels.
     """
-    return tf.cond(
+    return _sides_and_first_frame(encoded)[0]
+
+
+def _sides_and_first_frame(encoded: tf.Tensor) -> tuple[tf.Tensor, gif.FirstFrame]:
+    """`encoded_sides`; the first frame of a GIF, for other formats the bytes as they are."""
+    first = tf.cond(
+        tf.strings.substr(encoded, 0, 4) == b"GIF8",
+        lambda: gif.first_frame(encoded),
+        lambda: gif.FirstFrame(encoded, *[tf.zeros([2], tf.int32)] * 3),
+    )
+    sides = tf.cond(
         tf.io.is_jpeg(encoded),
         lambda: tf.io.extract_jpeg_shape(encoded)[:2],
         lambda: _sides_in_header(encoded),
     )
+    return tf.maximum(sides, first.sides), first
 
 
 def _sides_in_header(encoded: tf.Tensor) -> tf.Tensor:
-    """`encoded_sides` of the other formats, which have them at a fixed place."""
+    """`encoded_sides` of PNG, BMP and WebP, which have them at a fixed place; [0, 0] of others."""
     head = tf.io.decode_raw(tf.reshape(encoded, [1]), tf.uint8, fixed_length=30)[0]
     head = tf.cast(head, tf.int64)
 
@@ -118,7 +138,6 @@ def _sides_in_header(encoded: tf.Tensor) -> tf.Tensor:
     bmp_height = tf.cast(number(22, 23, 24, 25), tf.int32)  # negative: from the top down
     formats = [
         (b"\x89PNG", (number(23, 22, 21, 20), number(19, 18, 17, 16))),
-        (b"GIF8", (number(8, 9), number(6, 7))),
         (b"BM", (tf.cast(tf.abs(bmp_height), tf.int64), number(18, 19, 20, 21))),
     ]
     sides = tf.zeros([2], tf.int64)
@@ -176,38 +195,42 @@ def _known(sides: tf.Tensor) -> tf.Operation | None:
     return tf.raw_ops.Assert(condition=tf.reduce_all(sides > 0), data=[_UNKNOWN, sides])
 
 
-def _small_enough(sides: tf.Tensor) -> tf.Operation | None:
-    """Where the image has more than MAX_PIXELS, tf.errors.InvalidArgumentError."""
+def _small_enough(sides: tf.Tensor, max_pixels: int) -> tf.Operation | None:
+    """Where the image has more pixels, tf.errors.InvalidArgumentError."""
     pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
     # The raw op, for tf.debugging.Assert wraps it in a conditional that costs more than the test.
-    return tf.raw_ops.Assert(condition=pixels <= MAX_PIXELS, data=[_TOO_LARGE, sides])
+    too_large = _TOO_LARGE.format(max_pixels)
+    return tf.raw_ops.Assert(condition=pixels <= max_pixels, data=[too_large, sides])
 
 
-def load_image(path: str | os.PathLike[str]) -> np.ndarray:
+def load_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """An image file as uint8 [h, w, 3] RGB.
 
-    FileNotFoundError if there is no such file; ValueError naming it if it is no whole image.
+    FileNotFoundError if there is no such file; ValueError naming it if it is no whole image, or
+    one of more than `max_pixels`.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         reason = "is a folder, not an image file" if path.is_dir() else "no such image file"
         raise (ValueError if path.is_dir() else FileNotFoundError)(f"{path}: {reason}")
     encoded = tf.io.read_file(str(path))
-    reason = why_bad(encoded)
-    if reason is not None:
-        raise ValueError(f"{path}: {reason}")
-    return decode(encoded).numpy()
+    try:
+        return decode(encoded, max_pixels).numpy()
+    except tf.errors.OpError as error:
+        raise ValueError(f"{path}: {_reason_of(encoded, error)}") from error
 
 
 def why_bad(encoded: tf.Tensor) -> str | None:
     """Why the bytes do not decode, in a few words; None if they do."""
-    if not encoded.numpy():
-        return "the file is empty"
     try:
         decode(encoded)
     except tf.errors.OpError as error:
-        return reason(error)
+        return _reason_of(encoded, error)
     return None
+
+
+def _reason_of(encoded: tf.Tensor, error: tf.errors.OpError) -> str:
+    return reason(error) if encoded.numpy() else "the file is empty"
 
 
 # TensorFlow quotes a record that it cannot parse, and Python then fails to read the quotation.
@@ -225,6 +248,8 @@ def reason(error: Exception) -> str:
     # "{{function_node ...}} what is wrong [Op:DecodeImage] name: "
     said = re.sub(r"^(\{\{.*?\}\} )+|( \[Op:| \[\[\{\{).*$", "", said)
     said = re.sub(r"^Error in user-defined function .* with iterator: \S+: ", "", said)
-    if found := re.search(rf"\[{re.escape(_TOO_LARGE)}\] \[(-?\d+) (-?\d+)\]", said):
-        return f"more than {MAX_PIXELS:,} pixels: height {found[1]}, width {found[2]}"
+    if found := _TOO_LARGE_SAID.search(said):
+        return f"{found[1]}: height {found[2]}, width {found[3]}; make the image smaller"
+    if gif.TOO_MANY_BLOCKS in said:
+        return f"{gif.TOO_MANY_BLOCKS}; save the image again, or as a PNG"
     return _UNKNOWN if _UNKNOWN in said or "Unknown image file format" in said else said

@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_vgg import data, evaluation, explain
 from keras_vgg.augment.geometry import central_window
+from keras_vgg.data.decode import MAX_UPLOAD_PIXELS
 from keras_vgg.fit import evaluation_transform, load_source
 from keras_vgg.fit.run import Run
 from keras_vgg.runs.explaining import placed
@@ -58,9 +59,10 @@ class Answerer:
         """The answer to an image file, which is decoded as the images of a data set are.
 
         Raises:
-            FileNotFoundError, ValueError: it is not there, or no image; the message names it.
+            FileNotFoundError, ValueError: it is not there, no image, or one of more than
+                MAX_UPLOAD_PIXELS; the message names it.
         """
-        return self.of_image(data.load_image(path))
+        return self.of_image(data.load_image(path, MAX_UPLOAD_PIXELS))
 
     def of_image(self, image: np.ndarray) -> Answer:
         """The answer to uint8 [h, w, 3] RGB; the classes are `runs.predict_files`'s."""

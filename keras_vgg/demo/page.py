@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from keras_vgg.data.decode import EXTENSIONS
+from keras_vgg.data.decode import EXTENSIONS, MAX_UPLOAD_PIXELS
 from keras_vgg.demo.answer import Answer, Answerer, Examples, TimeLimit
 from keras_vgg.demo.guard import require_upload
 from keras_vgg.fit.run import Run
@@ -46,7 +46,7 @@ _STYLE = """
 """
 _THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace"])
 
-_TAKEN = "<p>JPEG, PNG, BMP, GIF or WebP, at most {} MB</p>"
+_TAKEN = "<p>JPEG, PNG, BMP, GIF or WebP, at most {} MB and {} megapixels</p>"
 _DRAWN = "<p>Bright: what speaks for the first class (Grad-CAM). Grey: not seen</p>"
 
 # What `gradio.mount_gradio_app` is given with the page.
@@ -104,7 +104,8 @@ def page(
         gr.HTML(_about(run, title), elem_classes="vgg")
         with gr.Row():
             with gr.Column(min_width=280):
-                gr.HTML(f"<h2>A picture</h2>{_TAKEN.format(max_mb)}", elem_classes="vgg")
+                taken = _TAKEN.format(max_mb, MAX_UPLOAD_PIXELS // 10**6)
+                gr.HTML(f"<h2>A picture</h2>{taken}", elem_classes="vgg")
                 upload = gr.File(
                     label="A picture",
                     show_label=False,
@@ -140,7 +141,7 @@ def page(
             visible=some,
             elem_classes="vgg-examples",
         )
-        # One picture at a time: the largest take a gigabyte.
+        # One picture at a time: the largest take half a gigabyte.
         one = {"concurrency_limit": 1, "concurrency_id": "network", "trigger_mode": "once"}
         upload.upload(of_file, upload, [upload, heat, answer], api_name="classify", **one)
         thumbnails.select(of_example, None, [heat, answer], api_visibility="private", **one)

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_vgg.augment import may_take_pictures
-from keras_vgg.data.decode import MAX_PIXELS, decode, encoded_sides, transform_encoded
+from keras_vgg.data.decode import MAX_UPLOAD_PIXELS, decode, encoded_sides, transform_encoded
 from keras_vgg.export.warmup import write_warmup
 from keras_vgg.transfer import feature_extractor
 
@@ -37,9 +37,9 @@ def write_saved_model(
       averaged over the image. Not there where the model has no such map.
 
     A bad image makes a request an INVALID_ARGUMENT error: it names the image's place in the batch
-    where the first bytes tell (no known format, or more than 100 megapixels, found before anything
-    is decoded), and has the decoder's message where only decoding does. So are images of another
-    size, and an empty batch.
+    where the first bytes tell (no known format, or more than the 25 megapixels of an upload, found
+    before anything is decoded), and has the decoder's message where only decoding does. So are
+    images of another size, and an empty batch.
 
     The class names are its asset class_names.txt; its assets.extra/tf_serving_warmup_requests has
     a request of each signature, which TensorFlow Serving answers before it says that it is ready.
@@ -106,9 +106,12 @@ def _classify(
 
     def image(item: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         index, encoded = item
-        with tf.control_dependencies([_good_head(index, encoded)]):
+        with tf.control_dependencies(_good_head(index, encoded)):
             encoded = tf.identity(encoded)
-        found = transform_encoded(encoded, transform) if lazy else transform(decode(encoded))
+        if lazy:
+            found = transform_encoded(encoded, transform, MAX_UPLOAD_PIXELS)
+        else:
+            found = transform(decode(encoded, MAX_UPLOAD_PIXELS))
         return tf.cast(found, tf.float32)
 
     def classify(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -130,19 +133,19 @@ def _some(batch: tf.Tensor) -> tf.Operation | None:
     return tf.debugging.Assert(tf.shape(batch)[0] > 0, ["the batch has no image"])
 
 
-def _good_head(index: tf.Tensor, encoded: tf.Tensor) -> tf.Operation | None:
+def _good_head(index: tf.Tensor, encoded: tf.Tensor) -> list[tf.Operation | None]:
+    """Checks of one image, before it is decoded."""
     sides = encoded_sides(encoded)
     pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
-    message = tf.strings.format("image {} of the batch", index)
-    return tf.debugging.Assert(
-        (tf.reduce_min(sides) > 0) & (pixels <= MAX_PIXELS),
-        [
-            message,
-            f"is no JPEG, PNG, BMP, GIF or WebP image, or has more than {MAX_PIXELS:,} pixels;"
-            " height and width:",
-            sides,
-        ],
+    image = tf.strings.format("image {} of the batch", index)
+    unknown = "is no JPEG, PNG, BMP, GIF or WebP image, or nothing of one but its first bytes"
+    too_large = (
+        f"has more than {MAX_UPLOAD_PIXELS:,} pixels; make it smaller; its height and width:"
     )
+    return [
+        tf.debugging.Assert(tf.reduce_min(sides) > 0, [image, unknown]),
+        tf.debugging.Assert(pixels <= MAX_UPLOAD_PIXELS, [image, too_large, sides]),
+    ]
 
 
 def _table(class_names: Sequence[str], path: Path) -> tf.lookup.StaticHashTable:
