@@ -243,7 +243,7 @@ def test_no_line_of_the_picture_goes_up():
     rows = rooms.floors()
     floor = {room: number for number, row in enumerate(rows) for room in row}
     graph = rooms.imports(set(floor))
-    assert graph["recipe"] == {"architecture"}
+    assert "architecture" in graph["recipe"]
     assert [(a, b) for a in graph for b in graph[a] if floor[a] >= floor[b]] == []
     lines = rooms.reduced(graph)
     assert "recipe" in graph["fit"] - lines["fit"]  # by way of hardware
