@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 import runpy
+import types
+import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from keras_vgg.architecture import MINIMUM_SIZE, Layer, get_configuration, layers
+
+_LARGEST_SCALE = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """What a field's number must lie in; `closed`: the highest itself is allowed."""
+
+    low: float
+    high: float
+    closed: bool = True
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high and (self.closed or value != self.high)
+
+    def __str__(self) -> str:
+        return f"[{self.low:g}, {self.high:g}{']' if self.closed else ')'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,27 +68,27 @@ class Recipe:
     """TFDS: split that selects the model (default: held out of train)."""
     test_split: str | None = None
     """TFDS: split that is read once, to report."""
-    validation_fraction: float = 0.1
+    validation_fraction: Annotated[float, Interval(0, 1, closed=False)] = 0.1
     """Share of the training images held out where a source has no validation split."""
-    test_fraction: float = 0.2
+    test_fraction: Annotated[float, Interval(0, 1, closed=False)] = 0.2
     """Share of the images held out where a source has no test split (digits, folders)."""
     on_bad_image: Literal["error", "skip"] = "error"
     """A damaged image: stop and name it, or decode all first, leave it out and say how many."""
-    seed: int = 0
+    seed: Annotated[int, Interval(0, 2**31, closed=False)] = 0
     """Decides splits, initial weights, order, augmentation and dropout."""
 
     # Network
     configuration: str = "A"
     """Column of the paper's Table 1: A, A-LRN, B, C, D or E (or VGG11 ... VGG19)."""
-    width_multiplier: float = 0.25
+    width_multiplier: Annotated[float, Interval(1e-3, 16)] = 0.25
     """Scales the filters of every convolution; 1 is the paper's width."""
     batch_norm: bool = True
     """Batch normalisation after every convolution."""
     head: Literal["fc", "conv", "gap"] = "fc"
     """The classifier: the paper's, the same as convolutions, or global average pooling."""
-    hidden_units: int = 128
+    hidden_units: Annotated[int, Interval(1, 1e6)] = 128
     """Width of fc1 and fc2; the paper's is 4096."""
-    dropout: float = 0.5
+    dropout: Annotated[float, Interval(0, 1, closed=False)] = 0.5
     """Dropout rate after fc1 and fc2."""
 
     # Where it starts
@@ -82,37 +102,37 @@ class Recipe:
     """Of the classifier, too: nothing, fc1 and fc2, or all of it (for the same classes)."""
     freeze_until: Literal["none", "block2", "block3", "block4", "block5", "all"] = "none"
     """Do not train the blocks before this one; all: train the classifier only."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Interval(1e-6, 1)] = 1.0
     """Each block's learning rate is that of the next, towards the classifier, times this."""
 
     # What the network sees
-    image_size: int = 32
+    image_size: Annotated[int, Interval(MINIMUM_SIZE, 4096)] = 32
     """Side of the network's square input, from 32 up."""
     train_scale: tuple[int, int] | None = (32, 40)
     """Training images are rescaled to a smallest side drawn from this range; None: not at all."""
-    eval_scale: int | None = 36
+    eval_scale: Annotated[int | None, Interval(1, _LARGEST_SCALE)] = 36
     """Evaluation images are rescaled to this smallest side, then cropped; None: not at all."""
-    crop_padding: int = 0
+    crop_padding: Annotated[int, Interval(0, 1024)] = 0
     """Zero pixels put on every side before the random crop."""
     horizontal_flip: bool = False
     """Mirror half of the training images."""
-    brightness: float = 0.0
+    brightness: Annotated[float, Interval(0, 1)] = 0.0
     """Add up to this share of the full range, either way."""
-    contrast: float = 0.0
+    contrast: Annotated[float, Interval(0, 1)] = 0.0
     """Stretch about the mean by a factor up to 1 plus or minus this."""
-    saturation: float = 0.0
+    saturation: Annotated[float, Interval(0, 1)] = 0.0
     """Move from (or to) grey by a factor up to 1 plus or minus this."""
-    hue: float = 0.0
+    hue: Annotated[float, Interval(0, 0.5)] = 0.0
     """Rotate hue by up to this share of a turn, either way; at most 0.5."""
-    rgb_shift: float = 0.0
+    rgb_shift: Annotated[float, Interval(0, 10)] = 0.0
     """The paper's colour shift along the training set's RGB components; its strength is 0.1."""
-    rand_augment: float = 0.0
+    rand_augment: Annotated[float, Interval(0, 1)] = 0.0
     """Magnitude of two random operations of keras.layers.RandAugment, drawn once a batch."""
-    random_erasing: float = 0.0
+    random_erasing: Annotated[float, Interval(0, 1)] = 0.0
     """Probability that keras.layers.RandomErasing puts a rectangle of noise on an image."""
-    mixup: float = 0.0
+    mixup: Annotated[float, Interval(0, 1)] = 0.0
     """Alpha of keras.layers.MixUp, which blends two images of a batch; 0.2 is usual."""
-    cutmix: float = 0.0
+    cutmix: Annotated[float, Interval(0, 1)] = 0.0
     """Factor of keras.layers.CutMix, which pastes a part of another image; 1 is usual."""
     mean_rgb: tuple[float, float, float] | None = None
     """Subtracted inside the model, in [0, 255]; None: init's, else the training set's mean."""
@@ -120,36 +140,36 @@ class Recipe:
     """Divided by inside the model, in [0, 255]; None: as mean_rgb; the paper has 1 1 1."""
 
     # Optimisation
-    epochs: int = 20
+    epochs: Annotated[int, Interval(1, 1e6)] = 20
     """Passes over the training split."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Interval(1, 1e6)] = 64
     """Images a step."""
-    gradient_accumulation: int = 1
+    gradient_accumulation: Annotated[int, Interval(1, 1e6)] = 1
     """Take a step's images in so many parts, one after the other, for less memory; each part is
     normalised by itself where there is batch norm."""
-    learning_rate: float = 0.05
-    """Of SGD, after warm-up."""
-    momentum: float = 0.9
-    """Of SGD."""
+    learning_rate: Annotated[float, Interval(1e-12, 1e3)] = 0.05
+    """SGD learning rate after warm-up."""
+    momentum: Annotated[float, Interval(0, 1, closed=False)] = 0.9
+    """SGD momentum."""
     nesterov: bool = False
     """Nesterov's momentum."""
-    weight_decay: float = 5e-4
+    weight_decay: Annotated[float, Interval(0, 1)] = 5e-4
     """As the paper means it: a kernel's gradient grows by this times the kernel."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Interval(0, 1, closed=False)] = 0.0
     """Share of the target spread over all classes."""
     schedule: Literal["constant", "step", "cosine", "plateau"] = "cosine"
     """How the learning rate falls; the paper's is plateau."""
-    warmup_epochs: float = 1.0
+    warmup_epochs: Annotated[float, Interval(0, 1e6)] = 1.0
     """The learning rate rises linearly over these epochs."""
-    decay_factor: float = 0.1
+    decay_factor: Annotated[float, Interval(1e-6, 1, closed=False)] = 0.1
     """step, plateau: what the learning rate is multiplied by."""
     step_epochs: tuple[int, ...] = ()
     """step: the epochs before which it falls, such as 60 120 160."""
-    plateau_patience: int = 5
+    plateau_patience: Annotated[int, Interval(1, 1e6)] = 5
     """plateau: epochs without a better validation accuracy before it falls."""
-    plateau_drops: int = 3
+    plateau_drops: Annotated[int, Interval(0, 100)] = 3
     """plateau: how often it falls; training ends when it would fall once more."""
-    early_stopping: int = 0
+    early_stopping: Annotated[int, Interval(0, 1e6)] = 0
     """End after so many epochs without a better one (validation accuracy, then loss); 0: never."""
 
     # Engine
@@ -163,23 +183,23 @@ class Recipe:
     equal parts of a batch."""
     deterministic: bool = True
     """Every batch is decided by seed, epoch and step; False lets images overtake slower ones."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, Interval(1, 1e6)] = 2
     """How many of the newest checkpoints to keep."""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: Annotated[float, Interval(0, 1e6)] = 10.0
     """Within an epoch, write a checkpoint after so many minutes; there is one after each epoch."""
-    checkpoint_steps: int = 0
+    checkpoint_steps: Annotated[int, Interval(0, 1e9)] = 0
     """Within an epoch, write a checkpoint every so many steps as well; 0: none."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+        for name, kind in field_types().items():
+            value = getattr(self, name)
             if isinstance(value, list):  # JSON has no tuples
-                object.__setattr__(self, field.name, tuple(value))
-            elif "float" in str(field.type) and type(value) is int:
+                object.__setattr__(self, name, tuple(value))
+            elif kind is float and type(value) is int:
                 try:
-                    object.__setattr__(self, field.name, float(value))
+                    object.__setattr__(self, name, float(value))
                 except OverflowError:
-                    raise ValueError(f"{field.name} is too large: {_short(value)}") from None
+                    raise ValueError(f"{name} is too large: {_short(value)}") from None
         _validate(self)
 
     @property
@@ -187,17 +207,19 @@ class Recipe:
         """Images that are computed at a time: `batch_size` over `gradient_accumulation`."""
         return self.batch_size // self.gradient_accumulation
 
+    def network_options(self) -> dict[str, Any]:
+        """Return what decides the network's layers, for `layers` and `keras_vgg.vgg` alike."""
+        return {
+            "input_shape": (self.image_size, self.image_size, 3),
+            "batch_norm": self.batch_norm,
+            "width_multiplier": self.width_multiplier,
+            "head": self.head,
+            "hidden_units": self.hidden_units,
+        }
+
     def layers(self, classes: int = 1000) -> tuple[Layer, ...]:
-        """The layer table of its network (`keras_vgg.architecture.layers`), without building it."""
-        return layers(
-            self.configuration,
-            input_shape=(self.image_size, self.image_size, 3),
-            classes=classes,
-            batch_norm=self.batch_norm,
-            width_multiplier=self.width_multiplier,
-            head=self.head,
-            hidden_units=self.hidden_units,
-        )
+        """Return the network's layer table (`keras_vgg.architecture.layers`), without building."""
+        return layers(self.configuration, classes=classes, **self.network_options())
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -241,76 +263,69 @@ _PLACE += ("keep_checkpoints", "checkpoint_minutes", "checkpoint_steps")
 # Keras initializers that give all units the same weights, or that have no form for a convolution:
 # nothing is learned from them.
 _NOT_RANDOM = ("zeros", "ones", "constant", "identity", "stft")
-_LARGEST_SCALE = 8192
 _MEAN, _STD = (-1e4, 1e4), (1e-3, 1e4)  # float32 holds a pixel less the mean, over the deviation
 
-# A field's type, as annotated -> what its values may be instances of.
-_TYPES: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float,)}
 
-# Field -> (lowest, highest, whether the highest itself is allowed)
-_RANGES: Mapping[str, tuple[float, float, bool]] = {
-    "validation_fraction": (0, 1, False),
-    "test_fraction": (0, 1, False),
-    "seed": (0, 2**31, False),
-    "width_multiplier": (1e-3, 16, True),
-    "hidden_units": (1, 1e6, True),
-    "dropout": (0, 1, False),
-    "layer_decay": (1e-6, 1, True),
-    "image_size": (MINIMUM_SIZE, 4096, True),
-    "eval_scale": (1, _LARGEST_SCALE, True),
-    "crop_padding": (0, 1024, True),
-    "brightness": (0, 1, True),
-    "contrast": (0, 1, True),
-    "saturation": (0, 1, True),
-    "hue": (0, 0.5, True),
-    "rgb_shift": (0, 10, True),
-    "rand_augment": (0, 1, True),
-    "random_erasing": (0, 1, True),
-    "mixup": (0, 1, True),
-    "cutmix": (0, 1, True),
-    "epochs": (1, 1e6, True),
-    "batch_size": (1, 1e6, True),
-    "gradient_accumulation": (1, 1e6, True),
-    "learning_rate": (1e-12, 1e3, True),
-    "momentum": (0, 1, False),
-    "weight_decay": (0, 1, True),
-    "label_smoothing": (0, 1, False),
-    "warmup_epochs": (0, 1e6, True),
-    "decay_factor": (1e-6, 1, False),
-    "plateau_patience": (1, 1e6, True),
-    "plateau_drops": (0, 100, True),
-    "early_stopping": (0, 1e6, True),
-    "keep_checkpoints": (1, 1e6, True),
-    "checkpoint_minutes": (0, 1e6, True),
-    "checkpoint_steps": (0, 1e9, True),
-}
+@functools.cache
+def field_types() -> Mapping[str, Any]:
+    """Return each field's type by its name, such as `int | None`."""
+    return typing.get_type_hints(Recipe)
+
+
+@functools.cache
+def _intervals() -> Mapping[str, Interval]:
+    """Return what each number of a recipe must lie in."""
+    hints = typing.get_type_hints(Recipe, include_extras=True)
+    return {
+        name: part
+        for name, hint in hints.items()
+        for part in getattr(hint, "__metadata__", ())
+        if isinstance(part, Interval)
+    }
+
+
+def _require_type(name: str, value: Any, kind: Any) -> None:
+    """Raise ValueError unless a field's value is of its type: no float for an int, for example."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in options:
+        return
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    elif kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, not {value!r}")
+    elif not _is_one_of(value, options):
+        text = kind.__name__ if isinstance(kind, type) else kind
+        raise ValueError(f"{name} must be {text}, not {value!r}")
+
+
+def _is_one_of(value: Any, options: tuple[Any, ...]) -> bool:
+    for option in options:
+        if typing.get_origin(option) is tuple:
+            numbers = (int,) if int in typing.get_args(option) else (float, int)
+            if isinstance(value, tuple) and all(type(item) in numbers for item in value):
+                return True
+        elif type(value) is option:
+            return True
+    return False
 
 
 def _validate(recipe: Recipe) -> None:
-    for field in dataclasses.fields(recipe):
-        name, value, annotation = field.name, getattr(recipe, field.name), str(field.type)
-        if value is None and "None" in annotation:
-            continue
-        if annotation.startswith("Literal"):
-            choices = [word.strip(" \"'") for word in annotation[8:-1].split(",")]
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
-        elif annotation == "bool":
-            if not isinstance(value, bool):
-                raise ValueError(f"{name} must be True or False, not {value!r}")
-        elif annotation.startswith("tuple"):
-            numbers = (int,) if "int" in annotation else (float, int)
-            if not isinstance(value, tuple) or not all(type(v) in numbers for v in value):
-                raise ValueError(f"{name} must be {annotation}, not {value!r}")
-        elif type(value) not in _TYPES[annotation.removesuffix(" | None")]:
-            raise ValueError(f"{name} must be {annotation}, not {value!r}")
-        if name in _RANGES:
-            low, high, inclusive = _RANGES[name]
-            if not (low <= value <= high) or (value == high and not inclusive):
-                bracket = "]" if inclusive else ")"
-                allowed = f"[{low:g}, {high:g}{bracket}"
-                raise ValueError(f"{name} must be in {allowed}, not {_short(value)}")
-    get_configuration(recipe.configuration)
+    for name, kind in field_types().items():
+        value = getattr(recipe, name)
+        _require_type(name, value, kind)
+        interval = _intervals().get(name)
+        if interval is not None and value is not None and not interval.holds(value):
+            raise ValueError(f"{name} must be in {interval}, not {_short(value)}")
+    _require_pixels(recipe)
+    _require_network(recipe)
+    _require_optimisation(recipe)
+
+
+def _require_pixels(recipe: Recipe) -> None:
+    """Raise ValueError for scales and statistics of pixels that no image can have."""
     if recipe.std_rgb is not None and not all(v > 0 for v in recipe.std_rgb):
         raise ValueError(f"std_rgb must be positive, not {_short(recipe.std_rgb)}")
     for name, (low, high) in (("mean_rgb", _MEAN), ("std_rgb", _STD)):
@@ -325,21 +340,20 @@ def _validate(recipe: Recipe) -> None:
             f"train_scale must be two rising whole numbers up to {_LARGEST_SCALE}, not "
             f"{_short(scale)}"
         )
+    if recipe.crop_padding >= recipe.image_size:
+        raise ValueError(
+            f"crop_padding ({recipe.crop_padding}) must be below image_size ({recipe.image_size})"
+        )
+
+
+def _require_network(recipe: Recipe) -> None:
+    """Raise ValueError for a network or first weights from which nothing is learned."""
+    get_configuration(recipe.configuration)
     if recipe.initialization.lower().removesuffix("initializer") in _NOT_RANDOM:
         raise ValueError(
             f"initialization={recipe.initialization!r} gives every unit the same weights, which "
             "then stay the same; take a random one, such as he_normal"
         )
-    if recipe.crop_padding >= recipe.image_size:
-        raise ValueError(
-            f"crop_padding ({recipe.crop_padding}) must be below image_size ({recipe.image_size})"
-        )
-    if recipe.schedule == "step" and not recipe.step_epochs:
-        raise ValueError("schedule 'step' needs step_epochs, such as 60 120 160")
-    if list(recipe.step_epochs) != sorted(set(recipe.step_epochs)):
-        raise ValueError(f"step_epochs must rise, not {recipe.step_epochs}")
-    if recipe.step_epochs and recipe.step_epochs[0] < 1:
-        raise ValueError(f"step_epochs must be 1 or more, not {recipe.step_epochs}")
     if recipe.init is None and (recipe.freeze_until != "none" or recipe.init_head != "none"):
         raise ValueError(
             f"freeze_until={recipe.freeze_until!r} and init_head={recipe.init_head!r} need init, "
@@ -347,6 +361,16 @@ def _validate(recipe: Recipe) -> None:
         )
     if recipe.init is not None and (recipe.mean_rgb is None) != (recipe.std_rgb is None):
         raise ValueError("with init, give mean_rgb and std_rgb both, or neither: then they are its")
+
+
+def _require_optimisation(recipe: Recipe) -> None:
+    """Raise ValueError for batches, devices and a schedule that cannot be."""
+    if recipe.schedule == "step" and not recipe.step_epochs:
+        raise ValueError("schedule 'step' needs step_epochs, such as 60 120 160")
+    if list(recipe.step_epochs) != sorted(set(recipe.step_epochs)):
+        raise ValueError(f"step_epochs must rise, not {recipe.step_epochs}")
+    if recipe.step_epochs and recipe.step_epochs[0] < 1:
+        raise ValueError(f"step_epochs must be 1 or more, not {recipe.step_epochs}")
     if recipe.devices not in ("auto", "cpu") and not re.fullmatch("[1-9][0-9]*", recipe.devices):
         raise ValueError(f"devices must be auto, cpu or a number, not {recipe.devices!r}")
     if recipe.batch_size % recipe.gradient_accumulation:

@@ -122,12 +122,8 @@ def build_model(
         model = vgg(
             recipe.configuration,
             weights=None,
-            input_shape=(recipe.image_size, recipe.image_size, 3),
             classes=classes,
-            batch_norm=recipe.batch_norm,
-            width_multiplier=recipe.width_multiplier,
-            head=recipe.head,
-            hidden_units=recipe.hidden_units,
+            **recipe.network_options(),
             dropout=recipe.dropout,
             kernel_initializer=_first_initializer(recipe),
             kernel_regularizer=decay,

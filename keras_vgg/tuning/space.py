@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_vgg.recipe import Recipe
+from keras_vgg.recipe import Recipe, field_types
 
 if TYPE_CHECKING:
     import keras_tuner
@@ -102,7 +102,7 @@ def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Seq
         if name in _OF_THE_DATA and not single:
             raise ValueError(f"{name} cannot be searched: scores on other images do not compare")
         if isinstance(choices, Range):
-            if name not in _numbers(recipe):
+            if name not in _numbers():
                 raise ValueError(f"{name} is no number: give choices, not a range")
         elif not choices:
             raise ValueError(f"{name} has no choices")
@@ -157,7 +157,7 @@ def parse_space(entries: Sequence[str]) -> dict[str, Range | Sequence[Any]]:
         if not (name and equals and text):
             raise ValueError(f"{entry!r} is not FIELD=VALUES, as in learning_rate=0.01:0.3:log")
         # Of a field that is no number, such as source=folder:photos, the colon is the value's.
-        parts = text.split(":") if name in _numbers(Recipe()) else [text]
+        parts = text.split(":") if name in _numbers() else [text]
         try:
             if len(parts) == 1:
                 space[name] = tuple(_value(word) for word in text.split(","))
@@ -179,7 +179,7 @@ def _draw(
         default = getattr(recipe, name)
         inside = isinstance(default, int | float) and choices.low <= default <= choices.high
         options = {"sampling": sampling, "default": default if inside else None}
-        if _numbers(recipe)[name] is int:
+        if _numbers()[name] is int:
             step = None if choices.log else int(choices.step or 1)
             return hp.Int(name, int(choices.low), int(choices.high), step=step, **options)
         found = hp.Float(name, choices.low, choices.high, step=choices.step, **options)
@@ -189,7 +189,7 @@ def _draw(
     if len({type(choice) for choice in choices}) == 1 and isinstance(choices[0], str):
         return hp.Choice(name, list(choices))
     if all(type(choice) in (int, float) for choice in choices):
-        number = _numbers(recipe).get(name, float)
+        number = _numbers().get(name, float)
         return hp.Choice(name, [number(choice) for choice in choices])
     # keras-tuner's choices are texts or numbers; a pair, or None among pairs, is neither.
     found = hp.Choice(name, [json.dumps(choice) for choice in choices])
@@ -197,14 +197,14 @@ def _draw(
     return tuple(decoded) if isinstance(decoded, list) else decoded
 
 
-def _numbers(recipe: Recipe) -> dict[str, type]:
-    kinds = {"int": int, "float": float, "int | None": int}
-    return {f.name: kinds[f.type] for f in dataclasses.fields(recipe) if f.type in kinds}
+def _numbers() -> dict[str, type]:
+    kinds = {int: int, float: float, int | None: int}
+    return {name: kinds[kind] for name, kind in field_types().items() if kind in kinds}
 
 
 def _number(recipe: Recipe, name: str, value: Any) -> Any:
     """A bound of an integer's range may be written 32.0."""
-    if _numbers(recipe).get(name) is int and isinstance(value, float) and value.is_integer():
+    if _numbers().get(name) is int and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
 
