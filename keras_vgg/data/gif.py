@@ -37,8 +37,11 @@ class FirstFrame(NamedTuple):
     corner: tf.Tensor
 
 
-# Outside a graph, the loop would run in Python.
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+# A graph, for outside one the loop would run in Python; and not inlined, for then each JPEG would
+# pass all of its operations by.
+@tf.function(
+    input_signature=[tf.TensorSpec([], tf.string)], experimental_attributes={"_noinline": True}
+)
 def first_frame(encoded: tf.Tensor) -> FirstFrame:
     """GIF bytes -> a FirstFrame, without decoding.
 
