@@ -352,6 +352,12 @@ def test_truncated(name: str) -> None:
     assert accepted <= limit
 
 
+@pytest.mark.parametrize("length", [27, 29, 40, 60])
+def test_a_palette_bmp_cut_in_its_head_is_called_a_cut_bmp(length: int) -> None:
+    reason = refused(EXACT["bmp, palette"]()[:length])
+    assert re.search("(?i)bmp|size should match", reason), reason
+
+
 def claiming(name: str, side: int) -> bytes:
     """The file, its header changed to an image of side x side pixels."""
     encoded = bytearray(FORMATS[name]())

@@ -163,11 +163,13 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
 
 def _looked_up(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
     """A BMP as TensorFlow decodes it, which takes the 8-bit indices of a palette for grey."""
-    head = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 30), tf.uint8), tf.int32)
+    head = tf.io.decode_raw(tf.reshape(encoded, [1]), tf.uint8, fixed_length=30)[0]
+    head = tf.cast(head, tf.int32)
 
     def colours() -> tf.Tensor:
         # Blue, green, red, unused; 256 of them or fewer, after the two headers of 14 and head[14].
-        table = tf.strings.substr(encoded, 14 + head[14], 4 * 256)
+        start = tf.minimum(14 + head[14], tf.strings.length(encoded))  # the file may be cut
+        table = tf.strings.substr(encoded, start, 4 * 256)
         table = tf.io.decode_raw(tf.reshape(table, [1]), tf.uint8, fixed_length=4 * 256)
         table = tf.reshape(table, [256, 4])[:, 2::-1]
         return tf.gather(table, tf.cast(image[..., 0], tf.int32))
