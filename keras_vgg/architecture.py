@@ -52,7 +52,7 @@ def get_configuration(name: str) -> Configuration:
         if str(name).lower() in (configuration.name.lower(), configuration.builder.lower()):
             return configuration
     known = ", ".join(f"{c.name} ({c.builder})" for c in CONFIGURATIONS.values())
-    raise ValueError(f"unknown VGG configuration {name!r}; known are {known}")
+    raise ValueError(f"unknown VGG configuration {str(name)[:40]!r}; known are {known}")
 
 
 HEADS = ("fc", "conv", "gap")

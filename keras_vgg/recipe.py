@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from keras_vgg.architecture import MINIMUM_SIZE, Layer, get_configuration, layers
 
 _LARGEST_SCALE = 8192
+_LONGEST = 80  # characters of a value in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +243,7 @@ class Recipe:
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
                 hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ValueError(f"a recipe has no field {name!r}{hint}")
+                raise ValueError(f"a recipe has no field {_quoted(name)}{hint}")
         return dataclasses.replace(self, **changes)
 
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
@@ -292,13 +293,13 @@ def _require_type(name: str, value: Any, kind: Any) -> None:
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {_quoted(value)}")
     elif kind is bool:
         if not isinstance(value, bool):
-            raise ValueError(f"{name} must be True or False, not {value!r}")
+            raise ValueError(f"{name} must be True or False, not {_quoted(value)}")
     elif not _is_one_of(value, options):
         text = kind.__name__ if isinstance(kind, type) else kind
-        raise ValueError(f"{name} must be {text}, not {value!r}")
+        raise ValueError(f"{name} must be {text}, not {_quoted(value)}")
 
 
 def _is_one_of(value: Any, options: tuple[Any, ...]) -> bool:
@@ -351,8 +352,8 @@ def _require_network(recipe: Recipe) -> None:
     get_configuration(recipe.configuration)
     if recipe.initialization.lower().removesuffix("initializer") in _NOT_RANDOM:
         raise ValueError(
-            f"initialization={recipe.initialization!r} gives every unit the same weights, which "
-            "then stay the same; take a random one, such as he_normal"
+            f"initialization={_quoted(recipe.initialization)} gives every unit the same weights, "
+            "which then stay the same; take a random one, such as he_normal"
         )
     if recipe.init is None and (recipe.freeze_until != "none" or recipe.init_head != "none"):
         raise ValueError(
@@ -368,11 +369,11 @@ def _require_optimisation(recipe: Recipe) -> None:
     if recipe.schedule == "step" and not recipe.step_epochs:
         raise ValueError("schedule 'step' needs step_epochs, such as 60 120 160")
     if list(recipe.step_epochs) != sorted(set(recipe.step_epochs)):
-        raise ValueError(f"step_epochs must rise, not {recipe.step_epochs}")
-    if recipe.step_epochs and recipe.step_epochs[0] < 1:
-        raise ValueError(f"step_epochs must be 1 or more, not {recipe.step_epochs}")
+        raise ValueError(f"step_epochs must rise, not {_short(recipe.step_epochs)}")
+    if recipe.step_epochs and not 1 <= recipe.step_epochs[0] <= recipe.step_epochs[-1] <= 1e6:
+        raise ValueError(f"step_epochs must be in [1, 1e+06], not {_short(recipe.step_epochs)}")
     if recipe.devices not in ("auto", "cpu") and not re.fullmatch("[1-9][0-9]*", recipe.devices):
-        raise ValueError(f"devices must be auto, cpu or a number, not {recipe.devices!r}")
+        raise ValueError(f"devices must be auto, cpu or a number, not {_quoted(recipe.devices)}")
     if recipe.batch_size % recipe.gradient_accumulation:
         raise ValueError(
             f"batch_size ({recipe.batch_size}) must be a multiple of gradient_accumulation "
@@ -389,8 +390,20 @@ def _short(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 10**20:
         return "a number of more than 20 digits"
     if isinstance(value, tuple):
-        return f"({', '.join(map(_short, value))})"
+        return _cut(f"({', '.join(map(_short, value))})")
     return str(value)
+
+
+def _quoted(value: Any) -> str:
+    """A value of any kind for a message, as Python writes it."""
+    try:
+        return _cut(repr(value))
+    except (ValueError, RecursionError):  # a number of very many digits, a list in a list in ...
+        return f"a {type(value).__name__} that is too large to show"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
 
 
 def load_recipe(path: str | Path) -> Recipe:

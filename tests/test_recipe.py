@@ -65,7 +65,7 @@ def test_a_recipe_file_states_what_differs(tmp_path):
         ({"mean_rgb": (10**400, 0, 0)}, "mean_rgb must be three numbers in"),
         ({"std_rgb": (1e-300,) * 3}, r"std_rgb must be three numbers in \[0.001, 10000\]"),
         ({"std_rgb": (float("nan"),) * 3}, "std_rgb must be positive"),
-        ({"step_epochs": (-5, 3)}, "step_epochs must be 1 or more"),
+        ({"step_epochs": (-5, 3)}, r"step_epochs must be in \[1, 1e\+06\]"),
     ],
     ids=str,
 )
@@ -100,3 +100,15 @@ def test_bad_files(tmp_path, name, text, message):
 def test_missing_file():
     with pytest.raises(FileNotFoundError, match=r"no recipe at nowhere\.py"):
         load_recipe("nowhere.py")
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 200_000, [[0]] * 9_000, [10**5000]], ids=["text", "list", "number"]
+)
+def test_a_large_value_is_named_in_a_short_message(value):
+    for field in ("epochs", "head", "batch_norm", "devices", "step_epochs", "configuration"):
+        with pytest.raises(ValueError, match=field) as raised:
+            Recipe(**{field: value})
+        assert len(str(raised.value)) < 300
+    with pytest.raises(ValueError, match="has no field 'xxx"):
+        Recipe.from_json('{"' + "x" * 200_000 + '": 1}')
