@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_vgg import weights as weight_files
 from keras_vgg.architecture import CONFIGURATIONS, convolutions, get_configuration, scaled_width
-from keras_vgg.atomic import write_atomically
+from keras_vgg.files import write_atomically
 from keras_vgg.imagenet import MODES
 from keras_vgg.models import vgg
 from keras_vgg.weights import TOP, Weights, keras_format, torch_format

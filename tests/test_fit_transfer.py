@@ -9,11 +9,11 @@ import pytest
 import keras_vgg
 from keras_vgg import data
 from keras_vgg import fit as fitting
+from keras_vgg.array_cache import ArrayCache
 from keras_vgg.fit import Run, build_model, fit, frozen
 from keras_vgg.fit.inputs import channel_statistics
 from keras_vgg.fit.model import initial_weights
 from keras_vgg.fit.optimizer import LayerwiseSGD
-from keras_vgg.pieces import Pieces
 from keras_vgg.recipe import Recipe
 from tests.test_fit import fit_interrupted
 
@@ -188,7 +188,7 @@ def test_an_interrupted_computation_goes_on_where_it_was(pretrained, tmp_path, m
     transform = fitting.evaluation_transform(FIXED)
     options = {"mirrored": True, "batch_size": 32}
     whole = frozen.Features(base, source.train, transform, folder=tmp_path / "a", **options)
-    add, added = Pieces.add, []
+    add, added = ArrayCache.add, []
 
     def interrupted(self, **arrays):
         if len(added) == 2:
@@ -197,7 +197,7 @@ def test_an_interrupted_computation_goes_on_where_it_was(pretrained, tmp_path, m
         add(self, **arrays)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Pieces, "add", interrupted)
+        patch.setattr(ArrayCache, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             frozen.Features(base, source.train, transform, folder=tmp_path / "b", **options)
     assert len(list((tmp_path / "b").glob("*.npz"))) == 2

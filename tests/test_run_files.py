@@ -11,7 +11,7 @@ from PIL import Image
 
 from keras_vgg import cli
 from keras_vgg.fit import Run
-from keras_vgg.fit.run import read_fields
+from keras_vgg.run import read_fields
 
 NOT_FIELDS = {
     "list": "[]",

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from keras_vgg import augment, evaluation
+from keras_vgg.array_cache import ArrayCache
 from keras_vgg.fit import Run, fit
-from keras_vgg.pieces import Pieces
 from keras_vgg.recipe import Recipe
 from keras_vgg.runs import (
     evaluate_run,
@@ -124,7 +124,7 @@ def test_an_interrupted_evaluation_goes_on(runs, monkeypatch):
     monkeypatch.setattr(
         evaluation, "posteriors", lambda *a, **k: blocks(*a, **k | {"seconds": 0.0})
     )
-    add, added = Pieces.add, []
+    add, added = ArrayCache.add, []
 
     def interrupt(self, **arrays):
         if len(added) == 10:
@@ -133,12 +133,12 @@ def test_an_interrupted_evaluation_goes_on(runs, monkeypatch):
         add(self, **arrays)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Pieces, "add", interrupt)
+        patch.setattr(ArrayCache, "add", interrupt)
         with pytest.raises(KeyboardInterrupt):
             evaluate_runs(runs[1:], "validation", protocol="dense", scales=(40,))
     assert added == [1] * 10
     seen = []
-    monkeypatch.setattr(Pieces, "add", lambda self, **a: (seen.append(1), add(self, **a))[1])
+    monkeypatch.setattr(ArrayCache, "add", lambda self, **a: (seen.append(1), add(self, **a))[1])
     again = evaluate_runs(runs[1:], "validation", protocol="dense", scales=(40,))[0]
     assert len(seen) == whole.count - 10
     np.testing.assert_allclose(again.probabilities, whole.probabilities, atol=1e-6)

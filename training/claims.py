@@ -30,7 +30,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from keras_vgg import hardware
-from keras_vgg.atomic import write_atomically
+from keras_vgg.files import write_atomically
 
 hardware.prepare_environment()  # before TensorFlow is imported below
 

@@ -45,7 +45,7 @@ from rich.table import Table  # noqa: E402
 from scipy.ndimage import binary_fill_holes  # noqa: E402
 
 from keras_vgg import data, evaluation, localization, models, report  # noqa: E402
-from keras_vgg.atomic import write_atomically  # noqa: E402
+from keras_vgg.files import write_atomically  # noqa: E402
 from keras_vgg.fit.batch_norm import fuse  # noqa: E402
 
 ARTICLES = ("T-shirt", "trouser", "pullover", "dress", "coat")

@@ -29,7 +29,7 @@ class DataCheck:
 
     def __call__(self) -> None:
         from keras_vgg import data
-        from keras_vgg.atomic import write_atomically
+        from keras_vgg.files import write_atomically
 
         # What is skipped would not be reported.
         source = dataclasses.replace(self.where, on_bad_image="error").open(self.source)

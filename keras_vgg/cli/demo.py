@@ -31,7 +31,7 @@ class Demo:
 
     def __call__(self) -> None:
         from keras_vgg import demo
-        from keras_vgg.fit.run import Run
+        from keras_vgg.run import Run
 
         demo.serve(
             Run.open(self.run),

@@ -38,7 +38,7 @@ class Explain:
     """Of smoothgrad's noise and the filters' start."""
 
     def __call__(self) -> None:
-        from keras_vgg.fit.run import Run
+        from keras_vgg.run import Run
         from keras_vgg.runs import explain_files
 
         written = explain_files(

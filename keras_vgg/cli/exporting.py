@@ -51,7 +51,7 @@ class Export:
 
     def __call__(self) -> None:
         from keras_vgg import runs
-        from keras_vgg.fit.run import Run
+        from keras_vgg.run import Run
 
         format = self.format or ("litert_int8" if self.compress else "saved_model,litert")
         options = {

@@ -31,7 +31,7 @@ class Report:
     """How many mistakes, and how many hits, to show of each run."""
 
     def __call__(self) -> None:
-        from keras_vgg.fit.run import Run
+        from keras_vgg.run import Run
         from keras_vgg.runs import report_runs
 
         if not self.runs:

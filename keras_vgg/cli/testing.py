@@ -42,7 +42,7 @@ class Evaluate:
 
     def __call__(self) -> None:
         from keras_vgg import runs as testing
-        from keras_vgg.fit.run import Run
+        from keras_vgg.run import Run
 
         if not self.runs:
             raise ValueError("evaluate needs at least one run directory")
@@ -132,7 +132,7 @@ class Predict:
     """How many classes to name."""
 
     def __call__(self) -> None:
-        from keras_vgg.fit.run import Run
+        from keras_vgg.run import Run
         from keras_vgg.runs import predict_files
 
         if not self.images:

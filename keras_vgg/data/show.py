@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg.atomic import write_atomically
 from keras_vgg.augment import Picture, Window
 from keras_vgg.data.check import bad_images_named
 from keras_vgg.data.decode import TENSORFLOW_ERRORS, decode, reason, transform_encoded
 from keras_vgg.data.split import Records, Shard, Split
+from keras_vgg.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

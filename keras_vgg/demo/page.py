@@ -13,7 +13,7 @@ import gradio as gr
 from keras_vgg.data.decode import EXTENSIONS, MAX_UPLOAD_PIXELS
 from keras_vgg.demo.answer import Answer, Answerer, Examples, TimeLimit
 from keras_vgg.demo.guard import require_upload
-from keras_vgg.fit.run import Run
+from keras_vgg.run import Run
 
 # Seconds: so often what was uploaded or drawn is looked at, and so old it is deleted.
 _CLEANED, _KEPT = 60, 300

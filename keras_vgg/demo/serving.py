@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keras_vgg.fit.run import Run
+from keras_vgg.run import Run
 
 if TYPE_CHECKING:
     import fastapi

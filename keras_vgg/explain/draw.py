@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_vgg.atomic import write_atomically
 from keras_vgg.explain.heat import overlay
+from keras_vgg.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

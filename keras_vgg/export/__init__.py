@@ -7,7 +7,6 @@ process of its own and answered like the model.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from keras_vgg.export.onnx import require_packages, write_onnx
 from keras_vgg.export.place import whole_folder
 from keras_vgg.export.saved_model import write_saved_model
 from keras_vgg.export.verify import Artifact, ExportError
+from keras_vgg.files import write_json
 from keras_vgg.finite import require_finite_images, require_finite_weights
 from keras_vgg.progress import progress_bars
 from keras_vgg.versions import package_versions
@@ -203,7 +203,7 @@ def export(
             **_accuracy(expected, labels, class_names),
         }
         record = _record(artifacts, source, tolerance)
-        (built / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(built / _RECORD, record)
     return [replace(artifact, path=directory / artifact.path.name) for artifact in artifacts]
 
 

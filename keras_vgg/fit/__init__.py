@@ -35,10 +35,10 @@ from keras_vgg.fit.inputs import (
 )
 from keras_vgg.fit.model import build_model, compile_model, initial_weights
 from keras_vgg.fit.progress import TrainingProgress
-from keras_vgg.fit.run import Run, RunInUse, claim
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
 from keras_vgg.fit.stopping import StopRequest
 from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run, RunInUse, claim
 from keras_vgg.versions import package_versions
 
 __all__ = [

@@ -12,12 +12,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vgg.atomic import write_atomically
+from keras_vgg.files import write_atomically
 from keras_vgg.fit import checkpoint, hosts
 from keras_vgg.fit.distribution import portable
-from keras_vgg.fit.run import Run
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
 from keras_vgg.fit.stopping import StopRequest
+from keras_vgg.run import Run
 
 
 class TrainingDiverged(ArithmeticError):
@@ -71,7 +71,7 @@ class Recorder(keras.callbacks.Callback):
         for path in reversed(self.run.checkpoints):
             try:
                 self._resumed = checkpoint.load(path, model)
-            except checkpoint.UNREADABLE as error:
+            except (OSError, ValueError) as error:
                 warnings.warn(
                     f"checkpoint {path} cannot be read, trying an older: {error}", stacklevel=2
                 )

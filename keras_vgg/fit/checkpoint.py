@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import struct
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_vgg.files import read_arrays
 from keras_vgg.finite import is_finite
-
-UNREADABLE = (
-    *(OSError, ValueError, KeyError, EOFError),
-    *(RuntimeError, NotImplementedError, struct.error, zipfile.BadZipFile),
-)
-"""What `load` raises for a damaged file: zipfile has many ways to say it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +68,16 @@ def load(path: Path, model: keras.Model) -> Progress:
     """Set every variable of the model and its optimiser from a checkpoint; the metrics are not set.
 
     Raises:
-        One of UNREADABLE: it is damaged, of another model or holds NaN; nothing has been set.
+        OSError: the file cannot be read; nothing has been set.
+        ValueError: it is damaged, of another model or holds NaN; nothing has been set.
     """
-    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-        history, step, seconds, metrics_count = json.loads(str(file["progress"]))
-        names = sorted(set(file.files) - {"progress"})
-        values = [file[name] for name in names if not name.startswith("metric ")]
-        metrics = tuple(file[name] for name in names if name.startswith("metric "))
+    arrays = read_arrays(path)
+    if "progress" not in arrays:
+        raise ValueError(f"{path} is not whole")
+    history, step, seconds, metrics_count = json.loads(str(arrays.pop("progress")))
+    names = sorted(arrays)
+    values = [arrays[name] for name in names if not name.startswith("metric ")]
+    metrics = tuple(arrays[name] for name in names if name.startswith("metric "))
     variables = [*_variables(model)]
     if len(metrics) != metrics_count:
         raise ValueError(f"{path} is not whole")

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg import data
-from keras_vgg.pieces import Pieces
+from keras_vgg.array_cache import ArrayCache
 from keras_vgg.progress import progress_bars
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 
@@ -89,12 +89,12 @@ class Features:
             "features": list(base.output_shape),
             "views": self.views,
         }
-        pieces = Pieces(folder, key)
-        if pieces.done < split.size:
+        cache = ArrayCache(folder, key)
+        if cache.done < split.size:
             started = time.perf_counter()
-            self._compute(base, split, transform, pieces, batch_size, verbose)
+            self._compute(base, split, transform, cache, batch_size, verbose)
             self.seconds = time.perf_counter() - started
-        found = pieces.load()
+        found = cache.load()
         self.features, self.labels = found["features"], found["labels"]
 
     def _compute(
@@ -102,7 +102,7 @@ class Features:
         base: keras.Model,
         split: data.Split,
         transform: partial,
-        pieces: Pieces,
+        cache: ArrayCache,
         batch_size: int,
         verbose: bool,
     ) -> None:
@@ -112,9 +112,9 @@ class Features:
             features = tf.stack([base(view, training=False) for view in views], axis=1)
             return tf.cast(features, tf.float32)
 
-        rest = split.between(pieces.done, split.size)
+        rest = split.between(cache.done, split.size)
         features, labels = [], []
-        seen = pieces.done
+        seen = cache.done
         with progress_bars(verbose) as progress:
             task = progress.add_task("features", total=split.size, completed=seen)
             for images, classes in data.evaluation_dataset(rest, batch_size, transform):
@@ -123,7 +123,7 @@ class Features:
                 seen += len(classes)
                 progress.update(task, completed=seen)
                 if seen % SHARD == 0 or seen == split.size:
-                    pieces.add(features=np.concatenate(features), labels=np.concatenate(labels))
+                    cache.add(features=np.concatenate(features), labels=np.concatenate(labels))
                     features, labels = [], []
         if seen != split.size:
             raise ValueError(f"computed the features of {seen} of {split.size} images")

@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from keras_vgg import augment, data
 from keras_vgg.fit import hosts
-from keras_vgg.fit.run import Run
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
+from keras_vgg.run import Run
 
 _CACHE_BYTES = 2**30  # validation images that fit are prepared once, not every epoch
 
@@ -77,8 +77,9 @@ def require_same_data(run: Run, described: dict[str, Any]) -> None:
     for name, value in was.items():
         if value != found.get(name):
             raise ValueError(
-                f"source {run.recipe.source} has changed since {run.directory} began, so that its "
-                f"splits are not the same images: {name} was {value}, is {found.get(name)}"
+                f"source {run.recipe.source} has changed since {run.directory / 'data.json'} was "
+                f"written, so that its splits are not the same images: {str(name)[:40]} was "
+                f"{str(value)[:200]}, is {str(found.get(name))[:200]}"
             )
 
 

@@ -13,10 +13,10 @@ from keras_vgg import weights as weight_files
 from keras_vgg.architecture import convolutions
 from keras_vgg.fit.batch_norm import fuse
 from keras_vgg.fit.optimizer import LayerwiseSGD
-from keras_vgg.fit.run import Run
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.models import vgg
 from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
 
 # Section 3.1: deeper nets take "the first four convolutional layers" of A, block1_conv1,
 # block2_conv1, block3_conv1 and block3_conv2, and its three fully connected ones.

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_vgg.atomic import write_atomically
+from keras_vgg.files import write_atomically
 from keras_vgg.report import vector
 from keras_vgg.report.facts import Page, Picture, RunFacts, Scores
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_vgg import augment, data, evaluation
 from keras_vgg.fit import evaluation_transform, load_source, training_transform
-from keras_vgg.fit.run import Run
 from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
 from keras_vgg.runs.explaining import explain_files
 from keras_vgg.runs.exporting import export_run, export_weights
 from keras_vgg.runs.reporting import report_runs

@@ -17,7 +17,7 @@ from keras_vgg.explain import draw
 from keras_vgg.explain.heat import resized, scaled
 from keras_vgg.explain.network import Network, opened
 from keras_vgg.fit import evaluation_transform
-from keras_vgg.fit.run import Run
+from keras_vgg.run import Run
 
 HEATS = ("grad-cam", "grad-cam++", "occlusion", "saliency", "smoothgrad")
 METHODS = (*HEATS, "features", "filters")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -13,10 +12,11 @@ import numpy as np
 
 from keras_vgg import augment, convert, data, export, report
 from keras_vgg.export import compress as compression
+from keras_vgg.files import write_json
 from keras_vgg.fit import evaluation_transform
-from keras_vgg.fit.run import Run
 from keras_vgg.imagenet import class_names as imagenet_names
 from keras_vgg.models import DEFAULT_SIZE
+from keras_vgg.run import Run
 from keras_vgg.runs.testing import open_split
 from keras_vgg.weights import read_weights
 
@@ -192,7 +192,7 @@ def _show(found: compression.Compression, drop: float, folder: Path) -> None:
         "points": [asdict(point) for point in found.points],
         "chosen": chosen,
     }
-    (folder / "compression.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "compression.json", figures)
     report.plot_sizes(
         [
             (p.parameters, p.top1, ", ".join(f"{n} rank {r}" for n, r in p.ranks.items()))

@@ -10,8 +10,8 @@ import numpy as np
 from keras_vgg import data, evaluation, explain, report
 from keras_vgg.explain.network import opened
 from keras_vgg.fit import evaluation_transform
-from keras_vgg.fit.run import Run
 from keras_vgg.progress import progress_bars
+from keras_vgg.run import Run
 
 _ANSWERS = 3  # of each picture
 _AT_ONCE = 8  # pictures that Grad-CAM takes

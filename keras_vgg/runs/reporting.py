@@ -13,8 +13,8 @@ import numpy as np
 
 from keras_vgg import __version__, data, evaluation, report
 from keras_vgg.fit import best_row
-from keras_vgg.fit.run import Run
 from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
 from keras_vgg.runs.pictures import telling_pictures
 from keras_vgg.runs.testing import (
     evaluate_runs,

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from keras_vgg import augment, data, evaluation, hardware, report
-from keras_vgg.atomic import write_atomically
+from keras_vgg.array_cache import ArrayCache
+from keras_vgg.files import write_atomically
 from keras_vgg.fit import describe, evaluation_transform, load_source, require_same_data
-from keras_vgg.fit.run import Run
-from keras_vgg.pieces import Pieces
 from keras_vgg.progress import progress_bars
 from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
 
 PROTOCOLS = (*evaluation.PROTOCOLS, "both")
 _SECTION_4_3 = ("dense", "multi-crop", "both")  # what Tables 5 and 6 compare
@@ -223,10 +223,10 @@ class _Tested:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:8]
         # What is of other weights or images keeps a folder of its own.
         folder = "-".join(map(str, (protocol.name, protocol.average, scale or "native", digest)))
-        pieces = Pieces(self.run.directory / "posteriors" / self._name / folder, key)
-        if pieces.done < split.size:
-            self._run(protocol, transform, pieces, f"{self.run.directory.name} {folder}")
-        found = pieces.load()
+        cache = ArrayCache(self.run.directory / "posteriors" / self._name / folder, key)
+        if cache.done < split.size:
+            self._run(protocol, transform, cache, f"{self.run.directory.name} {folder}")
+        found = cache.load()
         return evaluation.Evaluation(found["labels"], found["posteriors"], self.run.class_names)
 
     def average_of(self, plan: Sequence[tuple[str, Scale]]) -> evaluation.Evaluation:
@@ -239,7 +239,7 @@ class _Tested:
         self._runners = {}
 
     def _run(
-        self, protocol: evaluation.Protocol, transform: partial, pieces: Pieces, label: str
+        self, protocol: evaluation.Protocol, transform: partial, cache: ArrayCache, label: str
     ) -> None:
         recipe, split, classes = self.run.recipe, self._split, len(self.run.class_names)
         if self._model is None:
@@ -247,7 +247,7 @@ class _Tested:
             self._model.jit_compile = hardware.compiles_evaluation(recipe)
         if protocol not in self._runners:  # one for all scales: to build it is to trace it
             self._runners[protocol] = evaluation.runner(self._model, protocol, classes)
-        rest = split.between(pieces.done, split.size)
+        rest = split.between(cache.done, split.size)
         images = data.evaluation_dataset(rest, None, transform).as_numpy_iterator()
         blocks = evaluation.posteriors(
             self._runners[protocol],
@@ -260,12 +260,12 @@ class _Tested:
             progress_bars(self._verbose) as progress,
             _unwarned("triggered tf.function retracing"),  # a network for each run and protocol
         ):
-            task = progress.add_task(label, total=split.size, completed=pieces.done)
+            task = progress.add_task(label, total=split.size, completed=cache.done)
             for labels, probabilities in blocks:
-                pieces.add(labels=labels, posteriors=probabilities)
-                progress.update(task, completed=pieces.done)
-        if pieces.done != split.size:
-            raise ValueError(f"evaluated {pieces.done} of {split.size} images")
+                cache.add(labels=labels, posteriors=probabilities)
+                progress.update(task, completed=cache.done)
+        if cache.done != split.size:
+            raise ValueError(f"evaluated {cache.done} of {split.size} images")
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 import keras_tuner
 from keras_tuner.engine.trial import Trial
 
-from keras_vgg.atomic import write_atomically
+from keras_vgg.files import write_atomically, write_json
 
 TUNERS = {
     "random": keras_tuner.oracles.RandomSearchOracle,
@@ -208,9 +208,3 @@ def _read(path: Path) -> str:
         return path.read_text()
     except FileNotFoundError:
         return ""
-
-
-def write_json(path: Path, state: dict[str, Any]) -> None:
-    """A file that is there whole or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write_text(json.dumps(state), encoding="utf-8"))

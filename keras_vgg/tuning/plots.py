@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_vgg.atomic import write_atomically
+from keras_vgg.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

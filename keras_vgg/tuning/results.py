@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from keras_vgg.atomic import write_atomically
-from keras_vgg.fit.run import Run, read_fields
+from keras_vgg.files import write_atomically
 from keras_vgg.recipe import Recipe, load_recipe
+from keras_vgg.run import Run, read_fields
 from keras_vgg.tuning.plots import plot_parallel, plot_search
 
 BEST = "best_recipe.py"

@@ -19,11 +19,11 @@ from keras_tuner.engine.base_tuner import BaseTuner
 from keras_tuner.engine.trial import Trial
 from keras_tuner.errors import FailedTrialError, FatalError, FatalValueError
 
-from keras_vgg.atomic import write_atomically
-from keras_vgg.fit.run import Run, RunInUse, read_fields
+from keras_vgg.files import write_json
 from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run, RunInUse, read_fields
 from keras_vgg.tuning.hypermodel import Limits, VGGHyperModel, cost
-from keras_vgg.tuning.oracle import alive, make_oracle, quiet_keras_tuner, serve, write_json
+from keras_vgg.tuning.oracle import alive, make_oracle, quiet_keras_tuner, serve
 from keras_vgg.tuning.results import PRUNED, Attempt, attempts, best, write_results
 from keras_vgg.tuning.space import Range, Space, declare
 from keras_vgg.tuning.watch import Watch
@@ -182,7 +182,7 @@ def _claim(workdir: Path, described: dict[str, Any]) -> None:
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise ValueError(f"{workdir} exists and is not a search; choose another workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write_text(json.dumps(described, indent=2) + "\n"))
+    write_json(path, described)
 
 
 def _described(choices: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from keras_vgg.atomic import PARTIAL, write_atomically
+from keras_vgg.files import PARTIAL, write_atomically, write_json
 from keras_vgg.recipe import Recipe
 
 _LOCK = ".lock"
@@ -180,7 +180,7 @@ class Run:
         return read_fields(self.directory / name)
 
     def write_json(self, name: str, value: Any) -> None:
-        self._write_text(name, json.dumps(value, indent=2) + "\n")
+        write_json(self.directory / name, value)
 
     def write_recipe(self) -> None:
         self._write_text("recipe.json", self.recipe.to_json())
@@ -198,7 +198,9 @@ class Run:
         self._write_text("metrics.csv", text.getvalue())
 
     def _write_text(self, name: str, text: str) -> None:
-        write_atomically(self.directory / name, lambda path: path.write_text(text))
+        write_atomically(
+            self.directory / name, lambda path: path.write_text(text, encoding="utf-8")
+        )
 
 
 @contextlib.contextmanager

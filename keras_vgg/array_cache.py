@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_vgg.atomic import write_atomically
+from keras_vgg.files import read_arrays, write_atomically
 
 
-class Pieces:
+class ArrayCache:
     """Arrays with the same first axis, items 0 to `done`, in one .npz file for each `add`.
 
     Args:
@@ -72,11 +72,11 @@ class Pieces:
         found: dict[str, list[np.ndarray]] = {}
         for path in self._paths:
             try:
-                with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                    for name in file.files:
-                        found.setdefault(name, []).append(file[name])
-            except (ValueError, EOFError, zipfile.BadZipFile) as error:
+                arrays = read_arrays(path)
+            except ValueError as error:
                 raise OSError(
-                    f"{path} is damaged, delete it to compute it again: {error}"
+                    f"{path} is damaged, delete it to compute it again: {error.__cause__}"
                 ) from error
+            for name, array in arrays.items():
+                found.setdefault(name, []).append(array)
         return {name: np.concatenate(arrays) for name, arrays in found.items()}

@@ -1,11 +1,12 @@
-"""keras_vgg.atomic: whole or not at all."""
+"""keras_vgg.files: whole or not at all."""
 
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from keras_vgg.atomic import write_atomically
+from keras_vgg.files import read_arrays, write_atomically
 
 
 def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
@@ -39,3 +40,20 @@ def test_what_succeeds_replaces_it_and_can_be_read_by_all(tmp_path: Path) -> Non
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "nowhere" / "a.json", Path.touch)
+
+
+def test_arrays_are_read_or_the_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.arange(3))
+    np.testing.assert_array_equal(read_arrays(path)["x"], np.arange(3))
+    good = path.read_bytes()
+    # A header that is no Python: NumPy says so in ways that depend on Python's version.
+    for text in (b"{'descr'\0", b"{'descr'(", b"\xff'descr' "):
+        path.write_bytes(good.replace(b"{'descr':", text))
+        with pytest.raises(ValueError, match=r"a\.npz is damaged"):
+            read_arrays(path)
+    path.write_bytes(good[:50])
+    with pytest.raises(ValueError, match=r"a\.npz is damaged"):
+        read_arrays(path)
+    with pytest.raises(FileNotFoundError):
+        read_arrays(tmp_path / "none.npz")
