@@ -55,7 +55,7 @@ def write_json(path: Path, value: Any) -> None:
 # zipfile and NumPy have many ways to say that a file is damaged; TokenError is NumPy's from
 # Python 3.12 on, for a header that is no Python.
 _DAMAGE = (
-    *(KeyError, EOFError, RuntimeError, NotImplementedError),
+    *(OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError),
     *(struct.error, tokenize.TokenError, zipfile.BadZipFile),
 )
 
@@ -64,11 +64,12 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Read every array of an .npz file, by its name.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be opened.
         ValueError: it is damaged. The error names the file.
     """
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, *_DAMAGE) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    with path.open("rb") as opened:
+        try:
+            with np.load(opened, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except _DAMAGE as error:
+            raise ValueError(f"{path} is damaged: {error}") from error

@@ -285,9 +285,10 @@ def _mixed(records: Records, seed: tf.Tensor, skip: tf.Tensor) -> tf.data.Datase
     """
     paths, starts, stops = records.columns()
     sizes = stops - starts
-    order = tf.random.experimental.stateless_shuffle(tf.range(len(paths)), seed)
-    groups = -(-len(paths) // MIXED_SHARDS)
-    group_of = tf.range(len(paths)) // MIXED_SHARDS
+    count = tf.size(paths)  # len() would need AutoGraph, which source code must be at hand for
+    order = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
+    groups = -(-count // MIXED_SHARDS)
+    group_of = tf.range(count) // MIXED_SHARDS
     ends = tf.cumsum(tf.math.segment_sum(tf.gather(sizes, order), group_of))
     first = tf.searchsorted(ends, skip[tf.newaxis], side="right")[0]
     passed = tf.where(first > 0, ends[tf.maximum(first - 1, 0)], 0)
@@ -304,7 +305,7 @@ def _mixed(records: Records, seed: tf.Tensor, skip: tf.Tensor) -> tf.data.Datase
         )
         return _shuffled(found, tf.random.fold_in(seed, number))
 
-    numbers = tf.data.Dataset.range(tf.cast(first, tf.int64), groups)
+    numbers = tf.data.Dataset.range(tf.cast(first, tf.int64), tf.cast(groups, tf.int64))
     return numbers.flat_map(group).skip(skip - passed)
 
 
