@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 
-from keras_vgg.files import write_atomically
 from keras_vgg.fit import checkpoint, hosts
-from keras_vgg.fit.distribution import portable
+from keras_vgg.fit.keeping import Keeper
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
 from keras_vgg.fit.stopping import StopRequest
 from keras_vgg.run import Run
@@ -47,8 +43,7 @@ class Recorder(keras.callbacks.Callback):
         stop: StopRequest | None = None,
     ) -> None:
         super().__init__()
-        self._whole = whole
-        self._writes = hosts.index() == 0
+        self._keeper = Keeper(run, whole)
         self._stop = stop or StopRequest()
         self.run = run
         self.steps_per_epoch = steps_per_epoch
@@ -62,33 +57,9 @@ class Recorder(keras.callbacks.Callback):
         self._kept_at = time.perf_counter()
 
     def restore(self, model: keras.Model) -> checkpoint.Progress:
-        """Load the newest readable checkpoint, if there is one; returns how far it is.
-
-        Raises:
-            ValueError: there are checkpoints, and none can be read.
-        """
-        unreadable = []
-        for path in reversed(self.run.checkpoints):
-            try:
-                self._resumed = checkpoint.load(path, model)
-            except (OSError, ValueError) as error:
-                warnings.warn(
-                    f"checkpoint {path} cannot be read, trying an older: {error}", stacklevel=2
-                )
-                unreadable.append(path)
-                continue
-            self.history = [*self._resumed.history]
-            if self._writes:
-                for newer in unreadable:
-                    newer.unlink()
-                if self.history:
-                    self.run.write_history(self.history)
-            return self._resumed
-        if unreadable:
-            raise ValueError(
-                f"none of the checkpoints of {self.run.directory} can be read; "
-                "train in another workdir"
-            )
+        """Go on from the newest readable checkpoint; see `Keeper.restore`."""
+        self._resumed = self._keeper.restore(model)
+        self.history = [*self._resumed.history]
         return self._resumed
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
@@ -150,14 +121,10 @@ class Recorder(keras.callbacks.Callback):
         row["images_per_second"] = round(images / trained, 1) if trained else 0.0
         row["seconds"] = round(self._seconds(), 3)
         self.history.append(row)
-        if best_row(self.history) is row and self._writes:
-            whole = self._whole or self.model
-            bare = keras.Model(whole.inputs[0], whole.outputs[0], name=whole.name)
-            with portable(bare):
-                self._write(self.run.model_path, bare.save)
+        if best_row(self.history) is row:
+            self._keeper.write_model(self._trained())
         self._keep(checkpoint.Progress(self.history))
-        if self._writes:
-            self.run.write_history(self.history)
+        self._keeper.write_history(self.history)
         if is_over(recipe, self.history):
             self.model.stop_training = True
 
@@ -182,25 +149,11 @@ class Recorder(keras.callbacks.Callback):
 
     def _keep(self, progress: checkpoint.Progress) -> None:
         self._kept_at = time.perf_counter()
-        if not self._writes:
-            return
-        name = checkpoint.file_name(progress.epoch, progress.step)
-        path = self.run.directory / "checkpoints" / name
-        path.parent.mkdir(exist_ok=True)
-        self._write(path, lambda target: checkpoint.save(target, self.model, progress))
-        for old in self.run.checkpoints[: -self.run.recipe.keep_checkpoints]:
-            old.unlink()
+        self._keeper.write_checkpoint(self._trained(), progress)
 
-    def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
-        try:
-            write_atomically(path, write)
-        except OSError as error:
-            raise OSError(f"{path} cannot be written: {error}. {self._kept()}") from error
-
-    def _kept(self) -> str:
-        if self.run.checkpoints:
-            return f"The checkpoints in {self.run.directory} are from before"
-        return "No checkpoint had been written"
+    def _trained(self) -> keras.Model:
+        assert self.model is not None, "Keras gives a callback its model before it trains"
+        return self.model
 
     def _require_finite(self, logs: dict[str, Any] | None, when: str) -> None:
         if not all(map(math.isfinite, (logs or {}).values())):
@@ -215,5 +168,5 @@ class Recorder(keras.callbacks.Callback):
             f"{what} {when}, learning rate {self.learning_rate:g}. Try a lower "
             "--learning-rate, a longer --warmup-epochs"
             + ("" if self.run.recipe.batch_norm else ", or --batch-norm True")
-            + f". {self._kept()}"
+            + f". {self._keeper.what_is_kept()}"
         )
