@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from keras_vgg import data, hardware, runs
 from keras_vgg import fit as fitting
-from keras_vgg.fit import Run, TrainingDiverged, checkpoint, fit
+from keras_vgg.fit import Run, TrainingDiverged, checkpoint, fit, training
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.recipe import Recipe
 from keras_vgg.versions import package_versions
@@ -376,7 +376,7 @@ def test_environment_is_recorded(finished):
 def test_the_engine_that_is_recorded_is_the_processors(tmp_path, monkeypatch, flags, engine):
     (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
     monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "cpuinfo")
-    found = fitting._environment(hardware.choose_engine(TINY.replace(devices="cpu")))
+    found = training.describe_environment(hardware.choose_engine(TINY.replace(devices="cpu")))
     assert (found["engine"], found["precision"]) == (engine, "float32")
 
 
@@ -387,7 +387,7 @@ def test_a_package_without_metadata_does_not_end_a_training(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", missing)
-    found = fitting._environment(hardware.choose_engine(TINY))["packages"]
+    found = training.describe_environment(hardware.choose_engine(TINY))["packages"]
     assert (found["tensorflow"], found["keras"]) == (tf.__version__, keras.__version__)
     assert package_versions(["no-such-package"]) == {"no-such-package": None}
 

@@ -245,7 +245,7 @@ def test_blocks_before_freeze_until_are_kept(pretrained, tmp_path):
 )
 def test_how_much_of_the_classifier_is_loaded(pretrained, init_head, kept):
     recipe = recipe_from(pretrained, init_head=init_head)
-    initial = fitting.initial_weights(recipe)
+    initial = initial_weights(recipe)
     statistics = channel_statistics(recipe, None)
     model = fitting.build_model(recipe, 10, statistics, initial=initial)
     before = weights_of(pretrained.model(), "fc", "pred")
@@ -266,7 +266,7 @@ def test_published_convolutions_bring_their_preprocessing(data_folder):
         init=str(data_folder / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"),
         head="gap",
     )
-    initial = fitting.initial_weights(recipe)
+    initial = initial_weights(recipe)
     model = fitting.build_model(recipe, 10, channel_statistics(recipe, None), initial=initial)
     expected = keras_vgg.VGG16(
         include_top=False, weights=recipe.init, input_shape=(32, 32, 3), include_preprocessing=True

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_vgg.containers import require_archive
 from keras_vgg.files import read_arrays
 from keras_vgg.finite import is_finite
 
@@ -71,6 +72,7 @@ def load(path: Path, model: keras.Model) -> Progress:
         OSError: the file cannot be read; nothing has been set.
         ValueError: it is damaged, of another model or holds NaN; nothing has been set.
     """
+    require_archive(path)
     arrays = read_arrays(path)
     if "progress" not in arrays:
         raise ValueError(f"{path} is not whole")
@@ -83,6 +85,9 @@ def load(path: Path, model: keras.Model) -> Progress:
         raise ValueError(f"{path} is not whole")
     if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
         raise ValueError(f"{path} is of another model")
+    wrong = sorted({str(v.dtype) for v in arrays.values() if v.dtype.kind not in "biuf"})
+    if wrong:
+        raise ValueError(f"{path} is damaged: it holds {', '.join(wrong)} instead of real numbers")
     if not all(map(is_finite, values)):
         raise ValueError(f"{path} holds values that are not finite")
     for variable, value in zip(variables, values, strict=True):

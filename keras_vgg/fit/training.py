@@ -1,0 +1,324 @@
+"""From a recipe and a claimed run directory to a trained run: what `fit` does, step by step."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_vgg import __version__, data, hardware, report, transfer
+from keras_vgg import weights as weight_files
+from keras_vgg.fit import distribution, frozen, hosts
+from keras_vgg.fit.callbacks import Recorder
+from keras_vgg.fit.checkpoint import Progress
+from keras_vgg.fit.inputs import (
+    channel_statistics,
+    describe,
+    evaluation_transform,
+    in_parts,
+    load_source,
+    one_hot,
+    require_same_data,
+    training_data,
+    validation_data,
+)
+from keras_vgg.fit.model import build_model, compile_model, initial_weights
+from keras_vgg.fit.progress import TrainingProgress
+from keras_vgg.fit.schedule import best_row, is_over
+from keras_vgg.fit.stopping import StopRequest
+from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
+from keras_vgg.versions import package_versions
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A run's data and networks, before the first step.
+
+    Attributes:
+        whole: The recipe's network.
+        base: Its frozen base, whose features are computed once; None: there is none.
+        trained: What model.fit trains: the rest of the network, or all of it.
+        statistics: Of the training images' channels.
+        initial: The first weights, where the recipe names some.
+        described: What data.json holds.
+    """
+
+    source: data.Source
+    described: dict[str, Any]
+    statistics: data.ChannelStatistics
+    initial: weight_files.Weights | None
+    whole: keras.Model
+    base: keras.Model | None
+    trained: keras.Model
+
+    @property
+    def validation(self) -> data.Split:
+        assert self.source.validation is not None  # `_prepare` has looked
+        return self.source.validation
+
+
+def train(
+    run: Run,
+    engine: hardware.Engine,
+    is_new: bool,
+    verbose: int | str,
+    callbacks: Sequence[keras.callbacks.Callback],
+) -> Run:
+    recipe = run.recipe
+    first = hosts.index() == 0  # of several hosts, the one that writes and speaks
+    verbose = verbose if first else 0
+    keras.utils.set_random_seed(recipe.seed)
+    prepared = _prepare(run, engine, is_new)
+    source, trained = prepared.source, prepared.trained
+    steps = data.steps_per_epoch(source.train, recipe.batch_size // hosts.count(), hosts.count())
+    stop = StopRequest()
+    recorder = Recorder(run, steps, whole=prepared.whole, stop=stop)
+    begun = recorder.restore(trained)
+    # Before the first writes what the others read.
+    hosts.require_same("checkpoint", [begun.epoch, begun.step])
+    if is_new and first:
+        _write_first_files(run, engine, prepared)
+    if verbose:
+        _announce(prepared, recipe, engine, begun)
+    training, validation = _datasets(run, prepared, verbose)
+    batches = -(-prepared.validation.size // recipe.part_size)
+    progress = TrainingProgress(recorder, batches, verbose)
+    called = [recorder, progress, *callbacks]
+    if first:
+        board = keras.callbacks.TensorBoard(run.directory / "tensorboard", write_graph=False)
+        called.insert(1, board)
+    epoch = begun.epoch
+    with data.bad_images_named(source.train, prepared.validation), progress, stop:
+        if begun.step:
+            # Keras' fit begins with whole epochs: what is left of this one is a fit of its own.
+            _end_epoch(trained, training, validation, recorder, begun, called)
+            epoch += 1
+        over = trained.stop_training or is_over(recipe, recorder.history)
+        if epoch < recipe.epochs and not over:
+            parts = steps * recipe.gradient_accumulation
+            _fit(trained, training(epoch), validation, called, epoch, recipe.epochs, parts)
+    if first:
+        _write_results(run, recorder.history, prepared.whole, engine)
+    hosts.wait("finished")
+    return run
+
+
+def _prepare(run: Run, engine: hardware.Engine, is_new: bool) -> _Prepared:
+    """Open the data and build and compile the network, as the run began them."""
+    recipe = run.recipe
+    source = load_source(recipe)
+    if source.validation is None:
+        raise ValueError(
+            f"{recipe.source} leaves no validation images to select a model on; "
+            "give validation_fraction more than 0"
+        )
+    described = describe(source)
+    if not is_new:
+        require_same_data(run, described)
+    with data.bad_images_named(source.train):
+        statistics = channel_statistics(recipe, source.train)
+    initial = initial_weights(recipe)
+    if initial is not None and not is_new:
+        _require_same_weights(run, initial)
+    model = build_model(recipe, len(source.class_names), statistics, engine.precision, initial)
+    distribution.synchronize(model, engine)
+    transfer.freeze(model, recipe.freeze_until)
+    base, trained = None, model
+    if recipe.freeze_until == "all" and not frozen.varies(recipe) and _is_tensorflow():
+        base, trained = frozen.split_model(model)
+    compile_model(trained, recipe, engine)
+    trained.optimizer.build(trained.trainable_variables)
+    return _Prepared(source, described, statistics, initial, model, base, trained)
+
+
+def _write_first_files(run: Run, engine: hardware.Engine, prepared: _Prepared) -> None:
+    """Write what decides the run. Without checkpoints it stays a new run."""
+    environment = describe_environment(engine)
+    run.write_recipe()  # first: a directory with anything else is refused
+    run.write_json("data.json", prepared.described)
+    run.write_json("environment.json", environment)
+    initial = prepared.initial
+    if initial is not None:
+        run.write_json("init.json", {"source": initial.source, "sha256": initial.sha256()})
+
+
+def _announce(
+    prepared: _Prepared, recipe: Recipe, engine: hardware.Engine, begun: Progress
+) -> None:
+    source, model = prepared.source, prepared.whole
+    print(
+        f"{source.name}: {source.train.size} training, {prepared.validation.size} validation "
+        f"images, {len(source.class_names)} classes\n{model.name}: {model.count_params():,} "
+        f"parameters; {engine}{_where(begun)}"
+    )
+    if recipe.freeze_until == "all" and _is_tensorflow():
+        print(_how_frozen(recipe))
+
+
+def _datasets(
+    run: Run, prepared: _Prepared, verbose: int | str
+) -> tuple[Callable[..., tf.data.Dataset], tf.data.Dataset]:
+    """Return training batches from an epoch and a step on, and validation batches."""
+    recipe, source = run.recipe, prepared.source
+    with data.bad_images_named(source.train, prepared.validation):
+        if prepared.base is not None:
+            return _feature_datasets(run, prepared, prepared.base, verbose)
+        training = partial(training_data, recipe, source, prepared.statistics)
+        return training, validation_data(recipe, source)
+
+
+def _write_results(
+    run: Run, history: list[dict[str, float]], model: keras.Model, engine: hardware.Engine
+) -> None:
+    """Write the curve and results.json, which ends the run."""
+    report.plot_history(history, run.directory / "training_curve.png")
+    best = best_row(history)
+    run.add_results(
+        epochs=len(history),
+        best_epoch=best["epoch"],
+        validation_accuracy=best["val_accuracy"],
+        validation_loss=best["val_loss"],
+        parameters=model.count_params(),
+        training_seconds=round(sum(row["seconds"] for row in history), 1),
+        peak_memory=hardware.peak_memory(engine),
+    )
+
+
+def _fit(
+    model: keras.Model,
+    training: tf.data.Dataset,
+    validation: tf.data.Dataset,
+    callbacks: list[keras.callbacks.Callback],
+    first: int,
+    last: int,
+    steps: int,
+) -> None:
+    model.fit(
+        training,
+        epochs=last,
+        initial_epoch=first,
+        steps_per_epoch=steps,
+        validation_data=validation,
+        callbacks=callbacks,
+        shuffle=False,  # the data set shuffles, and Keras warns of the default
+        verbose=0,
+    )
+
+
+def _end_epoch(
+    model: keras.Model,
+    training: Callable[[int, int], tf.data.Dataset],
+    validation: tf.data.Dataset,
+    recorder: Recorder,
+    begun: Progress,
+    callbacks: list[keras.callbacks.Callback],
+) -> None:
+    """The steps that are left of a begun epoch, and its validation."""
+    recipe = recorder.run.recipe
+    # Metrics have variables, to restore, when they have seen a batch.
+    shape = (recipe.part_size // hosts.count(), *model.input_shape[1:])
+    targets = np.zeros((shape[0], model.output_shape[-1]), "float32")
+    model.test_on_batch(np.zeros(shape, "float32"), targets)
+    epoch, left = begun.epoch, recorder.steps_per_epoch - begun.step
+    if left:
+        rest, parts = training(epoch, begun.step), left * recipe.gradient_accumulation
+        _fit(model, rest, validation, callbacks, epoch, epoch + 1, parts)
+        return
+    called = keras.callbacks.CallbackList(callbacks, model=model)
+    called.on_train_begin()
+    called.on_epoch_begin(epoch)
+    logs = {name: float(value) for name, value in model.get_metrics_result().items()}
+    found = model.evaluate(validation, callbacks=called, return_dict=True, verbose=0)
+    logs |= {f"val_{name}": value for name, value in found.items()}
+    called.on_epoch_end(epoch, logs)
+    called.on_train_end(logs)
+
+
+def _where(begun: Progress) -> str:
+    if begun.step:
+        return f"; resumed after step {begun.step} of epoch {begun.epoch + 1}"
+    return f"; resumed after epoch {begun.epoch}" if begun.epoch else ""
+
+
+def _feature_datasets(
+    run: Run, prepared: _Prepared, base: keras.Model, verbose: int | str
+) -> tuple[Callable[..., tf.data.Dataset], tf.data.Dataset]:
+    """As `_datasets`, of the features that the frozen base gives."""
+    recipe, source = run.recipe, prepared.source
+    found = [
+        frozen.Features(
+            base,
+            split,
+            evaluation_transform(recipe),
+            mirrored=mirrored,
+            folder=run.directory / "features" / split.name,
+            verbose=verbose not in (0, 2),
+        )
+        for split, mirrored in (
+            (source.train, recipe.horizontal_flip),
+            (prepared.validation, False),
+        )
+    ]
+    seconds = sum(features.seconds for features in found)
+    if verbose and seconds:
+        print(f"features of {sum(f.size for f in found):,} images computed in {seconds:.0f} s")
+    training, validation = found
+    targets = partial(one_hot, classes=len(source.class_names))
+
+    def from_step(epoch: int, step: int = 0) -> tf.data.Dataset:
+        batches = training.training(recipe.batch_size, recipe.seed, epoch, step)
+        return in_parts(recipe, batches).map(targets)
+
+    return from_step, validation.evaluation(recipe.part_size).map(targets)
+
+
+def _is_tensorflow() -> bool:
+    """On JAX the features of a frozen base are not kept; it runs every epoch."""
+    return keras.backend.backend() == "tensorflow"
+
+
+def _how_frozen(recipe: Recipe) -> str:
+    varying = frozen.varies(recipe)
+    if varying:
+        return (
+            f"the frozen base runs every epoch, because {', '.join(varying)} give it new images; "
+            "with train_scale and eval_scale at image_size, and no other augmentation than "
+            "horizontal_flip, its features are computed once"
+        )
+    return "the frozen base's features are computed once"
+
+
+def _require_same_weights(run: Run, initial: weight_files.Weights) -> None:
+    before = run.read_json("init.json")
+    if initial.sha256() != before["sha256"]:
+        raise ValueError(
+            f"the weights of {initial.source} have changed since {run.directory} began from "
+            f"{before['source']}; choose another workdir"
+        )
+
+
+def describe_environment(engine: hardware.Engine) -> dict[str, Any]:
+    packages = ["keras", "tensorflow", "tensorflow-datasets", "numpy"]
+    if not _is_tensorflow():
+        packages.append(keras.backend.backend())
+    return {
+        "keras_vgg": __version__,
+        "packages": package_versions(packages),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "engine": str(engine),
+        "precision": engine.precision,
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
