@@ -34,10 +34,23 @@ def require_finite_images(images: Any, subject: str = "the images hold") -> None
 
 
 def require_finite_weights(model: Any) -> None:
-    """Raise a ValueError that names the layers of a Keras model whose weights are not finite."""
+    """Refuse weights that no training makes.
+
+    Raises:
+        ValueError: weights of a Keras model are not finite, or a batch normalisation has a negative
+            variance. The error names them.
+    """
     broken = [weight.path for weight in model.weights if not is_finite(weight.value)]
     if broken:
         raise ValueError(
             f"the weights of model {model.name!r} are not finite in {', '.join(broken)}: they hold "
             "NaN or infinity"
+        )
+    from keras import ops
+
+    variances = [weight for weight in model.weights if weight.name == "moving_variance"]
+    negative = [weight.path for weight in variances if bool(ops.any(weight.value < 0))]
+    if negative:
+        raise ValueError(
+            f"the weights of model {model.name!r} hold negative variances in {', '.join(negative)}"
         )

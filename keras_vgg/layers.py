@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -74,6 +75,23 @@ class LocalResponseNormalization(keras.layers.Layer):
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 
 
+_FLOAT32_MAX = float(np.finfo("float32").max)
+
+
+def _finite_numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
+    """Values as numbers that float32 holds; a ValueError that shows them if they are none."""
+    try:
+        numbers = () if isinstance(values, str) else tuple(map(float, values))
+        listed = not any(isinstance(value, str) for value in values)
+    except (TypeError, ValueError, OverflowError):
+        numbers, listed = (), False
+    if not (numbers and listed and all(abs(n) <= _FLOAT32_MAX for n in numbers)):
+        raise ValueError(
+            f"{name} must be finite numbers, one for each channel, not {str(values)[:80]}"
+        )
+    return numbers
+
+
 @keras.saving.register_keras_serializable("keras_vgg")
 class ImagePreprocessing(keras.layers.Layer):
     """Turns an image into what a network was trained on: (x - mean) / std, RGB or BGR.
@@ -86,6 +104,10 @@ class ImagePreprocessing(keras.layers.Layer):
         std: Likewise; a single 1.0 leaves the scale alone.
         channel_order: "rgb" or "bgr", what leaves the layer.
         data_format: Keras' default where None.
+
+    Raises:
+        ValueError: `mean` or `std` are not finite numbers, a `std` is not positive, or the order
+            is another.
     """
 
     def __init__(
@@ -100,10 +122,10 @@ class ImagePreprocessing(keras.layers.Layer):
         super().__init__(**kwargs)
         if channel_order not in ("rgb", "bgr"):
             raise ValueError(f"channel_order must be 'rgb' or 'bgr', not {channel_order!r}")
-        if any(s <= 0 for s in std):
-            raise ValueError(f"std must be positive, not {tuple(std)}")
-        self.mean = tuple(float(m) for m in mean)
-        self.std = tuple(float(s) for s in std)
+        self.mean = _finite_numbers("mean", mean)
+        self.std = _finite_numbers("std", std)
+        if any(s <= 0 or 1 / s > _FLOAT32_MAX for s in self.std):
+            raise ValueError(f"std must be positive, not {self.std}")
         self.channel_order = channel_order
         self.data_format = data_format or keras.config.image_data_format()
 

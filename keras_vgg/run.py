@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from keras_vgg.containers import require_archive, require_hdf5
 from keras_vgg.files import PARTIAL, write_atomically, write_json
 from keras_vgg.recipe import Recipe
 
@@ -157,6 +158,8 @@ class Run:
             raise ValueError(f"{self.directory} has not finished training; resume it first")
         self.read_json("results.json")  # damage is found before anything is computed
         self.require_model()
+        require_archive(self.model_path)
+        require_hdf5(self.model_path, "model.weights.h5")
         try:
             model = keras.saving.load_model(self.model_path, compile=False)
         except MemoryError:

@@ -9,6 +9,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_vgg.containers import require_archive
+from keras_vgg.finite import is_finite
 from keras_vgg.weights import keras_format, torch_format
 from keras_vgg.weights.published import NAMES, find
 from keras_vgg.weights.tensors import TOP, Tensors, Weights, check
@@ -31,8 +33,11 @@ def read_weights(path: str | Path) -> Weights:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is none of these, is damaged, holds objects other than tensors, or
-            values that are not finite floating-point numbers.
+        OSError: it cannot be opened.
+        ValueError: the file is none of these, is damaged, claims more than its size explains, or
+            takes too long (`keras_vgg.containers` states the limits); it holds objects other than
+            tensors, or values that no network has: not floating-point numbers, not finite, or
+            negative variances. The error names the file.
     """
     path = Path(path)
     if not path.exists():
@@ -56,11 +61,7 @@ def _reader(path: Path):
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return keras_format.read_h5
     if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+        names = require_archive(path)
         if "model.weights.h5" in names:
             return keras_format.read_archive
         if any(name.endswith("data.pkl") for name in names):
@@ -145,7 +146,8 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
         drop: Layers to leave alone, in the model and in the weights.
 
     Raises:
-        ValueError: lists the layers that are missing, left over, or of another shape.
+        ValueError: lists the layers that are missing, left over, of another shape, or whose values
+            are too large for the model's type.
     """
     layers = {layer.name: layer for layer in model.layers if layer.weights}
     tensors = weights.tensors
@@ -163,11 +165,12 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
         same = len(wanted) == len(found) and all(map(_same_numbers, wanted, found))
         if not same or not _same_map(model, name, found[0]):
             problems.append(f"{name} is {found}, the model wants {wanted}")
-        else:
-            plan += [
-                (w, np.reshape(t, w.shape))
-                for w, t in zip(layers[name].weights, tensors[name], strict=True)
-            ]
+            continue
+        pairs = [*zip(layers[name].weights, tensors[name], strict=True)]
+        problems += [
+            f"{w.path} holds values too large for {w.dtype}" for w, t in pairs if _overflows(t, w)
+        ]
+        plan += [(w, np.reshape(t, w.shape)) for w, t in pairs]
     if problems:
         raise ValueError(
             f"weights of {weights.source} do not fit the model {model.name}, nothing was loaded: "
@@ -176,6 +179,15 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
         )
     for weight, value in plan:
         weight.assign(value)
+
+
+def _overflows(values: np.ndarray, weight: keras.Variable) -> bool:
+    """Whether finite values become infinite in a weight's type, such as 1e300 in float32."""
+    kind = np.dtype(weight.dtype if weight.dtype in ("float16", "float64") else "float32")
+    if values.dtype.itemsize <= kind.itemsize:
+        return False
+    with np.errstate(over="ignore"):
+        return is_finite(values) and not is_finite(values.astype(kind))
 
 
 def _same_map(model: keras.Model, name: str, found: tuple[int, ...]) -> bool:

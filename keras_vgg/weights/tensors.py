@@ -14,6 +14,11 @@ Tensors = dict[str, list[np.ndarray]]
 # The classifier's layers, as they are called in every head.
 TOP = ("fc1", "fc2", "predictions")
 
+# The arrays of a batch normalisation: gamma, beta, moving mean and, last, moving variance.
+BATCH_NORM_ARRAYS = 4
+
+_KINDS = tuple(np.dtype(kind) for kind in ("float16", "float32", "float64"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -48,7 +53,8 @@ def check(weights: Weights) -> None:
     """Refuse weights that cannot be a network's.
 
     Raises:
-        ValueError: there are none, or values that are not finite or not floating-point numbers.
+        ValueError: there are none, or values that are not finite or not floating-point numbers;
+            an array is empty; a variance of batch normalisation is negative.
     """
     if not weights.tensors:
         raise ValueError(f"{weights.source} holds no layer weights")
@@ -56,7 +62,7 @@ def check(weights: Weights) -> None:
         f"{name} ({value.dtype})"
         for name, values in weights.tensors.items()
         for value in values
-        if not np.issubdtype(value.dtype, np.floating)
+        if value.dtype not in _KINDS
     }
     if wrong:
         raise ValueError(
@@ -70,3 +76,13 @@ def check(weights: Weights) -> None:
     ]
     if bad:
         raise ValueError(f"{weights.source} holds values that are not finite in {', '.join(bad)}")
+    empty = [n for n, values in weights.tensors.items() if not all(v.size for v in values)]
+    if empty:
+        raise ValueError(f"{weights.source} holds arrays without values in {', '.join(empty)}")
+    negative = [
+        name
+        for name, values in weights.tensors.items()
+        if len(values) == BATCH_NORM_ARRAYS and (values[-1] < 0).any()
+    ]
+    if negative:
+        raise ValueError(f"{weights.source} holds negative variances in {', '.join(negative)}")

@@ -13,15 +13,22 @@ import json
 import math
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from keras_vgg.containers import require_archive, require_plausible_size
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.weights.tensors import TOP, Tensors, Weights
+
+if TYPE_CHECKING:
+    import torch
 
 NAMINGS = {
     "torchvision": ("classifier.0", "classifier.3", "classifier.6"),
@@ -37,7 +44,9 @@ def read_safetensors(path: Path) -> Weights:
         with safe_open(path, "np") as file:
             state = {name: _widened(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             said = (file.metadata() or {}).get("preprocessing")
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # of a type that NumPy has not, a damaged header, names not UTF-8
         raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
     return _weights(state, str(path), said)
 
@@ -56,22 +65,56 @@ def read_pth(path: Path) -> Weights:
         )
     import torch
 
+    if zipfile.is_zipfile(path):
+        require_archive(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # types that are refused below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is refused: it is damaged, or its pickle asks for objects that are not "
             "tensors, which could run code. Take the same weights as .safetensors"
         ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"{path} is damaged, or no PyTorch file: {error}") from error
     if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
         raise ValueError(f"{path} is no state dict: it must map names to tensors")
+    wrong = {type(name).__name__ for name in state if not isinstance(name, str)}
+    if wrong:
+        raise ValueError(
+            f"{path} is no state dict: its names must be text, not {', '.join(sorted(wrong))}"
+        )
+    peculiar = [f"{name} ({kind})" for name, value in state.items() if (kind := _peculiar(value))]
+    if peculiar:
+        raise ValueError(
+            f"{path} holds tensors that are not dense floating-point numbers: {_listed(peculiar)}; "
+            "save them as dense float32"
+        )
+    require_plausible_size(path, sum(v.numel() * v.element_size() for v in state.values()))
     arrays = {
         name: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
         for name, value in state.items()
     }
     return _weights(arrays, str(path), None)
+
+
+def _peculiar(value: torch.Tensor) -> str | None:
+    """What keeps a tensor from being an array of real numbers, if anything does."""
+    if value.is_nested:
+        return "nested"
+    if str(value.layout) != "torch.strided":
+        return str(value.layout).removeprefix("torch.")
+    if value.is_meta:
+        return "meta, without values"
+    if value.is_quantized:
+        return "quantised"
+    if value.is_neg():
+        return "a negated view"
+    plain = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64")
+    kind = str(value.dtype).removeprefix("torch.")
+    return None if kind in (*plain, "uint8", "bool") else kind
 
 
 def write_safetensors(
@@ -118,9 +161,11 @@ def _weights(state: Mapping[str, np.ndarray], source: str, said: str | None) -> 
     if said:
         try:
             values = json.loads(said)
-            preprocessing = ImagePreprocessing(**values) if values else None
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{source} states a preprocessing that is none: {said}") from error
+            preprocessing = ImagePreprocessing(*(values[n] for n in _SAID)) if values else None
+        except (TypeError, ValueError, LookupError, RecursionError) as error:
+            raise ValueError(
+                f"{source} states a preprocessing that is none: {said[:200]} ({error})"
+            ) from error
     note = ""
     broken = [n for n in TOP if n in tensors and not np.isfinite(tensors[n][0]).any()]
     if broken == list(TOP) and not said:
@@ -144,7 +189,7 @@ def from_torch(state: Mapping[str, np.ndarray], source: str) -> Tensors:
     rest = {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
     convolutions, norm = [], False
     for name, value in rest.items():
-        match = re.fullmatch(r"features\.(\d+)\.weight", name)
+        match = re.fullmatch(r"features\.([0-9]{1,3})\.weight", name)
         if match and value.ndim == 4:
             convolutions.append(int(match[1]))
         norm = norm or bool(match and value.ndim != 4)
@@ -153,6 +198,9 @@ def from_torch(state: Mapping[str, np.ndarray], source: str) -> Tensors:
             f"{source} holds no VGG in torchvision's or timm's naming (features.0.weight ...): "
             f"its tensors are {_listed(state)}"
         )
+    empty = [name for name, value in rest.items() if value.size == 0]
+    if empty:
+        raise ValueError(f"{source} holds tensors without values: {_listed(empty)}")
     tensors: Tensors = {}
     missing = []
 
