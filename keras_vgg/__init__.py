@@ -1,46 +1,98 @@
 """keras_vgg: the VGG family of arXiv:1409.1556, complete, in Keras 3."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-# Public name -> the module that has it; imported when first used.
-_HOMES = {
-    "VGG11": "models",
-    "VGG11LRN": "models",
-    "VGG13": "models",
-    "VGG16": "models",
-    "VGG16C": "models",
-    "VGG19": "models",
-    "vgg": "models",
-    "ImagePreprocessing": "layers",
-    "LocalResponseNormalization": "layers",
-    "load_weights": "weights",
-    "copy_weights": "weights",
-    "read_weights": "weights",
-    "convert_weights": "convert",
-    "preprocess_input": "imagenet",
-    "decode_predictions": "imagenet",
-    "feature_extractor": "transfer",
-    "embed": "transfer",
-    "linear_probe": "transfer",
-    "PerceptualLoss": "transfer",
-    "load_source": "data",
-    "Recipe": "recipe",
-    "load_recipe": "recipe",
-    "evaluate": "evaluation",
-    "grad_cam": "explain",
-    "overlay": "explain",
-}
+__all__ = [
+    "VGG11",
+    "VGG11LRN",
+    "VGG13",
+    "VGG16",
+    "VGG16C",
+    "VGG19",
+    "ImagePreprocessing",
+    "LocalResponseNormalization",
+    "PerceptualLoss",
+    "Recipe",
+    "Run",
+    "__version__",
+    "convert_weights",
+    "copy_weights",
+    "decode_predictions",
+    "embed",
+    "evaluate",
+    "evaluate_run",
+    "export_run",
+    "feature_extractor",
+    "grad_cam",
+    "linear_probe",
+    "load_recipe",
+    "load_source",
+    "load_weights",
+    "overlay",
+    "predict_files",
+    "preprocess_input",
+    "read_weights",
+    "train",
+    "vgg",
+]
 
-__all__ = [*_HOMES, "__version__"]
+# A type checker and an editor read the imports; at run time a name is imported when it is first
+# used, so that the table below and `keras-vgg --help` load no framework.
+if TYPE_CHECKING:
+    from keras_vgg.convert import convert_weights
+    from keras_vgg.data import load_source
+    from keras_vgg.evaluation import evaluate
+    from keras_vgg.explain import grad_cam, overlay
+    from keras_vgg.fit import train
+    from keras_vgg.imagenet import decode_predictions, preprocess_input
+    from keras_vgg.layers import ImagePreprocessing, LocalResponseNormalization
+    from keras_vgg.models import VGG11, VGG11LRN, VGG13, VGG16, VGG16C, VGG19, vgg
+    from keras_vgg.recipe import Recipe, load_recipe
+    from keras_vgg.run import Run
+    from keras_vgg.runs import evaluate_run, export_run, predict_files
+    from keras_vgg.transfer import PerceptualLoss, embed, feature_extractor, linear_probe
+    from keras_vgg.weights import copy_weights, load_weights, read_weights
+else:
+    _HOMES = {
+        "VGG11": "models",
+        "VGG11LRN": "models",
+        "VGG13": "models",
+        "VGG16": "models",
+        "VGG16C": "models",
+        "VGG19": "models",
+        "vgg": "models",
+        "ImagePreprocessing": "layers",
+        "LocalResponseNormalization": "layers",
+        "load_weights": "weights",
+        "copy_weights": "weights",
+        "read_weights": "weights",
+        "convert_weights": "convert",
+        "preprocess_input": "imagenet",
+        "decode_predictions": "imagenet",
+        "feature_extractor": "transfer",
+        "embed": "transfer",
+        "linear_probe": "transfer",
+        "PerceptualLoss": "transfer",
+        "load_source": "data",
+        "Recipe": "recipe",
+        "load_recipe": "recipe",
+        "Run": "run",
+        "train": "fit",
+        "evaluate_run": "runs",
+        "predict_files": "runs",
+        "export_run": "runs",
+        "evaluate": "evaluation",
+        "grad_cam": "explain",
+        "overlay": "explain",
+    }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import keras
 from keras import layers
@@ -22,6 +22,7 @@ from keras_vgg.architecture import (
 from keras_vgg.layers import ImagePreprocessing, LocalResponseNormalization
 
 DEFAULT_SIZE = 224  # the paper's input
+_Options = ParamSpec("_Options")
 
 
 def vgg(
@@ -319,28 +320,36 @@ def _input_shape(
     return tuple(shape)
 
 
-def _builder(configuration: str) -> Callable[..., keras.Model]:
+def _builder(
+    build: Callable[Concatenate[str, _Options], keras.Model], configuration: str
+) -> Callable[_Options, keras.Model]:
+    """Return `vgg` for one configuration, with the other arguments and what explains them."""
     found = get_configuration(configuration)
 
-    def build(*args: Any, **kwargs: Any) -> keras.Model:
-        return vgg(configuration, *args, **kwargs)
+    def builder(*args: _Options.args, **kwargs: _Options.kwargs) -> keras.Model:
+        return build(configuration, *args, **kwargs)
 
-    signature = inspect.signature(vgg, eval_str=True)
+    signature = inspect.signature(build, eval_str=True)
     rest = list(signature.parameters.values())[1:]
     name = found.builder.lower()
     rest = [p.replace(default=name) if p.name == "name" else p for p in rest]
-    build.__signature__ = signature.replace(parameters=rest)
-    build.__name__ = build.__qualname__ = found.builder
-    build.__doc__ = (
-        f"Configuration {found.name} of the paper: {found.weight_layers} weight layers.\n\n"
-        "Drop-in for keras.applications; every argument is explained at `keras_vgg.vgg`."
-    )
-    return build
+    arguments = inspect.cleandoc(build.__doc__ or "").split("Args:\n", 1)[1]
+    arguments = arguments.split("Example:\n")[0].split("\n", 1)[1].rstrip()  # all but the first
+    facts: dict[str, Any] = {
+        "__signature__": signature.replace(parameters=rest),
+        "__name__": found.builder,
+        "__qualname__": found.builder,
+        "__doc__": f"Configuration {found.name} of the paper: {found.weight_layers} weight layers."
+        f"\n\nA drop-in replacement for keras.applications.\n\nArgs:\n{arguments}\n",
+    }
+    for fact, value in facts.items():
+        setattr(builder, fact, value)
+    return builder
 
 
-VGG11 = _builder("A")
-VGG11LRN = _builder("A-LRN")
-VGG13 = _builder("B")
-VGG16C = _builder("C")
-VGG16 = _builder("D")
-VGG19 = _builder("E")
+VGG11 = _builder(vgg, "A")
+VGG11LRN = _builder(vgg, "A-LRN")
+VGG13 = _builder(vgg, "B")
+VGG16C = _builder(vgg, "C")
+VGG16 = _builder(vgg, "D")
+VGG19 = _builder(vgg, "E")

@@ -134,7 +134,7 @@ def api_pages() -> dict[str, str]:
     source = griffe.load(
         "keras_vgg",
         search_paths=[Path(keras_vgg.__file__).parents[1]],
-        extensions=griffe.load_extensions(Path(__file__).with_name("lazy_names.py")),
+        extensions=griffe.load_extensions(Path(__file__).with_name("builders.py")),
     )
     rows = []
     for name in sorted(keras_vgg.__all__, key=str.lower):

@@ -21,7 +21,7 @@ from keras_vgg.fit.inputs import (
 )
 from keras_vgg.fit.model import build_model, compile_model
 from keras_vgg.fit.schedule import best_row, learning_rate, plateau_drops
-from keras_vgg.fit.training import train
+from keras_vgg.fit.training import run_training
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, RunInUse, claim
 
@@ -39,11 +39,12 @@ __all__ = [
     "load_source",
     "plateau_drops",
     "require_same_data",
+    "train",
     "training_transform",
 ]
 
 
-def fit(
+def train(
     recipe: Recipe,
     workdir: str | Path,
     verbose: int | str = "auto",
@@ -94,7 +95,11 @@ def fit(
             return run
         engine = _engine(run, is_new)
         with distribution.scope(engine):
-            return train(run, engine, is_new, verbose, callbacks)
+            return run_training(run, engine, is_new, verbose, callbacks)
+
+
+fit = train
+"""`train`, under the name that it had first."""
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ class _Prepared:
         return self.source.validation
 
 
-def train(
+def run_training(
     run: Run,
     engine: hardware.Engine,
     is_new: bool,

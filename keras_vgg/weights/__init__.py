@@ -1,33 +1,61 @@
 """Published checkpoints, readers of each format, and loading that is whole or not at all."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Name -> the module that has it; imported when first used, so that the table needs no Keras.
-_HOMES = {
-    "CHECKPOINTS": "published",
-    "NAMES": "published",
-    "Checkpoint": "published",
-    "find": "published",
-    "TOP": "tensors",
-    "Tensors": "tensors",
-    "Weights": "tensors",
-    "fetch": "download",
-    "assign": "loading",
-    "copy_weights": "loading",
-    "load_weights": "loading",
-    "obtain": "loading",
-    "read_weights": "loading",
-    "tensors_of": "loading",
-}
+__all__ = [
+    "CHECKPOINTS",
+    "NAMES",
+    "TOP",
+    "Checkpoint",
+    "Tensors",
+    "Weights",
+    "assign",
+    "copy_weights",
+    "fetch",
+    "find",
+    "load_weights",
+    "obtain",
+    "read_weights",
+    "tensors_of",
+]
 
-__all__ = [*_HOMES]
+# A type checker and an editor read the imports; at run time a name is imported when it is first
+# used, so that the table below and `keras-vgg --help` load no framework.
+if TYPE_CHECKING:
+    from keras_vgg.weights.download import fetch
+    from keras_vgg.weights.loading import (
+        assign,
+        copy_weights,
+        load_weights,
+        obtain,
+        read_weights,
+        tensors_of,
+    )
+    from keras_vgg.weights.published import CHECKPOINTS, NAMES, Checkpoint, find
+    from keras_vgg.weights.tensors import TOP, Tensors, Weights
+else:
+    _HOMES = {
+        "CHECKPOINTS": "published",
+        "NAMES": "published",
+        "Checkpoint": "published",
+        "find": "published",
+        "TOP": "tensors",
+        "Tensors": "tensors",
+        "Weights": "tensors",
+        "fetch": "download",
+        "assign": "loading",
+        "copy_weights": "loading",
+        "load_weights": "loading",
+        "obtain": "loading",
+        "read_weights": "loading",
+        "tensors_of": "loading",
+    }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,12 +1,10 @@
-"""griffe extension: what reading the source alone cannot tell of keras_vgg.
+"""griffe extension: what reading the source alone cannot tell of keras_vgg, and what to leave out.
 
-Names that a package imports when they are first used (`_HOMES`), and the builders, which are made
-by a function. And what a page is better without.
+A function makes the builders, so that the source shows none of their arguments.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import os
@@ -17,23 +15,12 @@ import griffe
 _NAME = re.compile(r"`(keras_vgg(?:\.\w+)+)`")
 
 
-class LazyNames(griffe.Extension):
+class Builders(griffe.Extension):
     def on_package(self, *, pkg: griffe.Module, **_) -> None:
         if pkg.path != "keras_vgg":
             return
-        for module in (pkg, *pkg.modules.values()):
-            self._lazy(module)
         self._builders(pkg["models"])
         self._tidy(pkg)
-
-    def _lazy(self, module: griffe.Module) -> None:
-        homes = module.members.get("_HOMES")
-        if homes is None:
-            return
-        for name, home in ast.literal_eval(str(homes.value)).items():
-            alias = griffe.Alias(name, f"{module.path}.{home}.{name}", parent=module)
-            module.set_member(name, alias)
-        module.exports = [*importlib.import_module(module.path).__all__]
 
     def _builders(self, models: griffe.Module) -> None:
         """VGG11 = _builder("A"): `vgg` without its first parameter, as `__signature__` has it."""
