@@ -468,7 +468,7 @@ def test_all_uploads_together_are_limited(run, tmp_path, monkeypatch):
     from keras_vgg.demo import guard
 
     monkeypatch.setattr(guard, "_UPLOADS", 3)
-    module = importlib.import_module("keras_vgg.demo.serving")
+    module = importlib.import_module("keras_vgg.demo.server")
     monkeypatch.setattr(module, "_FOLDER", module._Folder())  # no other test's uploads
     with demo.serving(run, port=0, max_upload_mb=1, examples=0) as address:
         for count in range(4):
@@ -529,7 +529,7 @@ def test_what_the_page_is_told(url):
 
 @pytest.mark.slow
 def test_nothing_is_left_by_pages_that_overlap(run, tmp_path, monkeypatch):
-    module = importlib.import_module("keras_vgg.demo.serving")  # its name is a function's as well
+    module = importlib.import_module("keras_vgg.demo.server")
     monkeypatch.setattr(module, "_FOLDER", module._Folder())  # no other test's
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "as it was"))

@@ -117,3 +117,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
         [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [str(target / "keras_vgg" / "__init__.py"), "138357544"]
+
+
+def test_no_function_hides_a_module():
+    hidden = [
+        f"{path.parent.name}.{name}"
+        for path in PACKAGE.rglob("__init__.py")
+        for name in imports(ast.parse(path.read_text()).body)
+        if (path.parent / f"{name.split('.')[-1]}.py").is_file() and name.count(".") > 2
+    ]
+    assert hidden == []

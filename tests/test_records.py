@@ -237,7 +237,7 @@ def test_progress_is_on_stderr_if_verbose(
     [
         (truncate, "(JPEG|PNG)"),
         (lambda path: path.unlink(), "No such file"),
-        # test_check.py has these reasons too.
+        # test_inspection.py has these reasons too.
         *(
             pytest.param(partial(Path.write_bytes, data=content), reason, marks=pytest.mark.slow)
             for content, reason in (

@@ -156,11 +156,5 @@ def api_pages() -> dict[str, str]:
     )
     pages = {}
     for name in found:
-        parts = [f"# keras_vgg.{name}", f"::: keras_vgg.{name}"]
-        # A function of its module's name, such as data.check, is hidden by the module.
-        for public in source[name].exports or ():
-            if not (member := source[name].members[public]).is_alias and member.is_module:
-                heading = "    options: { show_root_heading: true, show_root_toc_entry: true }"
-                parts.append(f"::: keras_vgg.{name}.{public}.{public}\n{heading}")
-        pages[f"api/{name}.md"] = "\n\n".join(parts) + "\n"
+        pages[f"api/{name}.md"] = f"# keras_vgg.{name}\n\n::: keras_vgg.{name}\n"
     return {"api/index.md": index + "\n", **pages}

@@ -4,13 +4,13 @@ Images are uint8 RGB [h, w, 3] in [0, 255] as they leave a source, of varying si
 label; `keras_vgg.augment` brings them to the model's size, and the model normalises them.
 """
 
-from keras_vgg.data.check import (
+from keras_vgg.data.decode import load_image
+from keras_vgg.data.inspection import (
     bad_images_named,
     check,
     find_bad_images,
     raise_for_bad_images,
 )
-from keras_vgg.data.decode import load_image
 from keras_vgg.data.options import untuned
 from keras_vgg.data.pipeline import (
     ChannelStatistics,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg.data.check import find_bad_images
 from keras_vgg.data.decode import decode, reason
+from keras_vgg.data.inspection import find_bad_images
 from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Records, Shard, Source, Split
 from keras_vgg.files import PARTIAL, whole_file

@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg.augment import Picture, Window
-from keras_vgg.data.check import bad_images_named
 from keras_vgg.data.decode import TENSORFLOW_ERRORS, decode, reason, transform_encoded
+from keras_vgg.data.inspection import bad_images_named
 from keras_vgg.data.split import Records, Shard, Split
 from keras_vgg.files import write_atomically
 

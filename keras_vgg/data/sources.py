@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from keras_vgg.data import catalog, records
-from keras_vgg.data.check import bad_images
 from keras_vgg.data.decode import EXTENSIONS
+from keras_vgg.data.inspection import bad_images
 from keras_vgg.data.split import Source, Split, hold_out
 
 _MOST_BAD_IMAGES = 0.1

@@ -4,7 +4,6 @@ Images are RGB in [0, 255]; a model ends in soft-max probabilities. Accuracies a
 [0, 1], never per cent; losses are mean cross-entropies in nats. Every image is counted once.
 """
 
-from keras_vgg.evaluation.calibration import Calibration, calibration
 from keras_vgg.evaluation.dense import dense_network
 from keras_vgg.evaluation.protocols import (
     AVERAGES,
@@ -16,6 +15,7 @@ from keras_vgg.evaluation.protocols import (
     runner,
     softmax,
 )
+from keras_vgg.evaluation.reliability import Calibration, calibration
 from keras_vgg.evaluation.result import Comparison, Evaluation, compare, fuse
 
 __all__ = [

@@ -5,9 +5,9 @@ Nothing here trains or changes a model. It all runs on TensorFlow, JAX and PyTor
 
 from keras_vgg.explain.cam import grad_cam
 from keras_vgg.explain.features import activation_maximization, feature_maps
+from keras_vgg.explain.gradient_maps import saliency
 from keras_vgg.explain.heat import overlay
 from keras_vgg.explain.occlusion import occlusion_sensitivity
-from keras_vgg.explain.saliency import saliency
 
 __all__ = [
     "activation_maximization",

@@ -1,4 +1,4 @@
-"""keras_vgg.data.check: what a look through a set finds, in files, in records and in memory."""
+"""keras_vgg.data.inspection: what a look through a set finds: files, records, memory."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_vgg.data.check import (
+from keras_vgg.data.inspection import (
     bad_images_named,
     check,
     find_bad_images,
