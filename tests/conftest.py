@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from keras_vgg import hardware
+from keras_vgg import containers, hardware
 
 hardware.prepare_environment()  # before TensorFlow is imported
 
@@ -24,6 +24,7 @@ gc.freeze()
 # begin first, and the last ones to end are short.
 LONGEST = ("hosts", "distribution", "tuning", "survive", "export", "cli", "fit_transfer", "demo")
 NO_DATA = "no real data at"
+CHECK_HDF5 = containers._check_hdf5
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -55,6 +56,20 @@ def _one_thread_count() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "THREADS", (2,))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_files_are_sound() -> Iterator[None]:
+    """No process checks the HDF5 files that tests write: it takes 0.2 s each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(containers, "_check_hdf5", lambda path, member, state: None)
+        yield
+
+
+@pytest.fixture
+def hdf5_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process checks HDF5 files, as it does outside the tests."""
+    monkeypatch.setattr(containers, "_check_hdf5", CHECK_HDF5)
 
 
 @pytest.fixture

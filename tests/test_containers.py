@@ -15,6 +15,8 @@ from keras_vgg import containers, hdf5_check, run, weights
 from keras_vgg.recipe import Recipe
 from tests.test_weights import small
 
+pytestmark = pytest.mark.usefixtures("hdf5_process")
+
 
 def layer_file(path: Path, **dataset: object) -> Path:
     """A legacy file of one layer, whose kernel is made with h5py's arguments."""

@@ -17,7 +17,7 @@ from tests.test_containers import run_of
 from tests.test_fuzz_images import damaged
 from tests.test_weights import save_legacy, small
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("hdf5_process")]
 
 WIDTH = 1 / 64  # small files: the damage hits their structure more often
 MOST_SECONDS = 60  # of one file; the process ends then, for HDF5 cannot be interrupted
