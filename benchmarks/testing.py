@@ -43,7 +43,7 @@ Setup = tuple[str, str, tuple[str, ...]]  # protocol, configuration, files
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image: seconds, those of all cores, multiply-accumulates; peak bytes so far."""
+    """One image's cost: seconds, those of all cores, multiply-accumulates; peak bytes so far."""
 
     seconds: float
     cpu: float
@@ -136,7 +136,7 @@ def measured(setup: Setup, scale: int, seconds: float) -> Cost:
 
 
 def macs_of(protocol: str, configuration: str, shape: tuple[int, ...]) -> int:
-    """Of an image that is run as an array of this shape."""
+    """The cost of an image that is run as an array of this shape."""
     if protocol == "dense":
         options = {"head": "conv", "input_shape": shape, "train_size": SIZE}
         return PROTOCOLS["dense"][1] * architecture.macs(configuration, **options)

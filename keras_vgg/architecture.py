@@ -273,7 +273,7 @@ class Stack:
         kernel: Side of each.
         depth: How many.
         receptive_field: Side in pixels of what one output sees.
-        weights: Of all, without biases.
+        weights: Weights of all convolutions, without biases.
     """
 
     kernel: int

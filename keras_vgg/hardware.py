@@ -14,13 +14,14 @@ from pathlib import Path
 from keras_vgg import architecture
 from keras_vgg.recipe import Recipe
 
-# Of a forward pass of one image. Above it a CPU's time is in the convolutions, which XLA compiles
-# well and bfloat16 shortens; below, XLA's are slower than oneDNN's (see training/README.md).
+# Multiply-accumulates of a forward pass of one image. Above it a CPU's time is in the convolutions,
+# which XLA compiles well and bfloat16 shortens; below, XLA's are slower than oneDNN's (see
+# training/README.md).
 _LARGE_MACS = 1e9
 # The first NVIDIA architectures whose matrix units take the type: Volta and Ampere.
 _FLOAT16_CAPABILITY = (7, 0)
 _BFLOAT16_CAPABILITY = (8, 0)
-# Of x86 processors: without one of them bfloat16 is emulated.
+# Flags of x86 processors: without one of them bfloat16 is emulated.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -119,7 +120,7 @@ class Engine:
         devices: Keras' names; on several each takes an equal part of a batch.
         precision: A Keras dtype policy.
         jit_compile: Whether the step is compiled with XLA.
-        why: Of what was decided here, the reasons.
+        why: The reasons of what was decided here.
     """
 
     devices: tuple[str, ...]
@@ -159,7 +160,7 @@ def _hosts() -> int:
 
 
 def _processor_flags() -> set[str]:
-    """Of the first processor, as Linux has them; none elsewhere."""
+    """Return the first processor's flags, as Linux has them; none elsewhere."""
     lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
     flags = [line for line in lines if line.startswith("flags")]
     return set(flags[0].partition(":")[2].split()) if flags else set()

@@ -73,8 +73,9 @@ def vgg(
             dense layer.
         hidden_units: Width of fc1 and fc2.
         dropout: Rate after fc1 and fc2 ("gap": before the classifier).
-        kernel_initializer: Of every convolution and dense layer.
-        kernel_regularizer: Likewise. The paper's weight decay w is `keras.regularizers.L2(w / 2)`.
+        kernel_initializer: Initializer of every convolution and dense layer.
+        kernel_regularizer: Regularizer of the same kernels. The paper's weight decay w is
+            `keras.regularizers.L2(w / 2)`.
         include_preprocessing: True makes the first layer take RGB images in [0, 255] and give the
             network what its checkpoint was trained on (without weights: BGR minus the ImageNet
             mean, as `keras.applications.vgg16.preprocess_input`); an `ImagePreprocessing` is used

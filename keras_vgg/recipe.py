@@ -100,7 +100,7 @@ class Recipe:
     init: str | None = None
     """All first weights: imagenet, torchvision, a weight file or a run; None: initialization's."""
     init_head: Literal["none", "hidden", "all"] = "none"
-    """Of the classifier, too: nothing, fc1 and fc2, or all of it (for the same classes)."""
+    """Which layers of the classifier are loaded too: none, fc1 and fc2, or all (same classes)."""
     freeze_until: Literal["none", "block2", "block3", "block4", "block5", "all"] = "none"
     """Do not train the blocks before this one; all: train the classifier only."""
     layer_decay: Annotated[float, Interval(1e-6, 1)] = 1.0

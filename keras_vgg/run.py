@@ -256,7 +256,7 @@ def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
 
 
 def _names(directory: Path) -> set[str]:
-    """Of what is in it; a kill's half-written files are nothing."""
+    """Return the names in a directory, without the half-written files that a kill leaves."""
     names = {path.name for path in directory.iterdir()}
     return {name for name in names if not name.startswith(PARTIAL)}
 

@@ -139,7 +139,7 @@ def kernel_table(channels: int = 512) -> Table:
     """One large convolution against a stack of 3x3 that sees as much: section 2.3's argument.
 
     Args:
-        channels: Of every layer, into it and out of it. The ratios are the same for any.
+        channels: Channels of every layer, into it and out of it. The ratios are the same for any.
 
     Raises:
         ValueError: channels under 1.

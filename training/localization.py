@@ -517,7 +517,7 @@ def tables(results: dict) -> list[Table]:
     third = [
         [
             f"{pair['one']} → {pair['other']}",
-            # Of accuracies; of errors it is the other way round.
+            # This is for accuracies; for errors it is the other way round.
             f"{-100 * pair['difference']:+.1f}",
             " to ".join(f"{-100 * end:+.1f}" for end in reversed(pair["interval"])),
             f"{pair['p_value']:.2g}",

@@ -43,7 +43,7 @@ class Assumed:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of a step and of all epochs on some GPUs, nothing overlapping."""
+    """The times of a step and of all epochs on some GPUs, nothing overlapping."""
 
     gpus: int
     computing: float  # seconds of a step

@@ -58,7 +58,7 @@ def batch_augmentation(
             images = layer(images, training=True)
 
         def blended(number: int) -> tuple[tf.Tensor, tf.Tensor]:
-            # Of its own seed: a graph traces both branches, and eagerly only one is run.
+            # With a seed of its own: a graph traces both branches, and eagerly only one is run.
             stream.restart(tf.random.fold_in(seed, number))
             found = blends[number]({"images": images, "labels": one_hot}, training=True)
             return found["images"], found["labels"]

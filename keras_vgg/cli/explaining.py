@@ -28,14 +28,14 @@ class Explain:
     """Comma-separated: grad-cam, grad-cam++, occlusion, saliency, smoothgrad, side by side;
     features, the strongest maps of each block; filters, what a layer's first filters answer to."""
     layer: str | None = None
-    """Of grad-cam, features and filters, such as block4_conv3 (default: the last convolution; of
-    features the last of each block)."""
+    """The layer that grad-cam, features and filters look at, such as block4_conv3 (default: the
+    last convolution; for features the last of each block)."""
     class_name: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """Explain this class instead of the most probable one."""
     out: Path | None = None
     """The folder to write into (default: explain/ in the run directory)."""
     seed: int = 0
-    """Of smoothgrad's noise and the filters' start."""
+    """Seed of smoothgrad's noise and of the filters' first images."""
 
     def __call__(self) -> None:
         from keras_vgg.run import Run

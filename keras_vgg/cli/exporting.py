@@ -46,7 +46,8 @@ class Export:
     overwrite: bool = False
     """Replace an export that is there."""
     source: str | None = None
-    """Of a weight file: digits, folder:PATH, records:PATH, idx:PATH or a TFDS name."""
+    """Images to verify a weight file on: digits, folder:PATH, records:PATH, idx:PATH or a TFDS
+    name."""
     where: Opened = DEFAULT
 
     def __call__(self) -> None:

@@ -32,7 +32,7 @@ class Summary:
     batch: int = 1
     """Images that the memory is for."""
     channels: int = 3
-    """Of the image."""
+    """Channels of the image."""
     classes: int = 1000
     """Width of the classifier."""
     batch_norm: bool = False

@@ -35,8 +35,8 @@ class Evaluate:
     """Comma-separated smallest sides to rescale to, bilinearly; their posteriors are averaged
     (default: the recipe's eval_scale)."""
     average: Literal["scores", "posteriors"] | None = None
-    """Of the places of an image, before or after the soft-max (default: dense scores, multi-crop
-    posteriors)."""
+    """Average the places of an image before or after the soft-max (default: dense scores,
+    multi-crop posteriors)."""
     tables: bool = False
     """Print the paper's Tables 3 to 6 of the runs instead; the scales are the paper's."""
 

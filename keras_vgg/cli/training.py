@@ -31,7 +31,8 @@ class Train:
     quiet: bool = False
     """A line an epoch instead of a progress bar."""
     backend: Literal["tensorflow", "jax"] | None = None
-    """Of Keras; on JAX several hosts can train together (default: KERAS_BACKEND, or tensorflow)."""
+    """Keras backend; on JAX several hosts can train together (default: KERAS_BACKEND, or
+    tensorflow)."""
     coordinator: str | None = None
     """Several processes: HOST:PORT of the first, the same for all, or auto: SLURM, Open MPI."""
     processes: int | None = None
@@ -94,7 +95,7 @@ class Tune:
     max_latency_ms: float | None = None
     """Refuse networks that take longer for an image on this machine."""
     seed: int = 0
-    """Of the tuner: the same trials again."""
+    """Seed of the tuner: the same seed gives the same trials again."""
     prune: tyro.conf.FlagConversionOff[bool] = True
     """End trials that are below the median of the others (not with hyperband, which halves)."""
     worker_timeout: float = 60.0

@@ -50,7 +50,7 @@ _LINE = 0.24  # of text, with the space around it
 _WIDEST, _TALLEST = 1.8 * _CELL, 1.8 * _CELL  # what a long original may take
 _THINNEST = 0.08  # and at least takes, so that something is seen of it
 
-# Of records, so many of a shard are looked at for each image wanted, in so many shards.
+# From records, so many of a shard are looked at for each image wanted, in so many shards.
 _LOOK, _SHARDS = 4, 16
 
 

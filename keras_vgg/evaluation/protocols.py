@@ -31,10 +31,11 @@ class Protocol:
     Attributes:
         name: "center", the central crop; "dense", the whole image, the classifier run as
             convolutions; "multi-crop", a grid of crops.
-        average: Of the places of an image, which are the cells of the score map or the crops:
-            "scores", before the soft-max, or "posteriors", after it. The posteriors of an image
-            and its mirror image are averaged in any case. The paper averages the score map of
-            dense evaluation and the posteriors of crops; these are the defaults.
+        average: What is averaged over the places of an image, which are the cells of the score
+            map or the crops: "scores", before the soft-max, or "posteriors", after it. The
+            posteriors of an image and its mirror image are averaged in any case. The paper
+            averages the score map of dense evaluation and the posteriors of crops; these are the
+            defaults.
         mirror: Whether dense and multi-crop see the mirror image too, as in the paper: right for a
             network that was trained on mirrored images, wrong for one that tells left from right.
 
@@ -72,7 +73,7 @@ def posteriors(
     Args:
         run: From `runner`.
         images: (image, integer label) pairs, the images as `run` takes them.
-        classes: Of the model.
+        classes: Classes of the model.
         pixels: Run at most so many at a time, or one image: what bounds the memory.
         seconds: Give what is done after so long.
 
@@ -144,7 +145,7 @@ def runner(
     Args:
         model: A VGG from such images to probabilities.
         protocol: How to run them.
-        classes: Of the model.
+        classes: Classes of the model.
 
     Raises:
         ValueError: as `dense_network`; weights that are not finite; from what is returned, images

@@ -38,7 +38,7 @@ def grad_cam(
             It stays as it is, and in inference.
         images: [n, h, w, c] (or channels first where that is Keras' format), as the model takes
             them: RGB in [0, 255] if the preprocessing is inside.
-        classes: Of which class; one for all, or [n]. None: of each image the model's own best.
+        classes: Class to explain: one for all, or [n]. None: each image's most probable class.
         layer: A layer that gives a map, such as "block5_conv3"; in a model within the model
             "vgg16/block5_conv3", or the name alone where there is only one. None: the last
             convolution, after the batch norm and activation that follow it.

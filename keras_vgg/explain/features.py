@@ -70,10 +70,10 @@ def activation_maximization(
 
     Args:
         model: As `grad_cam`. With the preprocessing inside, it takes RGB in [0, 255].
-        layer: Of which layer; of the last one, the classes' scores. None: the last convolution.
+        layer: Layer to look at; for the last one, the classes' scores. None: the last convolution.
         filters: Channels of its map, or its units.
         steps: How many.
-        seed: Of the noise and the shifts.
+        seed: Seed of the noise and the shifts.
         size: The images' side, where the model or, for a map, the layer allows it. Default: the
             model's own, for a map at most 128.
         rate: A step's root mean square, as a share of the range.

@@ -89,7 +89,8 @@ def _on_torch(network: keras.Model, objective: Callable) -> Gradient:
         last = inputs[-1].detach().clone().requires_grad_(True)
         with torch.enable_grad():
             output = network([*inputs[:-1], last], training=False)
-            # Of no element there is a gradient, too: 0, where the score has nothing to do with it.
+            # The sum over no elements adds 0, and a gradient of 0 where the score does not depend
+            # on this layer.
             value = objective(output, chosen).sum() + last[:0].sum()
         # Unlike backward(), it leaves no gradient at the weights.
         return output.detach(), torch.autograd.grad(value, last)[0]

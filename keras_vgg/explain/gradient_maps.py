@@ -34,7 +34,7 @@ def saliency(
         model, images, classes: As `grad_cam`.
         samples: How many noisy copies.
         noise: Standard deviation of the noise, as a share of the image's own range of values.
-        seed: Of the noise; that of image i depends on (seed, i) alone.
+        seed: Seed of the noise; the noise of image i depends on (seed, i) alone.
         batch_size: Images at a time.
 
     Raises:
@@ -48,7 +48,7 @@ def saliency(
         )
     network = opened(model)
     images = network.batch(images)
-    # Of the image itself: noise must not change what is explained.
+    # The class of the image itself: noise must not change what is explained.
     chosen = network.chosen(images, classes, batch_size)
     gradient_of = network.score_gradient(None)
     heats = []

@@ -70,7 +70,7 @@ class Compression:
 
 
 def spectrum(layer: keras.layers.Dense, inputs: np.ndarray) -> Spectrum:
-    """Of a dense layer's answers to `inputs` [n, in], float32, before bias and activation."""
+    """The spectrum of a dense layer's answers to `inputs` [n, in], float32, before the bias."""
     kernel = np.asarray(layer.kernel)
     answers = inputs @ kernel
     mean = answers.mean(axis=0)

@@ -10,7 +10,7 @@ import numpy as np
 
 _SIGNATURE = "serving_default"
 
-# Of a quantised file: its way in and out of integers, which no computation is.
+# A quantised file's way in and out of integers, which is no computation.
 _CASTS = {"QUANTIZE", "DEQUANTIZE"}
 
 

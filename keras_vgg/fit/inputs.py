@@ -36,7 +36,7 @@ def load_source(recipe: Recipe) -> data.Source:
 
 
 def channel_statistics(recipe: Recipe, split: data.Split) -> data.ChannelStatistics:
-    """Of the training split; where nothing asks for them, none are computed."""
+    """Return the training split's statistics; compute none where nothing asks for them."""
     known = recipe.init is not None or None not in (recipe.mean_rgb, recipe.std_rgb)
     if known and not recipe.rgb_shift:  # nothing would be asked of them
         return data.ChannelStatistics(np.zeros(3), np.ones(3), np.zeros(3), np.eye(3), images=0)

@@ -48,7 +48,7 @@ class _Prepared:
         whole: The recipe's network.
         base: Its frozen base, whose features are computed once; None: there is none.
         trained: What model.fit trains: the rest of the network, or all of it.
-        statistics: Of the training images' channels.
+        statistics: The training images' channel statistics.
         initial: The first weights, where the recipe names some.
         described: What data.json holds.
     """

@@ -132,7 +132,7 @@ def match_score(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     difference = (one[..., :2] + one[..., 2:] - other[..., :2] - other[..., 2:]) / 2
     distance = np.hypot(difference[..., 0], difference[..., 1])
     low, high = np.minimum(one, other), np.maximum(one, other)
-    # Of all corners, for a box may be turned inside out.
+    # The extremes of all corners, for a box may be turned inside out.
     around = np.maximum(high[..., 2:], high[..., :2]) - np.minimum(low[..., :2], low[..., 2:])
     diagonal = np.hypot(around[..., 0], around[..., 1])
     return apart + np.divide(distance, diagonal, out=np.zeros(distance.shape), where=diagonal != 0)

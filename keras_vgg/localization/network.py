@@ -45,7 +45,7 @@ def localizer(
         trainable: "all" layers, or "fc", those after the last pool ("fine-tuning only the first two
             fully-connected layers", and the new one; with `head="gap"` the new one alone). A frozen
             batch normalisation keeps its statistics.
-        name: Of the model; by default the classifier's with "_boxes".
+        name: The model's name; by default the classifier's with "_boxes".
 
     Returns:
         A model, not compiled, from images as `model` takes them to boxes relative to the image
@@ -113,11 +113,11 @@ class EuclideanLoss(keras.losses.Loss):
 
 
 def boxes_of(labels: Any, outputs: Any) -> Any:
-    """Of a localiser's outputs [n, 4] or [n, 4 * classes] those of the true class: [n, 4] tensor.
+    """Return the true class's part [n, 4] of a localiser's outputs [n, 4] or [n, 4 * classes].
 
     Args:
         labels: [n, 5], class and box, as for `EuclideanLoss`.
-        outputs: Of the localiser for the same images.
+        outputs: The localiser's outputs for the same images.
 
     Raises:
         ValueError: another shape.
@@ -138,7 +138,7 @@ class Guess(NamedTuple):
     """An object that an image may hold.
 
     Attributes:
-        label: Of its class.
+        label: The label of its class.
         probability: The class's posterior, of the whole image.
         box: [4] float64, corners in pixels of the image.
         rating: The sum of the class's posteriors at the places that the box was merged from.

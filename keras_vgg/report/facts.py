@@ -106,7 +106,7 @@ class RunFacts:
     Attributes:
         number: From 1; what a plot calls it.
         changes: (field, its value, the default) of what is not as in `Recipe()`.
-        split: Of `scores`, `mistakes` and `hits`.
+        split: The split that `scores`, `mistakes` and `hits` are of.
         explained: The layer whose map their pictures have over them.
         missing: Section (evaluation, evaluations, export, metrics) -> why it is not there and how
             to get it.

@@ -43,7 +43,7 @@ def report_runs(
     that are in a run directory are used, and others are added to it.
 
     Args:
-        runs: Of several, all must have the same classes and images.
+        runs: The runs. Several must all have the same classes and images.
         path: The page. Default: report.html, in the directory of a single run, else in the current
             one. A report that is there is replaced; a missing folder is made.
         split: "validation", "test" or "train". Default: test if every run has been evaluated on
@@ -105,7 +105,7 @@ def _check(runs: Sequence[Run], images: int) -> None:
 def _evaluations(
     runs: Sequence[Run], name: str, given: bool, verbose: bool
 ) -> list[tuple[evaluation.Evaluation | str, data.Split | None]]:
-    """Of each run its evaluation, or why there is none, and the images."""
+    """Return each run's evaluation, or why there is none, and the images."""
     found: list[tuple[evaluation.Evaluation | str, data.Split | None]] = []
     for run in runs:
         if not run.finished:

@@ -209,7 +209,7 @@ class _Tested:
         self._runners: dict[evaluation.Protocol, Callable] = {}
 
     def posteriors(self, name: str, scale: Scale) -> evaluation.Evaluation:
-        """Of every image by one protocol at one scale, from disk as far as they are there."""
+        """Return every image's posteriors by one protocol at one scale, kept ones from disk."""
         recipe, split = self.run.recipe, self._split
         protocol = evaluation.Protocol(name, self._average, mirror=recipe.horizontal_flip)
         transform = _transform(recipe, protocol.name, scale)

@@ -75,7 +75,7 @@ def feature_extractor(
 
 
 def channel_axis() -> int:
-    """Of a batch of images or maps."""
+    """Return the axis of the channels in a batch of images or maps."""
     return 1 if keras.config.image_data_format() == "channels_first" else -1
 
 

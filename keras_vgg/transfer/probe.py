@@ -52,7 +52,7 @@ def linear_probe(
         kind: "logistic" (multinomial, L-BFGS) or "svm" (linear, one against the rest; the paper's).
         standardize: Give every feature mean 0 and deviation 1 over the training images first.
         max_iter: Iterations at most; `LinearProbe.converged` tells whether they sufficed.
-        seed: Of the SVM's solver.
+        seed: Seed of the SVM's solver.
 
     Raises:
         ValueError: lengths or widths that differ, features that are not finite, one class, no C.

@@ -27,11 +27,11 @@ class Limits:
     """What a trial may cost; None: anything.
 
     Attributes:
-        parameters: Of the network.
-        memory_mb: Of training, in units of 10^6 bytes: three float32 numbers a parameter (itself,
-            gradient, momentum) and two an activation of a batch. An estimate, from below: what the
-            engine needs in between comes on top.
-        latency_ms: Of an answer to one image, by the network before training, on this machine.
+        parameters: Parameters of the network.
+        memory_mb: Memory of training, in units of 10^6 bytes: three float32 numbers a parameter
+            (itself, gradient, momentum) and two an activation of a batch. An estimate, from below:
+            what the engine needs in between comes on top.
+        latency_ms: Time of an answer to one image, by the network before training, on this machine.
     """
 
     parameters: int | None = None
@@ -132,7 +132,7 @@ class VGGHyperModel(keras_tuner.HyperModel):
 
     @cached_property
     def classes(self) -> int:
-        """Of the recipe's data."""
+        """How many classes the recipe's data has."""
         return len(fit.load_source(self.base).class_names)
 
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
@@ -182,7 +182,7 @@ class VGGHyperModel(keras_tuner.HyperModel):
             hp: The trial's hyperparameters.
             model: What `build` made. Its speed is measured where that is limited; the run builds
                 its own.
-            callbacks: Of keras-tuner, and others; they see the run's network.
+            callbacks: Keras-tuner's, and others; they see the run's network.
             epochs: Hyperband's; it always begins with the first.
             verbose: As `keras_vgg.fit.fit`.
 

@@ -23,14 +23,14 @@ class Attempt:
     """A trial.
 
     Attributes:
-        folder: Of the trial; its run directory is run/ in it, where training began.
+        folder: The trial's folder; its run directory is run/ in it, where training began.
         values: Field -> what was tried, a pair as text.
-        parameters: Of the network.
+        parameters: Parameters of the network.
         epochs: That it was to have.
         curve: Validation accuracy of each epoch so far.
-        seconds: Of training.
+        seconds: Seconds of training.
         at: Seconds of the search when it ended, None before.
-        val_accuracy: Of the best epoch, None before the end or where it failed.
+        val_accuracy: The best epoch's, None before the end or where it failed.
         reason: Why it failed or was refused.
         pruned: Ended early, because it was hopeless.
     """

@@ -72,7 +72,7 @@ def search(
         max_trials: At most so many; default: what hyperband or the grid has, for the others as many
             as the budget allows. A later call may raise it.
         budget: Seconds of searching, all calls together. A later call may raise it.
-        seed: Of the tuner; the recipe's own is that of every trial.
+        seed: The tuner's seed; the recipe's own is that of every trial.
         prune: End trials that at some epoch are below the median of the others there. Hyperband
             has its own way.
         worker_timeout: Seconds without a sign of life after which the chief gives a worker's trial

@@ -156,7 +156,7 @@ def parse_space(entries: Sequence[str]) -> dict[str, Range | Sequence[Any]]:
         name, equals, text = entry.partition("=")
         if not (name and equals and text):
             raise ValueError(f"{entry!r} is not FIELD=VALUES, as in learning_rate=0.01:0.3:log")
-        # Of a field that is no number, such as source=folder:photos, the colon is the value's.
+        # In a field that is no number (source=folder:photos) the colon is part of the value.
         parts = text.split(":") if name in _numbers() else [text]
         try:
             if len(parts) == 1:

@@ -46,7 +46,7 @@ class Checkpoint:
 
     @property
     def bytes(self) -> int:
-        """Of the tensors, 4 a number; the file is some kilobytes more."""
+        """Bytes of the tensors, 4 a number; the file is some kilobytes larger."""
         return 4 * self.parameters
 
     @property

@@ -37,7 +37,7 @@ class Weights:
     logits: bool = False
 
     def sha256(self) -> str:
-        """Of the numbers, whatever file they came in."""
+        """Return the hash of the numbers, whatever file they came in."""
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             for value in self.tensors[name]:
