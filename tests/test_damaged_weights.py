@@ -282,3 +282,36 @@ def test_a_compressed_pytorch_file_of_zeros(tmp_path):
         archive.writestr("a/data.pkl", b"")
         archive.writestr("a/data/0", bytes(100 * 2**20))
     assert_refused(tmp_path / "a.pth", "its arrays claim 104,857,600")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.full(4, "text"), "a.npz is damaged: it holds <U4 instead of real numbers"),
+        (np.full(4, 1j), "a.npz is damaged: it holds complex128 instead of real numbers"),
+    ],
+    ids=["text", "complex"],
+)
+def test_a_checkpoint_of_other_values(tmp_path, value, message):
+    from keras_vgg.fit import checkpoint
+
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+    model.compile("sgd", "mse")
+    checkpoint.save(tmp_path / "a.npz", model, checkpoint.Progress())
+    with np.load(tmp_path / "a.npz") as file:
+        arrays = {name: np.asarray(file[name]) for name in file.files}
+    bias = next(name for name in arrays if name.endswith("bias"))
+    np.savez(tmp_path / "a.npz", **(arrays | {bias: value}))
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=message):
+        checkpoint.load(tmp_path / "a.npz", model)
+    assert all(map(np.array_equal, before, model.get_weights()))
+
+
+def test_a_checkpoint_that_claims_too_much(tmp_path):
+    from keras_vgg.fit import checkpoint
+
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("progress.npy", bytes(100 * 2**20))
+    with pytest.raises(ValueError, match=r"a\.npz .* arrays claim 104,857,600"):
+        checkpoint.load(tmp_path / "a.npz", network())

@@ -9,9 +9,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from keras_vgg.console import duration
 from keras_vgg.fit import TrainingDiverged, fit, learning_rate, progress
 from keras_vgg.fit.callbacks import Recorder
-from keras_vgg.fit.progress import TrainingProgress, duration
+from keras_vgg.fit.progress import TrainingProgress
 from keras_vgg.fit.timing import Timing, seconds_left
 from keras_vgg.recipe import Recipe
 from tests.test_fit import TINY, fit_interrupted

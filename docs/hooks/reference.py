@@ -20,7 +20,7 @@ from keras_vgg import cli
 from keras_vgg.recipe import Recipe
 
 # Modules that serve the others and are nobody's business outside; the commands have a page.
-INTERNAL = {"array_cache", "cli", "files", "progress"}
+INTERNAL = {"array_cache", "cli", "console", "files"}
 
 
 def require_this_checkout(root: Path) -> None:

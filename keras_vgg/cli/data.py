@@ -8,8 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from keras_vgg.cli.console import new_table, show
 from keras_vgg.cli.sources import DEFAULT, Opened, SourceName
+from keras_vgg.console import new_table, show
 from keras_vgg.recipe import Recipe, load_recipe
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from keras_vgg.cli.console import show
+from keras_vgg.console import show
 
 
 @dataclasses.dataclass(frozen=True)

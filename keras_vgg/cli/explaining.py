@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from keras_vgg.cli.console import show
+from keras_vgg.console import show
 
 
 @dataclasses.dataclass(frozen=True)

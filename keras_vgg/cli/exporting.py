@@ -9,8 +9,8 @@ from pathlib import Path
 
 import tyro
 
-from keras_vgg.cli.console import new_table, percent, show
 from keras_vgg.cli.sources import DEFAULT, Opened
+from keras_vgg.console import new_table, percent, show
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from keras_vgg.cli.console import new_table, show
+from keras_vgg.console import new_table, show
 
 
 @dataclasses.dataclass(frozen=True)

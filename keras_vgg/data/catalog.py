@@ -62,11 +62,13 @@ def load(
         and images * np.prod(shape[:2]) * 3 <= IN_MEMORY_BYTES
     )
     read = _read_arrays if in_memory else _read_records
+    class_names = tuple(builder.info.features[label_key].names)
     splits = {
-        split: read(builder, split, pieces, image_key, label_key) if pieces else None
+        split: read(builder, split, pieces, image_key, label_key)
         for split, pieces in chosen.items()
+        if pieces
     }
-    return Source(name, tuple(builder.info.features[label_key].names), **splits)
+    return Source(name, class_names, splits["train"], splits.get("validation"), splits.get("test"))
 
 
 def _builder(name: str, data_dir: str | os.PathLike[str] | None) -> Any:

@@ -127,12 +127,17 @@ def _sides_in_header(encoded: tf.Tensor) -> tf.Tensor:
 
     def number(*places: int) -> tf.Tensor:
         """Bytes, the least significant first."""
-        return sum(head[place] * 256**i for i, place in enumerate(places))
+        digits = (head[place] * 256**i for i, place in enumerate(places))
+        return sum(digits, tf.constant(0, tf.int64))
 
-    lossless = number(21, 22, 23, 24)  # 14 bits each
+    def low(bits: tf.Tensor) -> tf.Tensor:
+        """The lowest 14 bits."""
+        return tf.math.floormod(bits, 2**14)
+
+    lossless = number(21, 22, 23, 24)
     webp = {
-        b" ": (number(28, 29) % 2**14, number(26, 27) % 2**14),
-        b"L": (lossless // 2**14 % 2**14 + 1, lossless % 2**14 + 1),
+        b" ": (low(number(28, 29)), low(number(26, 27))),
+        b"L": (low(lossless // 2**14) + 1, low(lossless) + 1),
         b"X": (number(27, 28, 29) + 1, number(24, 25, 26) + 1),
     }
     bmp_height = tf.cast(number(22, 23, 24, 25), tf.int32)  # negative: from the top down
@@ -172,7 +177,7 @@ def _looked_up(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
         table = tf.strings.substr(encoded, start, 4 * 256)
         table = tf.io.decode_raw(tf.reshape(table, [1]), tf.uint8, fixed_length=4 * 256)
         table = tf.reshape(table, [256, 4])[:, 2::-1]
-        return tf.gather(table, tf.cast(image[..., 0], tf.int32))
+        return tf.gather(table, tf.cast(image[:, :, 0], tf.int32))
 
     return tf.cond(head[28] == 8, colours, lambda: image)
 
@@ -239,7 +244,7 @@ def _reason_of(encoded: tf.Tensor, error: tf.errors.OpError) -> str:
 TENSORFLOW_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 
 
-def reason(error: Exception) -> str:
+def reason(error: tf.errors.OpError | UnicodeDecodeError) -> str:
     """What one of TENSORFLOW_ERRORS says, on one line and without the names of its graph."""
     if isinstance(error, UnicodeDecodeError):
         return "not a record of an image and its label"

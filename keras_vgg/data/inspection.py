@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_vgg.console import progress_bars
 from keras_vgg.data.decode import TENSORFLOW_ERRORS, decode, orientation, reason, why_bad
 from keras_vgg.data.options import untuned
-from keras_vgg.data.split import Records, Source, Split
-from keras_vgg.progress import progress_bars
+from keras_vgg.data.split import Records, Source, Split, labels_of, pictures_of
 
 # The first bytes of a file -> its format, and what such a file may be called.
 _MARKS = (
@@ -104,12 +104,13 @@ class _Scan:
         self.formats: collections.Counter[str] = collections.Counter()
         self.wrong_extension: list[tuple[str, str]] = []
         self.turned = 0
-        self.labels = split.labels if split.labels is None else split.labels.copy()
+        if split.records is None:
+            self.labels = labels_of(split).copy()
+        else:
+            self.labels = np.full(split.size, -1, np.int32)
         if split.images is not None:
             progress(split.size)
             return
-        if split.records is not None:
-            self.labels = np.full(split.size, -1, np.int32)
         # Errors are ignored here, and what is missing at the end is bad.
         examined = _readable(split).map(_examine, num_parallel_calls=tf.data.AUTOTUNE)
         examined = untuned(examined.ignore_errors().prefetch(tf.data.AUTOTUNE))
@@ -139,11 +140,13 @@ class _Scan:
             return list(zip(positions, paths, reasons, strict=True))
         if not positions:
             return []
+        records = self.split.records
+        assert records is not None, "images in memory are not scanned"
         reasons = dict.fromkeys(positions, _NOT_READ)
-        for position, record in _serialized(self.split.records).ignore_errors():
+        for position, record in _serialized(records).ignore_errors():
             if int(position) in reasons:
-                reasons[int(position)] = _why_bad_record(record, self.split.records)
-        return [(found[0], *_named(self.split.records, *found)) for found in reasons.items()]
+                reasons[int(position)] = _why_bad_record(record, records)
+        return [(found[0], *_named(records, *found)) for found in reasons.items()]
 
     def describe(self, classes: int) -> dict[str, Any]:
         labels = self.labels[self.labels >= 0]
@@ -170,13 +173,14 @@ class _Scan:
 
 def _readable(split: Split) -> tf.data.Dataset:
     """(position in the split, encoded image, label); an error in place of what cannot be read."""
-    if split.records is not None:
-        return _serialized(split.records).map(
-            lambda position, record: (position, *split.records.parse(record)),
+    records = split.records
+    if records is not None:
+        return _serialized(records).map(
+            lambda position, record: (position, *records.parse(record)),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
     with tf.device("CPU"):
-        paths, labels = tf.constant(split.paths), tf.constant(split.labels)
+        paths, labels = tf.constant(pictures_of(split)), tf.constant(labels_of(split))
     return tf.data.Dataset.range(split.size).map(
         lambda position: (position, tf.io.read_file(paths[position]), labels[position]),
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -206,7 +210,9 @@ def _serialized(records: Records) -> tf.data.Dataset:
     ) -> tf.data.Dataset:
         return tf.data.TFRecordDataset(path).skip(start).take(stop - start).enumerate(first)
 
-    return tf.data.Dataset.from_tensor_slices(columns).flat_map(read)
+    shards = tf.data.Dataset.from_tensor_slices(columns)
+    # The stub has no function of several columns.
+    return shards.flat_map(read)  # pyright: ignore[reportArgumentType]
 
 
 def _examine(position: tf.Tensor, encoded: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -14,15 +14,17 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg.augment import may_take_pictures
+from keras_vgg.console import progress_bars
 from keras_vgg.data.decode import decode, transform_encoded
 from keras_vgg.data.options import untuned
-from keras_vgg.data.split import Records, Split
-from keras_vgg.progress import progress_bars
+from keras_vgg.data.split import Records, Split, labels_of, pictures_of
 
 # Records are mixed across so many shards at a time, in a buffer of so many records: encoded, about
 # 200 MB of photographs. It is filled anew for every group of shards; the trainer waits for that.
 MIXED_SHARDS = 16
 MIXED_RECORDS = 2048
+# The stub lacks the module.
+_shuffled_with = tf.random.experimental.stateless_shuffle  # pyright: ignore[reportAttributeAccessIssue]
 _STATISTICS_PIXELS = 2**18  # as doubles at a time, so that a large photograph takes no gigabytes
 
 
@@ -115,7 +117,7 @@ def training_dataset(
             share = split.records.share(host, hosts)
             records = _mixed(share, order_seed, tf.cast(first, tf.int64) * batch_size)
             return tf.data.Dataset.zip(records, image_seeds)
-        order = tf.random.experimental.stateless_shuffle(tf.range(split.size), order_seed)
+        order = _shuffled_with(tf.range(split.size), order_seed)
         order = tf.data.Dataset.from_tensor_slices(tf.gather(order, positions))
         return tf.data.Dataset.zip(order, image_seeds)
 
@@ -241,8 +243,8 @@ def _loader(split: Split, lazy: bool) -> Callable[..., tuple[tf.Tensor, tf.Tenso
         )
     # On the CPU, where tf.data runs: a GPU would be given a copy it does not need.
     with tf.device("CPU"):
-        labels = tf.constant(split.labels, tf.int32)
-        pixels = tf.constant(split.paths if split.images is None else split.images)
+        labels = tf.constant(labels_of(split), tf.int32)
+        pixels = tf.constant(pictures_of(split))
 
     def load(index: tf.Tensor, transform: Callable) -> tuple[tf.Tensor, tf.Tensor]:
         found = tf.gather(pixels, index)
@@ -286,7 +288,7 @@ def _mixed(records: Records, seed: tf.Tensor, skip: tf.Tensor) -> tf.data.Datase
     paths, starts, stops = records.columns()
     sizes = stops - starts
     count = tf.size(paths)  # len() would need AutoGraph, which source code must be at hand for
-    order = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
+    order = _shuffled_with(tf.range(count), seed)
     groups = -(-count // MIXED_SHARDS)
     group_of = tf.range(count) // MIXED_SHARDS
     ends = tf.cumsum(tf.math.segment_sum(tf.gather(sizes, order), group_of))
@@ -298,12 +300,14 @@ def _mixed(records: Records, seed: tf.Tensor, skip: tf.Tensor) -> tf.data.Datase
         members = order[start : start + MIXED_SHARDS]
         columns = tuple(tf.gather(column, members) for column in (paths, starts, stops))
         found = tf.data.Dataset.from_tensor_slices(columns).interleave(
-            records.read,
+            records.read,  # pyright: ignore[reportArgumentType]  # the stub has one column
             cycle_length=MIXED_SHARDS,
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        return _shuffled(found, tf.random.fold_in(seed, number))
+        # The stub has ints for tensors.
+        group_seed = tf.random.fold_in(seed, number)  # pyright: ignore[reportArgumentType]
+        return _shuffled(found, group_seed)  # pyright: ignore[reportArgumentType]
 
     numbers = tf.data.Dataset.range(tf.cast(first, tf.int64), tf.cast(groups, tf.int64))
     return numbers.flat_map(group).skip(skip - passed)

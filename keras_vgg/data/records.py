@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_vgg.console import progress_bars
 from keras_vgg.data.decode import decode, reason
 from keras_vgg.data.inspection import find_bad_images
 from keras_vgg.data.options import untuned
-from keras_vgg.data.split import Records, Shard, Source, Split
+from keras_vgg.data.split import Records, Shard, Source, Split, labels_of, pictures_of
 from keras_vgg.files import PARTIAL, whole_file
-from keras_vgg.progress import progress_bars
 
 _FORMAT = {"format": "keras_vgg records", "version": 1}
 _MANIFEST, _PROGRESS = "manifest.json", "progress.json"
@@ -118,12 +118,18 @@ def load(path: str | os.PathLike[str]) -> Source:
     root = Path(path).expanduser()
     manifest = _open(root)
     shards = {shard["file"]: file for file, shard in _shard_files(root, manifest)}
-    splits = dict.fromkeys(_SPLITS)
+    splits = {}
     for name, fields in manifest["splits"].items():
         listed = tuple(Shard(str(shards[s["file"]]), 0, s["images"]) for s in fields["shards"])
         identity = " ".join(shard["sha256"] for shard in fields["shards"])
         splits[name] = Split(name, fields["images"], records=Records(listed, parse, identity))
-    return Source(f"records:{os.fspath(path)}", tuple(manifest["class_names"]), **splits)
+    return Source(
+        f"records:{os.fspath(path)}",
+        tuple(manifest["class_names"]),
+        splits["train"],
+        splits.get("validation"),
+        splits.get("test"),
+    )
 
 
 def verify(path: str | os.PathLike[str]) -> None:
@@ -280,10 +286,11 @@ def _dataset(split: Split, order: np.ndarray | None, start: int, stop: int) -> t
     if split.records is not None:
         items = split.records.between(start, stop).dataset()  # no shard before is read
     else:
+        assert order is not None, "only records have no order"
         chosen = split.take(order[start:stop])
         with tf.device("CPU"):  # arrays would go to the GPU's memory
-            forms = chosen.paths if chosen.images is None else chosen.images
-            items = tf.data.Dataset.from_tensor_slices((forms, chosen.labels))
+            pair = (pictures_of(chosen), labels_of(chosen))
+            items = tf.data.Dataset.from_tensor_slices(pair)
 
     def decoded(item: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         if split.paths is not None:

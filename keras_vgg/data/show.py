@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras_vgg.augment import Picture, Window
 from keras_vgg.data.decode import TENSORFLOW_ERRORS, decode, reason, transform_encoded
 from keras_vgg.data.inspection import bad_images_named
-from keras_vgg.data.split import Records, Shard, Split
+from keras_vgg.data.split import Records, Shard, Split, labels_of, pictures_of
 from keras_vgg.files import write_atomically
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ def contact_sheet(
                     f"and there are {len(class_names)} class names"
                 )
             base = tf.constant([seed, i], tf.int64)
-            seeds = [tf.random.fold_in(base, view) for view in range(views)]
+            # Any, for the stub of fold_in gives ints.
+            seeds: Any = [tf.random.fold_in(base, view) for view in range(views)]
             rows.append(_row(source, str(class_names[label]), train, evaluate, window, seeds))
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +142,7 @@ def _choose(split: Split, images: int, classes: int, rng: np.random.Generator) -
         records = replace(split.records, shards=tuple(shards[i] for i in picked))
         return replace(split, size=len(picked), records=records)
     order = rng.permutation(split.size)
-    return split.take(order[_evenly(split.labels[order], images, rng)])
+    return split.take(order[_evenly(labels_of(split)[order], images, rng)])
 
 
 def _evenly(labels: np.ndarray, images: int, rng: np.random.Generator) -> np.ndarray:
@@ -201,10 +202,10 @@ def _stored(split: Split) -> Iterator[tuple[tf.Tensor, int]]:
         for encoded, label in split.records.dataset():
             yield encoded, int(label)
     elif split.paths is not None:
-        for path, label in zip(split.paths, split.labels, strict=True):
+        for path, label in zip(split.paths, labels_of(split), strict=True):
             yield tf.io.read_file(str(path)), int(label)
     else:
-        for image, label in zip(split.images, split.labels, strict=True):
+        for image, label in zip(pictures_of(split), labels_of(split), strict=True):
             yield tf.constant(image), int(label)
 
 
@@ -225,7 +226,7 @@ def _row(
         pixels = np.asarray(transform_encoded(source, transform) if encoded else transform(source))
         return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
-    image = decode(source) if source.dtype == tf.string else source
+    image = (decode(source) if source.dtype == tf.string else source).numpy()
     height, width = image.shape[:2]
     drawn = _drawn(height, width)
     return _Row(
@@ -244,7 +245,8 @@ def _box(sides: tuple[int, int], window: Window) -> Box:
     start, scaled = np.asarray(window.start, float), np.asarray(window.scaled, float)
     low = np.clip(start * sides / scaled, 0, sides)
     high = np.clip((start + window.size) * sides / scaled, 0, sides)
-    return tuple(float(value) for value in (*low, *(high - low)))
+    (top, left), (height, width) = low.tolist(), (high - low).tolist()
+    return top, left, height, width
 
 
 def _drawn(height: int, width: int) -> tuple[float, float]:
@@ -257,14 +259,14 @@ def _drawn(height: int, width: int) -> tuple[float, float]:
     return max(width * scale, _THINNEST), max(height * scale, _THINNEST)
 
 
-def _shrunk(image: tf.Tensor, drawn: tuple[float, float]) -> np.ndarray:
+def _shrunk(image: np.ndarray, drawn: tuple[float, float]) -> np.ndarray:
     """The image in no more pixels than it has dots on the sheet."""
     sides = [
         min(side, max(1, round(inches * _DPI)))
         for side, inches in zip(image.shape[:2], reversed(drawn), strict=True)
     ]
     if sides == list(image.shape[:2]):
-        return image.numpy()
+        return image
     small = tf.image.resize(image, sides, antialias=True)
     return np.clip(np.rint(small), 0, 255).astype(np.uint8)
 
@@ -295,7 +297,7 @@ def _draw(rows: Sequence[_Row]) -> Figure:
         axis.set_yticks([])
         return axis
 
-    def write(left: float, bottom: float, text: str, **style: object) -> None:
+    def write(left: float, bottom: float, text: str, **style: Any) -> None:
         # parse_math: a class called "$5" is a name, not the start of a formula.
         at = left / width, 1 - bottom / height
         style = {"va": "bottom", "color": _INK, "fontsize": 9, "parse_math": False, **style}

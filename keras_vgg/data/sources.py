@@ -14,7 +14,7 @@ import numpy as np
 from keras_vgg.data import catalog, records
 from keras_vgg.data.decode import EXTENSIONS
 from keras_vgg.data.inspection import bad_images
-from keras_vgg.data.split import Source, Split, hold_out
+from keras_vgg.data.split import Source, Split, hold_out, labels_of
 
 _MOST_BAD_IMAGES = 0.1
 
@@ -112,8 +112,10 @@ _DIGITS = tuple("0123456789")
 
 def _digits() -> Split:
     from sklearn.datasets import load_digits
+    from sklearn.utils import Bunch
 
     digits = load_digits()
+    assert isinstance(digits, Bunch), "without return_X_y"
     grey = np.round(digits.images * (255 / 16)).astype(np.uint8)
     return _grey_split("digits", grey, digits.target)
 
@@ -211,7 +213,7 @@ def _class_folders(root: Path, name: str, skip_bad: bool) -> tuple[tuple[str, ..
 
 
 def _require_every_class(root: Path, class_names: list[str], split: Split) -> None:
-    counts = np.bincount(split.labels, minlength=len(class_names))
+    counts = np.bincount(labels_of(split), minlength=len(class_names))
     empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
     if empty:
         raise ValueError(
@@ -253,11 +255,12 @@ def _idx(spec: str, root: Path, validation_fraction: float, rng: np.random.Gener
         lines = listing.read_text(encoding="utf-8").splitlines()
         class_names = tuple(line.strip() for line in lines if line.strip())
     else:
-        class_names = tuple(str(label) for label in range(train.labels.max() + 1))
+        class_names = tuple(str(label) for label in range(labels_of(train).max() + 1))
     for split in (train, test):
-        if split.labels.max() >= len(class_names):
+        largest = labels_of(split).max()
+        if largest >= len(class_names):
             raise ValueError(
-                f"{root}: label {split.labels.max()} in the {split.name} labels is out of range: "
+                f"{root}: label {largest} in the {split.name} labels is out of range: "
                 f"there are {len(class_names)} classes"
             )
     train, validation = hold_out(train, validation_fraction, "validation", class_names, rng)

@@ -75,7 +75,9 @@ class Records:
 
     def dataset(self) -> tf.data.Dataset:
         """(encoded image, label) of every record, in order."""
-        return tf.data.Dataset.from_tensor_slices(self.columns()).flat_map(self.read)
+        shards = tf.data.Dataset.from_tensor_slices(self.columns())
+        # The stub has no function of several columns.
+        return shards.flat_map(self.read)  # pyright: ignore[reportArgumentType]
 
     def read(self, path: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.data.Dataset:
         """(encoded image, label) of one shard's records, in order."""
@@ -103,9 +105,12 @@ class Split:
         forms = [form for form in (self.images, self.paths, self.records) if form is not None]
         if len(forms) != 1:
             raise ValueError(f"split {self.name!r} needs one of images, paths and records")
-        if self.records is None and not len(forms[0]) == len(self.labels) == self.size:
+        if self.records is not None:
+            return
+        images, labels = len(pictures_of(self)), len(labels_of(self))
+        if not images == labels == self.size:
             raise ValueError(
-                f"split {self.name!r}: {len(forms[0])} images, {len(self.labels)} labels, "
+                f"split {self.name!r}: {images} images, {labels} labels, "
                 f"size {self.size} must be the same"
             )
 
@@ -117,9 +122,9 @@ class Split:
         """
         digest = hashlib.sha256(str(self.size).encode())
         if self.labels is not None:
-            digest.update(np.ascontiguousarray(self.labels, np.int32))
+            digest.update(np.ascontiguousarray(self.labels, np.int32).data)
         if self.images is not None:
-            digest.update(np.ascontiguousarray(self.images))
+            digest.update(np.ascontiguousarray(self.images).data)
         if self.paths is not None:
             for path in self.paths:
                 digest.update("/".join(str(path).replace(os.sep, "/").split("/")[-2:]).encode())
@@ -138,7 +143,7 @@ class Split:
         return replace(
             self,
             size=len(indices),
-            labels=self.labels[indices],
+            labels=labels_of(self)[indices],
             images=None if self.images is None else self.images[indices],
             paths=None if self.paths is None else self.paths[indices],
         )
@@ -171,6 +176,21 @@ class Split:
             return self.take(np.array([i for i in range(self.size) if i not in positions], int))
         records = self.records.without(positions)
         return replace(self, size=records.size, records=records)
+
+
+def labels_of(split: Split) -> np.ndarray:
+    """The labels of a split of images or files. TypeError for records, which have their own."""
+    if split.labels is None:
+        raise TypeError(f"split {split.name!r} has no labels beside its images")
+    return split.labels
+
+
+def pictures_of(split: Split) -> np.ndarray:
+    """The images of a split, or the paths of its files. TypeError for records."""
+    pictures = split.paths if split.images is None else split.images
+    if pictures is None:
+        raise TypeError(f"split {split.name!r} has records, neither images nor paths")
+    return pictures
 
 
 @dataclass(frozen=True)

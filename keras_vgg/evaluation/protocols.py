@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from keras_vgg.console import progress_bars
 from keras_vgg.evaluation.dense import dense_network
 from keras_vgg.evaluation.result import Evaluation
 from keras_vgg.finite import require_finite_images, require_finite_weights
-from keras_vgg.progress import progress_bars
 
 if TYPE_CHECKING:
     import keras

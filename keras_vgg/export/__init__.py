@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_vgg import augment
+from keras_vgg.console import progress_bars
 from keras_vgg.evaluation.result import Evaluation
 from keras_vgg.export import verify
 from keras_vgg.export.fold import folded, in_float32
@@ -30,7 +31,6 @@ from keras_vgg.export.saved_model import write_saved_model
 from keras_vgg.export.verify import Artifact, ExportError
 from keras_vgg.files import write_json
 from keras_vgg.finite import require_finite_images, require_finite_weights
-from keras_vgg.progress import progress_bars
 from keras_vgg.versions import package_versions
 
 if TYPE_CHECKING:

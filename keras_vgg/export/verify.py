@@ -153,7 +153,7 @@ def compare(
 
 
 def size_and_sha256(path: Path) -> tuple[int, str]:
-    """Return the bytes and the hash of a file, or of all files below a folder as Artifact describes it."""
+    """Return the bytes and the hash of a file, or of all files below a folder (see Artifact)."""
     if path.is_file():
         with path.open("rb") as file:
             return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from keras_vgg import data
 from keras_vgg.array_cache import ArrayCache
-from keras_vgg.progress import progress_bars
+from keras_vgg.console import progress_bars
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 
 SHARD = 2048  # images a file: an interrupted computation loses less than one

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import keras
 
+from keras_vgg.console import duration
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.timing import Timing
 from keras_vgg.recipe import Recipe
@@ -23,16 +24,6 @@ if TYPE_CHECKING:
 
 REDRAWN = 0.1  # seconds between two pictures of the bar, at least
 ONE_LINE = 120  # columns on which the bar and all its figures stand side by side
-
-
-def duration(seconds: float) -> str:
-    """0:42, 2:13:05 or 3 d 4 h."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days} d {hour} h"
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def may_end_early(recipe: Recipe) -> bool:

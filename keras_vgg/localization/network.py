@@ -11,10 +11,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.console import progress_bars
 from keras_vgg.evaluation import dense_network, softmax
 from keras_vgg.finite import require_finite_images, require_finite_weights
 from keras_vgg.localization.boxes import MATCH, merge_boxes, to_corners
-from keras_vgg.progress import progress_bars
 from keras_vgg.transfer import freeze
 from keras_vgg.weights import copy_weights
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_vgg.console import duration_in_words
 from keras_vgg.files import write_atomically
 from keras_vgg.report import vector
 from keras_vgg.report.facts import Page, Picture, RunFacts, Scores
@@ -78,7 +79,7 @@ def render(page: Page) -> str:
         "number": _number,
         "value": _value,
         "picture": _data_uri,
-        "duration": _duration,
+        "duration": duration_in_words,
     }
     template = environment.get_template("report.html")
     text = template.render(
@@ -228,13 +229,3 @@ def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, rest = divmod(rest, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from keras_vgg import data, evaluation, explain, report
+from keras_vgg.console import progress_bars
 from keras_vgg.explain.network import opened
 from keras_vgg.fit import evaluation_transform
-from keras_vgg.progress import progress_bars
 from keras_vgg.run import Run
 
 _ANSWERS = 3  # of each picture

@@ -15,9 +15,9 @@ import numpy as np
 
 from keras_vgg import augment, data, evaluation, hardware, report
 from keras_vgg.array_cache import ArrayCache
+from keras_vgg.console import progress_bars
 from keras_vgg.files import write_atomically
 from keras_vgg.fit import describe, evaluation_transform, load_source, require_same_data
-from keras_vgg.progress import progress_bars
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 

@@ -28,7 +28,7 @@ TUNERS = {
 _BEAT = 2.0  # seconds between two signs of life of a worker
 
 
-class _Durable:
+class DurableOracle(keras_tuner.Oracle):
     """What all oracles get: files that are whole, nothing lost or repeated after a kill, an end.
 
     keras-tuner writes its files in place, and a trial's before its own; a kill in between leaves a
@@ -86,7 +86,7 @@ def make_oracle(
     max_trials: int | None,
     max_epochs: int,
     seed: int,
-) -> keras_tuner.Oracle:
+) -> DurableOracle:
     """The oracle of a tuner, which looks for the highest val_accuracy.
 
     Raises:
@@ -97,7 +97,9 @@ def make_oracle(
     options: dict[str, Any] = {"max_epochs": max_epochs} if tuner == "hyperband" else {}
     if tuner != "hyperband":
         options["max_trials"] = max_trials or 1_000_000
-    oracle = type(f"Durable{tuner.title()}", (_Durable, TUNERS[tuner]), {})(
+    bases: tuple[type, ...] = (DurableOracle, TUNERS[tuner])
+    durable: Callable[..., DurableOracle] = type(f"Durable{tuner.title()}", bases, {})
+    oracle = durable(
         objective=keras_tuner.Objective("val_accuracy", "max"),
         hyperparameters=hyperparameters,
         allow_new_entries=False,
@@ -134,7 +136,7 @@ def alive(folder: Path, tuner_id: str) -> Iterator[None]:
 
 
 def serve(
-    oracle: keras_tuner.Oracle,
+    oracle: DurableOracle,
     address: str,
     folder: Path,
     *,
@@ -195,12 +197,12 @@ def quiet_keras_tuner() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(currentThread|getName)\(\) is deprecated")
         if conditions is not None:
-            conditions.print = lambda *_: None
+            vars(conditions)["print"] = lambda *_: None
         try:
             yield
         finally:
             if conditions is not None:
-                del conditions.print
+                del vars(conditions)["print"]
 
 
 def _read(path: Path) -> str:

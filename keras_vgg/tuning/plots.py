@@ -52,11 +52,11 @@ def plot_search(
     pruned = [a for a in finished if a.pruned]
     whole = [a for a in finished if not a.pruned]
     for some, style in ((whole, "o"), (pruned, "v")):
-        xs, ys = [a.parameters / 1e6 for a in some], [100 * a.val_accuracy for a in some]
+        xs, ys = [a.parameters / 1e6 for a in some], [100 * a.final_accuracy for a in some]
         sizes.plot(xs, ys, style, color=_DOT, alpha=0.5, label="pruned" if style == "v" else None)
     sizes.step(
         [a.parameters / 1e6 for a in front],
-        [100 * a.val_accuracy for a in front],
+        [100 * a.final_accuracy for a in front],
         "o-",
         where="post",
         color=_BEST,
@@ -90,7 +90,7 @@ def plot_parallel(names: Sequence[str], finished: Sequence[Attempt], path: Path)
 
     figure = Figure(figsize=(max(8, 1.3 * len(names) + 2), 5), dpi=120, layout="constrained")
     axis = figure.subplots()
-    scores = [100 * a.val_accuracy for a in finished]
+    scores = [100 * a.final_accuracy for a in finished]
     # Colours by rank, too: one bad trial would make all the others look alike.
     low, high = np.quantile(scores, 0.1), max(scores)
     scale = Normalize(low, max(high, low + 1e-6), clip=True)
@@ -105,9 +105,9 @@ def plot_parallel(names: Sequence[str], finished: Sequence[Attempt], path: Path)
             text = f"{value:.3g}" if isinstance(value, float) else str(value)
             box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
             axis.text(column + 0.05, places[name][value], text, fontsize=8, color=_INK, bbox=box)
-    for attempt in sorted(finished, key=lambda a: a.val_accuracy):
+    for attempt in sorted(finished, key=lambda a: a.final_accuracy):
         heights = [places[name].get(attempt.values.get(name), -0.08) for name in names]
-        colour = colours(scale(100 * attempt.val_accuracy))
+        colour = colours(scale(100 * attempt.final_accuracy))
         axis.plot(range(len(names)), heights, color=colour, alpha=0.8, linewidth=1.5)
     axis.set_xticks(range(len(names)), names, rotation=30)
     axis.set_yticks([])
@@ -119,7 +119,7 @@ def plot_parallel(names: Sequence[str], finished: Sequence[Attempt], path: Path)
 
 
 def _scores(axis: Axes, places: Sequence[float], finished: Sequence[Attempt]) -> None:
-    scores = np.array([100 * a.val_accuracy for a in finished])
+    scores = np.array([100 * a.final_accuracy for a in finished])
     axis.plot(places, scores, "o", color=_DOT, alpha=0.5, label="trial")
     order = np.argsort(places)
     axis.step(

@@ -55,6 +55,12 @@ class Attempt:
         return self.val_accuracy is not None
 
     @property
+    def final_accuracy(self) -> float:
+        """val_accuracy of a finished trial."""
+        assert self.val_accuracy is not None, f"trial {self.number} is not finished"
+        return self.val_accuracy
+
+    @property
     def state(self) -> str:
         if self.reason:
             return "refused" if self.reason.startswith("refused") else "failed"
@@ -83,15 +89,15 @@ def attempts(workdir: Path) -> list[Attempt]:
 
 def best(found: Sequence[Attempt]) -> Attempt | None:
     """The trial of the highest validation accuracy, of several the first."""
-    return max((a for a in found if a.finished), key=lambda a: a.val_accuracy, default=None)
+    return max((a for a in found if a.finished), key=lambda a: a.final_accuracy, default=None)
 
 
 def pareto(found: Sequence[Attempt]) -> list[Attempt]:
     """The trials that no smaller or equal network equals in accuracy, from the smallest on."""
     front: list[Attempt] = []
     finished = [a for a in found if a.finished]
-    for attempt in sorted(finished, key=lambda a: (a.parameters, -a.val_accuracy)):
-        if not front or attempt.val_accuracy > front[-1].val_accuracy:
+    for attempt in sorted(finished, key=lambda a: (a.parameters, -a.final_accuracy)):
+        if not front or attempt.final_accuracy > front[-1].final_accuracy:
             front.append(attempt)
     return front
 
@@ -106,17 +112,19 @@ def importances(found: Sequence[Attempt]) -> dict[str, float]:
     import numpy as np
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
+    from sklearn.utils import Bunch
 
     finished = [a for a in found if a.finished]
     names = searched_names(found)
     seen = min((len(a.curve) for a in finished if a.pruned), default=None)
-    scores = np.array([a.val_accuracy if seen is None else max(a.curve[:seen]) for a in finished])
+    scores = np.array([a.final_accuracy if seen is None else max(a.curve[:seen]) for a in finished])
     if len(finished) < 8 or np.ptp(scores) == 0:
         return {}
     rows = np.array([[code(found, name, a) for name in names] for a in finished])
     forest = RandomForestRegressor(200, random_state=0).fit(rows, scores)
-    means = permutation_importance(forest, rows, scores, n_repeats=20, random_state=0)
-    shares = np.maximum(means.importances_mean, 0)
+    result = permutation_importance(forest, rows, scores, n_repeats=20, random_state=0)
+    assert isinstance(result, Bunch)  # a dict of them where several scores are asked for
+    shares = np.maximum(result.importances_mean, 0)
     shares = shares / shares.sum() if shares.sum() else shares
     order = np.argsort(shares)[::-1]
     return {names[i]: float(shares[i]) for i in order}
@@ -140,12 +148,13 @@ def code(found: Sequence[Attempt], name: str, attempt: Attempt) -> float:
 def write_results(workdir: Path, found: Sequence[Attempt], tuner: str) -> None:
     """best_recipe.py, trials.csv, search.png and parallel_coordinates.png, in the search's."""
     winner = best(found)
+    assert winner is not None, "no trial is finished"
     recipe = Run.open(winner.folder / "run").recipe
     text = recipe_source(
         recipe,
         f"The best of {len(found)} trials of a search by {tuner}.\n\n"
         f"command:  keras-vgg train {BEST} --workdir RUN\n"
-        f"result:   {winner.val_accuracy:.2%} on the validation images in the search (trial "
+        f"result:   {winner.final_accuracy:.2%} on the validation images in the search (trial "
         f"{winner.number}, {winner.seconds:.0f} s); the test images have not been read\n",
     )
     write_atomically(workdir / BEST, lambda file: file.write_text(text, encoding="utf-8"))

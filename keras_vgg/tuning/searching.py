@@ -23,7 +23,7 @@ from keras_vgg.files import write_json
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, RunInUse, read_fields
 from keras_vgg.tuning.hypermodel import Limits, VGGHyperModel, cost
-from keras_vgg.tuning.oracle import alive, make_oracle, quiet_keras_tuner, serve
+from keras_vgg.tuning.oracle import DurableOracle, alive, make_oracle, quiet_keras_tuner, serve
 from keras_vgg.tuning.results import PRUNED, Attempt, attempts, best, write_results
 from keras_vgg.tuning.space import Range, Space, declare
 from keras_vgg.tuning.watch import Watch
@@ -221,7 +221,7 @@ class _Tuner(BaseTuner):
 
     def __init__(
         self,
-        oracle: keras_tuner.Oracle,
+        oracle: DurableOracle,
         hypermodel: VGGHyperModel,
         workdir: Path,
         clock: _Clock,
@@ -381,6 +381,7 @@ class _Pruner(keras.callbacks.Callback):
         ]
         if len(others) >= _COMPARED_WITH and self._best < float(np.median(others)):
             (self._folder / PRUNED).touch()
+            assert self.model is not None, "Keras gives a callback its model before it trains"
             self.model.stop_training = True
 
 
@@ -394,7 +395,10 @@ class _HParams(keras.callbacks.Callback):
         self._folder = folder
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
+        # The generated module makes its classes when it is imported.
+        from tensorboard.compat.proto.event_pb2 import (
+            Event,  # pyright: ignore[reportAttributeAccessIssue]
+        )
         from tensorboard.plugins.hparams import api
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 

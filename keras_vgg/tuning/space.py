@@ -108,11 +108,14 @@ def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Seq
             raise ValueError(f"{name} has no choices")
         for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
             recipe.replace(**{name: _number(recipe, name, value)})
-        if single:
+        if isinstance(choices, Range):
+            searched[name] = choices
+        elif single:
             recipe = recipe.replace(**{name: choices[0]})
         else:
-            searched[name] = choices if isinstance(choices, Range) else tuple(choices)
+            searched[name] = tuple(choices)
     heads = searched.get("head", (recipe.head,))
+    assert not isinstance(heads, Range)  # refused above: head is no number
     if not set(heads) & set(_HEADS_WITH_HIDDEN_UNITS):
         searched.pop("hidden_units", None)
     if not searched:
@@ -193,6 +196,7 @@ def _draw(
         return hp.Choice(name, [number(choice) for choice in choices])
     # keras-tuner's choices are texts or numbers; a pair, or None among pairs, is neither.
     found = hp.Choice(name, [json.dumps(choice) for choice in choices])
+    assert found is not None  # only hidden_units, a number, is in a conditional scope
     decoded = json.loads(found)
     return tuple(decoded) if isinstance(decoded, list) else decoded
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from keras_vgg.fit.progress import duration
+from keras_vgg.console import duration
 from keras_vgg.tuning.results import Attempt, attempts, best
 
 if TYPE_CHECKING:

@@ -67,7 +67,7 @@ def check(weights: Weights) -> None:
     if wrong:
         raise ValueError(
             f"{weights.source} holds values that are not floating-point numbers in "
-            f"{', '.join(sorted(wrong))}; quantised weights cannot be loaded"
+            f"{', '.join(sorted(wrong))}; a file may hold float16, float32 or float64"
         )
     bad = [
         name
