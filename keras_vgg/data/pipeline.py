@@ -23,9 +23,9 @@ from keras_vgg.data.split import Records, Split, labels_of, pictures_of
 # 200 MB of photographs. It is filled anew for every group of shards; the trainer waits for that.
 MIXED_SHARDS = 16
 MIXED_RECORDS = 2048
-# The stub lacks the module.
-_shuffled_with = tf.random.experimental.stateless_shuffle  # pyright: ignore[reportAttributeAccessIssue]
 _STATISTICS_PIXELS = 2**18  # as doubles at a time, so that a large photograph takes no gigabytes
+
+_random = tf.random.experimental  # pyright: ignore[reportAttributeAccessIssue]  # the stub lacks it
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ def training_dataset(
             share = split.records.share(host, hosts)
             records = _mixed(share, order_seed, tf.cast(first, tf.int64) * batch_size)
             return tf.data.Dataset.zip(records, image_seeds)
-        order = _shuffled_with(tf.range(split.size), order_seed)
+        order = _random.stateless_shuffle(tf.range(split.size), order_seed)
         order = tf.data.Dataset.from_tensor_slices(tf.gather(order, positions))
         return tf.data.Dataset.zip(order, image_seeds)
 
@@ -288,7 +288,7 @@ def _mixed(records: Records, seed: tf.Tensor, skip: tf.Tensor) -> tf.data.Datase
     paths, starts, stops = records.columns()
     sizes = stops - starts
     count = tf.size(paths)  # len() would need AutoGraph, which source code must be at hand for
-    order = _shuffled_with(tf.range(count), seed)
+    order = _random.stateless_shuffle(tf.range(count), seed)
     groups = -(-count // MIXED_SHARDS)
     group_of = tf.range(count) // MIXED_SHARDS
     ends = tf.cumsum(tf.math.segment_sum(tf.gather(sizes, order), group_of))
