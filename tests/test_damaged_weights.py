@@ -160,7 +160,7 @@ def test_values_that_no_weights_have(tmp_path, value, message):
 def test_negative_variances_are_refused(tmp_path, name):
     model = small(batch_norm=True)
     layer = model.get_layer("block2_conv1_bn")
-    layer.moving_variance.assign(-keras.ops.ones_like(layer.moving_variance))
+    layer.moving_variance.assign(np.full(layer.moving_variance.shape, -1.0))
     save = {"a.h5": save_legacy, "a.weights.h5": keras.Model.save_weights}
     save.get(name, keras.Model.save)(model, tmp_path / name)
     assert_refused(tmp_path / name, "negative variances in block2_conv1_bn", batch_norm=True)
