@@ -221,7 +221,8 @@ def _window(sides: tuple[int, int], train_size: int | tuple[int, int] | None) ->
     """fc1's kernel: the features that the classifier sees of an image of `train_size`."""
     if train_size is None:
         train_size = sides
-    both = (train_size,) * 2 if isinstance(train_size, numbers.Integral) else tuple(train_size)
+    is_one = isinstance(train_size, (int, numbers.Integral))
+    both = (int(train_size),) * 2 if is_one else tuple(train_size)
     if min(both) < MINIMUM_SIZE:
         raise ValueError(f"train_size must be at least {MINIMUM_SIZE}, not {train_size}")
     if any(trained > side for trained, side in zip(both, sides, strict=True)):

@@ -59,7 +59,8 @@ class ArrayCache:
 
         def save(target: Path) -> None:
             with target.open("wb") as file:
-                np.savez(file, **arrays)
+                # The stub takes any name for `allow_pickle`.
+                np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
         write_atomically(path, save)
         self._paths.append(path)

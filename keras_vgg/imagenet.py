@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import tempfile
+import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,8 @@ def _fetch_index() -> Path:
         raise ValueError(f"what {CLASS_INDEX_URL} gave is not the class index: {error}") from error
     except Exception as error:  # get_file raises a bare Exception from urllib's
         cause = error.__context__ or error
-        if hasattr(cause, "close"):
-            cause.close()  # an HTTPError holds its connection
+        if isinstance(cause, urllib.error.HTTPError):
+            cause.close()  # it holds its connection
         raise ConnectionError(
             f"ImageNet's class names cannot be downloaded ({cause}): put {CLASS_INDEX_URL} at "
             f"{path} by hand"

@@ -44,11 +44,11 @@ class LocalResponseNormalization(keras.layers.Layer):
 
     def call(self, inputs):
         axis = 1 if self.data_format == "channels_first" else 3
-        x = ops.cast(inputs, "float32")
+        x: Any = ops.cast(inputs, "float32")
         channels = x.shape[axis]
         padding = [(0, 0)] * 4
         padding[axis] = (self.depth_radius, self.depth_radius)
-        squares = ops.pad(ops.square(x), padding)
+        squares: Any = ops.pad(ops.square(x), padding)
         window = [slice(None)] * 4
         total = 0.0
         for offset in range(2 * self.depth_radius + 1):
@@ -153,7 +153,7 @@ class ImagePreprocessing(keras.layers.Layer):
     def call(self, inputs):
         first = self.data_format == "channels_first"
         shape = (-1, 1, 1) if first else (-1,)
-        x = ops.cast(inputs, "float32")
+        x: Any = ops.cast(inputs, "float32")
         mean = ops.reshape(ops.convert_to_tensor(self.mean, "float32"), shape)
         scale = ops.reshape(ops.convert_to_tensor([1 / s for s in self.std], "float32"), shape)
         x = (x - mean) * scale

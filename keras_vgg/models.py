@@ -133,7 +133,8 @@ def vgg(
         if train_size is None and weights in weight_files.NAMES:
             train_size = DEFAULT_SIZE
         elif train_size is None:
-            train_size = tuple(side or DEFAULT_SIZE for side in _sides(shape))
+            height, width = (side or DEFAULT_SIZE for side in _sides(shape))
+            train_size = (height, width)
         # Probabilities stay float32 in mixed precision.
         half = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
         classifier = {"activation": classifier_activation, "dtype": "float32" if half else None}

@@ -171,6 +171,7 @@ def markdown(table: Table) -> str:
 def _word(row: Layer) -> str:
     """A layer as Table 1 prints it."""
     if row.kind == "conv":
+        assert row.kernel is not None, "a convolution has a window"
         return f"conv{row.kernel[0]}-{row.output_shape[-1]}"
     if row.kind == "dense":
         return f"FC-{row.output_shape[-1]}"

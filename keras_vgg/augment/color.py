@@ -16,6 +16,9 @@ _GREY = (_RGB @ np.diag([1.0, 0.0, 0.0]) @ _YIQ).astype(np.float32)
 _CHROMA = (_RGB @ np.diag([0.0, 1.0, 1.0]) @ _YIQ).astype(np.float32)
 _QUADRATURE = (_RGB @ np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ _YIQ).astype(np.float32)
 
+# Brightness delta, contrast and saturation factors, hue angle: see `adjust_color`.
+Amounts = tuple[float | tf.Tensor, float | tf.Tensor, float | tf.Tensor, float | tf.Tensor]
+
 
 def adjust_color(
     image: tf.Tensor,
@@ -40,6 +43,7 @@ def adjust_color(
     )
     if matrix is None:
         return tf.clip_by_value(gain * image + offset, 0.0, 255.0)
+    assert isinstance(offset, tf.Tensor), "a matrix makes it one for each channel"
     # Multiply and add, for a matmul on a GPU may round its operands to TF32.
     rows = tf.unstack(gain * matrix)
     red, green, blue = tf.unstack(image, axis=-1)
@@ -66,9 +70,8 @@ def _affine(
         offset += (1.0 - contrast_factor) * mean
     matrix = None
     if not (_equals(saturation_factor, 1.0) and _equals(hue_angle, 0.0)):
-        matrix = _GREY + saturation_factor * (
-            tf.cos(hue_angle) * _CHROMA + tf.sin(hue_angle) * _QUADRATURE
-        )
+        rotation = tf.cos(hue_angle) * _CHROMA + tf.sin(hue_angle) * _QUADRATURE
+        matrix = saturation_factor * rotation + _GREY
         offset = tf.reduce_sum(matrix * offset, axis=1)
     return contrast_factor, matrix, offset if shift is None else offset + shift
 
@@ -102,7 +105,7 @@ def check_strengths(**strengths: float) -> None:
 
 def jitter_amounts(
     draws: tf.Tensor, brightness: float, contrast: float, saturation: float, hue: float
-) -> tuple[float | tf.Tensor, ...]:
+) -> Amounts:
     """Four draws from [0, 1) -> the first four arguments of `adjust_color`."""
     draws = tf.unstack(2.0 * draws - 1.0, num=4)
     return (
@@ -113,15 +116,16 @@ def jitter_amounts(
     )
 
 
-def adjust_to_uint8(
-    image: tf.Tensor, amounts: tuple[float | tf.Tensor, ...], shift: tf.Tensor | None
-) -> tf.Tensor:
+def adjust_to_uint8(image: tf.Tensor, amounts: Amounts, shift: tf.Tensor | None) -> tf.Tensor:
     """`adjust_color`, rounded to uint8, of [size, size, 3] float32, for the speed of tf.data."""
     gain, matrix, offset = _affine(image, *amounts, shift)
     matrix = gain * (tf.eye(3) if matrix is None else matrix)
     # A matmul with 3 columns is all overhead. With several pixels a row, and the matrix as often on
     # the diagonal, it is faster by far than the same as multiplications, by XLA too.
-    pixels = math.gcd(image.shape[0] * image.shape[1], 8)
+    height, width = image.shape[0], image.shape[1]
+    assert height is not None, "a window's size is known"
+    assert width is not None
+    pixels = math.gcd(height * width, 8)
     diagonal = tf.reshape(tf.eye(pixels), [pixels, 1, pixels, 1])
     matrix = tf.reshape(diagonal * tf.reshape(tf.transpose(matrix), [1, 3, 1, 3]), [3 * pixels] * 2)
     offset = tf.tile(tf.broadcast_to(offset + 0.5, [3]), [pixels])
@@ -161,4 +165,4 @@ def random_shift(
 
 def _equals(value: float | tf.Tensor, neutral: float) -> bool:
     """Whether `value` is known, before run time, to change nothing."""
-    return not tf.is_tensor(value) and value == neutral
+    return not tf.is_tensor(value) and bool(value == neutral)

@@ -66,7 +66,8 @@ def pad_to(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) ->
     if isinstance(rows, int) and isinstance(columns, int) and rows == columns == 0:
         return image
     top, left = rows // 2, columns // 2
-    return tf.pad(image, [[top, rows - top], [left, columns - left], [0, 0]])
+    paddings = [[top, rows - top], [left, columns - left], [0, 0]]
+    return tf.pad(image, paddings)  # pyright: ignore[reportArgumentType]  # tensors too
 
 
 def random_crop(image: tf.Tensor, size: int, seed: tf.Tensor) -> tf.Tensor:
@@ -270,8 +271,8 @@ def _in_frame(part: tf.Tensor, window: Window, low: tf.Tensor, high: tf.Tensor) 
 
 def sides_of(image: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:
     """Height and width, as ints where they are known before run time."""
-    static, dynamic = image.shape, tf.shape(image)
-    return tuple(dynamic[i] if static[i] is None else static[i] for i in (0, 1))
+    height, width, dynamic = image.shape[0], image.shape[1], tf.shape(image)
+    return dynamic[0] if height is None else height, dynamic[1] if width is None else width
 
 
 def sides_of_at_least(size: int, image: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -74,7 +75,9 @@ def train_image(
     if shift or brightness or contrast or saturation or hue:
         added = None
         if shift:
-            shift_seed = tf.random.fold_in(seed, 1)
+            assert eigenvalues is not None, "looked at above"
+            assert eigenvectors is not None
+            shift_seed: Any = tf.random.fold_in(seed, 1)  # an int for the stub
             added = random_shift(shift_seed, shift, eigenvalues, eigenvectors)
         amounts = jitter_amounts(draws[4:], brightness, contrast, saturation, hue)
         return adjust_to_uint8(tf.cast(pixels, tf.float32), amounts, added)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -25,23 +26,18 @@ def batch_augmentation(
     labels, in Keras, go by the rectangle's area before the image's edge cuts it): with both, each
     batch is given one of the two, at random.
     """
-    kind = {"dtype": "float32"}  # whatever the policy of the model
-    first = [
-        layer
-        for layer in (
-            rand_augment and keras.layers.RandAugment((0, 255), factor=rand_augment, **kind),
-            random_erasing and keras.layers.RandomErasing((random_erasing, random_erasing), **kind),
-        )
-        if layer
-    ]
-    blends = [
-        layer
-        for layer in (
-            mixup and keras.layers.MixUp(mixup, **kind),
-            cutmix and keras.layers.CutMix(cutmix, **kind),
-        )
-        if layer
-    ]
+    dtype = "float32"  # whatever the policy of the model
+    first: list[keras.Layer] = []
+    if rand_augment:
+        first.append(keras.layers.RandAugment((0, 255), factor=rand_augment, dtype=dtype))
+    if random_erasing:
+        both: Any = (random_erasing, random_erasing)  # Keras' default, 1.0, hides that it takes two
+        first.append(keras.layers.RandomErasing(both, dtype=dtype))
+    blends: list[keras.Layer] = []
+    if mixup:
+        blends.append(keras.layers.MixUp(mixup, dtype=dtype))
+    if cutmix:
+        blends.append(keras.layers.CutMix(cutmix, dtype=dtype))
     if not first and not blends:
         return None
     # Keras draws from a variable, which would make a batch depend on how many came before it.
@@ -59,7 +55,7 @@ def batch_augmentation(
 
         def blended(number: int) -> tuple[tf.Tensor, tf.Tensor]:
             # With a seed of its own: a graph traces both branches, and eagerly only one is run.
-            stream.restart(tf.random.fold_in(seed, number))
+            stream.restart(_folded(seed, number))
             found = blends[number]({"images": images, "labels": one_hot}, training=True)
             return found["images"], found["labels"]
 
@@ -84,7 +80,11 @@ class _SeedStream(keras.random.SeedGenerator):
 
     def next(self, ordered: bool = True) -> tf.Tensor:
         self.count += 1
-        return tf.random.fold_in(self.start, self.count)
+        return _folded(self.start, self.count)
+
+
+def _folded(seed: tf.Tensor, number: int) -> tf.Tensor:
+    return tf.random.fold_in(seed, number)  # pyright: ignore[reportReturnType]  # the stub: int
 
 
 def _draw_from(layer: keras.Layer, stream: _SeedStream) -> None:
