@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import keras
 
@@ -52,7 +53,7 @@ def dense_network(model: keras.Model) -> keras.Model:
     convolutions = keras.Model(model.inputs[0], layers[_LAST_POOL].output)
     image = keras.Input((None, None, channels), name="image")
     # The layers themselves, not copies, called on an input of any size.
-    features = keras.models.clone_model(
+    features: Any = keras.models.clone_model(
         convolutions, input_tensors=image, clone_function=lambda layer: layer
     ).output
     x = features
@@ -62,15 +63,16 @@ def dense_network(model: keras.Model) -> keras.Model:
     return keras.Model(image, x, name=f"{model.name}_dense")
 
 
-def _as_convolution(layer: keras.Layer, x: keras.KerasTensor, flatten: keras.Layer | None):
+def _as_convolution(layer: keras.Layer, x: Any, flatten: keras.Layer | None):
     kernel = layer.kernel
     if len(kernel.shape) == 4:
         window = tuple(kernel.shape[:2])
     elif layer.name == "fc1" and flatten is not None:
-        window = tuple(flatten.input.shape[1:3])
+        flattened: Any = flatten.input
+        window = tuple(flattened.shape[1:3])
     else:
         window = (1, 1)
-    convolution = keras.layers.Conv2D(
+    convolution: Any = keras.layers.Conv2D(
         kernel.shape[-1],
         window,
         activation=None if layer.name == "predictions" else layer.activation,

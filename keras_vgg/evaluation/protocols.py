@@ -174,7 +174,7 @@ def runner(
                     views.append(softmax(scores.mean(axis=1)))
                 else:
                     views.append(softmax(scores).mean(axis=1))
-            return np.mean(views, axis=0, dtype=np.float32)
+            return np.stack(views).mean(axis=0, dtype=np.float32)
 
         return dense
 
@@ -287,11 +287,13 @@ def predict(
         raise ValueError(f"top must be at least 1, not {top}")
     require_finite_weights(model)
     require_finite_images(images)
-    output = np.asarray(model.predict(images, verbose=0), dtype=np.float32)
+    # Keras' annotation, str, forgets the numbers of its documentation.
+    output = model.predict(images, verbose=0)  # pyright: ignore[reportArgumentType]
+    output = np.asarray(output, dtype=np.float32)
     _check_output(output, len(images), len(class_names))
     order = np.argsort(-output, axis=1, kind="stable")[:, :top]
     return [
-        [(class_names[index], float(row[index])) for index in best]
+        [(class_names[int(index)], float(row[index])) for index in best]
         for row, best in zip(output, order, strict=True)
     ]
 
