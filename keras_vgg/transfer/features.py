@@ -67,7 +67,7 @@ def feature_extractor(
         raise ValueError(f"pooling must be None, 'avg', 'max' or a number, not {pooling!r}")
     outputs = {}
     for name in names:
-        output = _layer(model, name).output
+        output: Any = _layer(model, name).output
         if len(output.shape) == 4:
             output = _pooled(output, pooling, name)
         outputs[name] = output
@@ -95,6 +95,7 @@ def _pooled(feature_map: Any, pooling: str | int | None, name: str) -> Any:
         return keras.layers.GlobalAveragePooling2D(name=f"{name}_avg")(feature_map)
     if pooling == "max":
         return keras.layers.GlobalMaxPooling2D(name=f"{name}_max")(feature_map)
+    assert isinstance(pooling, int), "feature_extractor has looked"
     first = channel_axis() == 1
     height, width = feature_map.shape[2:] if first else feature_map.shape[1:3]
     if None in (height, width) or min(height, width) < pooling:
@@ -150,9 +151,9 @@ def embed(
         raise ValueError(f"combine must be 'stack' or 'average', not {combine!r}")
     if len(images) == 0:
         raise ValueError("there are no images to embed")
-    sizes = [None] if sizes is None else np.atleast_1d(sizes).tolist()
-    if not sizes or any(q is not None and (type(q) is not int or q < 32) for q in sizes):
-        raise ValueError(f"sizes must be whole numbers of 32 or more, not {sizes}")
+    sides: list[int | None] = [None] if sizes is None else np.atleast_1d(sizes).tolist()
+    if not sides or any(q is not None and (type(q) is not int or q < 32) for q in sides):
+        raise ValueError(f"sizes must be whole numbers of 32 or more, not {sides}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     require_finite_weights(model)
@@ -166,10 +167,10 @@ def embed(
         maps = [x.name for x in model.layers if len(np.shape(x.output)) == 4]
         layer = "fc2" if "fc2" in maps else "block5_pool"
     extractor = feature_extractor(model, layer, pooling="avg")
-    groups = [_by_shape(model, images, size) for size in sizes]  # refuses before the work begins
-    progress = keras.utils.Progbar(len(images) * len(sizes), verbose=verbose, unit_name="image")
+    groups = [_by_shape(model, images, size) for size in sides]  # refuses before the work begins
+    progress = keras.utils.Progbar(len(images) * len(sides), verbose=verbose, unit_name="image")
     scales = []
-    for size, shapes in zip(sizes, groups, strict=True):
+    for size, shapes in zip(sides, groups, strict=True):
         found: dict[int, np.ndarray] = {}
         for shape, members in shapes.items():
             for start in range(0, len(members), batch_size):
@@ -186,7 +187,7 @@ def embed(
 
 
 def _by_shape(
-    model: keras.Model, images: Sequence[np.ndarray], size: int | None
+    model: keras.Model, images: np.ndarray | Sequence[np.ndarray], size: int | None
 ) -> dict[tuple[int, int], list[int]]:
     """(height, width) after rescaling -> the images that have it; each fits the model's input."""
     groups: dict[tuple[int, int], list[int]] = {}
@@ -222,7 +223,8 @@ def _descriptors(extractor: keras.Model, batch: Any, layer: str, flip: bool) -> 
     if channel_axis() == 1:
         views = [ops.moveaxis(view, -1, 1) for view in views]
     values = [extractor(ops.convert_to_tensor(view), training=False)[layer] for view in views]
-    return np.mean([ops.convert_to_numpy(ops.cast(v, "float32")) for v in values], axis=0)
+    arrays: list[Any] = [ops.convert_to_numpy(ops.cast(v, "float32")) for v in values]
+    return np.mean(arrays, axis=0)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -92,16 +92,17 @@ class PerceptualLoss(keras.losses.Loss):
         measure = ops.square if self._distance == "l2" else ops.abs
         total = 0.0
         for name, weight in self._layers.items():
-            difference = measure(found[name] - ops.stop_gradient(wanted[name]))
+            difference: Any = measure(found[name] - ops.stop_gradient(wanted[name]))
             axes = tuple(range(1, len(difference.shape)))
-            total = total + weight * ops.mean(difference, axis=axes)
+            mean: Any = ops.mean(difference, axis=axes)
+            total = total + weight * mean
         # The network's ReLUs may give 0 for NaN, and so hide that the images hold one.
         axes = tuple(range(1, len(shapes[0])))
         finite = [ops.all(ops.isfinite(images), axis=axes) for images in (y_true, y_pred)]
         return ops.where(ops.logical_and(*finite), total, float("nan"))
 
-    def _features(self, images) -> dict[str, Any]:
-        images = ops.cast(images, "float32")
+    def _features(self, given) -> dict[str, Any]:
+        images: Any = ops.cast(given, "float32")
         axis = channel_axis()
         if images.shape[axis] == 1 and self._extractor.inputs[0].shape[axis] == 3:
             images = ops.repeat(images, 3, axis=axis)
@@ -112,7 +113,7 @@ class PerceptualLoss(keras.losses.Loss):
             images = self._preprocessing(images)
         features = self._extractor(images, training=False)
         # A half-precision network's features fit its type; their squares need not.
-        features = {name: ops.cast(f, "float32") for name, f in features.items()}
+        features: dict[str, Any] = {n: ops.cast(f, "float32") for n, f in features.items()}
         if self._normalize:
             axes = {name: axis if len(f.shape) == 4 else -1 for name, f in features.items()}
             features = {name: ops.normalize(f, axes[name]) for name, f in features.items()}

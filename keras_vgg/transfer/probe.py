@@ -96,6 +96,7 @@ def linear_probe(
         tried.append((c, accuracy))
         if best is None or accuracy > best[1]:
             best = (c, accuracy, classifier, converged)
+    assert best is not None, "there are strengths to try"
     c, accuracy, classifier, converged = best
     return LinearProbe(classifier, c, accuracy, tuple(tried), converged)
 
