@@ -169,7 +169,7 @@ def _installed(name: str) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", type=int, default=224, help="pixels a side (224)")
     parser.add_argument("--threads", type=int, default=2, help="of each engine (2)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each engine (5)")

@@ -45,7 +45,7 @@ def peak(spec: str, share: float, batches: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("directory", type=Path, help="class folders of images")
     parser.add_argument("--batches", type=int, default=300, help="batches to make (300)")
     parser.add_argument("--only", nargs=2, metavar=("SPEC", "SHARE"), help="one of them, here")

@@ -237,7 +237,7 @@ def in_new_process(name: str, arguments: argparse.Namespace) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("directory", type=Path, help="a folder of JPEG photographs")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each pipeline (5)")
     parser.add_argument("--seconds", type=float, default=6.0, help="length of a run (6)")

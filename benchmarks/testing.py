@@ -243,7 +243,7 @@ def spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("directory", type=Path, help="a folder of JPEG photographs")
     parser.add_argument("--configuration", default="D", help="of the paper's Table 1 (D)")
     parser.add_argument("--images", type=int, default=4, help="photographs to test (4)")

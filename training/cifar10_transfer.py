@@ -41,7 +41,7 @@ def descriptor(weights: str):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", required=True, help="folder with train/<class>/<image>")
     parser.add_argument("--weights", default="imagenet", help="VGG-16's convolutions")
     parser.add_argument("--workdir", type=Path, default=Path("runs/cifar10_probe"))

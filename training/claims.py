@@ -292,7 +292,7 @@ def _draw(axis, columns, names, found, seeds, color="#1f4e9c", label=None) -> No
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     here = Path(__file__).parent
     parser.add_argument("data", help="CIFAR-10's images, as <class>/<image>")
     parser.add_argument("--workdir", type=Path, default=Path("runs/claims"))

@@ -120,7 +120,7 @@ def likeness(heats: np.ndarray, others: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pictures", type=int, default=100)
     count = parser.parse_args().pictures
     model, random = trained(), network(seed=1)

@@ -552,7 +552,7 @@ def require_same(workdir: Path, settings: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("photos", type=Path, help="a folder of photographs")
     parser.add_argument("objects", type=Path, help="Fashion-MNIST's four IDX files")
     parser.add_argument("--workdir", type=Path, default=Path("runs/localization"))

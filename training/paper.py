@@ -148,7 +148,7 @@ def plan(stages: Sequence[Stage], images: int, tflops: float, gbytes: float) -> 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     here = Path(__file__).parent
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workdir", type=Path, default=Path("runs/paper"))
     parser.add_argument("--recipe", type=Path, default=here / "recipes" / "imagenet_a.py")
     parser.add_argument("--source", help="instead of the recipe's")

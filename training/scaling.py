@@ -132,7 +132,7 @@ def markdown(recipe: Recipe, assumed: Assumed, gpus: Sequence[int] = (1, 8, 64))
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, Assumed]:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     here = Path(__file__).parent
     parser.add_argument("--recipe", type=Path, default=here / "recipes" / "imagenet_d.py")
     for field in dataclasses.fields(Assumed):
