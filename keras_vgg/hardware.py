@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from keras_vgg import architecture
+from keras_vgg.backend import backend_name, is_jax, is_tensorflow
 from keras_vgg.recipe import Recipe
 
 # Multiply-accumulates of a forward pass of one image. Above it a CPU's time is in the convolutions,
@@ -68,8 +69,10 @@ def prepare_environment(backend: str | None = None) -> None:
 
             # It speaks of GPUs that it cannot use. No device is begun, on JAX neither.
             tf.config.list_physical_devices()
-    if backend is not None and _backend() != backend:
-        raise ValueError(f"Keras runs on {_backend()} already: set KERAS_BACKEND={backend} before")
+    if backend is not None and backend_name() != backend:
+        raise ValueError(
+            f"Keras runs on {backend_name()} already: set KERAS_BACKEND={backend} before"
+        )
 
 
 @contextlib.contextmanager
@@ -152,7 +155,7 @@ def find_machine(devices: str = "auto") -> Machine:
 
 
 def _hosts() -> int:
-    if _backend() != "jax":
+    if not is_jax():
         return 1
     import jax
 
@@ -167,7 +170,7 @@ def _processor_flags() -> set[str]:
 
 
 def _half_of_gpu() -> str | None:
-    if _backend() == "jax":
+    if is_jax():
         import jax
 
         text = getattr(jax.local_devices()[0], "compute_capability", "")
@@ -194,7 +197,7 @@ def peak_memory(engine: Engine) -> int | None:
             return None
         unit = 1 if sys.platform == "darwin" else 1024
         return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if not _is_tensorflow():
+    if not is_tensorflow():
         import jax
 
         told = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -232,7 +235,7 @@ def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
         # Keras' loss scaling drops a part that overflows, and counts the parts wrong from then on.
         raise ValueError("mixed_float16 does not go with gradient_accumulation; use mixed_bfloat16")
     jit = {"on": True, "off": False, "auto": _jit(machine, precision, large)}[recipe.jit]
-    if len(devices) > 1 and jit and _is_tensorflow():
+    if len(devices) > 1 and jit and is_tensorflow():
         if recipe.jit == "on":
             # keras-team/keras#20763
             raise ValueError("jit='on' does not work on several devices of TensorFlow; use 'auto'")
@@ -259,7 +262,7 @@ def _devices(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
         if recipe.devices.isdigit() and int(recipe.devices) != len(there):
             raise ValueError(f"devices={recipe.devices}, but the hosts have {len(there)} together")
         return there
-    if recipe.gradient_accumulation > 1 and _is_tensorflow():
+    if recipe.gradient_accumulation > 1 and is_tensorflow():
         # Keras' optimiser cannot skip a step under tf.distribute.
         if recipe.devices.isdigit() and int(recipe.devices) > 1:
             raise ValueError(
@@ -279,16 +282,6 @@ def _devices(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
 
 
 def _jit(machine: Machine, precision: str, large: bool) -> bool:
-    if machine.kind != "cpu" or not _is_tensorflow():
+    if machine.kind != "cpu" or not is_tensorflow():
         return True  # and Keras on JAX without it runs operation by operation
     return large and precision == "float32"
-
-
-def _is_tensorflow() -> bool:
-    return _backend() == "tensorflow"
-
-
-def _backend() -> str:
-    import keras
-
-    return keras.backend.backend()

@@ -13,6 +13,8 @@ from typing import Any
 
 import keras
 
+from keras_vgg.backend import backend_name, is_torch
+
 Gradient = Callable[[Sequence[Any], Any], tuple[Any, Any]]
 
 
@@ -26,7 +28,7 @@ def gradient_of(network: keras.Model, objective: Callable[[Any, Any], Any]) -> G
     Raises:
         NotImplementedError: Keras runs on a backend that is not TensorFlow, JAX or PyTorch.
     """
-    backend = keras.backend.backend()
+    backend = backend_name()
     if backend not in _BACKENDS:
         raise NotImplementedError(f"gradients are not known of Keras' backend {backend!r}")
     return _BACKENDS[backend](network, objective)
@@ -34,7 +36,7 @@ def gradient_of(network: keras.Model, objective: Callable[[Any, Any], Any]) -> G
 
 def answer_of(network: keras.Model, inputs: Sequence[Any]) -> Any:
     """The network's output, in inference; PyTorch keeps nothing of the way there."""
-    if keras.backend.backend() != "torch":
+    if not is_torch():
         return network(inputs, training=False)
     import torch
 

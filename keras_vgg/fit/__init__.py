@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_vgg import hardware
+from keras_vgg.backend import backend_name
 from keras_vgg.fit import distribution, hosts
 from keras_vgg.fit.callbacks import TrainingDiverged
 from keras_vgg.fit.inputs import (
@@ -79,9 +80,9 @@ def train(
         TrainingDiverged: the loss or a weight became NaN.
         MemoryError: the network and its batches do not fit the device.
     """
-    if keras.backend.backend() not in ("tensorflow", "jax"):
+    if backend_name() not in ("tensorflow", "jax"):
         raise ValueError(
-            f"training runs on Keras' tensorflow or jax backend, not on {keras.backend.backend()}"
+            f"training runs on Keras' tensorflow or jax backend, not on {backend_name()}"
         )
     with (
         hosts.ended_together(),

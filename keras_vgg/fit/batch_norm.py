@@ -7,10 +7,13 @@ their gradients; see training/README.md for what that costs.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
+
+from keras_vgg.backend import is_tensorflow
 
 
 def fuse(model: keras.Model) -> None:
@@ -18,7 +21,7 @@ def fuse(model: keras.Model) -> None:
 
     Only this model's layers do: what is saved, or cloned, is Keras' own.
     """
-    if keras.backend.backend() == "tensorflow":
+    if is_tensorflow():
         for layer in batch_norms(model):
             layer.call = partial(_call, layer)
 
@@ -43,7 +46,8 @@ def _call(
         and mask is None
     )
     if not (training and layer.trainable and fits):
-        return type(layer).call(layer, inputs, training=training, mask=mask)
+        outputs: Any = type(layer).call(layer, inputs, training=training, mask=mask)
+        return outputs
     # An epsilon below 1.001e-5, cuDNN's least, is that.
     outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
         inputs,
@@ -52,8 +56,10 @@ def _call(
         epsilon=layer.epsilon,
     )
     # It answers with the unbiased variance; Keras averages that of the batch as it is.
-    count = ops.cast(ops.size(inputs) // inputs.shape[-1], "float32")
+    size: Any = ops.size(inputs)
+    count: Any = ops.cast(size // inputs.shape[-1], "float32")
     variance *= (count - 1) / count
-    for average, found in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+    averages: Any = ((layer.moving_mean, mean), (layer.moving_variance, variance))
+    for average, found in averages:
         average.assign(average * layer.momentum + found * (1 - layer.momentum))
     return outputs

@@ -69,7 +69,7 @@ class Recorder(keras.callbacks.Callback):
             self._resumed = checkpoint.Progress()
         self.first_step = self._resumed.step
         if self.first_step:
-            sums = zip(self.model.metrics_variables, self._resumed.metrics, strict=True)
+            sums = zip(self._trained().metrics_variables, self._resumed.metrics, strict=True)
             for variable, value in sums:
                 variable.assign(value)
         self.learning_rate = self._rate_of(-1 if self.first_step else 0)
@@ -83,7 +83,7 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         self.learning_rate = self._rate_of(batch // self.run.recipe.gradient_accumulation)
-        self.model.optimizer.learning_rate = self.learning_rate
+        self._trained().optimizer.learning_rate = self.learning_rate
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         self._last_step = time.perf_counter()
@@ -96,10 +96,10 @@ class Recorder(keras.callbacks.Callback):
         step = self._epoch * self.steps_per_epoch + done
         told = self._stop.made_at(step) and done < self.steps_per_epoch
         if told or (done < self.steps_per_epoch and self._is_due(done)):
-            self._keep_steps(done, checkpoint.metric_values(self.model), told)
+            self._keep_steps(done, checkpoint.metric_values(self._trained()), told)
 
     def on_test_begin(self, logs: dict | None = None) -> None:
-        self._sums = checkpoint.metric_values(self.model)  # validation begins its own
+        self._sums = checkpoint.metric_values(self._trained())  # validation begins its own
         if self._is_due(self.steps_per_epoch):
             self._keep_steps(self.steps_per_epoch, self._sums, told=False)
 
@@ -126,7 +126,7 @@ class Recorder(keras.callbacks.Callback):
         self._keep(checkpoint.Progress(self.history))
         self._keeper.write_history(self.history)
         if is_over(recipe, self.history):
-            self.model.stop_training = True
+            self._trained().stop_training = True
 
     def _seconds(self) -> float:
         """What this epoch has taken, in this process and in those before it."""
@@ -160,7 +160,7 @@ class Recorder(keras.callbacks.Callback):
             raise self._diverged("the loss is not a number", when)
 
     def _require_finite_variables(self, when: str) -> None:
-        if not checkpoint.holds_finite_values(self.model):
+        if not checkpoint.holds_finite_values(self._trained()):
             raise self._diverged("weights are not numbers", when)
 
     def _diverged(self, what: str, when: str) -> TrainingDiverged:

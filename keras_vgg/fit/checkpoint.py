@@ -47,7 +47,8 @@ def file_name(epoch: int, step: int) -> str:
 
 def metric_values(model: keras.Model) -> tuple[np.ndarray, ...]:
     """The sums of a compiled model's metrics."""
-    return tuple(keras.ops.convert_to_numpy(v).copy() for v in model.metrics_variables)
+    values: list[Any] = [keras.ops.convert_to_numpy(v) for v in model.metrics_variables]
+    return tuple(value.copy() for value in values)
 
 
 def save(path: Path, model: keras.Model, progress: Progress) -> None:
@@ -57,7 +58,7 @@ def save(path: Path, model: keras.Model, progress: Progress) -> None:
     """
     metrics = len(progress.metrics)
     described = json.dumps([progress.history, progress.step, progress.seconds, metrics])
-    arrays = {
+    arrays: dict[str, Any] = {
         f"{i:04d} {v.path}": keras.ops.convert_to_numpy(v) for i, v in enumerate(_variables(model))
     }
     arrays |= {f"metric {i:04d}": value for i, value in enumerate(progress.metrics)}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
+from keras_vgg.backend import is_tensorflow
 from keras_vgg.fit.batch_norm import batch_norms
 from keras_vgg.hardware import Engine
 
@@ -18,21 +19,22 @@ def scope(engine: Engine) -> contextlib.AbstractContextManager:
     Each device computes an equal part of a batch, gradients are summed, and every device has all
     weights: `tf.distribute.MirroredStrategy`, or on JAX `keras.distribution.DataParallel`.
     """
-    if keras.backend.backend() != "tensorflow":
+    if not is_tensorflow():
         with contextlib.suppress(RuntimeError):  # it runs already
             tf.config.set_visible_devices([], "GPU")  # whose memory it would take from JAX
         # Each host reads its own part of a batch.
         return keras.distribution.DataParallel(
             devices=list(engine.devices), auto_shard_dataset=False
         ).scope()
-    if len(engine.devices) > 1:
+    first, *others = engine.devices
+    if others:
         # Not the default, collective ops: batch norm's and the gradients' get mixed up.
-        on_gpus = engine.devices[0].startswith("gpu")
+        on_gpus = first.startswith("gpu")
         reduction = tf.distribute.NcclAllReduce if on_gpus else tf.distribute.ReductionToOneDevice
         return tf.distribute.MirroredStrategy(list(engine.devices), reduction()).scope()
-    if engine.devices[0] == _default_device():
+    if first == _default_device():
         return contextlib.nullcontext()
-    return tf.distribute.OneDeviceStrategy(engine.devices[0]).scope()
+    return tf.distribute.OneDeviceStrategy(first).scope()
 
 
 def _default_device() -> str:
@@ -45,7 +47,7 @@ def synchronize(model: keras.Model, engine: Engine) -> None:
 
     On JAX it does: there a batch is one array.
     """
-    if len(engine.devices) > 1 and keras.backend.backend() == "tensorflow":
+    if len(engine.devices) > 1 and is_tensorflow():
         for layer in batch_norms(model):
             layer.synchronized = True
 

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
+
+from keras_vgg.backend import backend_name, is_jax
 
 # What the errors of JAX's ways to talk have in them.
 _COMMUNICATION = ("Gloo", "NCCL", "heartbeat", "oordination", "UNAVAILABLE")
@@ -35,9 +36,9 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
         ValueError: Keras' backend is not JAX, or something is missing.
         OSError: the others did not come within five minutes.
     """
-    if keras.backend.backend() != "jax":
+    if not is_jax():
         raise ValueError(
-            f"several hosts train with Keras on JAX, not on {keras.backend.backend()}: use "
+            f"several hosts train with Keras on JAX, not on {backend_name()}: use "
             "--backend jax, or set KERAS_BACKEND=jax"
         )
     import jax
@@ -157,7 +158,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _is_jax() -> bool:
-    return keras.backend.backend() == "jax"
+    return is_jax()
 
 
 def _jax():

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_vgg import augment, data
+from keras_vgg.backend import is_jax
 from keras_vgg.fit import hosts
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 from keras_vgg.run import Run
@@ -40,9 +40,9 @@ def channel_statistics(recipe: Recipe, split: data.Split) -> data.ChannelStatist
     known = recipe.init is not None or None not in (recipe.mean_rgb, recipe.std_rgb)
     if known and not recipe.rgb_shift:  # nothing would be asked of them
         return data.ChannelStatistics(np.zeros(3), np.ones(3), np.zeros(3), np.eye(3), images=0)
-    found = None if hosts.index() else data.statistics(split)
     if hosts.count() == 1:
-        return found
+        return data.statistics(split)
+    found = None if hosts.index() else data.statistics(split)
     named = hosts.share(found and {k: np.asarray(v).tolist() for k, v in vars(found).items()})
     images = named.pop("images")
     return data.ChannelStatistics(**{k: np.array(v) for k, v in named.items()}, images=images)
@@ -145,14 +145,15 @@ def validation_data(recipe: Recipe, source: data.Source) -> tf.data.Dataset:
     On JAX, whose devices and hosts share a batch, all batches are whole: see `_whole_batches`.
     """
     classes, split = len(source.class_names), source.validation
-    if keras.backend.backend() == "jax":
+    assert split is not None, "training looks for a validation split first"
+    if is_jax():
         validation = _whole_batches(recipe, split, classes)
     else:
         validation = data.evaluation_dataset(split, recipe.part_size, evaluation_transform(recipe))
     pixels = split.size * recipe.image_size**2 * 3
     if 4 * pixels <= _CACHE_BYTES * hosts.count():
         validation = validation.cache()
-    if keras.backend.backend() == "jax":
+    if is_jax():
         return validation
     return validation.map(partial(one_hot, classes=classes))
 
@@ -175,7 +176,8 @@ def _whole_batches(recipe: Recipe, split: data.Split, classes: int) -> tf.data.D
         return image, tf.one_hot(label, classes), tf.constant(weight, tf.float32)
 
     weighted = examples.map(weighed)
-    nothing = tuple(tf.zeros(spec.shape, spec.dtype) for spec in weighted.element_spec)
+    specs: Any = weighted.element_spec  # a tuple, as what `weighed` returns
+    nothing = tuple(tf.zeros(spec.shape, spec.dtype) for spec in specs)
     filling = tf.data.Dataset.from_tensors(nothing).repeat(batches * batch - mine)
     exactly = tf.data.experimental.assert_cardinality(batches)
     whole = weighted.concatenate(filling).batch(batch, drop_remainder=True)

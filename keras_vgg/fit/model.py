@@ -160,6 +160,7 @@ def _preprocessing(
             )
     mean = mean if recipe.mean_rgb is None else recipe.mean_rgb
     std = std if recipe.std_rgb is None else recipe.std_rgb
+    mean, std = ([float(value) for value in values] for values in (mean, std))
     return ImagePreprocessing(mean, std, order, name="preprocessing")
 
 
@@ -189,5 +190,6 @@ def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -
         optimizer=optimizer,
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
         weighted_metrics=metrics,
-        jit_compile=engine.jit_compile,
+        # Keras annotates its default, "auto", and documents True and False.
+        jit_compile=engine.jit_compile,  # pyright: ignore[reportArgumentType]
     )

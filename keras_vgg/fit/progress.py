@@ -192,6 +192,7 @@ class TrainingProgress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._timing.epoch_ends(self._clock())
         epochs = self._timing.epochs
+        assert self.model is not None, "Keras gives a callback its model before it trains"
         is_last = epoch + 1 == epochs or self.model.stop_training
         left = None if is_last else self._timing.left()
         figures = epoch_figures(self._recorder.history[-1], epochs, left, self._at_most)
@@ -207,6 +208,7 @@ class TrainingProgress(keras.callbacks.Callback):
         """Print above the bar, cut off at the terminal's width."""
         from rich.text import Text
 
+        assert self._live is not None, "the bar is shown"
         self._live.console.print(Text(line), no_wrap=True, overflow="crop", crop=True)
 
     def _draw_at_times(self, now: float) -> None:
@@ -240,6 +242,7 @@ class TrainingProgress(keras.callbacks.Callback):
         if timing.step == timing.steps:
             done, total, what = timing.validated, timing.validation_steps, "validation"
         figures = self._figures()
+        assert self._console is not None, "the bar has a terminal"
         wide = self._console.width >= ONE_LINE
         left = _left(timing.left(), self._at_most)
         after = [part for part in (figures if wide else "", left) if part]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -13,7 +14,10 @@ from keras_vgg.fit import hosts
 TERMINATED = 128 + signal.SIGTERM
 """The exit status after SIGTERM, as a shell would give it."""
 
-_DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+_DEFAULTS: dict[int, signal.Handlers | Callable[[int, FrameType | None], object]] = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
 
 
 class StopRequest:

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from keras_vgg import __version__, data, hardware, report, transfer
 from keras_vgg import weights as weight_files
+from keras_vgg.backend import backend_name, is_tensorflow
 from keras_vgg.fit import distribution, frozen, hosts
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.checkpoint import Progress
@@ -95,7 +96,7 @@ def run_training(
     progress = TrainingProgress(recorder, batches, verbose)
     called = [recorder, progress, *callbacks]
     if first:
-        board = keras.callbacks.TensorBoard(run.directory / "tensorboard", write_graph=False)
+        board = keras.callbacks.TensorBoard(str(run.directory / "tensorboard"), write_graph=False)
         called.insert(1, board)
     epoch = begun.epoch
     with data.bad_images_named(source.train, prepared.validation), progress, stop:
@@ -134,7 +135,8 @@ def _prepare(run: Run, engine: hardware.Engine, is_new: bool) -> _Prepared:
     distribution.synchronize(model, engine)
     transfer.freeze(model, recipe.freeze_until)
     base, trained = None, model
-    if recipe.freeze_until == "all" and not frozen.varies(recipe) and _is_tensorflow():
+    # On JAX the features of a frozen base are not kept; it runs every epoch.
+    if recipe.freeze_until == "all" and not frozen.varies(recipe) and is_tensorflow():
         base, trained = frozen.split_model(model)
     compile_model(trained, recipe, engine)
     trained.optimizer.build(trained.trainable_variables)
@@ -161,7 +163,7 @@ def _announce(
         f"images, {len(source.class_names)} classes\n{model.name}: {model.count_params():,} "
         f"parameters; {engine}{_where(begun)}"
     )
-    if recipe.freeze_until == "all" and _is_tensorflow():
+    if recipe.freeze_until == "all" and is_tensorflow():
         print(_how_frozen(recipe))
 
 
@@ -211,7 +213,7 @@ def _fit(
         validation_data=validation,
         callbacks=callbacks,
         shuffle=False,  # the data set shuffles, and Keras warns of the default
-        verbose=0,
+        verbose=0,  # pyright: ignore[reportArgumentType]  # Keras annotates str alone
     )
 
 
@@ -238,7 +240,12 @@ def _end_epoch(
     called.on_train_begin()
     called.on_epoch_begin(epoch)
     logs = {name: float(value) for name, value in model.get_metrics_result().items()}
-    found = model.evaluate(validation, callbacks=called, return_dict=True, verbose=0)
+    found = model.evaluate(
+        validation,
+        callbacks=called,
+        return_dict=True,
+        verbose=0,  # pyright: ignore[reportArgumentType]  # Keras annotates str alone
+    )
     logs |= {f"val_{name}": value for name, value in found.items()}
     called.on_epoch_end(epoch, logs)
     called.on_train_end(logs)
@@ -282,11 +289,6 @@ def _feature_datasets(
     return from_step, validation.evaluation(recipe.part_size).map(targets)
 
 
-def _is_tensorflow() -> bool:
-    """On JAX the features of a frozen base are not kept; it runs every epoch."""
-    return keras.backend.backend() == "tensorflow"
-
-
 def _how_frozen(recipe: Recipe) -> str:
     varying = frozen.varies(recipe)
     if varying:
@@ -309,8 +311,8 @@ def _require_same_weights(run: Run, initial: weight_files.Weights) -> None:
 
 def describe_environment(engine: hardware.Engine) -> dict[str, Any]:
     packages = ["keras", "tensorflow", "tensorflow-datasets", "numpy"]
-    if not _is_tensorflow():
-        packages.append(keras.backend.backend())
+    if not is_tensorflow():
+        packages.append(backend_name())
     return {
         "keras_vgg": __version__,
         "packages": package_versions(packages),

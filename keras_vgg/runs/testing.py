@@ -121,7 +121,7 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.directory) for run in runs]
 
 
-def paper_scales(recipe: Recipe) -> tuple[list[Scale], list[Scale]]:
+def paper_scales(recipe: Recipe) -> tuple[list[Scale], Sequence[Scale]]:
     """The paper's test scales: of single-scale testing (one), and of multi-scale testing.
 
     Trained at S, or at S in [low, high]: Q = S and {S - d, S, S + d}, or (low + high) / 2 and
