@@ -47,7 +47,10 @@ def _keras(folder: Path, threads: int) -> Answer:
     import keras_vgg.layers  # noqa: F401  which the model has
 
     model = keras.saving.load_model(folder / "model.keras")
-    return lambda images: model.predict(images, batch_size=len(images), verbose=0)
+    assert isinstance(model, keras.Model)
+    return lambda images: np.asarray(
+        model.predict(images, batch_size=len(images), verbose=0)  # pyright: ignore[reportArgumentType]
+    )
 
 
 def _keras_export(folder: Path, threads: int) -> Answer:
@@ -81,7 +84,7 @@ def _onnxruntime(folder: Path, threads: int) -> Answer:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(folder / "export" / "model.onnx"), options)
-    return lambda images: session.run(["probabilities"], {"images": images})[0]
+    return lambda images: np.asarray(session.run(["probabilities"], {"images": images})[0])
 
 
 def _openvino(precision: str) -> Callable[[Path, int], Answer]:

@@ -70,7 +70,9 @@ def _keras_applications(recipe: Recipe) -> Steps:
     import keras
 
     model = keras.applications.VGG16(
-        weights=None, input_shape=(recipe.image_size, recipe.image_size, 3), classes=CLASSES
+        weights=None,  # pyright: ignore[reportArgumentType]  # Keras says str
+        input_shape=(recipe.image_size, recipe.image_size, 3),
+        classes=CLASSES,
     )
     optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum)
     model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
@@ -115,9 +117,14 @@ def _torch(best: bool) -> Callable[[Recipe], Steps]:
         images, labels = _batch(recipe)
         halves = hardware.find_machine("cpu").half is not None
         form = torch.channels_last if best else torch.contiguous_format
-        model = model.to(memory_format=form)
-        options = {"momentum": recipe.momentum, "weight_decay": recipe.weight_decay}
-        optimizer = torch.optim.SGD(model.parameters(), recipe.learning_rate, **options)
+        # PyTorch's overloads of `to` lack memory_format alone.
+        model = model.to(memory_format=form)  # pyright: ignore[reportCallIssue]
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
         x, y = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
 
         def step() -> None:

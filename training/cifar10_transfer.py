@@ -15,15 +15,19 @@ import json
 import time
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from keras_vgg import hardware
+
+if TYPE_CHECKING:
+    import keras
 
 SIZE = 96  # CIFAR's 32 x 32, enlarged: at 64 a trial on 6,000 images was 2 points lower
 LAYERS = ("block4_conv3", "block4_pool", "block5_conv1", "block5_conv3")
 GRID = 2  # each map is averaged over 2 x 2 parts of the image
 
 
-def descriptor(weights: str):
+def descriptor(weights: str) -> keras.Model:
     """Images [n, 96, 96, 3], RGB in [0, 255] -> [n, 8192]."""
     import keras
 
@@ -36,7 +40,8 @@ def descriptor(weights: str):
         include_preprocessing=True,
     )
     maps = transfer.feature_extractor(model, LAYERS, pooling=GRID)
-    parts = [maps.output[name] for name in LAYERS]
+    outputs: Any = maps.output  # layer -> map, as `feature_extractor` makes it
+    parts = [outputs[name] for name in LAYERS]
     return keras.Model(model.inputs[0], keras.layers.Concatenate()(parts), name="descriptor")
 
 
@@ -55,6 +60,7 @@ def main() -> None:
     source = data.load_source(
         f"folder:{arguments.data}", validation_fraction=0.1, test_fraction=0.0, seed=0
     )
+    assert source.validation is not None  # a tenth of the training images
     transform = partial(augment.eval_image, size=SIZE, scale=SIZE)
     base = descriptor(arguments.weights)
     found = {

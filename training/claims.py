@@ -46,6 +46,7 @@ RUNS = (*NETS, "D jitter", "D from A", "D Glorot")
 def recipes(base: Recipe, workdir: Path, seed: int) -> dict[str, Recipe]:
     """The runs of one seed by name, those that others begin from first."""
     base = base.replace(seed=seed)
+    assert base.train_scale is not None, "the jittered scale is made from the recipe's"
     low, high = base.train_scale
     step = base.image_size // 8
     found = {net: base.replace(configuration=net) for net in NETS}
@@ -114,7 +115,10 @@ TESTED_FULLY = ("D", "D jitter")
 def test(base: Recipe, runs: Mapping[str, Run]) -> dict[tuple[str, str], Evaluation]:
     """(net, way of testing) -> what it found on its seed's test images."""
     # All at the scales of jittered training.
-    single, several = paper_scales(recipes(base, Path(), base.seed)["D jitter"])
+    jittered = recipes(base, Path(), base.seed)["D jitter"]
+    single, several = (
+        [scale for scale in scales if scale is not None] for scales in paper_scales(jittered)
+    )
     return {
         (name, how): evaluate_runs(
             [run],

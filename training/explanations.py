@@ -24,6 +24,7 @@ hardware.prepare_environment()  # before TensorFlow is imported below
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
+from sklearn.utils import Bunch  # noqa: E402
 
 from keras_vgg import explain, vgg  # noqa: E402
 
@@ -54,6 +55,7 @@ def composed(count: int, seed: int) -> Pictures:
     """Digits of scikit-learn, three times as large, on noise."""
     rng = np.random.default_rng(seed)
     digits = load_digits()
+    assert isinstance(digits, Bunch)  # a tuple only with return_X_y
     images = rng.uniform(0, 120, (count, SIDE, SIDE, 3)).astype("float32")
     labels = rng.integers(0, len(DIGITS), count)
     corners = rng.integers(0, SIDE - BOX + 1, (count, 2))
@@ -85,7 +87,7 @@ def trained() -> keras.Model:
     model = network(seed=0)
     images, labels, _ = composed(600, seed=0)
     model.compile(keras.optimizers.Adam(3e-3), "sparse_categorical_crossentropy")
-    model.fit(images, labels, batch_size=32, epochs=5, verbose=0)
+    model.fit(images, labels, batch_size=32, epochs=5, verbose=0)  # pyright: ignore[reportArgumentType]
     return model
 
 
@@ -96,7 +98,8 @@ def recognised(model: keras.Model, count: int) -> Pictures:
         ValueError: it gets too few right.
     """
     pictures = composed(2 * count, seed=1)
-    right = model.predict(pictures.images, verbose=0).argmax(-1) == pictures.labels
+    found = np.asarray(model.predict(pictures.images, verbose=0))  # pyright: ignore[reportArgumentType]
+    right = found.argmax(-1) == pictures.labels
     if right.sum() < count:
         raise ValueError(f"of {2 * count} pictures the net gets {right.sum()} right, not {count}")
     return Pictures(*(values[right][:count] for values in pictures))

@@ -127,6 +127,10 @@ def materials(photos: Path, objects: Path, plan: Plan) -> tuple[dict[str, Materi
     digest = hashlib.sha256("/".join(path.name for path in paths).encode())
     found = {}
     for i, split in enumerate((source.train, source.validation, source.test)):
+        # Of files in MNIST's format there are all three, in memory.
+        assert split is not None
+        assert split.images is not None
+        assert split.labels is not None
         digest.update(split.fingerprint().encode())
         chosen = [_photo(path, 2 * plan.scene) for path in paths[edges[i] : edges[i + 1]]]
         name = ("train", "validation", "test")[i]
@@ -137,7 +141,8 @@ def materials(photos: Path, objects: Path, plan: Plan) -> tuple[dict[str, Materi
 def _photo(path: Path, side: int) -> Image.Image:
     photo = Image.fromarray(data.load_image(path))
     scale = side / min(photo.size)
-    return photo.resize([max(side, round(s * scale)) for s in photo.size], Image.Resampling.BOX)
+    width, height = (max(side, round(s * scale)) for s in photo.size)
+    return photo.resize((width, height), Image.Resampling.BOX)
 
 
 def compose(
@@ -145,7 +150,7 @@ def compose(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A scene of one article: uint8 [side, side, 3], and its box's corners [4] in pixels."""
     grey = material.articles[index]
-    outline = binary_fill_holes(grey > 10)
+    outline = np.asarray(binary_fill_holes(grey > 10))
     if not outline.any():
         outline[:] = True
     rows, columns = (np.flatnonzero(outline.any(axis)) for axis in (1, 0))
@@ -166,7 +171,7 @@ def compose(
     side = random.uniform(0.5, 1) * min(photo.size)
     left, top = (random.uniform(0, extent - side) for extent in photo.size)
     around = (left, top, left + side, top + side)
-    scene = np.array(photo.resize((plan.scene,) * 2, Image.Resampling.BILINEAR, box=around))
+    scene = np.array(photo.resize((plan.scene, plan.scene), Image.Resampling.BILINEAR, box=around))
     if random.random() < 0.5:
         scene = scene[:, ::-1].copy()
 
@@ -261,12 +266,14 @@ def stage(workdir: Path, name: str, train: Callable[[], keras.Model]) -> keras.M
         record = {"seconds": seconds, "history": model.history.history}
         write_json(workdir / f"{stem}.json", record)
         write_atomically(path, model.save)
-    return keras.saving.load_model(path, compile=False)
+    model = keras.saving.load_model(path, compile=False)
+    assert isinstance(model, keras.Model)
+    return model
 
 
 def fit(model: keras.Model, windows: TrainingWindows, validation: tuple, epochs: int) -> None:
     fuse(model)
-    model.fit(windows, validation_data=validation, epochs=epochs, verbose=2)
+    model.fit(windows, validation_data=validation, epochs=epochs, verbose=2)  # pyright: ignore[reportArgumentType]
 
 
 def optimizer(rate: float, epochs: int, plan: Plan) -> keras.optimizers.Optimizer:
@@ -275,7 +282,7 @@ def optimizer(rate: float, epochs: int, plan: Plan) -> keras.optimizers.Optimize
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps - warm, warmup_target=rate, warmup_steps=warm
     )
-    return keras.optimizers.Adam(schedule)
+    return keras.optimizers.Adam(schedule)  # pyright: ignore[reportArgumentType]  # Keras says float
 
 
 def train_classifier(material: Material, validation: Scenes, plan: Plan) -> keras.Model:
@@ -322,9 +329,12 @@ def train_localizer(
 def centre_boxes(model: keras.Model, scenes: Scenes, plan: Plan) -> np.ndarray:
     """The true class's box, in the centre window alone: corners [n, 4]."""
     images, labels = centre(scenes, plan)
-    chosen = localization.boxes_of(labels, model.predict(images, verbose=0))
+    predicted = np.asarray(model.predict(images, verbose=0))  # pyright: ignore[reportArgumentType]
+    chosen = localization.boxes_of(labels, predicted)
     start = (plan.scene - plan.window) // 2
-    return localization.to_corners(keras.ops.convert_to_numpy(chosen), plan.window, (start, start))
+    return localization.to_corners(
+        np.asarray(keras.ops.convert_to_numpy(chosen)), plan.window, (start, start)
+    )
 
 
 def constant_boxes(material: Material, scenes: Scenes, plan: Plan) -> np.ndarray:
@@ -354,7 +364,8 @@ def centre_classes(
     classifier: keras.Model, boxes: np.ndarray, scenes: Scenes, plan: Plan
 ) -> dict[str, np.ndarray]:
     """The same for the centre window; a class's box counts if the class is among the first."""
-    probabilities = classifier.predict(centre(scenes, plan)[0], verbose=0)
+    images = centre(scenes, plan)[0]
+    probabilities = np.asarray(classifier.predict(images, verbose=0))  # pyright: ignore[reportArgumentType]
     located = localization.located(boxes, scenes.boxes)
     ranks = (-probabilities).argsort(1, kind="stable").argsort(1)
     rank = ranks[np.arange(len(scenes.labels)), scenes.labels]
