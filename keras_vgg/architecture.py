@@ -150,71 +150,100 @@ def layers(
         raise ValueError(f"an image has at least 1 channel, not {channels}")
     if min(height, width) < MINIMUM_SIZE:
         raise ValueError(f"input must be at least 32x32, not {height}x{width}")
-    window = None
-    if include_top and head == "conv":
-        window = _window((height, width), train_size)
-    rows: list[Layer] = []
-    field, stride = 1, 1
-
-    def add(name, kind, shape, kernel=None, parameters=0, frozen=0, macs=0, local=True):
-        rows.append(
-            Layer(
-                name,
-                kind,
-                kernel,
-                tuple(shape),
-                parameters + frozen,
-                parameters,
-                macs,
-                field if local else None,
-                stride if local else None,
-            )
-        )
-
-    found = get_configuration(configuration)
-    for b, block in enumerate(found.blocks, 1):
-        for i, (kernel, base) in enumerate(block, 1):
-            filters = scaled_width(base, width_multiplier)
-            weights = kernel * kernel * channels * filters
-            field += (kernel - 1) * stride
-            channels = filters
-            shape = (height, width, channels)
-            name = f"block{b}_conv{i}"
-            macs = weights * height * width
-            add(name, "conv", shape, (kernel, kernel), weights + filters, macs=macs)
-            if batch_norm:
-                add(f"{name}_bn", "batch_norm", shape, parameters=2 * filters, frozen=2 * filters)
-            if found.lrn and (b, i) == (1, 1):
-                add("block1_lrn", "lrn", shape)
-        field, stride = field + stride, stride * 2
-        height, width = height // 2, width // 2
-        add(f"block{b}_pool", "pool", (height, width, channels), (2, 2))
-
+    window = _window((height, width), train_size) if include_top and head == "conv" else None
+    table = _Table(height, width, channels)
+    _add_blocks(table, get_configuration(configuration), width_multiplier, batch_norm)
+    units = {"fc1": hidden_units, "fc2": hidden_units, "predictions": classes}
     if not include_top:
         if pooling:
-            add(f"{pooling}_pool", "global_pool", (channels,), local=False)
-        return tuple(rows)
-    if head == "gap":
-        add("avg_pool", "global_pool", (channels,), local=False)
-        weights = channels * classes
-        add("predictions", "dense", (classes,), None, weights + classes, macs=weights, local=False)
-        return tuple(rows)
-    inputs = height * width * channels
-    if head == "fc":
-        add("flatten", "flatten", (inputs,), local=False)
-    for name, units in (("fc1", hidden_units), ("fc2", hidden_units), ("predictions", classes)):
-        if window is None:
-            weights = inputs * units
-            add(name, "dense", (units,), None, weights + units, macs=weights, local=False)
-            inputs = units
-            continue
-        kernel = window if name == "fc1" else (1, 1)
-        weights = math.prod(kernel) * channels * units
-        field += (max(kernel) - 1) * stride
-        height, width, channels = height - kernel[0] + 1, width - kernel[1] + 1, units
-        macs = weights * height * width  # once for every place of the map
-        add(name, "conv", (height, width, units), kernel, weights + units, macs=macs)
-    return tuple(rows)
+            table.add_global_pool(f"{pooling}_pool")
+    elif head == "gap":
+        table.add_global_pool("avg_pool")
+        table.add_dense("predictions", table.channels, classes)
+    elif window is not None:
+        for name, filters in units.items():
+            table.add_convolution(name, window if name == "fc1" else (1, 1), filters, padded=False)
+    else:
+        inputs = table.height * table.width * table.channels
+        table.add("flatten", "flatten", (inputs,), is_local=False)
+        for name, width in units.items():
+            table.add_dense(name, inputs, width)
+            inputs = width
+    return tuple(table.rows)
+
+
+class _Table:
+    """A layer table that grows, and the shape that its last layer gives.
+
+    Attributes:
+        field: Side in input pixels of what one output of the last layer sees.
+        stride: Input pixels between two of its neighbouring outputs.
+    """
+
+    def __init__(self, height: int, width: int, channels: int) -> None:
+        self.height, self.width, self.channels = height, width, channels
+        self.field = self.stride = 1
+        self.rows: list[Layer] = []
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.height, self.width, self.channels
+
+    def add(
+        self,
+        name: str,
+        kind: str,
+        shape: tuple[int, ...],
+        kernel: tuple[int, int] | None = None,
+        trainable: int = 0,
+        frozen: int = 0,
+        macs: int = 0,
+        is_local: bool = True,
+    ) -> None:
+        """Add a row; `is_local`: each of its outputs sees a part of the image."""
+        field, stride = (self.field, self.stride) if is_local else (None, None)
+        total = trainable + frozen
+        row = Layer(name, kind, kernel, shape, total, trainable, macs, field, stride)
+        self.rows.append(row)
+
+    def add_convolution(
+        self, name: str, kernel: tuple[int, int], filters: int, *, padded: bool
+    ) -> None:
+        weights = math.prod(kernel) * self.channels * filters
+        self.field += (max(kernel) - 1) * self.stride
+        self.channels = filters
+        if not padded:
+            self.height, self.width = self.height - kernel[0] + 1, self.width - kernel[1] + 1
+        macs = weights * self.height * self.width  # once for every place of the map
+        self.add(name, "conv", self.shape, kernel, weights + filters, macs=macs)
+
+    def add_pool(self, name: str) -> None:
+        """Add a 2x2 pool of stride 2."""
+        self.field, self.stride = self.field + self.stride, 2 * self.stride
+        self.height, self.width = self.height // 2, self.width // 2
+        self.add(name, "pool", self.shape, (2, 2))
+
+    def add_global_pool(self, name: str) -> None:
+        self.add(name, "global_pool", (self.channels,), is_local=False)
+
+    def add_dense(self, name: str, inputs: int, units: int) -> None:
+        weights = inputs * units
+        self.add(name, "dense", (units,), None, weights + units, macs=weights, is_local=False)
+
+
+def _add_blocks(
+    table: _Table, configuration: Configuration, width_multiplier: float, batch_norm: bool
+) -> None:
+    """Add the convolutional blocks, each with the pool that ends it."""
+    for b, block in enumerate(configuration.blocks, 1):
+        for i, (kernel, base) in enumerate(block, 1):
+            name, filters = f"block{b}_conv{i}", scaled_width(base, width_multiplier)
+            table.add_convolution(name, (kernel, kernel), filters, padded=True)
+            if batch_norm:  # scale and shift, and two moving statistics
+                table.add(f"{name}_bn", "batch_norm", table.shape, None, 2 * filters, 2 * filters)
+            if configuration.lrn and (b, i) == (1, 1):
+                table.add("block1_lrn", "lrn", table.shape)
+        table.add_pool(f"block{b}_pool")
 
 
 def _window(sides: tuple[int, int], train_size: int | tuple[int, int] | None) -> tuple[int, int]:
