@@ -77,6 +77,7 @@ class Summary:
                 return
             self._print(self._title("configurations"), compared)
             return
+        assert self.configuration is not None  # one of the three is given
         rows = architecture.layers(self.configuration, **options)
         if self.plot is not None:
             from keras_vgg.report import plot_layers

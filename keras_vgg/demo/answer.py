@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from keras_vgg import data, evaluation, explain
 from keras_vgg.augment.geometry import central_window
@@ -70,7 +71,9 @@ class Answerer:
         (classes,) = evaluation.predict(self._model, views, self._names, top=self._top)
         (heat,) = explain.grad_cam(self._model, views, layer=self._layer)
         window = central_window(
-            np.array(image.shape[:2]), size=views.shape[1], scale=self._transform.keywords["scale"]
+            tf.constant(image.shape[:2], tf.int64),
+            size=views.shape[1],
+            scale=self._transform.keywords["scale"],
         )
         whole = placed(heat, window, image.shape[:2])
         return Answer(classes, explain.overlay(image, whole), float(np.isfinite(whole).mean()))
@@ -152,10 +155,11 @@ class Examples:
         return self._read(index, index + 1)[0][0]
 
     def _read(self, start: int, stop: int | None = None) -> list[tuple[np.ndarray, int]]:
+        assert self._split is not None  # there are thumbnails of it
         chosen = self._split.between(start, self._split.size if stop is None else stop)
         images = data.evaluation_dataset(chosen, None, lambda image: image)
         with data.bad_images_named(chosen):
-            return [*images.as_numpy_iterator()]
+            return [(image, int(label)) for image, label in images.as_numpy_iterator()]
 
 
 def _small(image: np.ndarray) -> np.ndarray:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Default
+from gradio.utils import get_upload_folder
 
 from keras_vgg.data.decode import EXTENSIONS, MAX_UPLOAD_PIXELS
 from keras_vgg.demo.answer import Answer, Answerer, Examples, TimeLimit
@@ -44,7 +46,7 @@ _STYLE = """
 .vgg-heat img {width: 100%; min-height: 240px; object-fit: contain;}
 @media (max-width: 640px) {.vgg-examples .grid-container {--grid-cols: 3 !important;}}
 """
-_THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace"])
+_THEME = Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace"])
 
 _TAKEN = "<p>JPEG, PNG, BMP, GIF or WebP, at most {} MB and {} megapixels</p>"
 _DRAWN = "<p>Bright: what speaks for the first class (Grad-CAM). Grey: not seen</p>"
@@ -65,7 +67,7 @@ async def _uploaded(
 
 
 def _upload_folder() -> Path:
-    return Path(gr.utils.get_upload_folder())
+    return Path(get_upload_folder())
 
 
 def page(
@@ -112,8 +114,10 @@ def page(
                     file_types=["image", *EXTENSIONS],
                     height=180,
                 )
-                upload.async_move_resource_to_block_cache = partial(
-                    _uploaded, upload.async_move_resource_to_block_cache, largest
+                move = upload.async_move_resource_to_block_cache
+                # Gradio offers no way but to replace the method.
+                upload.async_move_resource_to_block_cache = partial(  # pyright: ignore[reportAttributeAccessIssue]
+                    _uploaded, move, largest
                 )
                 answer = gr.HTML("", elem_classes="vgg vgg-answer")
             with gr.Column(min_width=280):

@@ -262,5 +262,5 @@ def _end_at_once(status: int) -> None:
 
 def _address(bound: socket.socket) -> str:
     host, port = bound.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host) or host
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
 from keras_vgg import data, explain
 from keras_vgg.augment.geometry import Window, central_window, snapped, visible
-from keras_vgg.explain import draw
+from keras_vgg.explain import cam, draw
 from keras_vgg.explain.heat import resized, scaled
 from keras_vgg.explain.network import Network, opened
 from keras_vgg.fit import evaluation_transform
@@ -92,7 +93,7 @@ def explain_files(
         title = _title(run.class_names, probabilities, chosen)
         if heats:
             window = central_window(
-                np.array(picture.shape[:2]),
+                tf.constant(picture.shape[:2], tf.int64),
                 size=run.recipe.image_size,
                 scale=run.recipe.eval_scale,
             )
@@ -134,7 +135,7 @@ def placed(heat: np.ndarray, window: Window, sides: tuple[int, int]) -> np.ndarr
     """
     low, high = visible(window)
     # The rescaled picture is never made: of one a pixel high and a million wide it takes gigabytes.
-    edges = snapped(np.array(sides), window.scaled, low, high)
+    edges = snapped(tf.constant(sides, tf.int64), window.scaled, low, high)
     rows, columns = zip(*(edge.numpy() for edge in edges), strict=True)
     shown = [(edge - window.start).numpy() for edge in (low, high)]
     part = heat[tuple(slice(*side) for side in zip(*shown, strict=True))]
@@ -150,8 +151,8 @@ def _to_draw(picture: np.ndarray) -> np.ndarray:
     height, width = picture.shape[:2]
     longer = max(height, width)
     if longer > _MOST:
-        sides = [max(1, round(side * _MOST / longer)) for side in (width, height)]
-        return np.asarray(Image.fromarray(picture).resize(sides, Image.Resampling.LANCZOS))
+        wide, high = (max(1, round(side * _MOST / longer)) for side in (width, height))
+        return np.asarray(Image.fromarray(picture).resize((wide, high), Image.Resampling.LANCZOS))
     times = -(-_LEAST // longer)
     return picture.repeat(times, 0).repeat(times, 1)
 
@@ -172,7 +173,7 @@ def _heat(
 ) -> np.ndarray:
     """[size, size] in [0, 1]."""
     images = image[np.newaxis]
-    if method in explain.cam.METHODS:
+    if method in cam.METHODS:
         return explain.grad_cam(model, images, classes=chosen, layer=layer, method=method)[0]
     if method == "occlusion":
         # What speaks against the class is not shown.

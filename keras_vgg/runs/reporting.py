@@ -77,6 +77,7 @@ def report_runs(
         if isinstance(one, str):
             facts.append(dataclasses.replace(known, missing={**known.missing, "evaluation": one}))
             continue
+        assert opened is not None  # with an evaluation, as `_evaluations` says
         mistakes, hits, layer = telling_pictures(run, one, opened, images, verbose)
         pictures = {"mistakes": mistakes, "hits": hits, "explained": layer}
         known = dataclasses.replace(known, split=chosen, scores=_scores(one), **pictures)
@@ -193,9 +194,13 @@ def _exports(run: Run) -> tuple[list[report.Exported], int | None]:
             first,
             *(
                 report.Exported(
-                    *(one[key] for key in ("format", "bytes", "top1", "top5", "agreement")),
+                    one["format"],
+                    one["bytes"],
+                    one["top1"],
+                    one["top5"],
+                    one["agreement"],
                     one["max_difference"],
-                    [tuple(pair) for pair in one["latency_ms"].values()],
+                    [(low, high) for low, high in one["latency_ms"].values()],
                     one["peak_bytes"],
                 )
                 for one in record["artifacts"]

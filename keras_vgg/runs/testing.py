@@ -121,7 +121,7 @@ def run_names(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.directory) for run in runs]
 
 
-def paper_scales(recipe: Recipe) -> tuple[list[Scale], Sequence[Scale]]:
+def paper_scales(recipe: Recipe) -> tuple[Sequence[Scale], Sequence[Scale]]:
     """The paper's test scales: of single-scale testing (one), and of multi-scale testing.
 
     Trained at S, or at S in [low, high]: Q = S and {S - d, S, S + d}, or (low + high) / 2 and
@@ -251,7 +251,7 @@ class _Tested:
         images = data.evaluation_dataset(rest, None, transform).as_numpy_iterator()
         blocks = evaluation.posteriors(
             self._runners[protocol],
-            images,
+            images,  # pyright: ignore[reportArgumentType]  # the stub has one column
             classes=classes,
             pixels=min(recipe.batch_size * recipe.image_size**2, _PIXELS),
         )
