@@ -115,15 +115,7 @@ def vgg(
         initializer = _unshared(kernel_initializer)
         return {"kernel_initializer": initializer, "kernel_regularizer": kernel_regularizer}
 
-    if input_tensor is None:
-        image = layers.Input(shape=shape)
-    elif keras.utils.is_keras_tensor(input_tensor):
-        image = input_tensor
-    else:
-        raise ValueError(
-            f"input_tensor must be a Keras tensor, such as keras.Input gives, not {input_tensor!r}"
-        )
-    x = image
+    x = image = _image(input_tensor, shape)
     if include_preprocessing is True:
         include_preprocessing = _preprocessing(loaded)
     if include_preprocessing:
@@ -149,6 +141,17 @@ def vgg(
     if loaded is not None:
         weight_files.assign(model, loaded)
     return model
+
+
+def _image(input_tensor: Any, shape: tuple[int | None, ...]) -> Any:
+    """Return the network's input: the caller's tensor, or a new one of this shape."""
+    if input_tensor is None:
+        return layers.Input(shape=shape)
+    if not keras.utils.is_keras_tensor(input_tensor):
+        raise ValueError(
+            f"input_tensor must be a Keras tensor, such as keras.Input gives, not {input_tensor!r}"
+        )
+    return input_tensor
 
 
 def _unshared(initializer: Any) -> Any:
