@@ -138,8 +138,8 @@ def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     # What is written cuts off parts of a dot, and 479.999 dots are meant to be 480.
-    size = [(round(side * _DPI) + 0.01) / _DPI for side in (width, height)]
-    figure = Figure(figsize=size, dpi=_DPI, facecolor="white")
+    wide, high = ((round(side * _DPI) + 0.01) / _DPI for side in (width, height))
+    figure = Figure(figsize=(wide, high), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 

@@ -85,7 +85,7 @@ def activation_maximization(
     """
     network = opened(model)
     place = network.place(None) if layer is None else network.find(layer)
-    filters = np.asarray(filters)
+    wanted = np.asarray(filters)
     low, high = value_range
     if steps < 1 or not rate > 0 or not low < high:
         raise ValueError(
@@ -102,11 +102,11 @@ def activation_maximization(
     is_map = len(shape) == 4
     channel = 1 if is_map and channels_first() else -1
     known = shape[channel]
-    if filters.ndim != 1 or not len(filters) or filters.dtype.kind not in "iu":
-        raise ValueError(f"filters must be a list of whole numbers, not {filters.tolist()}")
-    if filters.min() < 0 or filters.max() >= known:
+    if wanted.ndim != 1 or not len(wanted) or wanted.dtype.kind not in "iu":
+        raise ValueError(f"filters must be a list of whole numbers, not {wanted.tolist()}")
+    if wanted.min() < 0 or wanted.max() >= known:
         raise ValueError(
-            f"layer {place.path!r} has filters 0 to {known - 1}, not {filters.tolist()}"
+            f"layer {place.path!r} has filters 0 to {known - 1}, not {wanted.tolist()}"
         )
     front, shape = _front(network, answers, place, size)
 
@@ -115,20 +115,20 @@ def activation_maximization(
         mean = ops.cast(output, "float32")
         if is_map:
             mean = ops.mean(mean, axis=(2, 3) if channels_first() else (1, 2))
-        return ops.sum(picked * mean, axis=-1)
+        return ops.sum(ops.multiply(picked, mean), axis=-1)
 
     climb = gradient_of(front, answer)
     random = np.random.default_rng(seed)
     rows, columns = (2, 3) if channels_first() else (1, 2)
-    images = random.normal(0, 0.05, (1, *shape)).repeat(len(filters), 0)  # the range is [-1/2, 1/2]
-    chosen = ops.convert_to_tensor(filters.astype("int32"))
+    images = random.normal(0, 0.05, (1, *shape)).repeat(len(wanted), 0)  # the range is [-1/2, 1/2]
+    chosen = ops.convert_to_tensor(wanted.astype("int32"))
     shift = max(1, min(shape[rows - 1], shape[columns - 1]) // 16)
     for step in range(steps):
         by = random.integers(-shift, shift + 1, 2)
         images = np.roll(images, by, (rows, columns))
         taken = ((images + 0.5) * (high - low) + low).astype("float32")
-        gradient = ops.convert_to_numpy(climb([ops.convert_to_tensor(taken)], chosen)[1])
-        gradient = gradient.astype("float64")
+        slope = climb([ops.convert_to_tensor(taken)], chosen)[1]
+        gradient = np.asarray(ops.convert_to_numpy(slope), "float64")
         length = np.sqrt(np.mean(gradient**2, axis=(1, 2, 3), keepdims=True))
         images = images + rate * np.divide(gradient, length, where=length > 0, out=0 * gradient)
         images = np.roll(images, -by, (rows, columns))
@@ -162,7 +162,7 @@ def _front(
     try:
         # Convolutions take images of another size than the model does.
         other = keras.models.clone_model(front, input_tensors=[image], clone_function=lambda x: x)
-        cause, left = None, other.output.shape[1:]
+        cause, left = None, other.outputs[0].shape[1:]
     except (ValueError, RuntimeError, TypeError) as error:  # TensorFlow's, PyTorch's, JAX's
         cause, left = error, (0,)
     if any(side is not None and side < 1 for side in left):

@@ -55,7 +55,9 @@ def _on_tensorflow(network: keras.Model, objective: Callable) -> Gradient:
             tape.watch(inputs[-1])
             output = network(inputs, training=False)
             value = objective(output, chosen)
-        return output, tape.gradient(value, inputs[-1], unconnected_gradients="zero")
+        return output, tape.gradient(
+            value, inputs[-1], unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
 
     # Traced once, here: of functions made anew for each network TensorFlow warns as of retracing.
     traced = gradient.get_concrete_function()
@@ -70,7 +72,7 @@ def _on_jax(network: keras.Model, objective: Callable) -> Gradient:
         def value(last):
             given = [*inputs[:-1], last]
             # Weights are arguments: as constants they would be compiled in.
-            output, _ = network.stateless_call(weights, state, given, training=False)
+            output = network.stateless_call(weights, state, given, training=False)[0]
             return objective(output, chosen).sum(), output
 
         return jax.grad(value, has_aux=True)(inputs[-1])

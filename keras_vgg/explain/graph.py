@@ -41,6 +41,7 @@ class _BeforeActivation(keras.layers.Layer):
         self.layer = layer
 
     def call(self, inputs):
+        rank = len(inputs.shape)
         inputs, kernel = ops.cast(inputs, "float32"), ops.cast(self.layer.kernel, "float32")
         if isinstance(self.layer, keras.layers.Dense):
             found = ops.matmul(inputs, kernel)
@@ -48,11 +49,11 @@ class _BeforeActivation(keras.layers.Layer):
             found = self.layer.convolution_op(inputs, kernel)
         if self.layer.bias is None:
             return found
-        shape = [1] * len(found.shape)
+        shape = [1] * rank
         last = isinstance(self.layer, keras.layers.Dense)
         last = last or self.layer.data_format == "channels_last"
         shape[-1 if last else 1] = -1
-        return found + ops.reshape(ops.cast(self.layer.bias, "float32"), shape)
+        return ops.add(found, ops.reshape(ops.cast(self.layer.bias, "float32"), shape))
 
 
 def holds_layers(layer: Any) -> bool:
@@ -96,7 +97,9 @@ def taken_apart(model: keras.Model, image: Any, instead: dict[str, Any]) -> tupl
         real = {id(x): y for x, y in zip(pairs, keras.tree.flatten(inputs), strict=True)}
 
         def step(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            args, kwargs = keras.tree.map_structure(lambda x: real.get(id(x), x), (args, kwargs))
+            given = args, kwargs
+            replaced: Any = keras.tree.map_structure(lambda x: real.get(id(x), x), given)
+            args, kwargs = replaced
             for i, mark in enumerate(marks):
                 if layer is mark:
                     caught[i] = args[0]

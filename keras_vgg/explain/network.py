@@ -61,7 +61,9 @@ class Network:
         self._functions: dict[Any, Any] = {}
 
     def _new_image(self) -> Any:
-        image = self._model().inputs[0]
+        model = self._model()
+        assert model is not None, "only its model holds a network"
+        image = model.inputs[0]
         return keras.Input(batch_shape=(None, *image.shape[1:]), dtype="float32", name="image")
 
     def place(self, name: str | None) -> Place:

@@ -120,29 +120,31 @@ class _Drawn:
             salt=f"{salt}-reliability",
         )
         self.as_table = len(scores.classes) <= _MOST_COUNTS
-        self.confusion = self._cells() if self.as_table else None
-        self.confusion_map = None if self.as_table else self._map(f"{salt}-confusion")
+        self.confusion = _cells(scores) if self.as_table else None
+        self.confusion_map = None if self.as_table else _map(scores, f"{salt}-confusion")
         self.confusions = _common_confusions(scores)
         ranked = sorted(scores.classes, key=lambda one: (one.recall is None, one.recall, one.name))
         self.classes = ranked[:_MOST_CLASSES]
         self.more_classes = ranked[_MOST_CLASSES:]
 
-    def _cells(self) -> list[list[tuple[int, int]]]:
-        """Rows of (count, strength in per cent): the square root of the share of the row."""
-        confusion = self.facts.scores.confusion
-        images = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-        strength = np.rint(100 * np.sqrt(confusion / images)).astype(int)
-        return [
-            list(zip(counts, row, strict=True))
-            for counts, row in zip(confusion.tolist(), strength.tolist(), strict=True)
-        ]
 
-    def _map(self, salt: str) -> str:
-        label = (
-            f"Confusion matrix of {len(self.facts.scores.classes)} classes by number, in the order "
-            "of the network's outputs. The table below it names the most frequent confusions."
-        )
-        return vector.confusion_map(self.facts.scores.confusion, label=label, salt=salt)
+def _cells(scores: Scores) -> list[list[tuple[int, int]]]:
+    """Rows of (count, strength in per cent): the square root of the share of the row."""
+    confusion = scores.confusion
+    images = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    strength = np.rint(100 * np.sqrt(confusion / images)).astype(int)
+    return [
+        list(zip(counts, row, strict=True))
+        for counts, row in zip(confusion.tolist(), strength.tolist(), strict=True)
+    ]
+
+
+def _map(scores: Scores, salt: str) -> str:
+    label = (
+        f"Confusion matrix of {len(scores.classes)} classes by number, in the order "
+        "of the network's outputs. The table below it names the most frequent confusions."
+    )
+    return vector.confusion_map(scores.confusion, label=label, salt=salt)
 
 
 def _own_curves(facts: RunFacts) -> list[tuple[str, str, bool]]:

@@ -59,9 +59,10 @@ def plot_history(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
 
     heights = [1.0 if title == "learning rate" else 2.6 for title, _ in panels]
     figure = _figure(8, 1 + sum(heights))
-    axes = figure.subplots(
+    grid = figure.subplots(
         len(panels), sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
-    )[:, 0]
+    )
+    axes: list[Axes] = grid[:, 0].tolist()
     for axis, (title, keys) in zip(axes, panels, strict=True):
         _style(axis)
         axis.set_ylabel(title, color=_INK)
@@ -73,7 +74,7 @@ def plot_history(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
             axis.legend(frameon=False, loc="best")
     _mark_best(axes, panels, rows)
     axes[-1].set_xlabel("epoch", color=_INK)
-    axes[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    whole_number_ticks(axes[-1])
     drawn = np.concatenate([column(rows, key)[0] for _, keys in panels for key in keys])
     axes[-1].set_xlim(
         drawn.min() - 0.5, drawn.max() + 0.5
@@ -127,7 +128,7 @@ def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], path: str 
     if classes <= _MOST_LABELS:
         _label_classes(axis, class_names)
     if classes <= _MOST_COUNTS:
-        _write_counts(axis, confusion, picture.norm(shares).filled(0))
+        _write_counts(axis, confusion, np.ma.filled(picture.norm(shares), 0))
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0 if classes <= _MOST_LABELS else 3, colors=_INK)
     axis.set_xlabel("predicted class", color=_INK)
@@ -311,6 +312,14 @@ def scale_learning_rate(axis: Axes, rates: np.ndarray) -> None:
         axis.set_ylim(positive.min() / 2, positive.max() * 2)
 
 
+def whole_number_ticks(axis: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    locator = axis.xaxis.get_major_locator()
+    assert isinstance(locator, MaxNLocator)  # a linear axis's
+    locator.set_params(integer=True, min_n_ticks=1)
+
+
 def _mark_best(
     axes: Sequence[Axes],
     panels: Sequence[tuple[str, list[str]]],
@@ -386,9 +395,10 @@ def _style(axis: Axes) -> None:
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    engine = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout=engine)
     FigureCanvasAgg(figure)
     return figure
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from keras_vgg.report.plots import column, scale_learning_rate
+from keras_vgg.report.plots import column, scale_learning_rate, whole_number_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +67,8 @@ def curve(lines: Lines, best: Sequence[int | None], *, label: str, salt: str) ->
             markersize=4,
             drawstyle="steps-mid" if key == "learning_rate" else "default",
         )
-        if epoch in epochs and key.startswith("val_"):  # which decides what is best
+        # Validation decides what is best.
+        if epoch is not None and epoch in epochs and key.startswith("val_"):
             value = values[list(epochs).index(epoch)]
             axis.plot(epoch, value, "o", mfc="none", mec=_STAND_IN["best"], mew=1.8, ms=8, zorder=5)
         ends.append((epochs[-1], values[-1], end, colour))
@@ -81,7 +82,7 @@ def curve(lines: Lines, best: Sequence[int | None], *, label: str, salt: str) ->
     elif lines[0][1] == "images_per_second":
         axis.set_ylim(bottom=0)
     axis.set_xlabel("epoch", color=_STAND_IN["muted"])
-    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+    whole_number_ticks(axis)
     every = np.concatenate([column(line[0], line[1])[0] for line, _ in drawn])
     axis.set_xlim(every.min() - 0.5, every.max() + 0.5)
     _label_ends(axis, ends)
