@@ -102,6 +102,10 @@ def vgg(
     """
     found = get_configuration(configuration)
     _check(weights, include_top, classes, head, pooling, width_multiplier, hidden_units, dropout)
+    if input_tensor is not None and not keras.utils.is_keras_tensor(input_tensor):
+        raise ValueError(
+            f"input_tensor must be a Keras tensor, such as keras.Input gives, not {input_tensor!r}"
+        )
     shape = _input_shape(input_shape, input_tensor, weights, flatten=include_top and head == "fc")
     if include_top and weights is not None:
         _check_activation(classifier_activation)
@@ -115,7 +119,7 @@ def vgg(
         initializer = _unshared(kernel_initializer)
         return {"kernel_initializer": initializer, "kernel_regularizer": kernel_regularizer}
 
-    x = image = _image(input_tensor, shape)
+    x = image = layers.Input(shape=shape) if input_tensor is None else input_tensor
     if include_preprocessing is True:
         include_preprocessing = _preprocessing(loaded)
     if include_preprocessing:
@@ -141,17 +145,6 @@ def vgg(
     if loaded is not None:
         weight_files.assign(model, loaded)
     return model
-
-
-def _image(input_tensor: Any, shape: tuple[int | None, ...]) -> Any:
-    """Return the network's input: the caller's tensor, or a new one of this shape."""
-    if input_tensor is None:
-        return layers.Input(shape=shape)
-    if not keras.utils.is_keras_tensor(input_tensor):
-        raise ValueError(
-            f"input_tensor must be a Keras tensor, such as keras.Input gives, not {input_tensor!r}"
-        )
-    return input_tensor
 
 
 def _unshared(initializer: Any) -> Any:
