@@ -203,7 +203,7 @@ def _columns(boxes: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _sides(window: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (window, window) if np.ndim(window) == 0 else window
+    height, width = np.broadcast_to(window, 2).tolist()
     if not (height > 0 and width > 0):
         raise ValueError(f"a window must have a height and width above 0, not {window}")
     return height, width

@@ -109,7 +109,7 @@ class EuclideanLoss(keras.losses.Loss):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         difference = boxes_of(y_true, y_pred) - y_true[:, 1:]
-        return ops.sum(ops.square(difference), axis=-1) / 2
+        return ops.divide(ops.sum(ops.square(difference), axis=-1), 2)
 
 
 def boxes_of(labels: Any, outputs: Any) -> Any:
@@ -129,7 +129,7 @@ def boxes_of(labels: Any, outputs: Any) -> Any:
     count = outputs.shape[1] // 4
     if count == 1:
         return ops.convert_to_tensor(outputs)
-    boxes = ops.reshape(outputs, (-1, count, 4))
+    boxes: Any = ops.reshape(outputs, (-1, count, 4))
     chosen = ops.one_hot(ops.cast(labels[:, 0], "int32"), count, dtype=boxes.dtype)
     return ops.sum(boxes * ops.expand_dims(chosen, -1), axis=1)
 
@@ -245,11 +245,12 @@ def predict_boxes(
             theirs; there is no image; an image that is smaller than the window, has another rank or
             holds NaN; weights that are not finite.
     """
-    sides = _window(model, window)
-    if sides != _window(classifier, window):
+    height, width = seen = _window(model, window)
+    if seen != _window(classifier, window):
         raise ValueError(f"{model.name!r} and {classifier.name!r} are of different windows")
-    if None in sides:
+    if height is None or width is None:
         raise ValueError(f"{model.name!r} takes any size: say the window that it was trained on")
+    sides = height, width
     boxes, scores = dense_network(model), dense_network(classifier)
     outputs, classes = boxes.output_shape[-1], scores.output_shape[-1]
     if outputs not in (4, 4 * classes):
@@ -265,10 +266,8 @@ def predict_boxes(
         task = progress.add_task("finding boxes", total=len(images))
         for batch in _batches(images, sides, batch_size):
             raw = _at_places(model, boxes, sides, batch, None if dense else batch_size)
-            rows, columns = np.indices(raw.shape[1:3]) * _STRIDE
-            corners = to_corners(
-                raw.reshape(*raw.shape[:3], -1, 4), sides, (rows[..., None], columns[..., None])
-            )
+            starts = np.indices(raw.shape[1:3])[..., np.newaxis] * _STRIDE
+            corners = to_corners(raw.reshape(*raw.shape[:3], -1, 4), sides, (starts[0], starts[1]))
             given = _at_places(classifier, scores, sides, batch, None if dense else batch_size)
             found += [Localization(*pair) for pair in zip(corners, given, strict=True)]
             progress.advance(task, len(batch))
@@ -297,7 +296,8 @@ def _batches(
 
 def _run(network: keras.Model, batch: np.ndarray) -> np.ndarray:
     # Not predict_on_batch, after which on JAX the variables are gone that `network` shares.
-    return ops.convert_to_numpy(network(ops.convert_to_tensor(batch), training=False))
+    outputs = network(ops.convert_to_tensor(batch), training=False)
+    return np.asarray(ops.convert_to_numpy(outputs))
 
 
 def _at_places(
@@ -345,7 +345,7 @@ def _require_vgg(model: keras.Model) -> None:
 
 def _window(
     model: keras.Model, given: int | tuple[int, int] | None = None
-) -> tuple[int | None, int | None]:
+) -> tuple[int | None, ...]:
     """(height, width) of what one prediction sees; None where only the training images say."""
     _require_vgg(model)
     if keras.config.image_data_format() != "channels_last":
@@ -361,8 +361,8 @@ def _window(
                 "is relative to the window of fc1, so make the VGG for images of that size"
             )
     if given is not None:
-        given = (given, given) if np.ndim(given) == 0 else tuple(given)
-        if any(own not in (None, side) for own, side in zip(sides, given, strict=True)):
-            raise ValueError(f"window={given}, and {model.name!r} was made for {sides}")
-        sides = given
+        wanted = tuple(np.broadcast_to(given, 2).tolist())
+        if any(own not in (None, side) for own, side in zip(sides, wanted, strict=True)):
+            raise ValueError(f"window={wanted}, and {model.name!r} was made for {sides}")
+        sides = wanted
     return sides
