@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -45,7 +46,7 @@ def rescale(image: tf.Tensor, smallest_side: int | tf.Tensor, antialias: bool = 
     return tf.image.resize(image, tf.cast(sides, tf.int32), antialias=antialias)
 
 
-def scaled_sides(sides: tf.Tensor, smallest_side: int | tf.Tensor | None) -> tf.Tensor:
+def scaled_sides(sides: tf.Tensor | np.ndarray, smallest_side: int | tf.Tensor | None) -> tf.Tensor:
     """Sides [2] -> int64 [2], the smaller of them `smallest_side`; None leaves them alone."""
     # 64 bits, for the products below overflow 32 on a long strip of pixels.
     sides = tf.cast(sides, tf.int64)
@@ -170,7 +171,7 @@ def random_window(
     return Window(scaled, offset - (framed - scaled) // 2, size, inside)
 
 
-def central_window(sides: tf.Tensor, *, size: int, scale: int | None = None) -> Window:
+def central_window(sides: tf.Tensor | np.ndarray, *, size: int, scale: int | None = None) -> Window:
     """The central [size, size] of an image of `sides` [2] rescaled to the smallest side `scale`."""
     scaled = scaled_sides(sides, scale)
     framed = tf.maximum(scaled, size)
@@ -218,7 +219,7 @@ def visible(window: Window) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def snapped(
-    sides: tf.Tensor, scaled: tf.Tensor, low: tf.Tensor, high: tf.Tensor
+    sides: tf.Tensor | np.ndarray, scaled: tf.Tensor, low: tf.Tensor, high: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """low..high of an image resized to `scaled` -> the nearest whole pixels of the source.
 

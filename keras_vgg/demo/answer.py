@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from keras_vgg import data, evaluation, explain
 from keras_vgg.augment.geometry import central_window
@@ -71,7 +70,7 @@ class Answerer:
         (classes,) = evaluation.predict(self._model, views, self._names, top=self._top)
         (heat,) = explain.grad_cam(self._model, views, layer=self._layer)
         window = central_window(
-            tf.constant(image.shape[:2], tf.int64),
+            np.array(image.shape[:2]),
             size=views.shape[1],
             scale=self._transform.keywords["scale"],
         )

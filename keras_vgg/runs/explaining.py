@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from keras_vgg import data, explain
@@ -93,7 +92,7 @@ def explain_files(
         title = _title(run.class_names, probabilities, chosen)
         if heats:
             window = central_window(
-                tf.constant(picture.shape[:2], tf.int64),
+                np.array(picture.shape[:2]),
                 size=run.recipe.image_size,
                 scale=run.recipe.eval_scale,
             )
@@ -135,7 +134,7 @@ def placed(heat: np.ndarray, window: Window, sides: tuple[int, int]) -> np.ndarr
     """
     low, high = visible(window)
     # The rescaled picture is never made: of one a pixel high and a million wide it takes gigabytes.
-    edges = snapped(tf.constant(sides, tf.int64), window.scaled, low, high)
+    edges = snapped(np.array(sides), window.scaled, low, high)
     rows, columns = zip(*(edge.numpy() for edge in edges), strict=True)
     shown = [(edge - window.start).numpy() for edge in (low, high)]
     part = heat[tuple(slice(*side) for side in zip(*shown, strict=True))]
