@@ -157,7 +157,9 @@ def export(
     ):
         task = bars.add_task("model", total=len(formats) + 1)
         model = in_float32(model)
-        expected = np.asarray(model.predict(images, batch_size=_BATCH, verbose=0))
+        expected = np.asarray(
+            model.predict(images, batch_size=_BATCH, verbose=0)  # pyright: ignore[reportArgumentType]
+        )
         if not np.isfinite(expected).all():
             raise ValueError("the model's own probabilities are not finite on these images")
         scratch = built.parent / "scratch"

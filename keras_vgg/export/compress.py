@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -147,7 +148,10 @@ def compress(
     """
     _check(model, images, labels, training, max_drop, energies)
     body, head = _split(model)
-    features, taught = (body.predict(x, batch_size=_BATCH, verbose=0) for x in (images, training))
+    features, taught = (
+        np.asarray(body.predict(x, batch_size=_BATCH, verbose=0))  # pyright: ignore[reportArgumentType]
+        for x in (images, training)
+    )
     between = keras.Model(*(model.get_layer(name).input for name in LAYERS))
     inputs = taught, _answers(between, taught)
     spectra = {
@@ -223,7 +227,7 @@ def _answers(network: keras.Model, inputs: np.ndarray) -> np.ndarray:
     """Not predict, which compiles every network anew, and says so."""
     starts = range(0, len(inputs), _BATCH)
     batches = [network(inputs[start : start + _BATCH], training=False) for start in starts]
-    return np.concatenate([keras.ops.convert_to_numpy(batch) for batch in batches])
+    return np.concatenate([np.asarray(keras.ops.convert_to_numpy(batch)) for batch in batches])
 
 
 def _teach(network: keras.Model, teacher: keras.Model, features: np.ndarray, steps: int) -> None:
@@ -241,7 +245,8 @@ def _teach(network: keras.Model, teacher: keras.Model, features: np.ndarray, ste
     # A step of Adam is as large as its rate, whatever the weights: a hundredth of theirs at first.
     sizes = [np.std(layer.get_weights()[0]) for layer in network.layers if layer.trainable_weights]
     rate = keras.optimizers.schedules.CosineDecay(0.01 * float(min(sizes)), steps)
-    network.compile(keras.optimizers.Adam(rate), loss="kl_divergence")
+    adam = keras.optimizers.Adam(rate)  # pyright: ignore[reportArgumentType]  # Keras says float
+    network.compile(adam, loss="kl_divergence")
     generator = np.random.default_rng(0)
     batch = min(_BATCH, len(features))
     for _ in range(steps):
@@ -262,7 +267,8 @@ def _lost(original: Point, point: Point) -> float:
 
 def _break_even(layer: keras.layers.Dense) -> int:
     """The rank from which on two kernels are no smaller than one."""
-    inputs, units = layer.kernel.shape
+    kernel: Any = layer.kernel  # the stub has None, of a layer that is not built
+    inputs, units = kernel.shape
     return -(-inputs * units // (inputs + units))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -28,7 +29,8 @@ def write_source(model: keras.Model, path: Path) -> None:
         serve,
         input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="images")],
     )
-    archive.write_out(str(path), verbose=False)
+    # Keras makes the archive of its backend, here TensorFlow.
+    archive.write_out(str(path), verbose=False)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def write_litert(
@@ -55,6 +57,7 @@ def write_litert(
     if precision == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if precision == "int8":
+        assert calibration is not None  # int8 needs it
         converter.representative_dataset = lambda: (
             {"images": image[np.newaxis].astype(np.float32)} for image in calibration
         )
@@ -76,7 +79,8 @@ def float_operations(path: Path) -> tuple[str, ...]:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    # Any: what flatc generates says None for a list that is absent, and these are there.
+    model: Any = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     names = {value: name for name, value in vars(schema.BuiltinOperator).items()}
     found = []
     for graph in model.subgraphs:

@@ -87,7 +87,7 @@ def _make_constant(proto: onnx.ModelProto, values: dict[str, np.ndarray]) -> Non
             [*graph.initializer],
         )
         model = helper.make_model(before, opset_imports=proto.opset_import)
-        found |= zip(outputs, ReferenceEvaluator(model).run(None, values), strict=True)
+        found |= dict(zip(outputs, ReferenceEvaluator(model).run(None, values), strict=True))
     kept = [tensor for tensor in graph.initializer if tensor.name in needed]
     for field in (graph.node, graph.initializer):
         del field[:]

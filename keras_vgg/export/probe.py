@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 
@@ -20,6 +21,9 @@ _REPEATS = 50
 _SECONDS = 3.0  # of measuring one image, so that a large network takes no minutes
 
 Runner = Callable[[np.ndarray], np.ndarray]
+
+# Module -> None: Python refuses to import it.
+_modules: dict[str, ModuleType | None] = sys.modules  # pyright: ignore[reportAssignmentType]
 
 
 def _saved_model(path: str, threads: int) -> Runner:
@@ -34,7 +38,7 @@ def _saved_model(path: str, threads: int) -> Runner:
 
 
 def _litert(path: str, threads: int) -> Runner:
-    sys.modules["tensorflow"] = None
+    _modules["tensorflow"] = None
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=path, num_threads=threads)
@@ -49,13 +53,13 @@ def _litert(path: str, threads: int) -> Runner:
 
 
 def _onnx(path: str, threads: int) -> Runner:
-    sys.modules["tensorflow"] = None
+    _modules["tensorflow"] = None
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["probabilities"], {"images": images})[0]
+    return lambda images: np.asarray(session.run(["probabilities"], {"images": images})[0])
 
 
 RUNNERS = {"saved_model": _saved_model, "litert": _litert, "onnx": _onnx}
@@ -72,7 +76,7 @@ def _peak_bytes() -> int:
 
 
 def main(kind: str, path: str, threads: str, images: str, output: str) -> None:
-    sys.modules["keras"] = sys.modules["keras_vgg"] = None
+    _modules["keras"] = _modules["keras_vgg"] = None
     run = RUNNERS[kind](path, int(threads))
     stored = np.load(images, mmap_mode="r")
     one = np.array(stored[:1])

@@ -92,7 +92,8 @@ def write_saved_model(
                 images_of(tf.float32),
             )
             requests["features"] = requests["serving_default"]
-        archive.write_out(str(path), verbose=False)
+        # Keras makes the archive of its backend, here TensorFlow.
+        archive.write_out(str(path), verbose=False)  # pyright: ignore[reportAttributeAccessIssue]
     extra = path / "assets.extra"  # what TensorFlow itself does not read
     extra.mkdir()
     write_warmup(requests, extra / "tf_serving_warmup_requests", model.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -21,7 +22,7 @@ def write_warmup(
     prediction_log = _messages()
     with tf.io.TFRecordWriter(str(path)) as writer:
         for signature, inputs in requests.items():
-            log = prediction_log()
+            log: Any = prediction_log()  # its class, and so its fields, are made below
             request = log.predict_log.request
             request.model_spec.name = model_name
             request.model_spec.signature_name = signature
