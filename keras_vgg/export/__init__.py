@@ -137,14 +137,7 @@ def export(
     directory = Path(os.path.abspath(directory))
     check_formats(formats)
     _check_model(model, class_names)
-    require_finite_weights(model)
-    _check_images(images, model.input_shape, "to verify the export on")
-    if labels is not None and np.shape(labels) != (len(images),):
-        raise ValueError(f"labels are {np.shape(labels)} for {len(images)} images")
-    if "litert_int8" in formats:
-        if calibration is None:
-            raise ValueError("litert_int8 needs calibration images, of the training set")
-        _check_images(calibration, model.input_shape, "to calibrate on")
+    _check_data(model, images, labels, calibration, "litert_int8" in formats)
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be 0 or more percentage points, not {tolerance}")
     if transform is None:
@@ -157,17 +150,9 @@ def export(
     ):
         task = bars.add_task("model", total=len(formats) + 1)
         model = in_float32(model)
-        expected = np.asarray(
-            model.predict(images, batch_size=_BATCH, verbose=0)  # pyright: ignore[reportArgumentType]
-        )
-        if not np.isfinite(expected).all():
-            raise ValueError("the model's own probabilities are not finite on these images")
+        expected = _probabilities(model, images)
         scratch = built.parent / "scratch"
-        scratch.mkdir()
-        try:
-            np.save(scratch / "images.npy", images)
-        except OSError as error:  # NumPy's says how many bytes, and of no file
-            raise OSError(f"{scratch} cannot be written; is the disk full? ({error})") from error
+        _keep_images(images, scratch)
         lean = folded(model if stand_in is None else in_float32(stand_in(built)))
         artifacts = []
         for format in formats:
@@ -175,27 +160,10 @@ def export(
             path = built / _FILES[format]
             with _quiet():
                 _write(format, lean, path, scratch, class_names, transform, top, calibration)
-            answers = verify.run(format, path, scratch / "images.npy", scratch)
             exact = format not in _REDUCED and stand_in is None
-            agreement, difference = verify.compare(
-                format, answers.probabilities, expected, labels, None if exact else tolerance
-            )
-            size, digest = verify.size_and_sha256(path)
-            quantised = format == "litert_int8"
+            most_lost = None if exact else tolerance
             artifacts.append(
-                Artifact(
-                    format=format,
-                    path=path,
-                    bytes=size,
-                    sha256=digest,
-                    images=len(images),
-                    **_accuracy(answers.probabilities, labels, class_names),
-                    agreement=agreement,
-                    max_difference=difference,
-                    latency_ms=answers.latency_ms,
-                    peak_bytes=answers.peak_bytes,
-                    float_operations=float_operations(path) if quantised else (),
-                )
+                _artifact(format, path, scratch, expected, labels, class_names, most_lost)
             )
         bars.update(task, advance=1)
         _write_class_names(class_names, built / "class_names.txt")
@@ -207,6 +175,76 @@ def export(
         record = _record(artifacts, source, tolerance)
         write_json(built / _RECORD, record)
     return [replace(artifact, path=directory / artifact.path.name) for artifact in artifacts]
+
+
+def _check_data(
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    calibration: np.ndarray | None,
+    needs_calibration: bool,
+) -> None:
+    """Raise ValueError for weights, images or labels on which nothing can be verified."""
+    require_finite_weights(model)
+    _check_images(images, model.input_shape, "to verify the export on")
+    if labels is not None and np.shape(labels) != (len(images),):
+        raise ValueError(f"labels are {np.shape(labels)} for {len(images)} images")
+    if needs_calibration:
+        if calibration is None:
+            raise ValueError("litert_int8 needs calibration images, of the training set")
+        _check_images(calibration, model.input_shape, "to calibrate on")
+
+
+def _probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Return the model's own answers, [n, classes]. ValueError: they are not finite."""
+    # Keras annotates `verbose` as text, and documents 0.
+    expected = model.predict(images, batch_size=_BATCH, verbose=0)  # pyright: ignore[reportArgumentType]
+    expected = np.asarray(expected)
+    if not np.isfinite(expected).all():
+        raise ValueError("the model's own probabilities are not finite on these images")
+    return expected
+
+
+def _keep_images(images: np.ndarray, scratch: Path) -> None:
+    """Write the images where the processes that run the artifacts read them."""
+    scratch.mkdir()
+    try:
+        np.save(scratch / "images.npy", images)
+    except OSError as error:  # NumPy's says how many bytes, and of no file
+        raise OSError(f"{scratch} cannot be written; is the disk full? ({error})") from error
+
+
+def _artifact(
+    format: str,
+    path: Path,
+    scratch: Path,
+    expected: np.ndarray,
+    labels: np.ndarray | None,
+    class_names: Sequence[str],
+    most_lost: float | None,
+) -> Artifact:
+    """Run a written file on the images and return what was found.
+
+    `most_lost`: percentage points of accuracy that it may lose; None: it must answer like the
+    model. Raises ExportError where it does not hold that.
+    """
+    answers = verify.run(format, path, scratch / "images.npy", scratch)
+    probabilities = answers.probabilities
+    agreement, difference = verify.compare(format, probabilities, expected, labels, most_lost)
+    size, digest = verify.size_and_sha256(path)
+    return Artifact(
+        format=format,
+        path=path,
+        bytes=size,
+        sha256=digest,
+        images=len(expected),
+        **_accuracy(probabilities, labels, class_names),
+        agreement=agreement,
+        max_difference=difference,
+        latency_ms=answers.latency_ms,
+        peak_bytes=answers.peak_bytes,
+        float_operations=float_operations(path) if format == "litert_int8" else (),
+    )
 
 
 def _side(model: keras.Model) -> int:
