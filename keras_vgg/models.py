@@ -126,11 +126,9 @@ def vgg(
         x = include_preprocessing(x)
     x = _convolutions(x, found, width_multiplier, batch_norm, options)
     if include_top:
-        if train_size is None and weights in weight_files.NAMES:
-            train_size = DEFAULT_SIZE
-        elif train_size is None:
-            height, width = (side or DEFAULT_SIZE for side in _sides(shape))
-            train_size = (height, width)
+        if train_size is None:
+            published = weights in weight_files.NAMES
+            train_size = DEFAULT_SIZE if published else _known_sides(shape)
         # Probabilities stay float32 in mixed precision.
         half = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
         classifier = {"activation": classifier_activation, "dtype": "float32" if half else None}
@@ -274,6 +272,12 @@ def _check_activation(classifier_activation: Any) -> None:
 
 def _sides(shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
     return shape[1:] if keras.config.image_data_format() == "channels_first" else shape[:2]
+
+
+def _known_sides(shape: tuple[int | None, ...]) -> tuple[int, int]:
+    """Return an image's height and width, 224 for one that is unknown."""
+    height, width = _sides(shape)
+    return height or DEFAULT_SIZE, width or DEFAULT_SIZE
 
 
 def _input_shape(

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vgg import cli, data
-from keras_vgg.cli import console
+from keras_vgg import cli, console, data
 from tests.test_cli import error_of
 
 

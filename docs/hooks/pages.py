@@ -22,6 +22,7 @@ INCLUDED = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "training/README.md": "results.md",
     "training/recipes": "recipes.md",
     "keras_vgg": "api/index.md",

@@ -20,7 +20,7 @@ from keras_vgg import cli
 from keras_vgg.recipe import Recipe
 
 # Modules that serve the others and are nobody's business outside; the commands have a page.
-INTERNAL = {"array_cache", "cli", "console", "files"}
+INTERNAL = {"array_cache", "backend", "cli", "console", "containers", "files", "hdf5_check"}
 
 
 def require_this_checkout(root: Path) -> None:
@@ -140,7 +140,8 @@ def api_pages() -> dict[str, str]:
     for name in sorted(keras_vgg.__all__, key=str.lower):
         if not name.startswith("__"):
             said = source[name].docstring.value.split("\n\n")[0]
-            rows.append(f"| [`{name}`][keras_vgg.{name}] | {' '.join(said.split())} |")
+            home = f"keras_vgg.{keras_vgg._HOMES[name]}.{name}"
+            rows.append(f"| [`{name}`][{home}] | {' '.join(said.split())} |")
     modules = [
         f"| [`keras_vgg.{name}`]({name}.md) | {' '.join(said.split())} |"
         for name, said in found.items()

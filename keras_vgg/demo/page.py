@@ -129,27 +129,32 @@ def page(
                     buttons=["download", "fullscreen"],
                     elem_classes="vgg-heat",
                 )
-        some = bool(offered.thumbnails)
-        gr.HTML("<h2>Validation images to try</h2>", elem_classes="vgg", visible=some)
-        thumbnails = gr.Gallery(
-            offered.thumbnails,
-            label="Validation images",
-            show_label=False,
-            format="png",
-            columns=6,
-            object_fit="contain",
-            height="auto",
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
-            visible=some,
-            elem_classes="vgg-examples",
-        )
+        thumbnails = _gallery(offered)
         # One picture at a time: the largest take half a gigabyte.
         one = {"concurrency_limit": 1, "concurrency_id": "network", "trigger_mode": "once"}
         upload.upload(of_file, upload, [upload, heat, answer], api_name="classify", **one)
         thumbnails.select(of_example, None, [heat, answer], api_visibility="private", **one)
     return blocks.queue(max_size=_WAITING, api_open=False)
+
+
+def _gallery(offered: Examples) -> gr.Gallery:
+    """Put the examples on the page; without any, it says nothing of them."""
+    some = bool(offered.thumbnails)
+    gr.HTML("<h2>Validation images to try</h2>", elem_classes="vgg", visible=some)
+    return gr.Gallery(
+        offered.thumbnails,
+        label="Validation images",
+        show_label=False,
+        format="png",
+        columns=6,
+        object_fit="contain",
+        height="auto",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        visible=some,
+        elem_classes="vgg-examples",
+    )
 
 
 def _shown(name: str, answer: Callable[[], Answer], path: str | None = None) -> tuple[Any, str]:

@@ -85,7 +85,6 @@ def activation_maximization(
     """
     network = opened(model)
     place = network.place(None) if layer is None else network.find(layer)
-    wanted = np.asarray(filters)
     low, high = value_range
     if steps < 1 or not rate > 0 or not low < high:
         raise ValueError(
@@ -102,12 +101,7 @@ def activation_maximization(
     is_map = len(shape) == 4
     channel = 1 if is_map and channels_first() else -1
     known = shape[channel]
-    if wanted.ndim != 1 or not len(wanted) or wanted.dtype.kind not in "iu":
-        raise ValueError(f"filters must be a list of whole numbers, not {wanted.tolist()}")
-    if wanted.min() < 0 or wanted.max() >= known:
-        raise ValueError(
-            f"layer {place.path!r} has filters 0 to {known - 1}, not {wanted.tolist()}"
-        )
+    wanted = _filter_numbers(filters, known, place.path)
     front, shape = _front(network, answers, place, size)
 
     def answer(output: Any, chosen: Any) -> Any:
@@ -138,6 +132,16 @@ def activation_maximization(
         images = np.clip(images, -0.5, 0.5)
     images = (255 * (images + 0.5)).astype("float32")
     return np.moveaxis(images, 1, -1) if channels_first() else images
+
+
+def _filter_numbers(filters: Any, known: int, layer: str) -> np.ndarray:
+    """Return the numbers of a layer's filters. ValueError: the layer has no such filters."""
+    wanted = np.asarray(filters)
+    if wanted.ndim != 1 or not len(wanted) or wanted.dtype.kind not in "iu":
+        raise ValueError(f"filters must be a list of whole numbers, not {wanted.tolist()}")
+    if wanted.min() < 0 or wanted.max() >= known:
+        raise ValueError(f"layer {layer!r} has filters 0 to {known - 1}, not {wanted.tolist()}")
+    return wanted
 
 
 def _front(

@@ -178,11 +178,7 @@ def compress(
         if fine_tune_steps:
             before = small.get_weights()
             _teach(small, head, taught, fine_tune_steps)
-            tuned = measured(small, ranks, tuned=True)
-            if tuned.top1 > point.top1:
-                point = tuned
-            else:
-                small.set_weights(before)
+            point = _better(small, before, point, measured(small, ranks, tuned=True))
         points.append(point)
         lost = _lost(original, point)
         if lost > max_drop:
@@ -194,15 +190,28 @@ def compress(
     if good is not None:
         small, chosen = good
         whole = factorise(model, chosen.ranks, spectra)
-        for layer in small.layers:
-            if layer.weights:
-                whole.get_layer(layer.name).set_weights(layer.get_weights())
+        _copy_layers(small, whole)
         return Compression(whole, chosen, original, tuple(points))
     tried = ", ".join(f"{p.parameters:,} parameters {p.top1:.2%}" for p in points)
     raise ValueError(
         f"no factorisation keeps the accuracy of {original.top1:.2%} within {max_drop:g} percentage"
         f" points: {tried or 'none makes the network smaller'}"
     )
+
+
+def _better(network: keras.Model, weights: list[np.ndarray], before: Point, tuned: Point) -> Point:
+    """Return the better point; give the network the weights from before if that is the better."""
+    if tuned.top1 > before.top1:
+        return tuned
+    network.set_weights(weights)
+    return before
+
+
+def _copy_layers(source: keras.Model, target: keras.Model) -> None:
+    """Give `target` the weights of each layer of `source`."""
+    for layer in source.layers:
+        if layer.weights:
+            target.get_layer(layer.name).set_weights(layer.get_weights())
 
 
 def _factors(

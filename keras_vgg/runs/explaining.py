@@ -51,10 +51,10 @@ def explain_files(
         methods: Of HEATS, side by side in IMAGE_METHODS.png; "features", the strongest maps of
             each block, in IMAGE_features.png; "filters", images that a layer's first filters answer
             to most, in filters_LAYER.png.
-        layer: Of Grad-CAM, features and filters; default as `explain`.
+        layer: The layer that Grad-CAM, features and filters look at; default as `explain`.
         class_name: Explain this class instead of the most probable one.
         out: A folder, made if needed. Default: explain/ in the run directory.
-        seed: Of SmoothGrad's noise and the filters' start.
+        seed: Seed of SmoothGrad's noise and of the filters' first images.
 
     Returns:
         The files written, in the order of `paths`.
@@ -64,12 +64,7 @@ def explain_files(
             that is no image; no image where one is needed. Nothing has been written then.
         OSError: a file that is not there, or cannot be written.
     """
-    methods = list(dict.fromkeys(methods))
-    unknown = [method for method in methods if method not in METHODS]
-    if unknown or not methods:
-        raise ValueError(f"method must be of {', '.join(METHODS)}, not {', '.join(unknown)!r}")
-    if not paths and methods != ["filters"]:
-        raise ValueError(f"{', '.join(m for m in methods if m != 'filters')} needs an image file")
+    methods = _known_methods(methods, has_images=bool(paths))
     wanted = None if class_name is None else _class(run, class_name)
     if methods == ["filters"]:
         paths = ()
@@ -119,6 +114,17 @@ def explain_files(
     if "filters" in methods:
         written.append(_filters(run, model, network, layer, out, seed))
     return written
+
+
+def _known_methods(methods: Sequence[str], has_images: bool) -> list[str]:
+    """Return each method once. ValueError: one is unknown or needs an image, or there is none."""
+    methods = list(dict.fromkeys(methods))
+    unknown = [method for method in methods if method not in METHODS]
+    if unknown or not methods:
+        raise ValueError(f"method must be of {', '.join(METHODS)}, not {', '.join(unknown)!r}")
+    if not has_images and methods != ["filters"]:
+        raise ValueError(f"{', '.join(m for m in methods if m != 'filters')} needs an image file")
+    return methods
 
 
 def placed(heat: np.ndarray, window: Window, sides: tuple[int, int]) -> np.ndarray:

@@ -102,17 +102,9 @@ def search(
         seed=seed,
     )
     _ = hypermodel.classes  # the data is there
-    described = {
-        "tuner": tuner,
-        "recipe": json.loads(hypermodel.base.to_json()),
-        "space": {name: _described(choices) for name, choices in hypermodel.space.items()},
-        "limits": asdict(hypermodel.limits),
-        "seed": seed,
-        "prune": prune,
-    }
     if role == "worker":
         _wait_for(workdir / _SEARCH)
-    _claim(workdir, described)
+    _claim(workdir, _description(hypermodel, tuner, seed, prune))
     clock = _Clock(workdir, budget)
     oracle.over = clock.over
     watch = Watch(workdir, budget, verbose and role != "worker")
@@ -137,6 +129,18 @@ def search(
         raise ValueError(f"all {len(found)} trials failed, the last: {found[-1].reason}")
     write_results(workdir, found, tuner)
     return found
+
+
+def _description(hypermodel: VGGHyperModel, tuner: str, seed: int, prune: bool) -> dict[str, Any]:
+    """Return what makes a search this one and no other, for its folder."""
+    return {
+        "tuner": tuner,
+        "recipe": json.loads(hypermodel.base.to_json()),
+        "space": {name: _described(choices) for name, choices in hypermodel.space.items()},
+        "limits": asdict(hypermodel.limits),
+        "seed": seed,
+        "prune": prune,
+    }
 
 
 def _check(tuner: str, max_trials: int | None, budget: float | None) -> None:
