@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -440,6 +441,55 @@ def test_a_body_that_is_no_question(url, content, capfd):
     assert answer.status_code in (400, 404)
     err = capfd.readouterr().err
     assert "Traceback" not in err, err
+
+
+def random_value(random, private, depth=0):
+    """Anything that JSON can hold, the paths of files that are no uploads often among it."""
+    paths = (str(private), "/dev/zero", "/etc/passwd", "../a.png", f"file://{private}", "a\0b")
+    kinds = ["path", "file", "text", "number", "constant", "list", "object"]
+    kind = random.choice(kinds[: 5 if depth > 3 else 7])
+    if kind == "path":
+        return str(random.choice(paths))
+    if kind == "file":
+        more = {"url": str(random.choice(paths)), "is_stream": bool(random.integers(2))}
+        return file_data(str(random.choice(paths)), **more)
+    if kind == "text":
+        return "".join(map(chr, random.integers(0, 0xD7FF, random.integers(0, 30))))
+    if kind == "number":
+        return [0, 1, -1, 2.5, 10**30, 1e308][random.integers(6)]
+    if kind == "constant":
+        return [None, True, False][random.integers(3)]
+    values = [random_value(random, private, depth + 1) for _ in range(random.integers(0, 4))]
+    if kind == "list":
+        return values
+    names = ("path", "url", "meta", "_type", "data", "index", "a")
+    return {str(random.choice(names)): value for value in values}
+
+
+@pytest.mark.slow
+def test_random_questions_show_no_file_and_do_no_harm(url, client, tmp_path, capfd):
+    random = np.random.default_rng(0)
+    private = tmp_path / "private.jpg"
+    save(private)
+    before = everything_uploaded()
+    with httpx.Client(trust_env=False) as http:
+        for number in range(1500):
+            body = {"fn_index": 0, "session_hash": "x", "data": [None]}
+            for name in random.choice(["fn_index", "session_hash", "data", "event_data"], 2):
+                body[str(name)] = random_value(random, private)
+            content = json.dumps(body).encode()
+            if number % 3 == 0:  # flipped bytes
+                changed = bytearray(content)
+                for place in random.integers(0, len(changed), 3):
+                    changed[place] ^= 1 << int(random.integers(8))
+                content = bytes(changed)
+            answer = http.post(f"{url}/gradio_api/queue/join", content=content)
+            assert answer.status_code < 500, content
+            assert private.read_bytes()[:64] not in answer.content, content
+    assert everything_uploaded() == before
+    assert "Traceback" not in capfd.readouterr().err
+    save(tmp_path / "next.png")
+    assert asked(client, tmp_path / "next.png")[0].shape == (40, 60, 3)
 
 
 @pytest.mark.parametrize(
