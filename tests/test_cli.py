@@ -62,6 +62,7 @@ def test_evaluate_by_the_papers_protocols(run, tmp_path, capsys):
     assert f"top-1 accuracy    {found['top1']:.2%} ({found['top1_interval'][0]:.2%} to" in out
 
 
+@pytest.mark.slow
 def test_evaluate_several_runs(run, tmp_path, capsys):
     other = shutil.copytree(run.directory, tmp_path / "other")
     arguments = ["evaluate", str(run.directory), str(other), "--split", "validation"]

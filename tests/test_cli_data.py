@@ -66,6 +66,7 @@ def test_stats_are_of_the_training_images(photos: Path, capsys: pytest.CaptureFi
     assert f"{found.eigenvalues[0]:.6f}" in out
 
 
+@pytest.mark.slow
 def test_a_pack_is_written_checked_and_shown(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

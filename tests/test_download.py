@@ -337,6 +337,7 @@ def test_folder_that_cannot_be_made(keras_checkpoint, tmp_path):
         fetch(keras_checkpoint)
 
 
+@pytest.mark.slow
 def test_cache_variables(server, tmp_path):
     # Both libraries read them when imported, so in a process of its own.
     code = f"""if True:

@@ -157,6 +157,7 @@ def test_overlay_takes_what_rounding_leaves_outside_the_range():
         explain.overlay(image + 1, heat)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the warning is TensorFlow's")
 def test_many_layers_of_many_models_raise_no_warning(caplog):
     for _ in range(3):
