@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import tyro
@@ -29,14 +28,13 @@ class DataCheck:
 
     def __call__(self) -> None:
         from keras_vgg import data
-        from keras_vgg.files import write_atomically
+        from keras_vgg.files import write_json
 
         # What is skipped would not be reported.
         source = dataclasses.replace(self.where, on_bad_image="error").open(self.source)
         self.report.parent.mkdir(parents=True, exist_ok=True)
         report = data.check(source, verbose=True)
-        text = json.dumps(report, indent=2) + "\n"
-        write_atomically(self.report, lambda path: path.write_text(text))
+        write_json(self.report, report)
         table = new_table(self.source, "split", "images", "bad", "height", "width", "formats")
         for name, split in report["splits"].items():
             sides = [

@@ -107,7 +107,7 @@ def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Seq
         elif not choices:
             raise ValueError(f"{name} has no choices")
         for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
-            recipe.replace(**{name: _number(recipe, name, value)})
+            recipe.replace(**{name: _number(name, value)})
         if isinstance(choices, Range):
             searched[name] = choices
         elif single:
@@ -206,7 +206,7 @@ def _numbers() -> dict[str, type]:
     return {name: kinds[kind] for name, kind in field_types().items() if kind in kinds}
 
 
-def _number(recipe: Recipe, name: str, value: Any) -> Any:
+def _number(name: str, value: Any) -> Any:
     """A bound of an integer's range may be written 32.0."""
     if _numbers().get(name) is int and isinstance(value, float) and value.is_integer():
         return int(value)
