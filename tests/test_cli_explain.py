@@ -12,7 +12,7 @@ from keras_vgg.explain import draw, overlay
 from keras_vgg.explain.heat import resized
 from keras_vgg.fit import fit
 from keras_vgg.runs import explain_files, explaining
-from keras_vgg.runs.explaining import placed
+from keras_vgg.runs.explain import placed
 from tests.test_cli import error_of
 from tests.test_fit import TINY
 

@@ -21,9 +21,9 @@ from keras_vgg import cli, data, evaluation, report
 from keras_vgg.evaluation import compare
 from keras_vgg.export import Artifact
 from keras_vgg.fit import Run, describe, evaluation_transform, fit, load_source
-from keras_vgg.report.vector import DASHES, SERIES
+from keras_vgg.report.svg_plots import DASHES, SERIES
 from keras_vgg.runs import evaluate_run, evaluate_runs, report_runs
-from keras_vgg.runs.testing import open_split
+from keras_vgg.runs.evaluate import open_split
 from tests.test_fit import TINY
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -513,7 +513,7 @@ def synthetic(classes: int, names: list[str] | None = None, run: str = "run", ru
         {"epoch": e, "val_accuracy": 0.1 * e, "val_loss": 1 / e, "learning_rate": 0.0}
         for e in (1, 2, 3)
     ]
-    facts = report.RunFacts(
+    facts = report.RunContent(
         number=1,
         name=run,
         subtitle=run,

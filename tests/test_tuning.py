@@ -16,10 +16,10 @@ from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.recipe import load_recipe
 from keras_vgg.tuning import Attempt, Limits, Range, VGGHyperModel, attempts, best, search
 from keras_vgg.tuning.hypermodel import cost
+from keras_vgg.tuning.live_table import line
 from keras_vgg.tuning.oracle import TUNERS
 from keras_vgg.tuning.results import importances, pareto
 from keras_vgg.tuning.searching import _Pruner
-from keras_vgg.tuning.watch import line
 from tests.test_fit import TINY
 
 BASE = TINY.replace(epochs=2, rgb_shift=0.0, warmup_epochs=0.5, batch_norm=False)

@@ -11,15 +11,18 @@ from collections.abc import Sequence
 import tyro
 
 from keras_vgg import __version__
+from keras_vgg.cli.convert import Convert
 from keras_vgg.cli.data import DataCheck, DataPack, DataShow, DataStats
 from keras_vgg.cli.demo import Demo
-from keras_vgg.cli.explaining import Explain
-from keras_vgg.cli.exporting import Export
-from keras_vgg.cli.reporting import Report
+from keras_vgg.cli.evaluate import Evaluate
+from keras_vgg.cli.explain import Explain
+from keras_vgg.cli.export import Export
+from keras_vgg.cli.predict import Predict
+from keras_vgg.cli.report import Report
 from keras_vgg.cli.summary import Summary
-from keras_vgg.cli.testing import Evaluate, Predict
-from keras_vgg.cli.training import Train, Tune
-from keras_vgg.cli.weights import Convert, Weights
+from keras_vgg.cli.train import Train
+from keras_vgg.cli.tune import Tune
+from keras_vgg.cli.weights import Weights
 from keras_vgg.recipe import Recipe, load_recipe
 
 OK, DIVERGED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141

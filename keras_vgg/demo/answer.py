@@ -16,7 +16,7 @@ from keras_vgg.augment.geometry import central_window
 from keras_vgg.data.decode import MAX_UPLOAD_PIXELS
 from keras_vgg.fit import evaluation_transform, load_source
 from keras_vgg.run import Run
-from keras_vgg.runs.explaining import placed
+from keras_vgg.runs.explain import placed
 
 _THUMBNAIL = 96  # pixels of the longer side, at most
 

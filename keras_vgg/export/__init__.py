@@ -23,10 +23,10 @@ from keras_vgg.console import progress_bars
 from keras_vgg.evaluation.result import Evaluation
 from keras_vgg.export import verify
 from keras_vgg.export.fold import folded, in_float32
+from keras_vgg.export.folder import whole_folder
 from keras_vgg.export.litert import float_operations, write_litert, write_source
 from keras_vgg.export.onnx import PACKAGES as ONNX_PACKAGES
 from keras_vgg.export.onnx import require_packages, write_onnx
-from keras_vgg.export.place import whole_folder
 from keras_vgg.export.saved_model import write_saved_model
 from keras_vgg.export.verify import Artifact, ExportError
 from keras_vgg.files import write_json

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vgg.export import probe
+from keras_vgg.export import run_artifact
 
 THREADS = (1, 2)
 
@@ -77,14 +77,14 @@ def run(format: str, path: Path, images: Path, scratch: Path) -> Answers:
     Raises:
         ExportError: it does not run.
     """
-    kind = next(kind for kind in probe.RUNNERS if format.startswith(kind))
+    kind = next(kind for kind in run_artifact.RUNNERS if format.startswith(kind))
     environment = {"TF_ENABLE_ONEDNN_OPTS": "1", **os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
     latency = {}
     for threads in THREADS:
         output = scratch / f"answers_{threads}.npz"
         arguments = (kind, path, threads, images, output)
         done = subprocess.run(
-            [sys.executable, "-I", probe.__file__, *map(str, arguments)],
+            [sys.executable, "-I", run_artifact.__file__, *map(str, arguments)],
             env=environment,
             capture_output=True,
             text=True,

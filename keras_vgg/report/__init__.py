@@ -1,6 +1,6 @@
 """What a run looks like: plots as PNG, tables for a terminal, one HTML page of everything."""
 
-from keras_vgg.report.facts import (
+from keras_vgg.report.content import (
     Bin,
     ClassScores,
     Comparison,
@@ -8,7 +8,7 @@ from keras_vgg.report.facts import (
     Exported,
     Page,
     Picture,
-    RunFacts,
+    RunContent,
     Scores,
     Shown,
 )
@@ -23,7 +23,7 @@ __all__ = [
     "Exported",
     "Page",
     "Picture",
-    "RunFacts",
+    "RunContent",
     "Scores",
     "Shown",
     "plot_confusion",

@@ -18,8 +18,8 @@ import numpy as np
 
 from keras_vgg.console import duration_in_words
 from keras_vgg.files import write_atomically
-from keras_vgg.report import vector
-from keras_vgg.report.facts import Page, Picture, RunFacts, Scores
+from keras_vgg.report import svg_plots
+from keras_vgg.report.content import Page, Picture, RunContent, Scores
 
 _MARK = '<meta name="generator" content="keras_vgg report">'  # by which a report is known
 _HEAD = 2048  # bytes in which it is
@@ -87,8 +87,8 @@ def render(page: Page) -> str:
         mark=_MARK,
         parts=[_Drawn(facts) for facts in page.runs],
         curves=_curves(page.runs) if len(page.runs) > 1 else [],
-        dashes=vector.DASHES,
-        colours=vector.SERIES,
+        dashes=svg_plots.DASHES,
+        colours=svg_plots.SERIES,
     )
     return text.lstrip()
 
@@ -104,7 +104,7 @@ _PANELS = (
 class _Drawn:
     """A run's facts with its plots and sorted tables, for the template."""
 
-    def __init__(self, facts: RunFacts) -> None:
+    def __init__(self, facts: RunContent) -> None:
         self.facts = facts
         self.curves = _own_curves(facts)
         drawn = {title for title, _, _ in self.curves}
@@ -113,7 +113,7 @@ class _Drawn:
         if scores is None:
             return
         salt = f"run{facts.number}"
-        self.reliability = vector.reliability(
+        self.reliability = svg_plots.reliability(
             scores.bins,
             label="Reliability diagram: accuracy against confidence, and how many images each of "
             f"{len(scores.bins)} bins has. The table below it has the numbers.",
@@ -144,17 +144,17 @@ def _map(scores: Scores, salt: str) -> str:
         f"Confusion matrix of {len(scores.classes)} classes by number, in the order "
         "of the network's outputs. The table below it names the most frequent confusions."
     )
-    return vector.confusion_map(scores.confusion, label=label, salt=salt)
+    return svg_plots.confusion_map(scores.confusion, label=label, salt=salt)
 
 
-def _own_curves(facts: RunFacts) -> list[tuple[str, str, bool]]:
+def _own_curves(facts: RunContent) -> list[tuple[str, str, bool]]:
     """(title, SVG, whether there are two lines) of each panel that has something to show."""
     found = []
     for name, training, validation, title in _PANELS:
         keys = [(training, 1 if validation else 0)] + ([(validation, 0)] if validation else [])
         lines = [(facts.history, key, number, "") for key, number in keys]
         where = "" if facts.best_epoch is None else f"; the best epoch is {facts.best_epoch}"
-        svg = vector.curve(
+        svg = svg_plots.curve(
             lines,
             [None if key == training and validation else facts.best_epoch for key, _ in keys],
             label=f"{title} by epoch{where}. The table below the curves has the numbers.",
@@ -165,7 +165,7 @@ def _own_curves(facts: RunFacts) -> list[tuple[str, str, bool]]:
     return found
 
 
-def _curves(runs: Sequence[RunFacts]) -> list[tuple[str, str]]:
+def _curves(runs: Sequence[RunContent]) -> list[tuple[str, str]]:
     """(title, SVG) of the runs' curves over each other."""
     found = []
     for name, training, validation, title in _PANELS:
@@ -174,7 +174,7 @@ def _curves(runs: Sequence[RunFacts]) -> list[tuple[str, str]]:
             (facts.history, validation or training, facts.number - 1, str(facts.number))
             for facts in runs
         ]
-        svg = vector.curve(
+        svg = svg_plots.curve(
             lines,
             [facts.best_epoch for facts in runs],
             label=f"{shown} by epoch, a line for each run, numbered as in the table of runs",

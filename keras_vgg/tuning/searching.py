@@ -23,10 +23,10 @@ from keras_vgg.files import write_json
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, RunInUse, read_fields
 from keras_vgg.tuning.hypermodel import Limits, VGGHyperModel, cost
+from keras_vgg.tuning.live_table import LiveTable
 from keras_vgg.tuning.oracle import DurableOracle, alive, make_oracle, quiet_keras_tuner, serve
 from keras_vgg.tuning.results import PRUNED, Attempt, attempts, best, write_results
 from keras_vgg.tuning.space import Range, Space, declare
-from keras_vgg.tuning.watch import Watch
 
 _SEARCH = "search.json"
 _SPENT = "spent.json"
@@ -107,10 +107,10 @@ def search(
     _claim(workdir, _description(hypermodel, tuner, seed, prune))
     clock = _Clock(workdir, budget)
     oracle.over = clock.over
-    watch = Watch(workdir, budget, verbose and role != "worker")
-    with quiet_keras_tuner(), watch:
+    live_table = LiveTable(workdir, budget, verbose and role != "worker")
+    with quiet_keras_tuner(), live_table:
         searcher = _Tuner(
-            oracle, hypermodel, workdir, clock, watch, prune=prune and tuner != "hyperband"
+            oracle, hypermodel, workdir, clock, live_table, prune=prune and tuner != "hyperband"
         )
         try:
             searcher.run(worker_timeout)
@@ -229,14 +229,14 @@ class _Tuner(BaseTuner):
         hypermodel: VGGHyperModel,
         workdir: Path,
         clock: _Clock,
-        watch: Watch,
+        live_table: LiveTable,
         prune: bool,
     ) -> None:
         self._chief_oracle = oracle
         self._model = hypermodel
         self._workdir = workdir
         self._clock = clock
-        self._watch = watch
+        self._live_table = live_table
         self._prune = prune
         self._asked = False
         with contextlib.redirect_stdout(io.StringIO()):  # it says that it reloads
@@ -335,7 +335,7 @@ class _Tuner(BaseTuner):
     def _tick(self) -> None:
         if not self._is_worker():
             self._clock.keep()
-        self._watch.look(self._clock.spent)
+        self._live_table.look(self._clock.spent)
 
 
 class _Deadline(keras.callbacks.Callback):

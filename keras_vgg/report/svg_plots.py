@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from keras_vgg.report.facts import Bin
+    from keras_vgg.report.content import Bin
 
 SERIES = 6
 DASHES = ("", "5 2", "1.5 1.5", "7 2 1.5 2", "3 1", "7 2 1.5 2 1.5 2")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from keras_vgg.export import place
-from keras_vgg.export.place import whole_folder
+from keras_vgg.export import folder
+from keras_vgg.export.folder import whole_folder
 
 
 def fill(directory: Path, text: str, overwrite: bool = True) -> None:
@@ -64,9 +64,9 @@ import importlib.util, os, shutil, signal, sys
 from pathlib import Path
 
 # By its file, for the package would import TensorFlow every time.
-spec = importlib.util.spec_from_file_location("place", sys.argv[3])
-place = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(place)
+spec = importlib.util.spec_from_file_location("folder", sys.argv[3])
+folder = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(folder)
 directory, step = Path(sys.argv[1]), int(sys.argv[2])
 calls = 0
 
@@ -80,7 +80,7 @@ def counted(call):
     return wrapper
 
 os.replace, os.open, shutil.rmtree = map(counted, (os.replace, os.open, shutil.rmtree))
-with place.whole_folder(directory, "marker", True) as built:
+with folder.whole_folder(directory, "marker", True) as built:
     counted(lambda: None)()
     (built.parent / "scratch").mkdir()
     (built / "marker").write_text("")
@@ -98,7 +98,7 @@ def test_a_kill_at_any_step_loses_nothing(existing: bool, tmp_path: Path) -> Non
         directory.parent.mkdir()
         if existing:
             fill(directory, "old")
-        command = [sys.executable, "-c", KILLED, str(directory), str(step), place.__file__]
+        command = [sys.executable, "-c", KILLED, str(directory), str(step), folder.__file__]
         done = subprocess.run(command, capture_output=True, text=True)
         if "finished" in done.stdout:
             break

@@ -1,4 +1,4 @@
-"""Run an exported file as its user would: python probe.py KIND FILE THREADS IMAGES OUTPUT
+"""Run an exported file as its user would: python run_artifact.py KIND FILE THREADS IMAGES OUTPUT
 
 A script, not a module: it is run in a process of its own, where keras_vgg and Keras cannot be
 imported, and TensorFlow only for a SavedModel. It writes an .npz to OUTPUT: `seconds`, of each of

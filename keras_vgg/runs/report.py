@@ -15,14 +15,14 @@ from keras_vgg import __version__, data, evaluation, report
 from keras_vgg.fit import best_row
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
-from keras_vgg.runs.pictures import telling_pictures
-from keras_vgg.runs.testing import (
+from keras_vgg.runs.evaluate import (
     evaluate_runs,
     is_evaluated,
     open_split,
     require_same_split,
     run_names,
 )
+from keras_vgg.runs.telling_images import telling_pictures
 
 _NAME = "report.html"
 
@@ -128,7 +128,7 @@ def _evaluations(
 # --- what is on disk -------------------------------------------------------------------------
 
 
-def _facts(run: Run, number: int, name: str, typed: str) -> report.RunFacts:
+def _facts(run: Run, number: int, name: str, typed: str) -> report.RunContent:
     """`typed`: the run directory in a command."""
     recipe, history, results = run.recipe, run.history, run.results
     changes = recipe.differences(Recipe())
@@ -150,7 +150,7 @@ def _facts(run: Run, number: int, name: str, typed: str) -> report.RunFacts:
     path = run.directory / "environment.json"
     found = _read(run, path.name, lambda: run.read_json(path.name)) if path.is_file() else {}
     classes = len(run.class_names)
-    return report.RunFacts(
+    return report.RunContent(
         number=number,
         name=name,
         subtitle=(
@@ -275,7 +275,7 @@ def _scores(found: evaluation.Evaluation) -> report.Scores:
 
 def _page(
     runs: Sequence[Run],
-    facts: Sequence[report.RunFacts],
+    facts: Sequence[report.RunContent],
     found: Sequence[evaluation.Evaluation | str],
 ) -> report.Page:
     evaluated = [one for one in found if not isinstance(one, str)]

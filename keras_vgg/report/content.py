@@ -1,4 +1,4 @@
-"""What a page shows, as plain values: `keras_vgg.runs.reporting` gathers them, the page draws them.
+"""What a page shows, as plain values: `keras_vgg.runs.report` gathers them, the page draws them.
 
 Fractions are in [0, 1]. Every text may be anybody's.
 """
@@ -100,7 +100,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class RunContent:
     """One run.
 
     Attributes:
@@ -160,7 +160,7 @@ class Page:
     """
 
     title: str
-    runs: Sequence[RunFacts]
+    runs: Sequence[RunContent]
     made: str
     comparisons: Sequence[Comparison] = ()
     differences: Sequence[tuple[str, Sequence[Any]]] = ()

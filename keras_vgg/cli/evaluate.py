@@ -1,4 +1,4 @@
-"""keras-vgg evaluate, predict."""
+"""keras-vgg evaluate."""
 
 from __future__ import annotations
 
@@ -118,30 +118,3 @@ class Evaluate:
             raise ValueError(
                 f"--scales must be whole numbers such as 256,384,512, not {self.scales!r}"
             ) from None
-
-
-@dataclasses.dataclass(frozen=True)
-class Predict:
-    """Name what is on images: the most probable classes of each, with their probabilities."""
-
-    run: tyro.conf.Positional[Path]
-    """The run directory."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files (JPEG, PNG, BMP, GIF, WebP)."""
-    top: int = 5
-    """How many classes to name."""
-
-    def __call__(self) -> None:
-        from keras_vgg.run import Run
-        from keras_vgg.runs import predict_files
-
-        if not self.images:
-            raise ValueError("predict needs at least one image file")
-        run = Run.open(self.run)
-        for path, ranked in zip(
-            self.images, predict_files(run, self.images, top=self.top), strict=True
-        ):
-            table = new_table(str(path), "class", "probability")
-            for name, probability in ranked:
-                table.add_row(name, f"{probability:.2%}")
-            show(table)

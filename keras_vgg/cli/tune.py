@@ -1,64 +1,15 @@
-"""keras-vgg train, tune."""
+"""keras-vgg tune."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 
 from keras_vgg.console import show
 from keras_vgg.recipe import Recipe, load_recipe
-
-
-@dataclasses.dataclass(frozen=True)
-class Train:
-    """Train a network: keras-vgg train [RECIPE.py] --workdir RUN [--field value ...]
-
-    Without a recipe it learns scikit-learn's handwritten digits. Every field of the recipe is an
-    option below; the defaults shown are those of the recipe given. The run directory gets the
-    recipe, the environment, metrics.csv, TensorBoard logs, checkpoints and model.keras, the best
-    epoch by validation accuracy. Repeating a command resumes what was interrupted; on SIGTERM (exit
-    status 143) and Ctrl-C (130) the step is ended and kept first.
-    """
-
-    workdir: Path
-    """The run directory: new, empty, or an earlier run of the same recipe."""
-    recipe: Annotated[tyro.conf.FlagConversionOff[Recipe], tyro.conf.arg(name="")] = (
-        dataclasses.field(default_factory=Recipe)
-    )
-    quiet: bool = False
-    """A line an epoch instead of a progress bar."""
-    backend: Literal["tensorflow", "jax"] | None = None
-    """Keras backend; on JAX several hosts can train together (default: KERAS_BACKEND, or
-    tensorflow)."""
-    coordinator: str | None = None
-    """Several processes: HOST:PORT of the first, the same for all, or auto: SLURM, Open MPI."""
-    processes: int | None = None
-    """How many there are."""
-    process: int | None = None
-    """Which this is, from 0 (default: JOB_COMPLETION_INDEX, as Kubernetes sets it)."""
-
-    def __call__(self) -> None:
-        from keras_vgg.fit import fit, hosts
-
-        if self.coordinator is not None:
-            hosts.join(self.coordinator, self.processes, self.process)
-        elif (self.processes, self.process) != (None, None):
-            raise ValueError("--processes and --process need --coordinator HOST:PORT")
-        run = fit(self.recipe, self.workdir, verbose=2 if self.quiet else "auto")
-        if hosts.index():
-            return
-        results = run.results
-        peak = results.get("peak_memory")
-        memory = f", peak memory {peak / 1e9:.2f} GB" if peak else ""
-        show(
-            f"best epoch {results['best_epoch']} of {results['epochs']}: validation accuracy "
-            f"{results['validation_accuracy']:.2%}, {results['training_seconds']:.0f} s{memory}\n"
-            f"{run.model_path}\n{run.directory / 'training_curve.png'}\n"
-            f"next: keras-vgg evaluate {run.directory}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +54,7 @@ class Tune:
 
     def __call__(self) -> None:
         from keras_vgg import tuning
-        from keras_vgg.tuning.watch import trial_table
+        from keras_vgg.tuning.live_table import trial_table
 
         recipe = load_recipe(self.recipe) if self.recipe else Recipe()
         space = tuning.parse_space(self.space)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _SHOWN = 12  # trials: the latest
 
 
-class Watch:
+class LiveTable:
     """A live table on stderr where that is a terminal; elsewhere a line a trial, on stdout.
 
     Args:

@@ -1,0 +1,39 @@
+"""Draw what a recipe makes of its training images."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from keras_vgg import augment, data
+from keras_vgg.fit import evaluation_transform, load_source, training_transform
+from keras_vgg.recipe import Recipe
+
+
+def show_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, views: int = 5) -> None:
+    """Draw what a recipe makes of its training images, as `keras_vgg.data.contact_sheet`.
+
+    Raises:
+        ValueError, OSError: the recipe's source cannot be opened or shown, or `path` not written.
+    """
+    source = load_source(recipe)
+    statistics = None
+    if recipe.rgb_shift:
+        with data.bad_images_named(source.train):
+            statistics = data.statistics(source.train)
+    data.contact_sheet(
+        source.train,
+        path,
+        class_names=source.class_names,
+        train=training_transform(recipe, statistics),
+        evaluate=evaluation_transform(recipe),
+        window=partial(
+            augment.train_window,
+            size=recipe.image_size,
+            scale=recipe.train_scale,
+            crop_padding=recipe.crop_padding,
+        ),
+        images=images,
+        views=views,
+        seed=recipe.seed,
+    )
