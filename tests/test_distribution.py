@@ -23,8 +23,9 @@ from keras_vgg.recipe import Recipe
 folder, batch_norm, rate = Path(sys.argv[1]), sys.argv[2] == "True", float(sys.argv[3])
 interrupted = sys.argv[4] == "True"
 recipe = Recipe(
-    width_multiplier=1 / 16, hidden_units=8, validation_fraction=0.1, test_fraction=0.6,
-    batch_size=64, epochs=2, dropout=0.0, batch_norm=batch_norm, learning_rate=rate,
+    width_multiplier=1 / 16, hidden_units=8, validation_fraction=0.1, batch_size=64, dropout=0.0,
+    test_fraction=0.6 if interrupted else 0.85, epochs=2 if interrupted else 1,
+    batch_norm=batch_norm, learning_rate=rate,
 )
 
 class Stop(keras.callbacks.Callback):
