@@ -21,6 +21,7 @@ from keras_vgg.recipe import Recipe
 
 # Modules that serve the others and are nobody's business outside; the commands have a page.
 INTERNAL = {"array_cache", "backend", "cli", "console", "containers", "files", "hdf5_check"}
+INTERNAL.add("recipe_checks")
 
 
 def require_this_checkout(root: Path) -> None:

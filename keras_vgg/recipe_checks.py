@@ -1,0 +1,161 @@
+"""Check a recipe's values: the type and the range of each field, and fields against each other.
+
+Every function raises a ValueError that names the field, its value and the values that it may have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal
+
+LARGEST_SCALE = 8192  # pixels
+_LONGEST = 80  # characters of a value in a message
+
+# Keras initializers that give all units the same weights, or that have no form for a convolution.
+# A network learns nothing from such weights.
+_NOT_RANDOM = ("zeros", "ones", "constant", "identity", "stft")
+# With these bounds, float32 holds (pixel - mean) / deviation.
+_MEAN, _DEVIATION = (-1e4, 1e4), (1e-3, 1e4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The range of a field's number. If `closed`, the field may be `high` itself."""
+
+    low: float
+    high: float
+    closed: bool = True
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high and (self.closed or value != self.high)
+
+    def __str__(self) -> str:
+        return f"[{self.low:g}, {self.high:g}{']' if self.closed else ')'}"
+
+
+def check_value(name: str, value: Any, kind: Any, interval: Interval | None) -> None:
+    """Check a field's value against the field's type and range."""
+    _check_type(name, value, kind)
+    if interval is not None and value is not None and not interval.holds(value):
+        raise ValueError(f"{name} must be in {interval}, not {shorten(value)}")
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in options:
+        return
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {quote(value)}")
+    elif kind is bool:
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be True or False, not {quote(value)}")
+    elif not _is_one_of(value, options):
+        text = kind.__name__ if isinstance(kind, type) else kind
+        raise ValueError(f"{name} must be {text}, not {quote(value)}")
+
+
+def _is_one_of(value: Any, options: tuple[Any, ...]) -> bool:
+    for option in options:
+        if typing.get_origin(option) is tuple:
+            numbers = (int,) if int in typing.get_args(option) else (float, int)
+            if isinstance(value, tuple) and all(type(item) in numbers for item in value):
+                return True
+        elif type(value) is option:  # so True is no int, and 2.5 is no int either
+            return True
+    return False
+
+
+def check_scales(image_size: int, crop_padding: int, train_scale: Sequence[int] | None) -> None:
+    if train_scale is not None and not (
+        len(train_scale) == 2 and 1 <= train_scale[0] <= train_scale[1] <= LARGEST_SCALE
+    ):
+        raise ValueError(
+            f"train_scale must be two rising whole numbers up to {LARGEST_SCALE}, not "
+            f"{shorten(train_scale)}"
+        )
+    if crop_padding >= image_size:
+        raise ValueError(f"crop_padding ({crop_padding}) must be below image_size ({image_size})")
+
+
+def check_pixel_statistics(
+    mean_rgb: Sequence[float] | None, std_rgb: Sequence[float] | None, init: str | None
+) -> None:
+    if std_rgb is not None and not all(v > 0 for v in std_rgb):
+        raise ValueError(f"std_rgb must be positive, not {shorten(std_rgb)}")
+    for name, value, (low, high) in (
+        ("mean_rgb", mean_rgb, _MEAN),
+        ("std_rgb", std_rgb, _DEVIATION),
+    ):
+        if value is not None and (len(value) != 3 or not all(low <= v <= high for v in value)):
+            raise ValueError(
+                f"{name} must be three numbers in [{low:g}, {high:g}], not {shorten(value)}"
+            )
+    if init is not None and (mean_rgb is None) != (std_rgb is None):
+        raise ValueError(
+            "with init, give mean_rgb and std_rgb both, or neither to take those of init"
+        )
+
+
+def check_first_weights(
+    initialization: str, init: str | None, init_head: str, freeze_until: str
+) -> None:
+    if initialization.lower().removesuffix("initializer") in _NOT_RANDOM:
+        raise ValueError(
+            f"initialization={quote(initialization)} gives every unit the same weights, "
+            "and training cannot change that; choose a random initializer, such as he_normal"
+        )
+    if init is None and (freeze_until != "none" or init_head != "none"):
+        raise ValueError(
+            f"freeze_until={freeze_until!r} and init_head={init_head!r} need init, "
+            "such as imagenet: random weights are not worth keeping"
+        )
+
+
+def check_schedule(
+    schedule: str, step_epochs: Sequence[int], warmup_epochs: float, epochs: int
+) -> None:
+    if schedule == "step" and not step_epochs:
+        raise ValueError("schedule 'step' needs step_epochs, such as 60 120 160")
+    if list(step_epochs) != sorted(set(step_epochs)):
+        raise ValueError(f"step_epochs must rise, not {shorten(step_epochs)}")
+    if step_epochs and not 1 <= step_epochs[0] <= step_epochs[-1] <= 1e6:
+        raise ValueError(f"step_epochs must be in [1, 1e+06], not {shorten(step_epochs)}")
+    if warmup_epochs > epochs:
+        raise ValueError(f"warmup_epochs ({warmup_epochs:g}) is more than epochs ({epochs})")
+
+
+def check_devices(devices: str, batch_size: int, gradient_accumulation: int) -> None:
+    if devices not in ("auto", "cpu") and not re.fullmatch("[1-9][0-9]*", devices):
+        raise ValueError(f"devices must be auto, cpu or a number, not {quote(devices)}")
+    if batch_size % gradient_accumulation:
+        raise ValueError(
+            f"batch_size ({batch_size}) must be a multiple of gradient_accumulation "
+            f"({gradient_accumulation})"
+        )
+
+
+def shorten(value: Any) -> str:
+    """Return a number or numbers for a message. Python refuses to print very many digits."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a number of more than 20 digits"
+    if isinstance(value, tuple):
+        return _cut(f"({', '.join(map(shorten, value))})")
+    return str(value)
+
+
+def quote(value: Any) -> str:
+    """Return a value of any type for a message, as Python writes the value."""
+    try:
+        return _cut(repr(value))
+    except (ValueError, RecursionError):  # a number of very many digits, a list in a list in ...
+        return f"a {type(value).__name__} that is too large to show"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({len(text):,} characters)"
