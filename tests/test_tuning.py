@@ -16,10 +16,10 @@ from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.recipe import load_recipe
 from keras_vgg.tuning import Attempt, Limits, Range, VGGHyperModel, attempts, best, search
 from keras_vgg.tuning.hypermodel import cost
-from keras_vgg.tuning.live_table import line
+from keras_vgg.tuning.live_table import trial_line
 from keras_vgg.tuning.oracle import TUNERS
 from keras_vgg.tuning.results import importances, pareto
-from keras_vgg.tuning.searching import _Pruner
+from keras_vgg.tuning.tuner import MedianPruner
 from tests.test_fit import TINY
 
 BASE = TINY.replace(epochs=2, rgb_shift=0.0, warmup_epochs=0.5, batch_norm=False)
@@ -148,7 +148,7 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
 
 @pytest.mark.slow
 def test_the_budget_ends_a_search_which_a_larger_one_goes_on_with(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"were over before one trial .*larger budget"):
+    with pytest.raises(ValueError, match=r"was spent before one trial .*larger budget"):
         searched_in(tmp_path / "s", budget=1e-3)
     spent = json.loads((tmp_path / "s" / "spent.json").read_text())["seconds"]
     found = searched_in(tmp_path / "s", budget=spent + 1000, max_trials=1)
@@ -191,11 +191,11 @@ def test_a_hopeless_trial_is_ended(
     mine: list, others: int, stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = [attempt(tmp_path, n, 0.3, 0.4, 0.4, 0.5, 0.5, 0.6) for n in range(others)]
-    monkeypatch.setattr("keras_vgg.tuning.searching.attempts", lambda _: there)
+    monkeypatch.setattr("keras_vgg.tuning.tuner.attempts", lambda _: there)
     folder = tmp_path / "trial_9"
     folder.mkdir()
 
-    pruner = _Pruner(tmp_path, folder, BASE.replace(epochs=6))
+    pruner = MedianPruner(tmp_path, folder, BASE.replace(epochs=6))
     pruner.set_model(_Model())
     pruner.on_train_begin()
     for epoch, accuracy in enumerate(mine):
@@ -212,8 +212,8 @@ def test_the_later_epochs_are_not_a_contest_among_the_best(
     """Two good ones came to their end, three poor ones were pruned; a middling one goes on."""
     there = [attempt(tmp_path, n, 0.5, 0.6, 0.7, 0.7, 0.8, 0.9) for n in range(2)]
     there += [attempt(tmp_path, n, 0.1, 0.2, pruned=True) for n in range(2, 5)]
-    monkeypatch.setattr("keras_vgg.tuning.searching.attempts", lambda _: there)
-    pruner = _Pruner(tmp_path, tmp_path / "trial_9", BASE.replace(epochs=6))
+    monkeypatch.setattr("keras_vgg.tuning.tuner.attempts", lambda _: there)
+    pruner = MedianPruner(tmp_path, tmp_path / "trial_9", BASE.replace(epochs=6))
     pruner.set_model(_Model())
     pruner.on_train_begin()
     for epoch, accuracy in enumerate([0.3, 0.4, 0.5, 0.6, 0.7]):
@@ -350,7 +350,7 @@ def test_some_of_the_variables_without_the_rest(
 
 
 def test_another_search_and_other_files_are_refused(searched: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"another search .tuner 'random' there, 'grid'"):
+    with pytest.raises(ValueError, match=r"another search .tuner is 'random' .* not 'grid'"):
         searched_in(searched, tuner="grid")
     with pytest.raises(ValueError, match=r"another search .seed"):
         searched_in(searched, seed=3)
@@ -401,4 +401,4 @@ def test_a_line_says_why_a_trial_failed(tmp_path: Path) -> None:
     failed = attempt(
         tmp_path, 3, 0.1, val_accuracy=None, reason="the loss is not a number", seconds=2
     )
-    assert line(failed) == "trial 3 failed: the loss is not a number, 1 of 6 epochs, 2 s"
+    assert trial_line(failed) == "trial 3 failed: the loss is not a number, 1 of 6 epochs, 2 s"

@@ -105,7 +105,7 @@ def test_a_pair_or_none_is_given_back_as_it_was() -> None:
         ({"seed": (1, 2)}, "seed cannot be searched"),
         ({"source": ("digits", "mnist")}, "source cannot be searched"),
         ({"momentum": ()}, "momentum has no choices"),
-        ({"head": Range(1, 2)}, "head is no number"),
+        ({"head": Range(1, 2)}, "head is not a number"),
         ({"momentum": (0.9, 2.0)}, "momentum"),
         ({"configuration": ("A", "Z")}, "Z"),
         ({"dropout": Range(0.5, 1.5)}, "dropout"),
@@ -123,7 +123,7 @@ def test_wrong_spaces(space: dict, message: str) -> None:
     [
         ({"low": 2, "high": 1}, "from 2 to 1 is empty"),
         ({"low": 1, "high": 1}, "is empty"),
-        ({"low": 0, "high": 1, "log": True}, "begins above 0"),
+        ({"low": 0, "high": 1, "log": True}, "must begin above 0"),
         ({"low": 0, "high": 1, "step": 2}, "step of 2"),
         ({"low": 1, "high": 2, "step": 0.1, "log": True}, "step of 0.1"),
     ],

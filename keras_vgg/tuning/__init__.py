@@ -1,4 +1,4 @@
-"""Searches over recipes with keras-tuner: `VGGHyperModel` for any tuner, `search` for all of it."""
+"""Searches over recipes with keras-tuner: `search`, and `VGGHyperModel` for any other tuner."""
 
 try:
     import keras_tuner  # noqa: F401

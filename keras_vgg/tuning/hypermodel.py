@@ -1,4 +1,4 @@
-"""A keras-tuner hypermodel whose trials are the project's own training runs."""
+"""A keras-tuner hypermodel whose trials are training runs of this package."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ from keras_vgg import architecture, data, fit, hardware
 from keras_vgg.recipe import Recipe
 from keras_vgg.tuning.space import Space, declare, default_space, resolve
 
-_TIMED_ANSWERS = 20
+_TIMED_PREDICTIONS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a trial may cost; None: anything.
+    """Limits of a trial's network; None: no limit.
 
     Attributes:
         parameters: Parameters of the network.
-        memory_mb: Memory of training, in units of 10^6 bytes: three float32 numbers a parameter
-            (itself, gradient, momentum) and two an activation of a batch. An estimate, from below:
-            what the engine needs in between comes on top.
-        latency_ms: Time of an answer to one image, by the network before training, on this machine.
+        memory_mb: Memory of training in units of 10^6 bytes: three float32 numbers a parameter
+            (weight, gradient, momentum) and two an activation of a batch. This is a lower bound:
+            the engine needs more in between.
+        latency_ms: Milliseconds of a prediction for one image, before training, on this machine.
+
+    Raises:
+        ValueError: a limit is not positive.
     """
 
     parameters: int | None = None
@@ -44,7 +47,7 @@ class Limits:
                 raise ValueError(f"a limit of {name} must be more than 0, not {value}")
 
     def require_small(self, recipe: Recipe, classes: int) -> None:
-        """FailedTrialError for a network that is too large, without building it."""
+        """Raise FailedTrialError if a network is too large, without building the network."""
         parameters, memory_mb = cost(recipe, classes)
         if self.parameters is not None and parameters > self.parameters:
             raise FailedTrialError(
@@ -56,30 +59,30 @@ class Limits:
             )
 
     def require_fast(self, model: keras.Model) -> None:
-        """FailedTrialError for a network that answers too slowly."""
+        """Raise FailedTrialError if a network predicts too slowly."""
         if self.latency_ms is None:
             return
-        found = latency_ms(model)
-        if found > self.latency_ms:
+        latency = latency_ms(model)
+        if latency > self.latency_ms:
             raise FailedTrialError(
-                f"refused: {found:.1f} ms an image, more than {self.latency_ms:g}"
+                f"refused: {latency:.1f} ms an image, more than {self.latency_ms:g}"
             )
 
 
 def cost(recipe: Recipe, classes: int) -> tuple[int, float]:
-    """(parameters, megabytes of training as `Limits` has them) of a recipe's network."""
-    found = architecture.totals(recipe.layers(classes))
-    activations = recipe.part_size * found.activations
+    """Return (parameters, megabytes of training as in `Limits`) of a recipe's network."""
+    totals = architecture.totals(recipe.layers(classes))
+    activations = recipe.part_size * totals.activations
     copies = 3 if recipe.gradient_accumulation == 1 else 4
-    return found.parameters, 4 * (copies * found.parameters + 2 * activations) / 1e6
+    return totals.parameters, 4 * (copies * totals.parameters + 2 * activations) / 1e6
 
 
 def latency_ms(model: keras.Model) -> float:
-    """Milliseconds of an answer to one image: the median of 20, after a first."""
+    """Return milliseconds of a prediction for one image: the median of 20, after a first one."""
     image = np.zeros((1, *model.input_shape[1:]), np.float32)
     model.predict_on_batch(image)
     seconds = []
-    for _ in range(_TIMED_ANSWERS):
+    for _ in range(_TIMED_PREDICTIONS):
         start = time.perf_counter()
         model.predict_on_batch(image)
         seconds.append(time.perf_counter() - start)
@@ -87,18 +90,18 @@ def latency_ms(model: keras.Model) -> float:
 
 
 class VGGHyperModel(keras_tuner.HyperModel):
-    """A recipe with some of its fields left open, for any tuner of keras-tuner.
+    """A recipe with some open fields, for any tuner of keras-tuner.
 
     The hyperparameters have the names of a recipe's fields. A trial is a training run by
-    `keras_vgg.fit.fit`, with its data, augmentation, schedule and resume, so that batch size and
-    augmentation are searched like everything else; it begins with its own first weights, also
-    where Hyperband promotes it, for only so can it be repeated. `tuner.search()` needs no data.
+    `keras_vgg.train`, with its data, augmentation, schedule and resume, so batch size and
+    augmentation can be searched too. A trial starts from its own initial weights, also if Hyperband
+    promotes the trial: otherwise it could not be repeated. `tuner.search()` takes no data.
 
     Args:
-        recipe: What is not searched, and the data. Default: `Recipe()`.
-        space: What is; default: `default_space(recipe)`.
-        directory: Where the runs of trials go, each in a folder named after its recipe.
-        limits: What a trial may cost; others fail before they are built.
+        recipe: The data, and the value of every field that is not searched. Default: `Recipe()`.
+        space: Field of a recipe -> values to try; default: `default_space(recipe)`.
+        directory: The folder of the trials' runs. A run's folder is named after its recipe.
+        limits: Limits of a trial's network. A trial above a limit fails before it is built.
 
     Raises:
         ValueError: as `keras_vgg.tuning.space.resolve`.
@@ -132,16 +135,16 @@ class VGGHyperModel(keras_tuner.HyperModel):
 
     @cached_property
     def classes(self) -> int:
-        """How many classes the recipe's data has."""
+        """Return the number of classes of the recipe's data."""
         return len(fit.load_source(self.base).class_names)
 
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
         declare(hp, self.base, self.space)
 
     def recipe(self, hp: keras_tuner.HyperParameters, epochs: int | None = None) -> Recipe:
-        """The recipe of a trial; `epochs`, or Hyperband's, in place of the base's.
+        """Return the recipe of a trial, with `epochs`, or Hyperband's, in place of the base's.
 
-        Of a few epochs a warm-up takes its share.
+        Fewer epochs shorten the warm-up in proportion.
         """
         recipe = declare(hp, self.base, self.space)
         epochs = epochs or hp.values.get("tuner/epochs") or recipe.epochs
@@ -149,20 +152,20 @@ class VGGHyperModel(keras_tuner.HyperModel):
         return recipe.replace(epochs=epochs, warmup_epochs=warmup)
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
-        """The compiled network of a trial, with its first weights.
+        """Return the compiled network of a trial, with its initial weights.
 
         Raises:
-            FailedTrialError: it is over a limit.
+            FailedTrialError: the network is above a limit.
         """
         recipe = self.recipe(hp)
         self.limits.require_small(recipe, self.classes)
         keras.utils.set_random_seed(recipe.seed)
-        # What is subtracted does not change the network's size or speed; fit computes it.
+        # The statistics do not change the network's size or speed; training computes them.
         statistics = data.ChannelStatistics(np.zeros(3), np.ones(3), np.zeros(3), np.eye(3), 0)
         engine = hardware.choose_engine(recipe)
         model = fit.build_model(recipe, self.classes, statistics, engine.precision)
         fit.compile_model(model, recipe, engine)
-        # keras-tuner loads the weights of a trial with its optimiser's.
+        # keras-tuner loads the optimiser's variables too.
         model.optimizer.build(model.trainable_variables)
         return model
 
@@ -176,26 +179,26 @@ class VGGHyperModel(keras_tuner.HyperModel):
         initial_epoch: int = 0,
         verbose: int | str = 0,
     ) -> dict[str, float]:
-        """Train a trial; keras-tuner calls it.
+        """Train a trial. keras-tuner calls this method.
 
         Args:
             hp: The trial's hyperparameters.
-            model: What `build` made. Its speed is measured where that is limited; the run builds
-                its own.
-            callbacks: Keras-tuner's, and others; they see the run's network.
-            epochs: Hyperband's; it always begins with the first.
-            verbose: As `keras_vgg.fit.fit`.
+            model: The network from `build`, whose speed is measured if there is a limit. The run
+                builds a network of its own.
+            callbacks: Callbacks of keras-tuner and others; they see the run's network.
+            epochs: Hyperband's number of epochs. Training always starts at the first epoch.
+            verbose: As in `keras_vgg.train`.
 
         Returns:
-            Of the best epoch by validation accuracy: `val_accuracy` and `val_loss`; and
+            `val_accuracy` and `val_loss` of the best epoch by validation accuracy, and
             `parameters`.
 
         Raises:
-            FailedTrialError: the loss became NaN, the memory was not enough, or the network is over
+            FailedTrialError: the loss became NaN, the memory was too small, or the network is above
                 a limit.
         """
         if args:
-            raise ValueError("the recipe says what to train on: call search() without data")
+            raise ValueError("the recipe names the training data: call search() without data")
         self.limits.require_fast(model)
         recipe = self.recipe(hp, epochs)
         digest = hashlib.sha256(recipe.to_json().encode()).hexdigest()[:12]
@@ -208,14 +211,14 @@ class VGGHyperModel(keras_tuner.HyperModel):
         callbacks: Sequence[keras.callbacks.Callback] = (),
         verbose: int | str = 0,
     ) -> dict[str, float]:
-        """As `fit`, of a recipe in a run directory."""
+        """Train a recipe in a run directory; otherwise as `fit`."""
         try:
             run = fit.fit(recipe, directory, verbose, callbacks=callbacks)
         except (fit.TrainingDiverged, MemoryError) as error:
             raise FailedTrialError(str(error)) from error
-        found = run.results
+        results = run.results
         return {
-            "val_accuracy": found["validation_accuracy"],
-            "val_loss": found["validation_loss"],
-            "parameters": found["parameters"],
+            "val_accuracy": results["validation_accuracy"],
+            "val_loss": results["validation_loss"],
+            "parameters": results["parameters"],
         }

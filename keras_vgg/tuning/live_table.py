@@ -1,4 +1,4 @@
-"""What a user sees of a search: a table of its trials, the best, and the time left."""
+"""The display of a search: a table of its trials, the best one, and the time left."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from keras_vgg.console import duration
+from keras_vgg.console import duration, new_table, percent
 from keras_vgg.tuning.results import Attempt, attempts, best
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-_SHOWN = 12  # trials: the latest
+_SHOWN = 12  # newest trials
 
 
 class LiveTable:
-    """A live table on stderr where that is a terminal; elsewhere a line a trial, on stdout.
+    """A live table on stderr if stderr is a terminal; otherwise a line a trial on stdout.
 
     Args:
-        workdir: The search's.
+        workdir: The search's folder.
         budget: Seconds; None: no limit.
-        verbose: Show anything.
+        verbose: Whether to show anything.
     """
 
     def __init__(self, workdir: Path, budget: float | None, verbose: bool) -> None:
         self._workdir = workdir
         self._budget = budget
-        self._told: set[int] = set()
+        self._printed: set[int] = set()  # numbers of trials
         self._live = None
         self._lines = verbose
         if verbose and sys.stderr.isatty():
@@ -41,7 +41,7 @@ class LiveTable:
             self._lines = False
 
     def __enter__(self) -> Self:
-        self._told = {a.number for a in attempts(self._workdir) if a.at is not None}
+        self._printed = {trial.number for trial in attempts(self._workdir) if trial.ended}
         if self._live is not None:
             self._live.start()
         return self
@@ -55,62 +55,59 @@ class LiveTable:
         if self._live is not None:
             self._live.stop()
 
-    def look(self, spent: float) -> None:
-        """Show how the trials stand."""
+    def update(self, spent: float) -> None:
+        """Show the trials as they are after `spent` seconds."""
         if self._live is None and not self._lines:
             return
-        found = attempts(self._workdir)
+        trials = attempts(self._workdir)
         if self._live is not None:
-            self._live.update(self._picture(found, spent), refresh=True)
+            self._live.update(self._picture(trials, spent), refresh=True)
             return
-        for attempt in found:
-            if attempt.at is not None and attempt.number not in self._told:
-                self._told.add(attempt.number)
-                print(f"{line(attempt)}; {self._footer(found, spent)}", flush=True)
+        for trial in trials:
+            if trial.ended and trial.number not in self._printed:
+                self._printed.add(trial.number)
+                print(f"{trial_line(trial)}; {self._footer(trials, spent)}", flush=True)
 
-    def _footer(self, found: list[Attempt], spent: float) -> str:
-        winner = best(found)
-        said = f"best {winner.val_accuracy:.2%} (trial {winner.number})" if winner else "none yet"
+    def _footer(self, trials: list[Attempt], spent: float) -> str:
+        winner = best(trials)
+        score = f"best {winner.val_accuracy:.2%} (trial {winner.number})" if winner else "none yet"
         if self._budget is None:
-            return f"{said}, {duration(spent)} so far"
-        return f"{said}, {duration(max(self._budget - spent, 0))} left"
+            return f"{score}, {duration(spent)} so far"
+        return f"{score}, {duration(max(self._budget - spent, 0))} left"
 
-    def _picture(self, found: list[Attempt], spent: float) -> Group:
+    def _picture(self, trials: list[Attempt], spent: float) -> Group:
         from rich.console import Group
         from rich.text import Text
 
-        return Group(trial_table(found[-_SHOWN:]), Text(self._footer(found, spent)))
+        return Group(trial_table(trials[-_SHOWN:]), Text(self._footer(trials, spent)))
 
 
-def line(attempt: Attempt) -> str:
-    """A trial that has ended, for a log."""
-    result = attempt.reason or f"{attempt.val_accuracy:.2%}, {attempt.parameters:,} parameters"
-    took = f"{len(attempt.curve)} of {attempt.epochs} epochs, {attempt.seconds:.0f} s"
-    return f"trial {attempt.number} {attempt.state}: {result}, {took}"
+def trial_line(trial: Attempt) -> str:
+    """Return a line of a log for a trial that has ended."""
+    result = trial.reason or f"{trial.val_accuracy:.2%}, {trial.parameters:,} parameters"
+    effort = f"{len(trial.curve)} of {trial.epochs} epochs, {trial.seconds:.0f} s"
+    return f"trial {trial.number} {trial.state}: {result}, {effort}"
 
 
-def trial_table(found: list[Attempt]) -> Table:
-    """The trials as a table for a terminal."""
-    from rich import box
-    from rich.table import Table
+def trial_table(trials: list[Attempt]) -> Table:
+    """Return the trials as a table for a terminal."""
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("trial", "state", "accuracy", "parameters", "epochs", "s"):
-        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-    table.add_column("tried")
-    for a in found:
-        accuracy = a.val_accuracy if a.finished else max(a.curve, default=None)
-        tried = a.reason or ", ".join(
-            f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in a.values.items()
+    table = new_table("", "trial", "state", "accuracy", "parameters", "epochs", "s")
+    table.add_column("values")
+    for trial in trials:
+        accuracy = trial.val_accuracy if trial.finished else max(trial.curve, default=None)
+        values = trial.reason or ", ".join(
+            f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in trial.values.items()
         )
         table.add_row(
-            str(a.number),
-            a.state,
-            "" if accuracy is None else f"{accuracy:.2%}",
-            f"{a.parameters:,}",
-            f"{len(a.curve)}/{a.epochs}",
-            f"{a.seconds:.0f}",
-            Text(tried),
+            str(trial.number),
+            trial.state,
+            percent(accuracy),
+            f"{trial.parameters:,}",
+            f"{len(trial.curve)}/{trial.epochs}",
+            f"{trial.seconds:.0f}",
+            Text(values),
         )
     return table

@@ -1,4 +1,4 @@
-"""keras-tuner's oracles, made to survive a kill at any moment, and their service for workers."""
+"""keras-tuner's oracles, which survive a kill at any moment here, and their service for workers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TUNERS = {
     "grid": keras_tuner.oracles.GridSearchOracle,
 }
 
-_BEAT = 2.0  # seconds between two signs of life of a worker
+_SIGN_INTERVAL = 2.0  # seconds between two signs of life of a worker
 
 
 class DurableOracle(keras_tuner.Oracle):
-    """What all oracles get: files that are whole, nothing lost or repeated after a kill, an end.
+    """An oracle with atomic files and an end: a kill neither loses nor repeats a trial.
 
-    keras-tuner writes its files in place, and a trial's before its own; a kill in between leaves a
-    file that cannot be read, or a trial that nobody will ever run.
+    keras-tuner overwrites its files in place, and writes a trial's file before the oracle's. So a
+    kill can leave a file that cannot be read, or a trial that no process will run.
     """
 
     over: Callable[[], bool] = staticmethod(lambda: False)
@@ -46,10 +46,10 @@ class DurableOracle(keras_tuner.Oracle):
 
     def reload(self) -> None:
         path = Path(self._get_oracle_fname())
-        known = set(json.loads(path.read_text(encoding="utf-8"))["start_order"])
+        started = set(json.loads(path.read_text(encoding="utf-8"))["start_order"])
         for file in path.parent.glob("trial_*/trial.json"):
-            # Drawn and never begun: the same will be drawn again.
-            if file.parent.name.removeprefix("trial_") not in known:
+            # The trial was drawn and never started: the oracle will draw the same trial again.
+            if file.parent.name.removeprefix("trial_") not in started:
                 file.unlink()
         super().reload()
 
@@ -60,14 +60,14 @@ class DurableOracle(keras_tuner.Oracle):
             return Trial(self.get_space(), trial_id="", status="STOPPED")
         trial = super().create_trial(tuner_id)
         if trial.status == "STOPPED" and self.ongoing_trials:
-            # Another worker may yet die, and its trial is then this one's.
+            # Another worker may die. This worker then gets the trial of that one.
             self.tuner_ids.add(tuner_id)
             trial.status = "IDLE"
         return trial
 
     @keras_tuner.synchronized
     def forget(self, tuner_id: str) -> None:
-        """A worker is gone: its trial is the next to be given out."""
+        """Give the trial of a lost worker to the next worker that asks."""
         self.tuner_ids.discard(tuner_id)
         trial = self.ongoing_trials.pop(tuner_id, None)
         if trial is not None:
@@ -87,10 +87,10 @@ def make_oracle(
     max_epochs: int,
     seed: int,
 ) -> DurableOracle:
-    """The oracle of a tuner, which looks for the highest val_accuracy.
+    """Return the oracle of a tuner, with the highest val_accuracy as the objective.
 
     Raises:
-        ValueError: there is no such tuner.
+        ValueError: the tuner is unknown.
     """
     if tuner not in TUNERS:
         raise ValueError(f"unknown tuner {tuner!r}; the tuners are {', '.join(TUNERS)}")
@@ -103,8 +103,8 @@ def make_oracle(
         objective=keras_tuner.Objective("val_accuracy", "max"),
         hyperparameters=hyperparameters,
         allow_new_entries=False,
-        seed=seed + 1,  # keras-tuner takes 0 for none
-        # A trial that fails is no reason to stop.
+        seed=seed + 1,  # keras-tuner takes 0 for no seed
+        # The search goes on after trials that fail.
         max_consecutive_failed_trials=1_000_000,
         **options,
     )
@@ -115,17 +115,17 @@ def make_oracle(
 
 @contextmanager
 def alive(folder: Path, tuner_id: str) -> Iterator[None]:
-    """Show the chief, through the search's folder, that this worker lives; and when it leaves."""
+    """Show the chief that this worker runs, and when it leaves, by a file in the common folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / tuner_id
     stop = threading.Event()
 
-    def beat() -> None:
+    def write_signs() -> None:
         while not stop.is_set():
             write_atomically(path, lambda file: file.write_text(str(time.time_ns())))
-            stop.wait(_BEAT)
+            stop.wait(_SIGN_INTERVAL)
 
-    thread = threading.Thread(target=beat, daemon=True)
+    thread = threading.Thread(target=write_signs, daemon=True)
     thread.start()
     try:
         yield
@@ -143,15 +143,14 @@ def serve(
     worker_timeout: float,
     tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """keras-tuner's chief: give out trials until all are done and every worker has been told so.
-
-    keras-tuner's own waits for ever for a worker that died. Here a worker's trial goes to another
-    when no sign of life of it (`alive`) has been seen for `worker_timeout` seconds.
+    """Be the chief: give out trials until all are done and every worker has left.
 
     Args:
-        oracle: One of `make_oracle`.
+        oracle: An oracle from `make_oracle`.
         address: HOST:PORT to listen on.
-        folder: Where workers show that they live.
+        folder: The folder of the workers' signs of life (`alive`).
+        worker_timeout: Seconds without a new sign of life after which a worker's trial goes to
+            another worker.
         tick: Called every second.
 
     Raises:
@@ -161,6 +160,9 @@ def serve(
     from keras_tuner.src import protos
     from keras_tuner.src.distribute.oracle_chief import OracleServicer
 
+    # The messages, the servicer and the workers' client are keras-tuner's. This loop is not,
+    # because start_server of keras-tuner 1.4.8 does not suffice: it waits without end for a worker
+    # that died, gives the trial of that worker to nobody, and knows no budget.
     service = OracleServicer(oracle)
     with ThreadPoolExecutor(1) as pool:
         server = grpc.server(pool)
@@ -171,27 +173,28 @@ def serve(
             raise OSError(f"the chief cannot listen on {address}: {error}") from error
         server.start()
         try:
-            seen: dict[str, tuple[str, float]] = {}
+            last_signs: dict[str, tuple[str, float]] = {}  # worker -> sign, time it was new
             while not ((service.stop_triggered or oracle.over()) and oracle.idle()):
                 time.sleep(1)
                 tick()
                 for tuner_id in {*oracle.tuner_ids, *oracle.ongoing_trials}:
                     sign = _read(folder / tuner_id)
                     now = time.monotonic()
-                    if tuner_id not in seen or seen[tuner_id][0] != sign:
-                        seen[tuner_id] = sign, now
-                    if sign == "gone" or now - seen[tuner_id][1] > worker_timeout:
+                    if tuner_id not in last_signs or last_signs[tuner_id][0] != sign:
+                        last_signs[tuner_id] = sign, now
+                    if sign == "gone" or now - last_signs[tuner_id][1] > worker_timeout:
                         oracle.forget(tuner_id)
-                        seen.pop(tuner_id)
+                        last_signs.pop(tuner_id)
         finally:
             server.stop(grace=5).wait()
 
 
 @contextmanager
 def quiet_keras_tuner() -> Iterator[None]:
-    """Without the deprecation warnings of what keras-tuner 1.4 calls of threading.
+    """Silence what keras-tuner 1.4 prints and warns of.
 
-    And without the values of the conditions that are sent to another process, which it prints.
+    keras-tuner calls deprecated functions of threading, and prints every condition that a message
+    to another process holds.
     """
     conditions = sys.modules.get("keras_tuner.src.engine.conditions")
     with warnings.catch_warnings():

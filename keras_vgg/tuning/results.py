@@ -1,4 +1,4 @@
-"""What a search found: its trials, read from their folders, as a recipe, a table and plots."""
+"""The trials of a search: read from their folders, compared, written as a recipe and plots."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Attempt:
     """A trial.
 
     Attributes:
-        folder: The trial's folder; its run directory is run/ in it, where training began.
-        values: Field -> what was tried, a pair as text.
+        folder: The trial's folder. If training began, the folder run/ inside is a run directory.
+        values: Searched field -> the trial's value, a pair as text.
         parameters: Parameters of the network.
-        epochs: That it was to have.
+        epochs: Epochs that the trial trains if nothing ends it early.
         curve: Validation accuracy of each epoch so far.
         seconds: Seconds of training.
-        at: Seconds of the search when it ended, None before.
-        val_accuracy: The best epoch's, None before the end or where it failed.
-        reason: Why it failed or was refused.
-        pruned: Ended early, because it was hopeless.
+        at: Seconds of the search when the trial ended; None: it has not.
+        val_accuracy: That of the best epoch; None: the trial failed or has not ended.
+        reason: Why the trial failed or was refused.
+        pruned: Whether the median rule ended the trial early.
     """
 
     folder: Path
@@ -51,12 +51,18 @@ class Attempt:
         return int(self.folder.name.removeprefix("trial_"))
 
     @property
+    def ended(self) -> bool:
+        """Whether the trial is over, also by a failure."""
+        return self.at is not None
+
+    @property
     def finished(self) -> bool:
+        """Whether the trial is over and has an accuracy."""
         return self.val_accuracy is not None
 
     @property
     def final_accuracy(self) -> float:
-        """val_accuracy of a finished trial."""
+        """Return val_accuracy of a finished trial."""
         assert self.val_accuracy is not None, f"trial {self.number} is not finished"
         return self.val_accuracy
 
@@ -68,91 +74,92 @@ class Attempt:
 
 
 def attempts(workdir: Path) -> list[Attempt]:
-    """The trials of a search, by number, as far as they have come."""
-    found = []
-    for path in sorted(workdir.glob("trial_*/facts.json")):
+    """Return the trials of a search by number, each as far as it is trained."""
+    trials = []
+    for path in workdir.glob("trial_*/facts.json"):
         folder = path.parent
-        facts = dict(read_fields(path))
+        plan = dict(read_fields(path))
         outcome = {}
-        with_outcome = folder / "outcome.json"
-        if with_outcome.is_file():
-            outcome = dict(read_fields(with_outcome))
+        if (folder / "outcome.json").is_file():
+            outcome = dict(read_fields(folder / "outcome.json"))
         rows = Run(folder / "run", Recipe()).history
         curve = tuple(row["val_accuracy"] for row in rows)
         seconds = outcome.pop("seconds", sum(row["seconds"] for row in rows))
         pruned = (folder / PRUNED).exists()
-        found.append(
-            Attempt(folder, curve=curve, seconds=seconds, pruned=pruned, **facts, **outcome)
+        trials.append(
+            Attempt(folder, curve=curve, seconds=seconds, pruned=pruned, **plan, **outcome)
         )
-    return sorted(found, key=lambda attempt: attempt.number)
+    return sorted(trials, key=lambda trial: trial.number)
 
 
-def best(found: Sequence[Attempt]) -> Attempt | None:
-    """The trial of the highest validation accuracy, of several the first."""
-    return max((a for a in found if a.finished), key=lambda a: a.final_accuracy, default=None)
+def best(trials: Sequence[Attempt]) -> Attempt | None:
+    """Return the first trial with the highest validation accuracy; None: no trial is finished."""
+    return max((a for a in trials if a.finished), key=lambda a: a.final_accuracy, default=None)
 
 
-def pareto(found: Sequence[Attempt]) -> list[Attempt]:
-    """The trials that no smaller or equal network equals in accuracy, from the smallest on."""
+def pareto(trials: Sequence[Attempt]) -> list[Attempt]:
+    """Return the trials more accurate than all smaller networks, from the smallest on."""
     front: list[Attempt] = []
-    finished = [a for a in found if a.finished]
-    for attempt in sorted(finished, key=lambda a: (a.parameters, -a.final_accuracy)):
-        if not front or attempt.final_accuracy > front[-1].final_accuracy:
-            front.append(attempt)
+    finished = [a for a in trials if a.finished]
+    for trial in sorted(finished, key=lambda a: (a.parameters, -a.final_accuracy)):
+        if not front or trial.final_accuracy > front[-1].final_accuracy:
+            front.append(trial)
     return front
 
 
-def importances(found: Sequence[Attempt]) -> dict[str, float]:
-    """How much of the differences in accuracy each field explains, the largest first; the sum is 1.
+def importances(trials: Sequence[Attempt]) -> dict[str, float]:
+    """Return field -> share of the differences in accuracy, the largest first; the sum is 1.
 
-    By shuffling one at a time in a random forest's answers (scikit-learn). Where trials were
-    pruned, all are compared at the epoch that every one of them has seen. Empty for fewer than
-    eight finished trials, or where all are equal.
+    This is permutation importance in a random forest (scikit-learn). If trials were pruned, all
+    trials are compared up to the last epoch that every pruned trial has. The result is empty for
+    fewer than eight finished trials, or if all accuracies are equal.
     """
     import numpy as np
     from sklearn.ensemble import RandomForestRegressor
     from sklearn.inspection import permutation_importance
     from sklearn.utils import Bunch
 
-    finished = [a for a in found if a.finished]
-    names = searched_names(found)
-    seen = min((len(a.curve) for a in finished if a.pruned), default=None)
-    scores = np.array([a.final_accuracy if seen is None else max(a.curve[:seen]) for a in finished])
+    finished = [a for a in trials if a.finished]
+    names = searched_names(trials)
+    common = min((len(a.curve) for a in finished if a.pruned), default=None)  # epochs
+    scores = np.array(
+        [a.final_accuracy if common is None else max(a.curve[:common]) for a in finished]
+    )
     if len(finished) < 8 or np.ptp(scores) == 0:
         return {}
-    rows = np.array([[code(found, name, a) for name in names] for a in finished])
+    rows = np.array([[numeric_value(trials, name, a) for name in names] for a in finished])
     forest = RandomForestRegressor(200, random_state=0).fit(rows, scores)
     result = permutation_importance(forest, rows, scores, n_repeats=20, random_state=0)
-    assert isinstance(result, Bunch)  # a dict of them where several scores are asked for
+    assert isinstance(result, Bunch)  # several scores would give a dict of them
     shares = np.maximum(result.importances_mean, 0)
     shares = shares / shares.sum() if shares.sum() else shares
     order = np.argsort(shares)[::-1]
     return {names[i]: float(shares[i]) for i in order}
 
 
-def searched_names(found: Sequence[Attempt]) -> list[str]:
-    """The fields that were searched, and epochs where hyperband varies them."""
-    return [*{name: None for a in found for name in a.values}]
+def searched_names(trials: Sequence[Attempt]) -> list[str]:
+    """Return the searched fields, and epochs if hyperband varies them."""
+    return [*{name: None for a in trials for name in a.values}]
 
 
-def code(found: Sequence[Attempt], name: str, attempt: Attempt) -> float:
-    """A value as a number: a text is its place among all texts, what is not there -1."""
-    value = attempt.values.get(name)
+def numeric_value(trials: Sequence[Attempt], name: str, trial: Attempt) -> float:
+    """Return a trial's value as a number: for a text the index among all texts, -1 for no value."""
+    value = trial.values.get(name)
     if value is None:
         return -1.0
     if isinstance(value, str):
-        return float(sorted({str(a.values.get(name)) for a in found}).index(value))
+        return float(sorted({str(a.values.get(name)) for a in trials}).index(value))
     return float(value)
 
 
-def write_results(workdir: Path, found: Sequence[Attempt], tuner: str) -> None:
-    """best_recipe.py, trials.csv, search.png and parallel_coordinates.png, in the search's."""
-    winner = best(found)
+def write_results(workdir: Path, trials: Sequence[Attempt], tuner: str) -> None:
+    """Write best_recipe.py, trials.csv, search.png and parallel_coordinates.png."""
+    winner = best(trials)
     assert winner is not None, "no trial is finished"
     recipe = Run.open(winner.folder / "run").recipe
     text = recipe_source(
         recipe,
-        f"The best of {len(found)} trials of a search by {tuner}.\n\n"
+        f"The best of {len(trials)} trials of a search by {tuner}.\n\n"
         f"command:  keras-vgg train {BEST} --workdir RUN\n"
         f"result:   {winner.final_accuracy:.2%} on the validation images in the search (trial "
         f"{winner.number}, {winner.seconds:.0f} s); the test images have not been read\n",
@@ -160,25 +167,25 @@ def write_results(workdir: Path, found: Sequence[Attempt], tuner: str) -> None:
     write_atomically(workdir / BEST, lambda file: file.write_text(text, encoding="utf-8"))
     if load_recipe(workdir / BEST) != recipe:
         raise AssertionError(f"{workdir / BEST} is not the recipe of {winner.folder}")
-    names = searched_names(found)
+    names = searched_names(trials)
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
-    facts = ("trial", "state", "val_accuracy", "parameters", "epochs", "seconds")
-    writer.writerow([*facts, *names, "reason"])
-    for a in found:
+    columns = ("trial", "state", "val_accuracy", "parameters", "epochs", "seconds")
+    writer.writerow([*columns, *names, "reason"])
+    for a in trials:
         row = [a.number, a.state, a.val_accuracy, a.parameters, len(a.curve), round(a.seconds, 1)]
         writer.writerow([*row, *(a.values.get(name) for name in names), a.reason])
     write_atomically(workdir / "trials.csv", lambda file: file.write_text(table.getvalue()))
-    plot_search(found, pareto(found), importances(found), workdir / "search.png")
+    plot_search(trials, pareto(trials), importances(trials), workdir / "search.png")
     plot_parallel(
-        [name for name in names if len({a.values.get(name) for a in found}) > 1],
-        [a for a in found if a.finished],
+        [name for name in names if len({a.values.get(name) for a in trials}) > 1],
+        [a for a in trials if a.finished],
         workdir / "parallel_coordinates.png",
     )
 
 
 def recipe_source(recipe: Recipe, record: str) -> str:
-    """A recipe file: a docstring, and the fields that differ from `Recipe()`."""
+    """Return a recipe file's text: a docstring, and the fields that differ from `Recipe()`."""
     default = Recipe()
     lines = [
         f"    {field.name}={getattr(recipe, field.name)!r},"

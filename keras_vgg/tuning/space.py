@@ -1,4 +1,4 @@
-"""What a search varies: fields of a recipe, each with a range or a list of choices."""
+"""The search space: fields of a recipe, each with a range or a list of choices."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """All numbers from low to high, both included; of an integer field the integers.
+    """All numbers from low to high, both included; whole numbers for a field of whole numbers.
 
     Attributes:
-        low: The least.
-        high: The most.
-        log: Draw the logarithm evenly: for what varies over orders of magnitude.
-        step: Only low, low + step, ...
+        low: The smallest number.
+        high: The largest number.
+        log: Draw uniformly on a logarithmic scale.
+        step: Draw only low, low + step, ...
 
     Raises:
-        ValueError: nothing lies in the range, or the logarithm of a bound is no number.
+        ValueError: the range is empty, a logarithmic range has a bound of 0 or less, or the step
+            does not fit.
     """
 
     low: float
@@ -37,7 +38,7 @@ class Range:
         if not self.low < self.high:
             raise ValueError(f"the range from {self.low:g} to {self.high:g} is empty")
         if self.log and not self.low > 0:
-            raise ValueError(f"a logarithmic range begins above 0, not at {self.low:g}")
+            raise ValueError(f"a logarithmic range must begin above 0, not at {self.low:g}")
         if self.step is not None and (self.log or not 0 < self.step <= self.high - self.low):
             raise ValueError(
                 f"a step of {self.step:g} does not fit a {'logarithmic ' if self.log else ''}range "
@@ -46,19 +47,19 @@ class Range:
 
 
 Space = Mapping[str, Range | Sequence[Any]]
-"""Field of a recipe -> what is tried. A single choice is not searched, but set."""
+"""Field of a recipe -> values to try. A single choice is set and not searched."""
 
-# Other values of these would be other images, so that scores could not be compared.
-_OF_THE_DATA = ("source", "seed", "on_bad_image", "validation_fraction", "test_fraction")
-_OF_THE_DATA += ("train_split", "validation_split", "test_split")
-_OF_THE_DATA += ("data_dir", "manual_dir", "download")
-_OF_THE_DATA += ("keep_checkpoints", "checkpoint_minutes", "checkpoint_steps")
+# Other values of these fields give other images, so scores could not be compared.
+_NOT_SEARCHED = ("source", "seed", "on_bad_image", "validation_fraction", "test_fraction")
+_NOT_SEARCHED += ("train_split", "validation_split", "test_split")
+_NOT_SEARCHED += ("data_dir", "manual_dir", "download")
+_NOT_SEARCHED += ("keep_checkpoints", "checkpoint_minutes", "checkpoint_steps")
 
 _HEADS_WITH_HIDDEN_UNITS = ("fc", "conv")
 
 
 def default_space(recipe: Recipe) -> dict[str, Range | Sequence[Any]]:
-    """What is worth trying around a recipe: the network, its training and what it sees."""
+    """Return values worth trying around a recipe: network, optimisation, data augmentation."""
     side = recipe.image_size
     space: dict[str, Range | Sequence[Any]] = {
         "configuration": ("A", "B", "C", "D", "E"),
@@ -85,11 +86,11 @@ def default_space(recipe: Recipe) -> dict[str, Range | Sequence[Any]]:
 
 
 def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Sequence[Any]]]:
-    """(the recipe with what has a single choice, what is to be searched).
+    """Return the recipe with every single choice set, and the fields to search.
 
     Raises:
-        ValueError: a field that there is not or that may not differ between trials; nothing to try
-            or to search; a value that a recipe cannot have.
+        ValueError: a field is unknown, may not differ between trials, or has no choices; no field
+            is left to search; a recipe cannot have one of the values.
     """
     known = [field.name for field in dataclasses.fields(Recipe)]
     searched: dict[str, Range | Sequence[Any]] = {}
@@ -99,11 +100,14 @@ def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Seq
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"a recipe has no field {name!r} to search{hint}")
         single = not isinstance(choices, Range) and len(choices) == 1
-        if name in _OF_THE_DATA and not single:
-            raise ValueError(f"{name} cannot be searched: scores on other images do not compare")
+        if name in _NOT_SEARCHED and not single:
+            raise ValueError(
+                f"{name} cannot be searched: other values give other images, whose scores cannot "
+                "be compared; give one value"
+            )
         if isinstance(choices, Range):
             if name not in _numbers():
-                raise ValueError(f"{name} is no number: give choices, not a range")
+                raise ValueError(f"{name} is not a number: give choices, not a range")
         elif not choices:
             raise ValueError(f"{name} has no choices")
         for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
@@ -115,7 +119,7 @@ def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Seq
         else:
             searched[name] = tuple(choices)
     heads = searched.get("head", (recipe.head,))
-    assert not isinstance(heads, Range)  # refused above: head is no number
+    assert not isinstance(heads, Range)  # refused above: head is not a number
     if not set(heads) & set(_HEADS_WITH_HIDDEN_UNITS):
         searched.pop("hidden_units", None)
     if not searched:
@@ -124,21 +128,20 @@ def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Seq
 
 
 def declare(hp: keras_tuner.HyperParameters, recipe: Recipe, searched: Space) -> Recipe:
-    """The recipe that a trial's hyperparameters stand for; declares those that are not there yet.
+    """Return the recipe of a trial's hyperparameters, and declare those that `hp` lacks.
 
-    Each is called as its field. hidden_units is only there for heads that have them. Where
-    train_scale is searched and eval_scale not, evaluation is at the middle of the training scales,
-    as the paper has it.
+    A hyperparameter has the name of its field. hidden_units exists only for heads that have hidden
+    units. If train_scale is searched and eval_scale is not, the evaluation scale is the middle of
+    the training scales, as in the paper.
     """
     values: dict[str, Any] = {}
     head_first = sorted(searched, key=lambda name: name != "head")
     for name in head_first:
         if name == "hidden_units" and "head" in searched:
             with hp.conditional_scope("head", list(_HEADS_WITH_HIDDEN_UNITS)):
-                found = _draw(hp, recipe, name, searched[name])
-                # Where the head has none the scope gives None.
-                if found is not None:
-                    values[name] = found
+                value = _draw(hp, recipe, name, searched[name])
+                if value is not None:  # the scope gives None for a head without hidden units
+                    values[name] = value
         else:
             values[name] = _draw(hp, recipe, name, searched[name])
     if values.get("train_scale") and "eval_scale" not in searched:
@@ -147,19 +150,19 @@ def declare(hp: keras_tuner.HyperParameters, recipe: Recipe, searched: Space) ->
 
 
 def parse_space(entries: Sequence[str]) -> dict[str, Range | Sequence[Any]]:
-    """A space from text: FIELD=VALUE,VALUE,... or FIELD=LOW:HIGH, LOW:HIGH:log or LOW:HIGH:STEP.
+    """Return the space of FIELD=VALUE,VALUE,..., FIELD=LOW:HIGH, LOW:HIGH:log or LOW:HIGH:STEP.
 
-    A pair, of train_scale, is written 32-40; none is None.
+    For train_scale, write a pair as 32-40. Write None as none.
 
     Raises:
-        ValueError: an entry that is none of these.
+        ValueError: an entry has another form.
     """
     space: dict[str, Range | Sequence[Any]] = {}
     for entry in entries:
         name, equals, text = entry.partition("=")
         if not (name and equals and text):
             raise ValueError(f"{entry!r} is not FIELD=VALUES, as in learning_rate=0.01:0.3:log")
-        # In a field that is no number (source=folder:photos) the colon is part of the value.
+        # Without a number, as in source=folder:photos, the colon belongs to the value.
         parts = text.split(":") if name in _numbers() else [text]
         try:
             if len(parts) == 1:
@@ -180,43 +183,44 @@ def _draw(
     if isinstance(choices, Range):
         sampling = "log" if choices.log else "linear"
         default = getattr(recipe, name)
-        inside = isinstance(default, int | float) and choices.low <= default <= choices.high
-        options = {"sampling": sampling, "default": default if inside else None}
+        in_range = isinstance(default, int | float) and choices.low <= default <= choices.high
+        options = {"sampling": sampling, "default": default if in_range else None}
         if _numbers()[name] is int:
             step = None if choices.log else int(choices.step or 1)
             return hp.Int(name, int(choices.low), int(choices.high), step=step, **options)
-        found = hp.Float(name, choices.low, choices.high, step=choices.step, **options)
-        return None if found is None else float(f"{found:.12g}")  # 0.1 + 0.2 is 0.3
+        number = hp.Float(name, choices.low, choices.high, step=choices.step, **options)
+        return None if number is None else float(f"{number:.12g}")  # 0.1 + 0.2 is 0.3
     if all(isinstance(choice, bool) for choice in choices):
         return hp.Boolean(name, default=getattr(recipe, name))
     if len({type(choice) for choice in choices}) == 1 and isinstance(choices[0], str):
         return hp.Choice(name, list(choices))
     if all(type(choice) in (int, float) for choice in choices):
-        number = _numbers().get(name, float)
-        return hp.Choice(name, [number(choice) for choice in choices])
+        kind = _numbers().get(name, float)
+        return hp.Choice(name, [kind(choice) for choice in choices])
     # keras-tuner's choices are texts or numbers; a pair, or None among pairs, is neither.
-    found = hp.Choice(name, [json.dumps(choice) for choice in choices])
-    assert found is not None  # only hidden_units, a number, is in a conditional scope
-    decoded = json.loads(found)
+    text = hp.Choice(name, [json.dumps(choice) for choice in choices])
+    assert text is not None  # only hidden_units, a number, is in a conditional scope
+    decoded = json.loads(text)
     return tuple(decoded) if isinstance(decoded, list) else decoded
 
 
 def _numbers() -> dict[str, type]:
+    """Return the fields that hold a number, each with int or float."""
     kinds = {int: int, float: float, int | None: int}
     return {name: kinds[kind] for name, kind in field_types().items() if kind in kinds}
 
 
 def _number(name: str, value: Any) -> Any:
-    """A bound of an integer's range may be written 32.0."""
+    """Return a bound such as 32.0 as an int if the field holds whole numbers."""
     if _numbers().get(name) is int and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
 
 
 def _value(word: str) -> Any:
-    words = {"none": None, "true": True, "false": False}
-    if word.lower() in words:
-        return words[word.lower()]
+    constants = {"none": None, "true": True, "false": False}
+    if word.lower() in constants:
+        return constants[word.lower()]
     low, dash, high = word.partition("-")
     if dash and low.isdigit() and high.isdigit():
         return int(low), int(high)
