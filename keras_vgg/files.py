@@ -52,6 +52,18 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
+def cache_folder() -> Path:
+    """Return the user's folder for what can be computed again; it need not exist.
+
+    KERAS_VGG_CACHE names it; else it is keras_vgg in XDG_CACHE_HOME, LOCALAPPDATA or ~/.cache.
+    """
+    own = os.environ.get("KERAS_VGG_CACHE")
+    if own:
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(base) if base else Path.home() / ".cache") / "keras_vgg"
+
+
 # zipfile and NumPy have many ways to say that a file is damaged; TokenError is NumPy's from
 # Python 3.12 on, for a header that is no Python.
 _DAMAGE = (

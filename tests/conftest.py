@@ -66,6 +66,14 @@ def _own_files_are_sound() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_VGG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def hdf5_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process checks HDF5 files, as it does outside the tests."""

@@ -28,7 +28,7 @@ def write_image(path: Path, sides: tuple[int, int] = (12, 10), value: int = 0) -
 def write_classes(root: Path, counts: dict[str, int]) -> Path:
     for name, count in counts.items():
         for i in range(count):
-            write_image(root / name / f"{i:03}.png", (8 + i % 3, 9), i)
+            write_image(root / name / f"{i:03}.png", (8 + i % 3, 9 + ord(name[0]) % 8), i)
     return root
 
 
@@ -188,13 +188,6 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
         data.load_source(f"folder:{tmp_path}")
 
 
-def test_train_and_test_must_have_the_same_classes(tmp_path: Path) -> None:
-    write_classes(tmp_path / "train", {"a": 3, "b": 3})
-    write_classes(tmp_path / "test", {"a": 3, "c": 3})
-    with pytest.raises(ValueError, match=r"train and test must .* b, c"):
-        data.load_source(f"folder:{tmp_path}")
-
-
 def test_test_without_train(tmp_path: Path) -> None:
     write_classes(tmp_path / "test", {"a": 3, "b": 3})
     with pytest.raises(ValueError, match="has test but no train folder"):
@@ -205,12 +198,6 @@ def test_val_beside_validation(tmp_path: Path) -> None:
     for name in ("train", "val", "validation"):
         write_classes(tmp_path / name, {"a": 3, "b": 3})
     with pytest.raises(ValueError, match="both val and validation"):
-        data.load_source(f"folder:{tmp_path}")
-
-
-def test_too_few_images_for_a_stratified_split(tmp_path: Path) -> None:
-    write_classes(tmp_path, {"plenty": 10, "rare": 2})
-    with pytest.raises(ValueError, match=r"class 'rare' has 2 images: too few .* for test"):
         data.load_source(f"folder:{tmp_path}")
 
 

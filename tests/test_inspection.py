@@ -143,7 +143,8 @@ def test_check_files(files: Split, tmp_path: Path) -> None:
     before = files.labels.copy()
     report = check(source_of(files))
     assert json.loads(json.dumps(report)) == report
-    assert list(report) == ["source", "class_names", "splits"]
+    assert list(report) == ["source", "class_names", "splits", "inventory"]
+    assert report["inventory"]["absent"] == {"train": ["none of it"]}
     assert report["source"] == "folder:x"
     assert report["class_names"] == list(CLASSES)
     assert list(report["splits"]) == ["train"]

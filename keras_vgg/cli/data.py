@@ -45,6 +45,8 @@ class DataCheck:
             bad = str(len(split["bad"])) if "bad" in split else "in memory"
             table.add_row(name, f"{split['images']:,}", bad, *sides, "; ".join(formats))
         show(table)
+        for line in data.take_inventory(source).lines():
+            show(line)
         show(str(self.report))
         bad = [name for split in report["splits"].values() for name, _ in split.get("bad", [])]
         if bad:

@@ -11,6 +11,7 @@ from keras_vgg.data.inspection import (
     find_bad_images,
     raise_for_bad_images,
 )
+from keras_vgg.data.inventory import Inventory, take_inventory
 from keras_vgg.data.options import untuned
 from keras_vgg.data.pipeline import (
     ChannelStatistics,
@@ -26,6 +27,7 @@ from keras_vgg.data.split import Records, Shard, Source, Split
 
 __all__ = [
     "ChannelStatistics",
+    "Inventory",
     "Records",
     "Shard",
     "Source",
@@ -41,6 +43,7 @@ __all__ = [
     "raise_for_bad_images",
     "statistics",
     "steps_per_epoch",
+    "take_inventory",
     "training_dataset",
     "untuned",
     "verify",

@@ -220,7 +220,7 @@ def load_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np
     if not path.is_file():
         reason = "is a folder, not an image file" if path.is_dir() else "no such image file"
         raise (ValueError if path.is_dir() else FileNotFoundError)(f"{path}: {reason}")
-    encoded = tf.io.read_file(str(path))
+    encoded = tf.io.read_file(os.fsencode(path))
     try:
         return decode(encoded, max_pixels).numpy()
     except tf.errors.OpError as error:

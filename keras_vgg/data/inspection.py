@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +13,16 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg.console import progress_bars
-from keras_vgg.data.decode import TENSORFLOW_ERRORS, decode, orientation, reason, why_bad
+from keras_vgg.data.decode import (
+    EXTENSIONS,
+    TENSORFLOW_ERRORS,
+    decode,
+    orientation,
+    reason,
+    why_bad,
+)
+from keras_vgg.data.inventory import take_inventory
+from keras_vgg.data.left_out import listed, printable
 from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Records, Source, Split, labels_of, pictures_of
 
@@ -24,6 +35,7 @@ _MARKS = (
     (b"RIFF", "WebP", (".webp",)),
 )
 _NOT_READ = "could not be read: its TFRecord file is damaged at it or before it, or ends there"
+_MOST_BAD_IMAGES = 0.1  # share of a split that may be skipped
 _COMPONENTS = {1: "grey", 3: "colour", 4: "CMYK"}
 
 
@@ -34,11 +46,11 @@ def check(source: Source, verbose: bool = False) -> dict[str, Any]:
     their labels are not known. Of one in files or records also `bad`, [name, reason] of each image
     that does not decode, `formats`, how many images of each, `wrong_extension`, [path, format] of
     each file whose name claims another, `turned`, how many JPEGs Exif turns upright, and, if any
-    image is good, `height` and `width`, their smallest, median and largest.
+    image is good, `height` and `width`, their smallest, median and largest. `inventory`: see
+    `keras_vgg.data.Inventory`.
     `verbose` shows a progress bar on stderr.
     """
-    splits = {"train": source.train, "validation": source.validation, "test": source.test}
-    splits = {name: split for name, split in splits.items() if split is not None}
+    splits = source.splits()
     with progress_bars(verbose) as bars:
         tasks = {name: bars.add_task(name, total=split.size) for name, split in splits.items()}
         found = {}
@@ -47,7 +59,12 @@ def check(source: Source, verbose: bool = False) -> dict[str, Any]:
                 split, lambda count, task=tasks[name]: bars.update(task, completed=count)
             )
             found[name] = scanned.describe(len(source.class_names))
-    return {"source": source.name, "class_names": list(source.class_names), "splits": found}
+    return {
+        "source": source.name,
+        "class_names": list(source.class_names),
+        "splits": found,
+        "inventory": take_inventory(source).as_json(),
+    }
 
 
 def find_bad_images(split: Split) -> list[tuple[str, str]]:
@@ -61,6 +78,25 @@ def find_bad_images(split: Split) -> list[tuple[str, str]]:
 def bad_images(split: Split) -> list[tuple[int, str, str]]:
     """`find_bad_images`, with the position in the split before each."""
     return [] if split.images is not None else _Scan(split).bad()
+
+
+def without_bad_images(split: Split) -> Split:
+    """Return a split without the images that do not decode, and name them on stderr.
+
+    Raises:
+        ValueError: more than a tenth of the images are bad.
+    """
+    bad = bad_images(split)
+    if not bad:
+        return split
+    names = listed([name for _, name, _ in bad[:10]], len(bad))
+    message = (
+        f"{len(bad)} of {split.size} images of split {split.name!r} cannot be decoded: {names}"
+    )
+    if len(bad) > _MOST_BAD_IMAGES * split.size:
+        raise ValueError(f"{message}. More than {_MOST_BAD_IMAGES:.0%} is too many to skip")
+    print(f"skipped: {message}", file=sys.stderr)
+    return split.without({position for position, _, _ in bad})
 
 
 def raise_for_bad_images(split: Split) -> None:
@@ -127,8 +163,8 @@ class _Scan:
         kind, extensions = next((k, e) for mark, k, e in _MARKS if head.startswith(mark))
         self.formats[f"{kind}, {_COMPONENTS[components]}" if components else kind] += 1
         if self.split.paths is not None:
-            path = str(self.split.paths[position])
-            if not path.lower().endswith(extensions):
+            path = printable(self.split.paths[position])
+            if path.lower().endswith(EXTENSIONS) and not path.lower().endswith(extensions):
                 self.wrong_extension.append((path, kind))
 
     def bad(self) -> list[tuple[int, str, str]]:
@@ -137,7 +173,7 @@ class _Scan:
         if self.split.paths is not None:
             paths = [str(self.split.paths[position]) for position in positions]
             reasons = map(_why_bad_file, paths)
-            return list(zip(positions, paths, reasons, strict=True))
+            return list(zip(positions, map(printable, paths), reasons, strict=True))
         if not positions:
             return []
         records = self.split.records
@@ -252,7 +288,7 @@ def _why_bad_record(record: tf.Tensor, records: Records) -> str:
 
 def _why_bad_file(path: str) -> str:
     try:
-        encoded = tf.io.read_file(path)
+        encoded = tf.io.read_file(os.fsencode(path))
     except tf.errors.OpError as error:
         return reason(error)
     return why_bad(encoded) or "could not be read"

@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras_vgg.console import progress_bars
 from keras_vgg.data.decode import decode, reason
 from keras_vgg.data.inspection import find_bad_images
+from keras_vgg.data.left_out import printable
 from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Records, Shard, Source, Split, labels_of, pictures_of
 from keras_vgg.files import PARTIAL, whole_file
@@ -269,7 +270,7 @@ def _images(
         index = position if order is None else order[position]
         image = f"image {index} of split {split.name!r}"
         if split.paths is not None:
-            image = str(split.paths[index])
+            image = printable(split.paths[index])
         try:
             encoded, label, _ = next(images)
         except tf.errors.OpError as error:  # the map keeps the order, so it is this image's

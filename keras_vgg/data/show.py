@@ -202,8 +202,8 @@ def _stored(split: Split) -> Iterator[tuple[tf.Tensor, int]]:
         for encoded, label in split.records.dataset():
             yield encoded, int(label)
     elif split.paths is not None:
-        for path, label in zip(split.paths, labels_of(split), strict=True):
-            yield tf.io.read_file(str(path)), int(label)
+        for path, label in zip(pictures_of(split), labels_of(split), strict=True):
+            yield tf.io.read_file(path), int(label)
     else:
         for image, label in zip(pictures_of(split), labels_of(split), strict=True):
             yield tf.constant(image), int(label)

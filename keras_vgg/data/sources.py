@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import os
-import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from keras_vgg.data import catalog, records
-from keras_vgg.data.decode import EXTENSIONS
-from keras_vgg.data.inspection import bad_images
+from keras_vgg.data.folders import load_folder
+from keras_vgg.data.inspection import without_bad_images
 from keras_vgg.data.split import Source, Split, hold_out, labels_of
-
-_MOST_BAD_IMAGES = 0.1
 
 
 def load_source(
@@ -104,7 +101,14 @@ def load_source(
         raise ValueError(f"source {spec!r}: {root} is not a folder")
     if form == "idx":
         return _idx(spec, root, validation_fraction, rng)
-    return _folder(spec, root, validation_fraction, test_fraction, rng, on_bad_image == "skip")
+    return load_folder(
+        spec,
+        root,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        skip_bad=on_bad_image == "skip",
+    )
 
 
 _DIGITS = tuple("0123456789")
@@ -133,110 +137,14 @@ def _with_held_out(
     test_fraction: float,
     rng: np.random.Generator,
 ) -> Source:
-    train, test = hold_out(everything, test_fraction, "test", class_names, rng)
-    train, validation = hold_out(train, validation_fraction, "validation", class_names, rng)
-    return Source(spec, class_names, _named("train", train), validation, test)
-
-
-def _named(name: str, split: Split) -> Split:
-    return Split(name, split.size, split.labels, split.images, split.paths)
-
-
-# --- class folders ---------------------------------------------------------------------------
-
-
-def _folder(
-    spec: str,
-    root: Path,
-    validation_fraction: float,
-    test_fraction: float,
-    rng: np.random.Generator,
-    skip_bad: bool,
-) -> Source:
-    present = {name: root / name for name in ("train", "val", "validation", "test")}
-    present = {name: folder for name, folder in present.items() if folder.is_dir()}
-    if not present:
-        class_names, everything = _class_folders(root, "all", skip_bad)
-        return _with_held_out(
-            spec, everything, class_names, validation_fraction, test_fraction, rng
-        )
-    if "train" not in present:
-        raise ValueError(f"{root} has {', '.join(present)} but no train folder")
-    if "val" in present and "validation" in present:
-        raise ValueError(f"{root} has both val and validation: keep one of them")
-    splits = {}
-    for name, folder in present.items():
-        class_names, split = _class_folders(folder, name, skip_bad)
-        if name == "train":
-            train_names = class_names
-        elif class_names != train_names:
-            differing = sorted(set(class_names) ^ set(train_names))
-            raise ValueError(
-                f"{root}: train and {name} must have the same class folders, "
-                f"but only one of them has {', '.join(differing)}"
-            )
-        splits["validation" if name == "val" else name] = split
-    train, validation = splits["train"], splits.get("validation")
-    if validation is None:
-        train, validation = hold_out(train, validation_fraction, "validation", train_names, rng)
-    else:
-        validation = _named("validation", validation)
-    return Source(spec, train_names, train, validation, splits.get("test"))
-
-
-def _class_folders(root: Path, name: str, skip_bad: bool) -> tuple[tuple[str, ...], Split]:
-    """A folder per class -> (class names, split): classes by name, and files by name within."""
-    with os.scandir(root) as entries:
-        class_names = sorted(e.name for e in entries if e.is_dir() and e.name[0] != ".")
-    if len(class_names) < 2:
-        raise ValueError(
-            f"{root} has {len(class_names)} class folders, and classification needs at least 2: "
-            f"put each class's images in {root}/<class>/"
-        )
-    paths, counts = [], []
-    for class_name in class_names:
-        with os.scandir(root / class_name) as entries:
-            files = sorted(
-                e.path
-                for e in entries
-                if e.name[0] != "." and e.name.lower().endswith(EXTENSIONS) and e.is_file()
-            )
-        paths += files
-        counts.append(len(files))
-    labels = np.repeat(np.arange(len(class_names), dtype=np.int32), counts)
-    split = Split(name, len(paths), labels=labels, paths=np.array(paths, dtype=object))
-    _require_every_class(root, class_names, split)
-    if skip_bad:
-        split = _without_bad_images(split)
-        _require_every_class(root, class_names, split)
-    return tuple(class_names), split
-
-
-def _require_every_class(root: Path, class_names: list[str], split: Split) -> None:
-    counts = np.bincount(labels_of(split), minlength=len(class_names))
-    empty = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
-    if empty:
-        raise ValueError(
-            f"{root}: no image ({', '.join(EXTENSIONS)}) that can be used in class "
-            f"{', '.join(empty[:10])}"
-        )
-
-
-def _without_bad_images(split: Split) -> Split:
-    bad = bad_images(split)
-    if not bad:
-        return split
-    listed = ", ".join(name for _, name, _ in bad[:10]) + (", ..." if len(bad) > 10 else "")
-    found = f"{len(bad)} of {split.size} images of split {split.name!r} cannot be decoded: {listed}"
-    if len(bad) > _MOST_BAD_IMAGES * split.size:
-        raise ValueError(f"{found}. More than {_MOST_BAD_IMAGES:.0%} is too many to skip")
-    print(f"skipped: {found}", file=sys.stderr)
-    return split.without({position for position, _, _ in bad})
+    train, test = hold_out(everything, test_fraction, "test", rng)
+    train, validation = hold_out(train, validation_fraction, "validation", rng)
+    return Source(spec, class_names, replace(train, name="train"), validation, test)
 
 
 def _without_bad_records(source: Source) -> Source:
     splits = {
-        name: _without_bad_images(split)
+        name: without_bad_images(split)
         for name in ("train", "validation", "test")
         if (split := getattr(source, name)) is not None and split.records is not None
     }
@@ -263,7 +171,7 @@ def _idx(spec: str, root: Path, validation_fraction: float, rng: np.random.Gener
                 f"{root}: label {largest} in the {split.name} labels is out of range: "
                 f"there are {len(class_names)} classes"
             )
-    train, validation = hold_out(train, validation_fraction, "validation", class_names, rng)
+    train, validation = hold_out(train, validation_fraction, "validation", rng)
     return Source(spec, class_names, train, validation, test)
 
 

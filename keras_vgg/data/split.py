@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import tensorflow as tf
+
+from keras_vgg.data.left_out import LeftOut
 
 # Records start..stop of one named thing: a file, or a written split.
 Piece = tuple[str, int, int]
@@ -186,43 +188,105 @@ def labels_of(split: Split) -> np.ndarray:
 
 
 def pictures_of(split: Split) -> np.ndarray:
-    """The images of a split, or the paths of its files. TypeError for records."""
-    pictures = split.paths if split.images is None else split.images
-    if pictures is None:
+    """Return the images of a split, or the paths of its files as bytes. TypeError for records."""
+    if split.images is not None:
+        return split.images
+    if split.paths is None:
         raise TypeError(f"split {split.name!r} has records, neither images nor paths")
-    return pictures
+    # Bytes, because TensorFlow refuses a name that is not UTF-8.
+    return np.array([os.fsencode(path) for path in split.paths], dtype=object)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: label i of every split means class_names[i]."""
+    """A data set: label i of every split means class_names[i].
+
+    `left_out`: what of its folder is not read.
+    """
 
     name: str
     class_names: tuple[str, ...]
     train: Split
     validation: Split | None
     test: Split | None
+    left_out: tuple[LeftOut, ...] = ()
+
+    def splits(self) -> dict[str, Split]:
+        """Return the splits that the source has, by name: train, validation, test."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in splits.items() if split is not None}
 
 
 def hold_out(
-    split: Split, fraction: float, name: str, class_names: Sequence[str], rng: np.random.Generator
+    split: Split,
+    fraction: float,
+    name: str,
+    rng: np.random.Generator,
+    equal_paths: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Split, Split | None]:
     """Split into (the rest, the held-out split `name`), the same fraction of every class.
 
-    Both keep the order of `split`. A fraction of 0 holds out nothing: (split, None).
-    ValueError if a class is too small to have an image on both sides.
+    Both keep the order of `split`. A class of two images or more has at least one on each side; a
+    class of one image stays in the rest. A fraction of 0 holds out nothing: (split, None).
+
+    Args:
+        equal_paths: Path -> all paths of the same content, for files that have an equal one. Such
+            files stay on one side; in the rest where their classes differ.
     """
     if fraction == 0:
         return split, None
+    labels = labels_of(split)
     held = np.zeros(split.size, dtype=bool)
-    for label, class_name in enumerate(class_names):
-        members = np.flatnonzero(split.labels == label)
-        count = int(len(members) * fraction + 0.5)
-        if not 0 < count < len(members):
-            raise ValueError(
-                f"class {class_name!r} has {len(members)} images: too few to hold out "
-                f"{fraction:g} of them for {name}; add images or change the fraction"
-            )
-        held[rng.permutation(members)[:count]] = True
+    equal = _equal_positions(split, equal_paths or {})
+    for label in range(labels.max(initial=-1) + 1):
+        members = np.flatnonzero(labels == label)
+        count = min(max(int(len(members) * fraction + 0.5), 1), len(members) - 1)
+        order = rng.permutation(members)
+        if equal:
+            _hold_groups(held, order, count, equal, labels)
+        else:
+            held[order[: max(count, 0)]] = True
     rest = split.take(np.flatnonzero(~held))
+    if not held.any():
+        return rest, None
     return rest, replace(split.take(np.flatnonzero(held)), name=name)
+
+
+def _equal_positions(
+    split: Split, equal_paths: Mapping[str, Sequence[str]]
+) -> dict[int, list[int]]:
+    """Return position -> the positions of all equal files in the split, where there are several."""
+    if not equal_paths or split.paths is None:
+        return {}
+    positions = {str(path): position for position, path in enumerate(split.paths)}
+    groups = {}
+    for path, position in positions.items():
+        group = [positions[other] for other in equal_paths.get(path, ()) if other in positions]
+        if len(group) > 1:
+            groups[position] = group
+    return groups
+
+
+def _hold_groups(
+    held: np.ndarray,
+    order: np.ndarray,
+    count: int,
+    equal: Mapping[int, list[int]],
+    labels: np.ndarray,
+) -> None:
+    """Mark about `count` images of a class as held out: in this order, equal ones together."""
+    taken = 0
+    spare: list[int] | None = None  # a group that is too large, if no smaller one fits
+    for position in order.tolist():
+        if taken >= count:
+            return
+        group = equal.get(position, [position])
+        if held[position] or len(set(labels[group].tolist())) > 1:
+            continue
+        if taken + len(group) <= count:
+            held[group] = True
+            taken += len(group)
+        elif len(group) < len(order):
+            spare = spare or group
+    if not taken and spare:
+        held[spare] = True

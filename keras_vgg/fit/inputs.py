@@ -50,13 +50,11 @@ def channel_statistics(recipe: Recipe, split: data.Split) -> data.ChannelStatist
 
 def describe(source: data.Source) -> dict[str, Any]:
     """What a run remembers of its data: class names, and size and fingerprint of each split."""
-    splits = {"train": source.train, "validation": source.validation, "test": source.test}
     return {
         "class_names": list(source.class_names),
         "splits": {
             name: {"images": split.size, "fingerprint": split.fingerprint()}
-            for name, split in splits.items()
-            if split is not None
+            for name, split in source.splits().items()
         },
     }
 

@@ -51,11 +51,13 @@ class _Prepared:
         trained: What model.fit trains: the rest of the network, or all of it.
         statistics: The training images' channel statistics.
         initial: The first weights, where the recipe names some.
-        described: What data.json holds.
+        described: Class names, and size and fingerprint of each split.
+        inventory: What the source holds and what it leaves out.
     """
 
     source: data.Source
     described: dict[str, Any]
+    inventory: data.Inventory
     statistics: data.ChannelStatistics
     initial: weight_files.Weights | None
     whole: keras.Model
@@ -140,14 +142,16 @@ def _prepare(run: Run, engine: hardware.Engine, is_new: bool) -> _Prepared:
         base, trained = frozen.split_model(model)
     compile_model(trained, recipe, engine)
     trained.optimizer.build(trained.trainable_variables)
-    return _Prepared(source, described, statistics, initial, model, base, trained)
+    inventory = data.take_inventory(source)
+    return _Prepared(source, described, inventory, statistics, initial, model, base, trained)
 
 
 def _write_first_files(run: Run, engine: hardware.Engine, prepared: _Prepared) -> None:
     """Write what decides the run. Without checkpoints it stays a new run."""
     environment = describe_environment(engine)
     run.write_recipe()  # first: a directory with anything else is refused
-    run.write_json("data.json", prepared.described)
+    inventory = {"inventory": prepared.inventory.as_json()}
+    run.write_json("data.json", prepared.described | inventory)
     run.write_json("environment.json", environment)
     initial = prepared.initial
     if initial is not None:
@@ -163,6 +167,8 @@ def _announce(
         f"images, {len(source.class_names)} classes\n{model.name}: {model.count_params():,} "
         f"parameters; {engine}{_where(begun)}"
     )
+    for line in prepared.inventory.lines():
+        print(line)
     if recipe.freeze_until == "all" and is_tensorflow():
         print(_how_frozen(recipe))
 

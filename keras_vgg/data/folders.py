@@ -1,0 +1,228 @@
+"""Class folders as a source: every image below a class, at any depth, whatever its name."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from keras_vgg.data.decode import EXTENSIONS
+from keras_vgg.data.equal import equal_file_groups
+from keras_vgg.data.inspection import without_bad_images
+from keras_vgg.data.left_out import LeftOut, kind_of, printable
+from keras_vgg.data.split import Source, Split, hold_out, labels_of
+
+_READ = ("JPEG", "PNG", "GIF", "BMP", "WebP")
+_HEAD_BYTES = 132  # as far as DICOM's mark
+
+
+class _LeftOutFiles:
+    """Files that are not read, by reason."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, list[str]] = collections.defaultdict(list)
+
+    def add(self, reason: str, path: str) -> None:
+        self._paths[reason].append(path)
+
+    def summary(self) -> tuple[LeftOut, ...]:
+        """Return each reason with its count and first names, the most frequent first."""
+        rows = sorted(self._paths.items(), key=lambda item: (-len(item[1]), item[0]))
+        return tuple(LeftOut.of(reason, paths) for reason, paths in rows)
+
+
+def load_folder(
+    name: str,
+    root: Path,
+    *,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+    skip_bad: bool,
+) -> Source:
+    """Open a folder for each class, or such folders in train/, val/ or validation/, and test/.
+
+    Args:
+        name: The source's, such as "folder:photos".
+        root: The folder.
+        validation_fraction: Share of the training images held out where there is no val/.
+        test_fraction: Share held out where there is neither train/ nor test/.
+        seed: Decides what is held out. Equal files stay on one side.
+        skip_bad: Leave out images that do not decode, with a line on stderr.
+
+    Raises:
+        ValueError: the folder has no class folders, or a class has no image.
+    """
+    left_out = _LeftOutFiles()
+    rng = np.random.default_rng(seed)
+    parts = {part: root / part for part in ("train", "val", "validation", "test")}
+    parts = {part: folder for part, folder in parts.items() if folder.is_dir()}
+    if not parts:
+        class_names, everything = _classes(root, "all", left_out, skip_bad)
+        groups = equal_file_groups(everything)
+        rest, test = hold_out(everything, test_fraction, "test", rng, groups)
+        train, validation = hold_out(rest, validation_fraction, "validation", rng, groups)
+        train = replace(train, name="train")
+        return Source(name, class_names, train, validation, test, left_out.summary())
+    if "train" not in parts:
+        raise ValueError(f"{root} has {', '.join(parts)} but no train folder")
+    if "val" in parts and "validation" in parts:
+        raise ValueError(f"{root} has both val and validation: keep one of them")
+    _note_loose_files(root, left_out)
+    class_names, train = _classes(parts["train"], "train", left_out, skip_bad)
+    validation = next(
+        (
+            _known_classes(parts[part], "validation", class_names, left_out, skip_bad)
+            for part in ("val", "validation")
+            if part in parts
+        ),
+        None,
+    )
+    test = None
+    if "test" in parts:
+        test = _known_classes(parts["test"], "test", class_names, left_out, skip_bad)
+    if validation is None:
+        groups = equal_file_groups(train)
+        train, validation = hold_out(train, validation_fraction, "validation", rng, groups)
+    return Source(name, class_names, train, validation, test, left_out.summary())
+
+
+def _classes(
+    root: Path, name: str, left_out: _LeftOutFiles, skip_bad: bool
+) -> tuple[tuple[str, ...], Split]:
+    """Return the class names and the images of a folder that decides what the classes are."""
+    _note_loose_files(root, left_out)
+    folders = _class_folders(root, left_out)
+    if len(folders) < 2:
+        raise ValueError(
+            f"{printable(root)} has {len(folders)} class folders, and classification needs at "
+            f"least 2: put each class's images in {printable(root)}/<class>/"
+        )
+    split = _split(root, name, folders, range(len(folders)), left_out)
+    _require_every_class(root, folders, split)
+    if skip_bad:
+        split = without_bad_images(split)
+        _require_every_class(root, folders, split)
+    return tuple(map(printable, folders)), split
+
+
+def _known_classes(
+    root: Path, name: str, class_names: tuple[str, ...], left_out: _LeftOutFiles, skip_bad: bool
+) -> Split | None:
+    """Return the images of a folder whose classes are training's; None where it has none."""
+    _note_loose_files(root, left_out)
+    labels = {class_name: label for label, class_name in enumerate(class_names)}
+    folders = _class_folders(root, left_out)
+    known = [folder for folder in folders if printable(folder) in labels]
+    for folder in folders:
+        if folder not in known:
+            for path, _ in _images(root / folder, left_out):
+                left_out.add(f"in a class of {name} that train has not", path)
+    split = _split(root, name, known, [labels[printable(folder)] for folder in known], left_out)
+    if skip_bad and split.size:
+        split = without_bad_images(split)
+    return split if split.size else None
+
+
+def _note_loose_files(root: Path, left_out: _LeftOutFiles) -> None:
+    with os.scandir(root) as entries:
+        for path in sorted(entry.path for entry in entries if not entry.is_dir()):
+            reason = _why_left_out(path)
+            left_out.add("in no class folder" if reason is None else reason, path)
+
+
+def _class_folders(root: Path, left_out: _LeftOutFiles) -> list[str]:
+    with os.scandir(root) as entries:
+        folders = sorted(entry.name for entry in entries if entry.is_dir())
+    for folder in folders:
+        if folder.startswith("."):
+            left_out.add("hidden folder", str(root / folder))
+    return [folder for folder in folders if not folder.startswith(".")]
+
+
+def _split(
+    root: Path,
+    name: str,
+    folders: list[str],
+    labels: range | list[int],
+    left_out: _LeftOutFiles,
+) -> Split:
+    """Return the images of class folders: the classes in order, the files by name within each."""
+    paths, counts = [], []
+    for folder in folders:
+        files = [path for path, is_image in _images(root / folder, left_out) if is_image]
+        paths += files
+        counts.append(len(files))
+    repeated = np.repeat(np.array(labels, dtype=np.int32), counts)
+    return Split(name, len(paths), labels=repeated, paths=np.array(paths, dtype=object))
+
+
+def _images(folder: Path, left_out: _LeftOutFiles) -> Iterator[tuple[str, bool]]:
+    """Yield (path, True) for each image at any depth, by name, and note what is left out."""
+    seen: set[tuple[int, int]] = set()
+
+    def walk(path: str) -> Iterator[str]:
+        status = os.stat(path)
+        if (status.st_dev, status.st_ino) in seen:
+            left_out.add("link to a folder that was read already", path)
+            return
+        seen.add((status.st_dev, status.st_ino))
+        try:
+            with os.scandir(path) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError:
+            left_out.add("folder that cannot be opened", path)
+            return
+        for entry in listed:
+            if not entry.is_dir():
+                yield entry.path
+            elif entry.name.startswith("."):
+                left_out.add("hidden folder", entry.path)
+            else:
+                yield from walk(entry.path)
+
+    for path in walk(str(folder)):
+        reason = _why_left_out(path)
+        if reason is None:
+            yield path, True
+        else:
+            left_out.add(reason, path)
+
+
+def _why_left_out(path: str) -> str | None:
+    """Return why a file is not read; None for an image.
+
+    A file is an image if its name or its first bytes say so: what a name alone claims is read,
+    and is then a damaged image.
+    """
+    name = os.path.basename(path)
+    if name.startswith("."):
+        return "hidden file"
+    if not os.path.isfile(path):
+        return "broken link" if os.path.islink(path) else "neither a file nor a folder"
+    if name.lower().endswith(EXTENSIONS):
+        return None
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return "file that cannot be opened"
+    kind = kind_of(head)
+    if kind in _READ:
+        return None
+    suffix = os.path.splitext(name)[1].lower()
+    return f"{kind or 'no image'} ({printable(suffix) or 'without a suffix'})"
+
+
+def _require_every_class(root: Path, folders: list[str], split: Split) -> None:
+    counts = np.bincount(labels_of(split), minlength=len(folders))
+    empty = [printable(f) for f, count in zip(folders, counts, strict=True) if count == 0]
+    if empty:
+        raise ValueError(
+            f"{printable(root)}: no image that can be read (JPEG, PNG, BMP, GIF, WebP) in class "
+            f"{', '.join(empty[:10])}; add images, or remove the folder"
+        )

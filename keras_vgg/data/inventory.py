@@ -1,0 +1,86 @@
+"""What a source holds and what it leaves out, with counts and names: nothing is lost silently."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_vgg.data.equal import EqualImages, equal_images
+from keras_vgg.data.left_out import NAMED, LeftOut, listed
+from keras_vgg.data.split import Source
+
+_UNEVEN = 3  # the largest class has so many times the smallest one's images
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a source holds.
+
+    Attributes:
+        class_counts: Split -> images of each class, in the order of the classes.
+        left_out: What of a folder is not read, the most frequent reason first.
+        equal: Equal images on two sides of a split, and equal images of two classes.
+        absent: Split -> the classes that it has no image of.
+    """
+
+    class_names: tuple[str, ...]
+    class_counts: dict[str, list[int]]
+    left_out: tuple[LeftOut, ...]
+    equal: tuple[EqualImages, ...]
+    absent: dict[str, tuple[str, ...]]
+
+    def lines(self) -> list[str]:
+        """Return at most five lines on what a user should know; none where all is as it should."""
+        lines = []
+        counts = self.class_counts.get("train", [])
+        if counts and max(counts) >= _UNEVEN * min(counts):
+            most, least = (self.class_names[int(f(counts))] for f in (np.argmax, np.argmin))
+            lines.append(
+                f"uneven classes: {most} has {max(counts):,} training images, "
+                f"{least} {min(counts):,}"
+            )
+        for split, names in self.absent.items():
+            lines.append(f"{split} has no image of {listed(names[:NAMED], len(names))}")
+        lines += [str(equal) for equal in self.equal]
+        if self.left_out:
+            total = sum(reason.count for reason in self.left_out)
+            first = "; ".join(map(str, self.left_out[:2]))
+            more = len(self.left_out) - 2
+            others = f"; and {more} more reasons" if more > 0 else ""
+            lines.append(f"left out {total:,}: {first}{others}")
+        if len(lines) > 5:
+            lines[4:] = [f"and {len(lines) - 4} more remarks: see data.json"]
+        return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        values = asdict(self)
+        names = ("class_counts", "left_out", "equal", "absent")
+        return json.loads(json.dumps({name: values[name] for name in names}))  # lists for tuples
+
+
+def take_inventory(source: Source) -> Inventory:
+    """Return what a source holds, from its labels and files; equal files are found by hash.
+
+    Classes of TFRecord files are not counted, because their labels are in the files.
+    """
+    splits = source.splits()
+    counts = {
+        name: np.bincount(split.labels, minlength=len(source.class_names)).tolist()
+        for name, split in splits.items()
+        if split.labels is not None
+    }
+    absent = {
+        name: tuple(c for c, n in zip(source.class_names, numbers, strict=True) if n == 0)
+        for name, numbers in counts.items()
+    }
+    return Inventory(
+        source.class_names,
+        counts,
+        source.left_out,
+        equal_images(splits),
+        {name: classes for name, classes in absent.items() if classes},
+    )

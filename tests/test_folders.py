@@ -1,0 +1,291 @@
+"""keras_vgg.data.folders and inventory: a folder as people have it, and what is said of it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_vgg import data
+
+
+def draw(path: Path, value: int, kind: str = "PNG") -> Path:
+    """Write an image that no other value gives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(value).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    with path.open("wb") as file:
+        Image.fromarray(pixels).save(file, kind)
+    return path
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten cats and ten dogs."""
+    for label, name in enumerate(("cat", "dog")):
+        for i in range(10):
+            draw(tmp_path / "photos" / name / f"{i}.png", 100 * label + i)
+    return tmp_path / "photos"
+
+
+def everything(source: data.Source) -> set[str]:
+    return {str(path) for split in source.splits().values() for path in split.paths}
+
+
+def reasons(source: data.Source) -> dict[str, int]:
+    return {left_out.reason: left_out.count for left_out in source.left_out}
+
+
+def test_images_below_a_class_are_read_at_any_depth(photos: Path) -> None:
+    deep = draw(photos / "dog/2019/summer/1.png", 500)
+    source = data.load_source(f"folder:{photos}")
+    assert str(deep) in everything(source)
+    assert sum(split.size for split in source.splits().values()) == 21
+    assert source.left_out == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a", "JPEG"),
+        ("a.jfif", "JPEG"),
+        ("a.JPE", "JPEG"),
+        ("a.jpg_large", "JPEG"),
+        ("a.PNG_", "PNG"),
+        ("a.txt", "WEBP"),
+        ("a.tif", "PNG"),
+    ],
+)
+def test_the_bytes_say_what_an_image_is(photos: Path, name: str, kind: str) -> None:
+    path = draw(photos / "cat" / name, 500, kind)
+    assert str(path) in everything(data.load_source(f"folder:{photos}"))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda p: draw(p / "cat/a.tif", 1, "TIFF"), "TIFF (.tif)"),
+        (lambda p: write(p / "cat/a.heic", b"\0\0\0\x18ftypheic" + bytes(40)), "HEIC (.heic)"),
+        (lambda p: write(p / "dog/a.avif", b"\0\0\0\x18ftypavif" + bytes(40)), "AVIF (.avif)"),
+        (lambda p: write(p / "dog/scan.dcm", bytes(128) + b"DICM"), "DICOM (.dcm)"),
+        (lambda p: write(p / "dog/Thumbs.db", b"\xd0\xcf\x11\xe0"), "no image (.db)"),
+        (lambda p: write(p / "dog/README", b"words"), "no image (without a suffix)"),
+        (lambda p: write(p / "dog/empty", b""), "no image (without a suffix)"),
+        (lambda p: write(p / "dog/.DS_Store", b"x"), "hidden file"),
+        (lambda p: draw(p / "dog/.thumbnails/1.png", 7), "hidden folder"),
+        (lambda p: draw(p / ".git/1.png", 7), "hidden folder"),
+        (lambda p: draw(p / "alone.png", 7), "in no class folder"),
+        (lambda p: (p / "dog/x.png").symlink_to(p / "nowhere"), "broken link"),
+        (lambda p: (p / "dog/up").symlink_to(p / "dog"), "link to a folder that was read already"),
+        (lambda p: os.mkfifo(p / "dog/pipe.png"), "neither a file nor a folder"),
+    ],
+)
+def test_what_is_left_out_is_counted_and_named(
+    photos: Path, make: Callable[[Path], object], reason: str
+) -> None:
+    before = everything(data.load_source(f"folder:{photos}"))
+    make(photos)
+    source = data.load_source(f"folder:{photos}")
+    assert everything(source) == before
+    assert reasons(source) == {reason: 1}
+    (line,) = data.take_inventory(source).lines()
+    assert line.startswith(f"left out 1: 1 {reason}: {photos}")
+
+
+def test_a_name_that_claims_an_image_is_a_damaged_image(photos: Path) -> None:
+    path = write(photos / "cat/a.jpg", b"<html>not found</html>")
+    source = data.load_source(f"folder:{photos}")
+    assert source.left_out == ()
+    bad = [name for split in source.splits().values() for name, _ in data.find_bad_images(split)]
+    assert bad == [str(path)]
+
+
+def test_names_that_are_not_utf8_are_read(photos: Path, capsys: pytest.CaptureFixture) -> None:
+    strange = os.fsdecode(b"caf\xe9.png")
+    draw(photos / "cat" / strange, 500)
+    draw(photos / os.fsdecode(b"\xe9t\xe9") / "1.png", 501)
+    draw(photos / os.fsdecode(b"\xe9t\xe9") / "2.png", 502)
+    write(photos / "cat" / os.fsdecode(b"bad\xe9.png"), b"x")
+    source = data.load_source(f"folder:{photos}", on_bad_image="skip", test_fraction=0.5)
+    assert source.class_names == ("cat", "dog", r"\xe9t\xe9")
+    assert r"cat/bad\xe9.png" in capsys.readouterr().err
+    images = [
+        image
+        for split in source.splits().values()
+        for image, _ in data.evaluation_dataset(split, None, lambda image: image)
+    ]
+    assert len(images) == 23
+    whole = data.load_source(f"folder:{photos}", validation_fraction=0, test_fraction=0)
+    with pytest.raises(ValueError, match=r"cat/bad\\xe9\.png"):
+        data.raise_for_bad_images(whole.train)
+
+
+# --- what is held out ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_a_small_class_has_an_image_on_each_side(photos: Path, count: int) -> None:
+    for i in range(count):
+        draw(photos / "rare" / f"{i}.png", 500 + i)
+    source = data.load_source(f"folder:{photos}", test_fraction=0, validation_fraction=0.1)
+    label = source.class_names.index("rare")
+    assert np.count_nonzero(source.validation.labels == label) == 1
+    assert np.count_nonzero(source.train.labels == label) == count - 1
+
+
+def test_a_class_of_one_image_is_trained_and_named(photos: Path) -> None:
+    draw(photos / "rare/0.png", 500)
+    source = data.load_source(f"folder:{photos}")
+    assert np.count_nonzero(source.train.labels == 2) == 1
+    lines = data.take_inventory(source).lines()
+    assert "uneven classes: cat has 7 training images, rare 1" in lines
+    assert "validation has no image of rare" in lines
+    assert "test has no image of rare" in lines
+
+
+def test_a_drawn_split_keeps_equal_files_on_one_side(photos: Path) -> None:
+    for i in range(6):
+        for copy in range(3):
+            draw(photos / "cat" / f"copy{copy}_of_{i}.png", i)
+    for seed in range(30):
+        source = data.load_source(f"folder:{photos}", seed=seed, validation_fraction=0.3)
+        assert data.take_inventory(source).equal == ()
+        for split in source.splits().values():
+            assert set(split.labels) == {0, 1}
+        assert sum(split.size for split in source.splits().values()) == 38
+
+
+def test_without_equal_files_the_draw_is_what_it_was(photos: Path) -> None:
+    source = data.load_source(f"folder:{photos}", seed=3)
+    rng = np.random.default_rng(3)
+    expected = [10 * label + rng.permutation(10)[:2] for label in range(2)]
+    paths = sorted(everything(source))
+    assert [*source.test.paths] == [paths[i] for i in np.sort(np.concatenate(expected))]
+
+
+def test_copies_in_two_classes_are_trained_and_said(photos: Path) -> None:
+    draw(photos / "dog/cat3.png", 3)
+    for seed in range(10):
+        source = data.load_source(f"folder:{photos}", seed=seed)
+        assert str(photos / "dog/cat3.png") in source.train.paths
+        (line,) = data.take_inventory(source).lines()
+        first = f"{photos}/dog/cat3.png = {photos}/cat/3.png"
+        assert line == f"1 train image also in another class: {first}"
+
+
+# --- folders of splits -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def split_photos(photos: Path) -> Path:
+    root = photos.parent / "split"
+    root.mkdir()
+    photos.rename(root / "train")
+    for label, name in enumerate(("cat", "dog")):
+        for i in range(4):
+            draw(root / "test" / name / f"{i}.png", 900 + 10 * label + i)
+    return root
+
+
+def test_equal_files_on_two_sides_are_counted_and_named(split_photos: Path) -> None:
+    for i in range(3):
+        draw(split_photos / "test/cat" / f"copy{i}.png", i)
+    source = data.load_source(f"folder:{split_photos}", validation_fraction=0)
+    (equal,) = data.take_inventory(source).equal
+    assert (equal.earlier, equal.later, equal.count) == ("train", "test", 3)
+    assert str(equal).startswith(
+        f"3 test images also in train: {split_photos}/test/cat/copy0.png = "
+        f"{split_photos}/train/cat/0.png"
+    )
+
+
+def test_hashes_are_remembered_and_a_changed_file_is_hashed_again(
+    split_photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = draw(split_photos / "test/cat/copy.png", 0)
+    source = data.load_source(f"folder:{split_photos}")
+    (equal,) = data.take_inventory(source).equal
+    assert equal.count == 1
+
+    opened = []
+    digest = data.equal.hashlib.file_digest
+    monkeypatch.setattr(
+        data.equal.hashlib, "file_digest", lambda f, a: opened.append(f.name) or digest(f, a)
+    )
+    assert data.take_inventory(source).equal == (equal,)
+    assert opened == []
+    content = bytearray(copy.read_bytes())
+    content[-20] ^= 1
+    copy.write_bytes(content)
+    os.utime(copy, ns=(1, 1))
+    assert data.take_inventory(source).equal == ()
+    assert opened == [str(copy)]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', "\x00"])
+def test_a_damaged_memory_of_hashes_is_written_anew(split_photos: Path, content: str) -> None:
+    draw(split_photos / "test/cat/copy.png", 0)
+    source = data.load_source(f"folder:{split_photos}")
+    first = data.take_inventory(source)
+    memories = [*data.equal.cache_folder().glob("hashes/*.json")]
+    assert memories
+    for memory in memories:
+        memory.write_text(content)
+    assert data.take_inventory(source) == first
+
+
+def test_equal_images_in_memory_are_counted() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    labels = np.array([0, 1, 0, 1, 0, 1], np.int32)
+    train = data.Split("train", 6, labels=labels, images=images)
+    test = data.Split("test", 2, labels=labels[:2], images=images[[3, 0]])
+    source = data.Source("x", ("a", "b"), train, None, test)
+    (equal,) = data.take_inventory(source).equal
+    assert str(equal) == "2 test images also in train"
+
+
+def test_a_class_that_test_lacks_is_said(split_photos: Path) -> None:
+    for i in range(10):
+        draw(split_photos / "train/owl" / f"{i}.png", 600 + i)
+    source = data.load_source(f"folder:{split_photos}")
+    assert source.class_names == ("cat", "dog", "owl")
+    assert sorted(set(source.test.labels)) == [0, 1]
+    assert "test has no image of owl" in data.take_inventory(source).lines()
+
+
+def test_a_class_that_only_test_has_is_left_out(split_photos: Path) -> None:
+    draw(split_photos / "test/ant/0.png", 700)
+    source = data.load_source(f"folder:{split_photos}")
+    assert source.test.size == 8
+    assert [source.class_names[label] for label in source.test.labels] == ["cat"] * 4 + ["dog"] * 4
+    assert reasons(source) == {"in a class of test that train has not": 1}
+
+
+def test_a_flat_test_folder_is_said_and_leaves_no_test_split(split_photos: Path) -> None:
+    for name in ("cat", "dog"):
+        for path in (split_photos / "test" / name).iterdir():
+            path.rename(split_photos / "test" / f"{name}{path.name}")
+        (split_photos / "test" / name).rmdir()
+    source = data.load_source(f"folder:{split_photos}")
+    assert source.test is None
+    assert reasons(source) == {"in no class folder": 8}
+
+
+def test_at_most_five_lines(split_photos: Path) -> None:
+    for name in ("owl", "ant"):
+        draw(split_photos / "train" / name / "0.png", 600)
+    for name in ("cat", "dog"):
+        draw(split_photos / "test" / name / "copy.png", 600)
+    draw(split_photos / "test/cat/train.png", 0)
+    write(split_photos / "train/cat/notes.txt", b"words")
+    source = data.load_source(f"folder:{split_photos}")
+    lines = data.take_inventory(source).lines()
+    assert len(lines) == 5
+    assert lines[-1].startswith("and ")
