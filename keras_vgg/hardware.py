@@ -6,13 +6,12 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from keras_vgg import architecture
 from keras_vgg.backend import backend_name, is_jax, is_tensorflow
+from keras_vgg.native_stderr import without_native_stderr
 from keras_vgg.recipe import Recipe
 
 # Multiply-accumulates of a forward pass of one image. Above it a CPU's time is in the convolutions,
@@ -34,13 +33,6 @@ _CHATTER = (
     r"|To enable the following instructions: "
     r"|E.*(cuInit: .*(\(303\)|CUDA_ERROR_NO_DEVICE)|Unable to register cu\w+ factory))"
 )
-_FILTER = """
-import re, sys
-for line in sys.stdin.buffer:
-    if not re.match(sys.argv[1].encode(), line):
-        sys.stderr.buffer.write(line)
-        sys.stderr.buffer.flush()
-"""
 
 
 def prepare_environment(backend: str | None = None) -> None:
@@ -64,7 +56,7 @@ def prepare_environment(backend: str | None = None) -> None:
             raise ValueError(f"--backend {backend}: pip install 'keras-vgg[{backend}]'")
         os.environ["KERAS_BACKEND"] = backend
     if "tensorflow" not in sys.modules:
-        with _without_chatter() if quiet else contextlib.nullcontext():
+        with without_native_stderr(_CHATTER) if quiet else contextlib.nullcontext():
             import tensorflow as tf
 
             # It speaks of GPUs that it cannot use. No device is begun, on JAX neither.
@@ -73,29 +65,6 @@ def prepare_environment(backend: str | None = None) -> None:
         raise ValueError(
             f"Keras runs on {backend_name()} already: set KERAS_BACKEND={backend} before"
         )
-
-
-@contextlib.contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Let only errors through to descriptor 2, line by line.
-
-    A process of its own reads the lines, so that an error that ends this process is still shown.
-    """
-    try:
-        stderr = os.dup(2)
-    except OSError:  # a process without a standard error
-        yield
-        return
-    command = [sys.executable, "-I", "-S", "-c", _FILTER, _CHATTER]
-    # A Ctrl-C is this process's.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as filtering:
-        assert filtering.stdin is not None
-        os.dup2(filtering.stdin.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_vgg import export as module
-from keras_vgg.export import FORMATS, Artifact, ExportError, export, verify
+from keras_vgg.export import FORMATS, Artifact, ExportError, export, exporting, formats, verify
 
 NAMES = ["zero", "one", "two", "drei ß"]
 IMAGES = np.random.default_rng(1).integers(0, 256, (35, 32, 32, 3)).astype(np.float32)
@@ -99,7 +98,7 @@ def exported(
 def wrong_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is written from another model."""
     other = build(seed=99)
-    monkeypatch.setattr(module, "folded", lambda model: other)
+    monkeypatch.setattr(exporting, "folded", lambda model: other)
 
 
 def test_the_folder_holds_these_files(exported: tuple[Path, list[Artifact]]) -> None:
@@ -369,7 +368,7 @@ def test_a_failure_in_the_last_format_leaves_the_older_export(
     export(model, NAMES, directory, images=IMAGES[:2], formats=["litert"])
     before = tree(directory)
     monkeypatch.setattr(
-        module, "write_litert", lambda source, path, *options: path.write_bytes(b"no flatbuffer")
+        formats, "write_litert", lambda source, path, *options: path.write_bytes(b"no flatbuffer")
     )
 
     with pytest.raises(ExportError, match=r"^litert: the file that was written does not run: \w"):
@@ -390,7 +389,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_older_export(
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "write_litert", full)
+    monkeypatch.setattr(formats, "write_litert", full)
     with pytest.raises(OSError, match="No space left"):
         export(model, NAMES, directory, images=IMAGES[:2], formats=["litert"], overwrite=True)
     assert tree(directory) == before

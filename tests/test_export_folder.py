@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,11 @@ def test_a_kill_at_any_step_loses_nothing(existing: bool, tmp_path: Path) -> Non
     assert killed >= 5
 
 
-def test_two_at_a_time_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lock", [folder._locked_folder, folder._locked_file])
+def test_two_at_a_time_are_refused(
+    lock: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "_locked", lock)  # _locked_file: as on Windows
     directory = tmp_path / "export"
     with whole_folder(directory, "marker", True) as built:
         (built / "marker").write_text("")

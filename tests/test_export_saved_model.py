@@ -182,8 +182,8 @@ def test_an_empty_batch_is_refused(signature: str, served) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (b"garbage", r"image 1 of the batch\] \[is no JPEG, PNG"),
-        (b"", r"image 1 of the batch\] \[is no JPEG, PNG"),
+        (b"garbage", r"image 1 of the batch\] \[is not a JPEG, PNG"),
+        (b"", r"image 1 of the batch\] \[is not a JPEG, PNG"),
         (PNG_BOMB, r"image 1 of the batch.*more than 25,000,000 pixels.*\[20000 20000\]"),
         # Only the decoder finds these, and TensorFlow has it say no more.
         (FILES["jpeg"][:400], "Invalid JPEG data"),

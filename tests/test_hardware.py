@@ -126,8 +126,9 @@ def test_errors_come_through_the_filter_of_start_up_messages() -> None:
     )
     # An error may end the process.
     code = (
-        "import os\nfrom keras_vgg import hardware\n"
-        f"with hardware._without_chatter():\n    os.write(2, {chr(10).join(lines).encode()!r})\n"
+        "import os\nfrom keras_vgg import hardware, native_stderr\n"
+        "with native_stderr.without_native_stderr(hardware._CHATTER):\n"
+        f"    os.write(2, {chr(10).join(lines).encode()!r})\n"
         "    os.abort()"
     )
     assert stderr_of(code).splitlines() == [*lines[5:]]

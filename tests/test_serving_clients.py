@@ -25,7 +25,7 @@ from PIL import Image
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from keras_vgg import augment, data
-from keras_vgg.export import _FILES
+from keras_vgg.export.formats import FILES
 from keras_vgg.export.saved_model import write_saved_model
 from keras_vgg.models import vgg
 from tests.pages import ROOT, blocks
@@ -160,4 +160,4 @@ def test_the_guide_names_the_signatures_and_the_folder_that_an_export_has(
     assert set(served.signatures) == set(listed)
     (command,) = [block for block in blocks(GUIDE) if "docker run" in block]
     (folder,) = re.findall(r"\$PWD/runs/digits/(\S+):/models/digits/1", command)
-    assert Path(folder).parts[-1] == _FILES["saved_model"]
+    assert Path(folder).parts[-1] == FILES["saved_model"]

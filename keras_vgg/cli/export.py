@@ -93,7 +93,7 @@ class Export:
                 *map(percent, (a.top1, a.top5, a.agreement)),
                 f"{a.max_difference:.1e}",
                 *(f"{median:.2f} ({p95:.2f})" for median, p95 in a.latency_ms.values()),
-                f"{a.peak_bytes / 1e6:.0f}",
+                "" if a.peak_bytes is None else f"{a.peak_bytes / 1e6:.0f}",
             )
         show(table)
         for a in artifacts:

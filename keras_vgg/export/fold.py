@@ -1,4 +1,4 @@
-"""A network for inference: the same function in float32 with fewer operations."""
+"""Rewrite a network for inference: the same function in float32 with fewer operations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keras_vgg.layers import ImagePreprocessing
 
 
 def in_float32(model: keras.Model) -> keras.Model:
-    """The model itself, or a copy that computes in float32 where it does not."""
+    """Return the model itself if it computes in float32, else a copy that does."""
     if all(layer.compute_dtype == "float32" for layer in _flat_layers(model)):
         return model
     copy = keras.models.clone_model(model, clone_function=_float32_layer, recursive=True)
@@ -21,41 +21,47 @@ def in_float32(model: keras.Model) -> keras.Model:
 
 
 def folded(model: keras.Model) -> keras.Model:
-    """A copy whose batch normalisation, and scale and order of the channels, are in the kernels.
+    """Return a copy with batch normalisation and most of the preprocessing inside the kernels.
 
-    A batch normalisation right after a convolution becomes part of its kernel and bias. Of the
-    preprocessing (x - mean) / std, reordered, only the subtraction stays: the convolution pads
-    with zeros after it, so that a bias could not stand for it at the border of the image. Outputs
-    are equal but for float32 rounding. The model itself, if there is nothing to fold; a layer
-    that is used twice, or in a model within the model, stays as it is.
+    A batch normalisation right after a convolution becomes part of the convolution's kernel and
+    bias. The preprocessing is (x - mean) / std, in RGB or BGR order: the division and the order
+    move into the next kernel. The subtraction stays, because the convolution pads with zeros after
+    it, and no bias can replace that at the border of the image. Outputs are equal but for float32
+    rounding.
+
+    A layer that is used twice, or inside a nested model, stays as it is. The model itself is
+    returned if there is nothing to fold.
     """
     norms = dict(_pairs(model, keras.layers.Conv2D, keras.layers.BatchNormalization))
     norms = {conv: norm for conv, norm in norms.items() if _can_fold(conv, norm)}
-    inputs = {conv: pre for pre, conv in _pairs(model, ImagePreprocessing, keras.layers.Conv2D)}
-    inputs = {conv: pre for conv, pre in inputs.items() if pre.std != (1.0,) or _reverses(pre)}
-    if not norms and not inputs:
+    preprocessings = {
+        conv: preprocessing
+        for preprocessing, conv in _pairs(model, ImagePreprocessing, keras.layers.Conv2D)
+        if preprocessing.std != (1.0,) or _reverses(preprocessing)
+    }
+    if not norms and not preprocessings:
         return model
 
-    gone = {norm.name for norm in norms.values()}
+    removed_names = {norm.name for norm in norms.values()}
 
-    def layer_like(layer: keras.Layer) -> keras.Layer:
+    def cloned_layer(layer: keras.Layer) -> keras.Layer:
         config = layer.get_config()
-        if layer in inputs.values():
+        if layer in preprocessings.values():
             config |= {"std": (1.0,), "channel_order": "rgb"}
         if layer in norms:
             config |= {"use_bias": True}
         return type(layer).from_config(config)
 
-    def without_gone(layer: keras.Layer, *args, **kwargs):
-        return args[0] if layer.name in gone else layer(*args, **kwargs)
+    def called_layer(layer: keras.Layer, *args, **kwargs):
+        return args[0] if layer.name in removed_names else layer(*args, **kwargs)
 
-    copy = keras.models.clone_model(model, clone_function=layer_like, call_function=without_gone)
-    for old in model.layers:
-        if old in norms or old in inputs:
-            weights = _folded_weights(old, norms.get(old), inputs.get(old))
-            copy.get_layer(old.name).set_weights(weights)
-        elif old.weights and old.name not in gone:
-            copy.get_layer(old.name).set_weights(old.get_weights())
+    copy = keras.models.clone_model(model, clone_function=cloned_layer, call_function=called_layer)
+    for layer in model.layers:
+        if layer in norms or layer in preprocessings:
+            weights = _folded_weights(layer, norms.get(layer), preprocessings.get(layer))
+            copy.get_layer(layer.name).set_weights(weights)
+        elif layer.weights and layer.name not in removed_names:
+            copy.get_layer(layer.name).set_weights(layer.get_weights())
     return copy
 
 
@@ -64,9 +70,9 @@ def _folded_weights(
     norm: keras.layers.BatchNormalization | None,
     preprocessing: ImagePreprocessing | None,
 ) -> list[np.ndarray]:
-    """[kernel, bias] of a convolution with what comes after and before it; kernel [h, w, in, out].
+    """Return [kernel, bias] of a convolution merged with its neighbours; kernel [h, w, in, out].
 
-    In float64, so that rounding happens once.
+    The arithmetic is float64, so that rounding happens once.
     """
     kernel, *bias = (np.asarray(value, np.float64) for value in conv.get_weights())
     if norm is not None:
@@ -95,7 +101,7 @@ def _can_fold(conv: keras.layers.Conv2D, norm: keras.layers.BatchNormalization) 
 
 
 def _pairs(model: keras.Model, first: type, second: type) -> Iterator[tuple]:
-    """(a, b) of two kinds of layer, each called once, where b alone reads what a gives."""
+    """Yield pairs of layers of two types, each called once; only the second reads the first."""
     config = model.get_config()
     if "output_layers" not in config:  # a Sequential
         return
@@ -107,15 +113,15 @@ def _pairs(model: keras.Model, first: type, second: type) -> Iterator[tuple]:
     for name in _sources(config["output_layers"]):
         readers.setdefault(name, []).append("")
     layers = {layer.name: layer for layer in model.layers}
-    for name, found in readers.items():
-        if len(found) == 1 and found[0] and len(calls[name]) == len(calls[found[0]]) == 1:
-            pair = layers[name], layers[found[0]]
+    for name, (reader, *more_readers) in readers.items():
+        if reader and not more_readers and len(calls[name]) == len(calls[reader]) == 1:
+            pair = layers[name], layers[reader]
             if (type(pair[0]), type(pair[1])) == (first, second):
                 yield pair
 
 
 def _sources(config: Any) -> Iterator[str]:
-    """Names of the layers whose outputs a serialised call, or list of outputs, reads."""
+    """Yield the names of the layers whose outputs a serialised call, or list of outputs, reads."""
     if isinstance(config, dict):
         if "keras_history" in config:
             yield config["keras_history"][0]

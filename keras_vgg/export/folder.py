@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 
 @contextlib.contextmanager
 def whole_folder(directory: Path, marker: str, overwrite: bool) -> Iterator[Path]:
-    """An empty folder to fill, which is put at `directory` when all went well, and else removed.
+    """Yield an empty folder to fill; it becomes `directory` at the end, and is removed on errors.
 
-    It lies beside `directory`, in a folder that also keeps what was there before until the new one
-    is in its place, and may hold other folders meanwhile. What a killed process left is cleared
-    away, or put back, by the next one.
+    The folder lies in a scratch folder beside `directory`, which may hold other folders meanwhile.
+    The scratch folder also keeps the earlier `directory` until the new one is in place. What a
+    killed process left is removed, or put back, by the next one.
 
     Args:
-        marker: A file that only such folders have: no other folder is ever replaced.
-        overwrite: Replace what is there.
+        marker: A file that only such folders have. No other folder is ever replaced.
+        overwrite: Replace an earlier folder.
 
     Raises:
         FileExistsError: the directory exists and may not be replaced.
         BlockingIOError: another process is at work on the directory.
         OSError: a folder cannot be made or moved.
     """
-    missing = [parent for parent in directory.parents if not parent.exists()]
+    missing_parents = [parent for parent in directory.parents if not parent.exists()]
     scratch = directory.parent / f".{directory.name}.exporting"
     scratch.mkdir(parents=True, exist_ok=True)
     try:
@@ -35,40 +37,60 @@ def whole_folder(directory: Path, marker: str, overwrite: bool) -> Iterator[Path
             try:
                 _put_back(scratch / "replaced", directory, marker)
                 _check(directory, marker, overwrite)
-                for left in scratch.iterdir():  # by a killed process
-                    shutil.rmtree(left)
-                built = scratch / "new"
-                built.mkdir()
-                yield built
-                _put_in_place(built, directory, aside=scratch / "replaced")
+                for abandoned in scratch.iterdir():  # by a killed process
+                    shutil.rmtree(abandoned)
+                new_folder = scratch / "new"
+                new_folder.mkdir()
+                yield new_folder
+                _put_in_place(new_folder, directory, aside=scratch / "replaced")
             finally:
                 shutil.rmtree(scratch)
     finally:
-        for parent in missing:
-            with contextlib.suppress(OSError):  # it is not empty: there is an export in it
+        for parent in missing_parents:
+            with contextlib.suppress(OSError):  # The parent holds the export, so it stays.
                 parent.rmdir()
 
 
 @contextlib.contextmanager
-def _locked(scratch: Path, directory: Path) -> Iterator[None]:
-    """For this process alone; the kernel lets go of the lock when it ends, however it does."""
+def _locked_folder(scratch: Path, directory: Path) -> Iterator[None]:
+    """Lock the scratch folder itself; the kernel unlocks it when the process ends."""
+    import fcntl
+
     handle = os.open(scratch, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who had it until just now may have removed it.
-            mine = os.path.samestat(os.fstat(handle), os.stat(scratch))
+            # The process that had the lock may have removed the folder before this one got it.
+            is_current = os.path.samestat(os.fstat(handle), os.stat(scratch))
         except (BlockingIOError, FileNotFoundError):
-            mine = False
-        if not mine:
-            raise BlockingIOError(f"another process is exporting to {directory}")
+            is_current = False
+        if not is_current:
+            raise BlockingIOError(_in_use(directory))
         yield
     finally:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def _locked_file(scratch: Path, directory: Path) -> Iterator[None]:
+    """Lock a file beside the scratch folder; on Windows, filelock removes the file at the end."""
+    try:
+        with FileLock(scratch.with_suffix(".lock"), timeout=0):
+            yield
+    except Timeout:
+        raise BlockingIOError(_in_use(directory)) from None
+
+
+# Windows has no fcntl and cannot lock a folder.
+_locked = _locked_folder if importlib.util.find_spec("fcntl") else _locked_file
+
+
+def _in_use(directory: Path) -> str:
+    return f"another process is exporting to {directory}; wait for it, or choose another folder"
+
+
 def _put_back(replaced: Path, directory: Path, marker: str) -> None:
-    """After a kill between the last two steps."""
+    """Restore the earlier folder if a process was killed between the last two steps."""
     if not os.path.lexists(directory) and (replaced / marker).is_file():
         os.replace(replaced, directory)
     else:
@@ -86,13 +108,13 @@ def _check(directory: Path, marker: str, overwrite: bool) -> None:
         )
 
 
-def _put_in_place(built: Path, directory: Path, aside: Path) -> None:
-    """Rename built to directory; what was there goes aside, or back if that fails."""
+def _put_in_place(new_folder: Path, directory: Path, aside: Path) -> None:
+    """Rename the new folder to `directory`; the earlier one goes aside, or back on an error."""
     replaces = os.path.lexists(directory)
     if replaces:
         os.replace(directory, aside)
     try:
-        os.replace(built, directory)
+        os.replace(new_folder, directory)
     except OSError:
         if replaces:
             os.replace(aside, directory)

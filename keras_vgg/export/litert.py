@@ -1,4 +1,4 @@
-"""Keras -> LiteRT (TFLite) files of four precisions."""
+"""Convert a Keras model to LiteRT (TFLite) files of four precisions."""
 
 from __future__ import annotations
 
@@ -11,46 +11,50 @@ import numpy as np
 
 _SIGNATURE = "serving_default"
 
-# A quantised file's way in and out of integers, which is no computation.
+# These change the type of a quantised file's inputs and outputs. They compute nothing.
 _CASTS = {"QUANTIZE", "DEQUANTIZE"}
 
 
 def write_source(model: keras.Model, path: Path) -> None:
-    """The SavedModel that is converted: `images` -> `probabilities`, and no other signature."""
+    """Write the SavedModel to convert, with one signature: `images` -> `probabilities`."""
     import tensorflow as tf
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         return {"probabilities": model(images, training=False)}
 
     archive = keras.export.ExportArchive()
-    # No track(model): the endpoint tracks its variables, and both would store every weight twice.
+    # No track(model): the endpoint tracks the variables, and both would store every weight twice.
     archive.add_endpoint(
         _SIGNATURE,
         serve,
         input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="images")],
     )
-    # Keras makes the archive of its backend, here TensorFlow.
+    # Keras returns the archive of the current backend, here TensorFlow.
     archive.write_out(str(path), verbose=False)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def write_litert(
     source: Path, path: Path, precision: str, calibration: np.ndarray | None = None
 ) -> None:
-    """Convert what `write_source` wrote.
+    """Convert the SavedModel of `write_source` to a LiteRT file.
 
-    `precision` is "float32"; "float16", whose weights are float16 and computed with as float32
-    where the machine has nothing better; "dynamic", int8 weights, one scale a channel, and
-    float32 images between the layers; "int8", all integers, images uint8 [n, size, size, 3] in,
-    probabilities float32 out. `calibration`, [n, size, size, 3] RGB in [0, 255], is what "int8"
-    takes the ranges of every layer's values from.
+    The file uses LiteRT's own operations only, so the runtime alone can run the file. An operation
+    that has no integer form stays in float32 (`float_operations` lists these).
 
-    Only LiteRT's own operations are used: the runtime alone can run the file. An operation that
-    has no integer form stays in float32 (`float_operations` lists these).
+    Args:
+        source: The SavedModel.
+        path: The file to write.
+        precision: "float32"; "float16", float16 weights, computed with as float32 where the
+            machine has nothing better; "dynamic", int8 weights with one scale a channel, and
+            float32 feature maps; "int8", integers only, images uint8 [n, size, size, 3] in,
+            probabilities float32 out.
+        calibration: [n, size, size, 3] RGB in [0, 255], for "int8": these images give the range of
+            every layer's values.
     """
     import tensorflow as tf
 
-    # Not model.export(format="litert"): that lets TensorFlow operations in, which the LiteRT
-    # runtime alone cannot run, and calls the output output_0.
+    # Not model.export(format="litert"): that allows TensorFlow operations, which the LiteRT
+    # runtime alone cannot run, and names the output output_0.
     converter = tf.lite.TFLiteConverter.from_saved_model(str(source))
     if precision != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -67,27 +71,24 @@ def write_litert(
         ]
         converter.inference_input_type = tf.uint8
     with warnings.catch_warnings():
-        # Calibration uses TensorFlow's interpreter, which says that LiteRT's will replace it.
+        # Calibration uses TensorFlow's interpreter, which warns that LiteRT's will replace it.
         warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated")
         path.write_bytes(converter.convert())
 
 
 def float_operations(path: Path) -> tuple[str, ...]:
-    """Names of the operations of a LiteRT file that compute with float32 values, in order.
-
-    Of a file in integers: what stayed float.
-    """
+    """Return the names of a LiteRT file's operations that compute with float32 values, in order."""
     from ai_edge_litert import schema_py_generated as schema
 
-    # Any: what flatc generates says None for a list that is absent, and these are there.
+    # Any: the generated annotations allow None for each list, and a model has these lists.
     model: Any = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
     names = {value: name for name, value in vars(schema.BuiltinOperator).items()}
-    found = []
+    operations = []
     for graph in model.subgraphs:
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
             name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
             types = {graph.tensors[i].type for i in operator.outputs}
             if name not in _CASTS and schema.TensorType.FLOAT32 in types:
-                found.append(name)
-    return tuple(found)
+                operations.append(name)
+    return tuple(operations)

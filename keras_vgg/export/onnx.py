@@ -1,4 +1,4 @@
-"""Keras -> ONNX."""
+"""Convert a Keras model to ONNX."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
 
 
 def require_packages() -> None:
-    """ValueError naming what is to be installed, where a package is missing."""
+    """Raise ValueError, which names what to install, if a package is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
@@ -29,13 +29,13 @@ def require_packages() -> None:
 def write_onnx(model: keras.Model, path: Path) -> None:
     """Convert a model: `images` float32 [batch, size, size, 3] -> `probabilities` [batch, classes].
 
-    Opset 18. Keras' own export has opset 15, another name for every output, and fails on a model
-    that was never called.
+    The file has opset 18. Keras' own export has opset 15 and other names of the outputs, and fails
+    on a model that was never called.
     """
     import tensorflow as tf
 
-    # The converter copies every constant many times (24 GB were not enough for VGG-16), so it gets
-    # the weights as inputs, which are made constants afterwards.
+    # The converter copies every constant many times (24 GB were not enough for VGG-16). So the
+    # weights are inputs first, and become constants afterwards.
     weights = {f"weight_{i}": weight for i, weight in enumerate(model.weights)}
     signature = [
         tf.TensorSpec((None, *model.input_shape[1:]), tf.float32, name="images"),
@@ -48,7 +48,7 @@ def write_onnx(model: keras.Model, path: Path) -> None:
             return {"probabilities": model(images, training=False)}
 
     with warnings.catch_warnings():
-        # tf2onnx 1.17 asks NumPy for an alias that it will have again.
+        # tf2onnx 1.17 uses np.object, an alias that NumPy will define anew.
         warnings.filterwarnings("ignore", message=r"In the future `np\.object`")
         import onnx
         import tf2onnx
@@ -62,38 +62,38 @@ def write_onnx(model: keras.Model, path: Path) -> None:
 
 
 def _make_constant(proto: onnx.ModelProto, values: dict[str, np.ndarray]) -> None:
-    """Replace inputs of a graph by constants, and what is computed from constants alone."""
+    """Turn inputs of a graph, and all values that depend on constants alone, into constants."""
     from onnx import helper, numpy_helper
     from onnx.reference import ReferenceEvaluator
 
     graph = proto.graph
     inputs = [value for value in graph.input if value.name in values]
-    known = {*values, *(tensor.name for tensor in graph.initializer)}
-    early = []
+    constant_names = {*values, *(tensor.name for tensor in graph.initializer)}
+    constant_nodes = []
     for node in graph.node:
-        if {*node.input} <= known:
-            early.append(node)
-            known |= {*node.output}
-    late = [node for node in graph.node if node not in early]
-    needed = {name for node in late for name in node.input}
-    outputs = [name for node in early for name in node.output if name in needed]
-    found = {name: value for name, value in values.items() if name in needed}
+        if {*node.input} <= constant_names:
+            constant_nodes.append(node)
+            constant_names |= {*node.output}
+    other_nodes = [node for node in graph.node if node not in constant_nodes]
+    needed = {name for node in other_nodes for name in node.input}
+    outputs = [name for node in constant_nodes for name in node.output if name in needed]
+    constants = {name: value for name, value in values.items() if name in needed}
     if outputs:
-        before = helper.make_graph(
-            early,
+        constant_graph = helper.make_graph(
+            constant_nodes,
             "constants",
             inputs,
             [helper.make_empty_tensor_value_info(name) for name in outputs],
             [*graph.initializer],
         )
-        model = helper.make_model(before, opset_imports=proto.opset_import)
-        found |= dict(zip(outputs, ReferenceEvaluator(model).run(None, values), strict=True))
-    kept = [tensor for tensor in graph.initializer if tensor.name in needed]
+        model = helper.make_model(constant_graph, opset_imports=proto.opset_import)
+        constants |= dict(zip(outputs, ReferenceEvaluator(model).run(None, values), strict=True))
+    kept_tensors = [tensor for tensor in graph.initializer if tensor.name in needed]
     for field in (graph.node, graph.initializer):
         del field[:]
-    graph.node.extend(late)
-    graph.initializer.extend(kept)
-    for name, value in found.items():
+    graph.node.extend(other_nodes)
+    graph.initializer.extend(kept_tensors)
+    for name, value in constants.items():
         graph.initializer.append(numpy_helper.from_array(value, name))
     for value in inputs:
         graph.input.remove(value)

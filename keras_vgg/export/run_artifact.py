@@ -1,14 +1,15 @@
-"""Run an exported file as its user would: python run_artifact.py KIND FILE THREADS IMAGES OUTPUT
+"""Run an exported file as a user would: python run_artifact.py KIND FILE THREADS IMAGES OUTPUT
 
-A script, not a module: it is run in a process of its own, where keras_vgg and Keras cannot be
-imported, and TensorFlow only for a SavedModel. It writes an .npz to OUTPUT: `seconds`, of each of
-several answers to one image after the first; `peak_bytes`, the most memory that the process had
-until then; and `probabilities` of all images, unless THREADS is 1, which only measures.
+This is a script. It runs in a process of its own, which cannot import keras_vgg and Keras, and can
+import TensorFlow only for a SavedModel. It writes an .npz to OUTPUT with these arrays:
+
+- `seconds`, of each of several answers to one image, after the first answer;
+- `peak_bytes`, the most memory that the process had until then, if the system reports it;
+- `probabilities` of all images, unless THREADS is 1, which only measures.
 """
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -16,13 +17,13 @@ from types import ModuleType
 
 import numpy as np
 
-_BATCH = 32  # images; more than one, so that a batch size frozen into a file is found
+_BATCH = 32  # images: more than one, to find a batch size that is frozen into a file
 _REPEATS = 50
-_SECONDS = 3.0  # of measuring one image, so that a large network takes no minutes
+_SECONDS = 3.0  # One image is measured no longer than this, so a large network takes no minutes.
 
 Runner = Callable[[np.ndarray], np.ndarray]
 
-# Module -> None: Python refuses to import it.
+# Python refuses to import a module whose entry is None.
 _modules: dict[str, ModuleType | None] = sys.modules  # pyright: ignore[reportAssignmentType]
 
 
@@ -33,7 +34,7 @@ def _saved_model(path: str, threads: int) -> Runner:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     model = tf.saved_model.load(path)
     serve = model.signatures["serving_default"]
-    # The model must not be collected while its signature is in use.
+    # The default argument keeps the model alive while its signature is in use.
     return lambda images, _model=model: serve(images=tf.constant(images))["probabilities"].numpy()
 
 
@@ -43,10 +44,10 @@ def _litert(path: str, threads: int) -> Runner:
 
     interpreter = Interpreter(model_path=path, num_threads=threads)
     serve = interpreter.get_signature_runner("serving_default")
-    whole = serve.get_input_details()["images"]["dtype"] == np.uint8
+    takes_uint8 = serve.get_input_details()["images"]["dtype"] == np.uint8
 
     def run(images: np.ndarray) -> np.ndarray:
-        images = np.rint(images).astype(np.uint8) if whole else images
+        images = np.rint(images).astype(np.uint8) if takes_uint8 else images
         return serve(images=images)["probabilities"]
 
     return run
@@ -65,14 +66,19 @@ def _onnx(path: str, threads: int) -> Runner:
 RUNNERS = {"saved_model": _saved_model, "litert": _litert, "onnx": _onnx}
 
 
-def _peak_bytes() -> int:
-    """The most memory that this process had at a time."""
+def _peak_bytes() -> int | None:
+    """Return the most memory that this process had at a time; None on Windows."""
     if sys.platform == "linux":
-        # Not getrusage: there the peak of the process that started this one counts as well.
+        # getrusage would count the peak of the process that started this one as well.
         with open("/proc/self/status") as status:
             line = next(line for line in status if line.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main(kind: str, path: str, threads: str, images: str, output: str) -> None:
@@ -80,19 +86,21 @@ def main(kind: str, path: str, threads: str, images: str, output: str) -> None:
     run = RUNNERS[kind](path, int(threads))
     stored = np.load(images, mmap_mode="r")
     one = np.array(stored[:1])
-    run(one)  # the first answer also makes ready
+    run(one)  # The first answer takes longer: the runtime prepares itself.
     seconds: list[float] = []
     while len(seconds) < _REPEATS and (len(seconds) < 5 or sum(seconds) < _SECONDS):
         start = time.perf_counter()
         run(one)
         seconds.append(time.perf_counter() - start)
-    found = {"seconds": seconds, "peak_bytes": _peak_bytes()}
+    arrays = {"seconds": np.array(seconds)}
+    if (peak_bytes := _peak_bytes()) is not None:
+        arrays["peak_bytes"] = np.array(peak_bytes)
     if threads != "1":
         starts = range(0, len(stored), _BATCH)
         answers = [run(np.array(stored[start : start + _BATCH])) for start in starts]
-        found["probabilities"] = np.concatenate(answers)
+        arrays["probabilities"] = np.concatenate(answers)
     with open(output, "wb") as file:
-        np.savez(file, **found)
+        np.savez(file, **arrays)
 
 
 if __name__ == "__main__":

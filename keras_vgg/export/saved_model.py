@@ -1,4 +1,4 @@
-"""Keras -> a SavedModel for TensorFlow Serving: four signatures, labels, warm-up requests."""
+"""Write a SavedModel for TensorFlow Serving: four signatures, class names, warm-up requests."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ def write_saved_model(
     transform: Callable,
     top: int = 5,
 ) -> None:
-    """Write a model with these signatures, all of any batch size:
+    """Write a model with these signatures, each for any batch size:
 
     - `serving_default`: `images` float32 [n, size, size, 3] RGB in [0, 255] -> `probabilities`
       float32 [n, classes];
-    - `serving_uint8`: the same of uint8 images;
-    - `classify`: `image_bytes` string [n], files as they are (JPEG, PNG, BMP, GIF, WebP), decoded,
-      turned upright and brought to size inside -> `classes` string, `indices` int32 and
+    - `serving_uint8`: the same for uint8 images;
+    - `classify`: `image_bytes` string [n], image files (JPEG, PNG, BMP, GIF, WebP), which the
+      model decodes, turns upright and transforms -> `classes` string, `indices` int32 and
       `probabilities` float32, all [n, top], the most probable first;
-    - `features`: `images` float32 -> `features` float32 [n, channels], the last block's map
-      averaged over the image. Not there where the model has no such map.
+    - `features`: `images` float32 -> `features` float32 [n, channels], the last block's feature
+      map averaged over the image. A model without a feature map has no such signature.
 
-    A bad image makes a request an INVALID_ARGUMENT error: it names the image's place in the batch
-    where the first bytes tell (no known format, or more than the 25 megapixels of an upload, found
-    before anything is decoded), and has the decoder's message where only decoding does. So are
-    images of another size, and an empty batch.
+    A request gets an INVALID_ARGUMENT error for a bad image, images of another size or an empty
+    batch. If the first bytes of an image show the error (an unknown format, or more than 25
+    megapixels), nothing is decoded, and the message names the image's place in the batch. Else the
+    message is the decoder's.
 
-    The class names are its asset class_names.txt; its assets.extra/tf_serving_warmup_requests has
-    a request of each signature, which TensorFlow Serving answers before it says that it is ready.
+    The class names are the asset class_names.txt. The file assets.extra/tf_serving_warmup_requests
+    has a request for each signature. TensorFlow Serving answers these before it reports ready.
 
     Args:
         model: images [n, size, size, 3] -> probabilities [n, classes].
-        class_names: one for each output, without line breaks.
-        transform: a decoded image, uint8 [h, w, 3] -> float32 [size, size, 3] in [0, 255].
-        top: how many classes `classify` names, at most all of them.
+        class_names: One name for each output, without line breaks.
+        transform: A decoded image, uint8 [h, w, 3] -> float32 [size, size, 3] in [0, 255].
+        top: How many classes `classify` names, at most all of them.
     """
     shape = tuple(model.input_shape[1:])
     sample = transform(tf.zeros([256, 256, 3], tf.uint8))
     archive = keras.export.ExportArchive()
-    # No track(model): the endpoints track its variables, and both would store every weight twice.
+    # No track(model): the endpoints track the variables, and both would store every weight twice.
     requests = {
         "serving_default": {"images": sample[tf.newaxis]},
         "serving_uint8": {"images": tf.cast(sample, tf.uint8)[tf.newaxis]},
@@ -66,9 +66,9 @@ def write_saved_model(
         return [tf.TensorSpec((None, *shape), dtype, name="images")]
 
     def checked(images: tf.Tensor) -> tf.Tensor:
-        # A signature's shape is a promise that nobody checks when it is called: an image of 31x32
+        # TensorFlow does not check a signature's shape when it is called: an image of 31x32
         # pixels, or a grey one, would get an answer.
-        with tf.control_dependencies([_some(images)]):
+        with tf.control_dependencies([_not_empty(images)]):
             return tf.cast(tf.ensure_shape(images, (None, *shape)), tf.float32)
 
     def probabilities(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -84,7 +84,7 @@ def write_saved_model(
             _classify(model, names, transform, min(top, len(class_names))),
             [tf.TensorSpec((None,), tf.string, name="image_bytes")],
         )
-        if (layer := _last_map(model)) is not None:
+        if (layer := _last_feature_map(model)) is not None:
             extractor = feature_extractor(model, layer, "avg")
             archive.add_endpoint(
                 "features",
@@ -92,9 +92,9 @@ def write_saved_model(
                 images_of(tf.float32),
             )
             requests["features"] = requests["serving_default"]
-        # Keras makes the archive of its backend, here TensorFlow.
+        # Keras returns the archive of the current backend, here TensorFlow.
         archive.write_out(str(path), verbose=False)  # pyright: ignore[reportAttributeAccessIssue]
-    extra = path / "assets.extra"  # what TensorFlow itself does not read
+    extra = path / "assets.extra"  # TensorFlow Serving reads this folder, TensorFlow does not.
     extra.mkdir()
     write_warmup(requests, extra / "tf_serving_warmup_requests", model.name)
 
@@ -102,44 +102,44 @@ def write_saved_model(
 def _classify(
     model: keras.Model, names: tf.lookup.StaticHashTable, transform: Callable, top: int
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    side = [None if s is None else int(s) for s in model.input_shape[1:]]
-    lazy = may_take_pictures(transform)
+    shape = [None if side is None else int(side) for side in model.input_shape[1:]]
+    decodes_lazily = may_take_pictures(transform)
 
     def image(item: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
         index, encoded = item
-        with tf.control_dependencies(_good_head(index, encoded)):
+        with tf.control_dependencies(_header_checks(index, encoded)):
             encoded = tf.identity(encoded)
-        if lazy:
-            found = transform_encoded(encoded, transform, MAX_UPLOAD_PIXELS)
+        if decodes_lazily:
+            transformed = transform_encoded(encoded, transform, MAX_UPLOAD_PIXELS)
         else:
-            found = transform(decode(encoded, MAX_UPLOAD_PIXELS))
-        return tf.cast(found, tf.float32)
+            transformed = transform(decode(encoded, MAX_UPLOAD_PIXELS))
+        return tf.cast(transformed, tf.float32)
 
     def classify(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        with tf.control_dependencies([_some(image_bytes)]):
+        with tf.control_dependencies([_not_empty(image_bytes)]):
             numbered = tf.range(tf.size(image_bytes)), image_bytes
-        images = tf.map_fn(image, numbered, fn_output_signature=tf.TensorSpec(side, tf.float32))
-        found = tf.math.top_k(model(images, training=False), top)
+        images = tf.map_fn(image, numbered, fn_output_signature=tf.TensorSpec(shape, tf.float32))
+        best = tf.math.top_k(model(images, training=False), top)
         return {
-            "classes": names.lookup(tf.cast(found.indices, tf.int64)),
-            "indices": found.indices,
-            "probabilities": found.values,
+            "classes": names.lookup(tf.cast(best.indices, tf.int64)),
+            "indices": best.indices,
+            "probabilities": best.values,
         }
 
     return classify
 
 
-def _some(batch: tf.Tensor) -> tf.Operation | None:
-    """TensorFlow's fused convolutions fail on an empty batch with a message about filters."""
+def _not_empty(batch: tf.Tensor) -> tf.Operation | None:
+    """Check that a batch has an image: fused convolutions would fail with another message."""
     return tf.debugging.Assert(tf.shape(batch)[0] > 0, ["the batch has no image"])
 
 
-def _good_head(index: tf.Tensor, encoded: tf.Tensor) -> list[tf.Operation | None]:
-    """Checks of one image, before it is decoded."""
+def _header_checks(index: tf.Tensor, encoded: tf.Tensor) -> list[tf.Operation | None]:
+    """Return the checks of one image before it is decoded."""
     sides = encoded_sides(encoded)
     pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
     image = tf.strings.format("image {} of the batch", index)
-    unknown = "is no JPEG, PNG, BMP, GIF or WebP image, or nothing of one but its first bytes"
+    unknown = "is not a JPEG, PNG, BMP, GIF or WebP image, or ends after its first bytes"
     too_large = (
         f"has more than {MAX_UPLOAD_PIXELS:,} pixels; make it smaller; its height and width:"
     )
@@ -150,7 +150,7 @@ def _good_head(index: tf.Tensor, encoded: tf.Tensor) -> list[tf.Operation | None
 
 
 def _table(class_names: Sequence[str], path: Path) -> tf.lookup.StaticHashTable:
-    """Index -> name, from a file that becomes the SavedModel's asset."""
+    """Return a table index -> name, from a file that becomes the SavedModel's asset."""
     path.write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
     lines = tf.lookup.TextFileInitializer(
         str(path),
@@ -162,7 +162,7 @@ def _table(class_names: Sequence[str], path: Path) -> tf.lookup.StaticHashTable:
     return tf.lookup.StaticHashTable(lines, default_value="")
 
 
-def _last_map(model: keras.Model) -> str | None:
-    """Name of the layer that gives the last feature map: of a VGG block5_pool."""
+def _last_feature_map(model: keras.Model) -> str | None:
+    """Return the name of the layer with the last feature map: block5_pool for a VGG."""
     maps = [layer.name for layer in model.layers[1:] if len(layer.output.shape) == 4]
     return "block5_pool" if "block5_pool" in maps else maps[-1] if maps else None

@@ -1,4 +1,4 @@
-"""What an exported file answers, how fast, and whether that is what its model answers."""
+"""Run an exported file, measure it, and compare its answers with the model's."""
 
 from __future__ import annotations
 
@@ -6,40 +6,46 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from keras_vgg.evaluation.result import Evaluation
 from keras_vgg.export import run_artifact
+from keras_vgg.export.litert import float_operations
 
 THREADS = (1, 2)
+TOLERANCE = 0.5  # percentage points
 
-_TIE = 1e-5  # two probabilities nearer than this are equal but for float32 rounding
-_EXACT = 1e-3  # largest difference of a probability that float32 may make
+_TIE = 1e-5  # Two probabilities nearer than this are equal but for float32 rounding.
+_FLOAT32_DIFFERENCE = 1e-3  # the largest difference of a probability that float32 may make
 
 
 class ExportError(ValueError):
-    """A file could not be made from the model, or does not answer like it."""
+    """A file could not be made from the model, or does not answer like the model."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One exported file or folder, and how it compares with the model it came from.
+    """One exported file or folder, and how it compares with its model.
 
     Attributes:
-        format: one of FORMATS.
-        path: where it is.
-        bytes: its size; of a folder, the sum of its files.
-        sha256: hex digest; of a folder, over the sorted relative paths, sizes and contents.
-        images: how many images it was verified on.
-        top1, top5: its accuracy on them, in [0, 1]; None without labels, and top5 of no more than
-            five classes.
-        agreement: fraction of the images with the same most probable class as the model's.
-        max_difference: largest |difference| of any probability from the model's.
+        format: One of FORMATS.
+        path: The file or folder.
+        bytes: The size of the file, or the sum of the folder's files.
+        sha256: Hex digest of the file; for a folder, over the sorted relative paths, sizes and
+            contents.
+        images: How many images it was verified on.
+        top1, top5: The accuracy on these images, in [0, 1]. Both are None without labels; top5 is
+            None for five classes or fewer.
+        agreement: Fraction of the images whose most probable class is the model's.
+        max_difference: Largest |difference| of any probability from the model's.
         latency_ms: threads -> (median, 95th percentile) of the milliseconds that one image takes.
-        peak_bytes: the most memory that a process had which loaded it and answered one image.
-        float_operations: of a file in integers, the operations that stayed in float32.
+        peak_bytes: The most memory of a process that loaded the file and answered one image.
+            None where the system does not report it (Windows).
+        float_operations: For litert_int8, the operations that stayed in float32.
     """
 
     format: str
@@ -52,55 +58,113 @@ class Artifact:
     agreement: float
     max_difference: float
     latency_ms: dict[int, tuple[float, float]]
-    peak_bytes: int
+    peak_bytes: int | None
     float_operations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a file gave when it was run: as of Artifact, and `probabilities` [n, classes]."""
+    """What a file answered: `probabilities` [n, classes]; the rest as in Artifact."""
 
     probabilities: np.ndarray
     latency_ms: dict[int, tuple[float, float]]
-    peak_bytes: int
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What every file is compared with: the model's own answers.
+
+    Attributes:
+        probabilities: [n, classes].
+        labels: [n] integers, or None.
+        class_names: One name for each output.
+        images_file: A .npy of the images, float32 [n, size, size, 3] RGB in [0, 255].
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray | None
+    class_names: Sequence[str]
+    images_file: Path
+
+    def accuracy(self, probabilities: np.ndarray) -> dict[str, float | None]:
+        """Return top1 and top5 of some answers to the images; None without labels."""
+        if self.labels is None:
+            return {"top1": None, "top5": None}
+        labels = np.asarray(self.labels)
+        evaluation = Evaluation(labels, probabilities, tuple(self.class_names))
+        return {"top1": evaluation.top1, "top5": evaluation.top5}
+
+
+def verified_artifact(
+    format: str, path: Path, scratch: Path, reference: Reference, allowed_loss: float | None
+) -> Artifact:
+    """Run a file on the images and compare its answers with the model's.
+
+    Args:
+        path: The file or folder.
+        scratch: A folder for the answers.
+        allowed_loss: As `tolerance` of `compare`.
+
+    Raises:
+        ExportError: the file does not run, or does not answer like the model.
+    """
+    answers = run(format, path, reference.images_file, scratch)
+    probabilities = answers.probabilities
+    agreement, difference = compare(
+        format, probabilities, reference.probabilities, reference.labels, allowed_loss
+    )
+    size, digest = size_and_sha256(path)
+    return Artifact(
+        format=format,
+        path=path,
+        bytes=size,
+        sha256=digest,
+        images=len(reference.probabilities),
+        **reference.accuracy(probabilities),
+        agreement=agreement,
+        max_difference=difference,
+        latency_ms=answers.latency_ms,
+        peak_bytes=answers.peak_bytes,
+        float_operations=float_operations(path) if format == "litert_int8" else (),
+    )
 
 
 def run(format: str, path: Path, images: Path, scratch: Path) -> Answers:
-    """Run a file in fresh processes that have nothing but its runtime, one for each of THREADS.
-
-    On the CPU: threads and memory are what they are there.
+    """Run a file on the CPU in fresh processes that load only its runtime, one for each of THREADS.
 
     Args:
         images: A .npy of float32 [n, size, size, 3] RGB in [0, 255].
         scratch: A folder for the answers.
 
     Raises:
-        ExportError: it does not run.
+        ExportError: the file does not run.
     """
     kind = next(kind for kind in run_artifact.RUNNERS if format.startswith(kind))
     environment = {"TF_ENABLE_ONEDNN_OPTS": "1", **os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-    latency = {}
+    latency, probabilities, peak_bytes = {}, np.empty(0), None
     for threads in THREADS:
         output = scratch / f"answers_{threads}.npz"
         arguments = (kind, path, threads, images, output)
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-I", run_artifact.__file__, *map(str, arguments)],
             env=environment,
             capture_output=True,
             text=True,
         )
-        if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise ExportError(f"{format}: the file that was written does not run: {said[-1]}")
-        with np.load(output, allow_pickle=False) as found:
-            milliseconds = 1000 * found["seconds"]
+        if process.returncode:
+            lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
+            raise ExportError(f"{format}: the file that was written does not run: {lines[-1]}")
+        with np.load(output, allow_pickle=False) as arrays:
+            milliseconds = 1000 * arrays["seconds"]
             latency[threads] = (
                 float(np.median(milliseconds)),
                 float(np.percentile(milliseconds, 95)),
             )
-            if "probabilities" in found:
-                answers = found["probabilities"], int(found["peak_bytes"])
-    return Answers(answers[0], latency, answers[1])
+            if "probabilities" in arrays:
+                probabilities = arrays["probabilities"]
+                peak_bytes = int(arrays["peak_bytes"]) if "peak_bytes" in arrays else None
+    return Answers(probabilities, latency, peak_bytes)
 
 
 def compare(
@@ -110,44 +174,47 @@ def compare(
     labels: np.ndarray | None,
     tolerance: float | None,
 ) -> tuple[float, float]:
-    """(agreement, largest difference) of a file's probabilities and its model's.
+    """Compare a file's probabilities with the model's; return (agreement, largest difference).
 
     Args:
         tolerance: How many percentage points of top-1 accuracy the file may lose; without labels,
-            on how many of the images it may have another most probable class. None: it must answer
-            like the model: probabilities within 1e-3, and the same most probable class wherever
-            the model's two probabilities are not tied (nearer than 1e-5).
+            on how many of the images it may have another most probable class. None: the file must
+            answer like the model: probabilities within 1e-3, and the same most probable class
+            wherever the model's two probabilities are not tied (nearer than 1e-5).
 
     Raises:
-        ExportError: it does not.
+        ExportError: the file loses more.
     """
     if actual.shape != expected.shape:
         raise ExportError(f"{format}: gives {actual.shape} where the model gives {expected.shape}")
     if not np.isfinite(actual).all():
         raise ExportError(f"{format}: gives nan or infinite probabilities")
     difference = float(np.abs(actual - expected).max())
-    ours, theirs = expected.argmax(axis=1), actual.argmax(axis=1)
-    agreement = float(np.mean(ours == theirs))
+    model_classes, file_classes = expected.argmax(axis=1), actual.argmax(axis=1)
+    agreement = float(np.mean(model_classes == file_classes))
     if tolerance is None:
         rows = np.arange(len(expected))
-        wrong = int(np.sum(expected[rows, ours] - expected[rows, theirs] > _TIE))
-        if difference > _EXACT or wrong:
+        margins = expected[rows, model_classes] - expected[rows, file_classes]
+        wrong = int(np.sum(margins > _TIE))
+        if difference > _FLOAT32_DIFFERENCE or wrong:
             raise ExportError(
                 f"{format}: does not answer like the model on {len(expected)} images:"
-                f" probabilities differ by up to {difference:.3g} (tolerance {_EXACT:.3g}), and the"
-                f" most probable class differs on {wrong} that are not ties (agreement"
-                f" {agreement:.2%})"
+                f" probabilities differ by up to {difference:.3g} (tolerance"
+                f" {_FLOAT32_DIFFERENCE:.3g}), and the most probable class differs on {wrong} that"
+                f" are not ties (agreement {agreement:.2%})"
             )
         return agreement, difference
     if labels is None:
-        lost, what = 1 - agreement, "differs from the model"
+        loss, verb = 1 - agreement, "differs from the model"
     else:
-        lost, what = float(np.mean(ours == labels) - np.mean(theirs == labels)), "is less accurate"
-    # Counted in images, for 0.5 points of 200 images are one, whatever float64 makes of it.
-    if round(lost * len(expected)) > tolerance / 100 * len(expected) + 1e-6:
+        loss = float(np.mean(model_classes == labels) - np.mean(file_classes == labels))
+        verb = "is less accurate"
+    # Counted in whole images, so that float64's rounding does not decide at the tolerance.
+    if round(loss * len(expected)) > tolerance / 100 * len(expected) + 1e-6:
         raise ExportError(
-            f"{format}: {what} by {100 * lost:.2f} percentage points on {len(expected)} images,"
-            f" more than the tolerance of {tolerance:g}; nothing was kept"
+            f"{format}: {verb} by {100 * loss:.2f} percentage points on {len(expected)} images,"
+            f" more than the tolerance of {tolerance:g}; nothing was kept. Raise the tolerance, or"
+            " choose another format"
         )
     return agreement, difference
 

@@ -1,4 +1,4 @@
-"""The warm-up requests of a SavedModel, in the format that TensorFlow Serving reads."""
+"""Write the warm-up requests of a SavedModel in the format that TensorFlow Serving reads."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _PACKAGE = "keras_vgg.serving"
 def write_warmup(
     requests: Mapping[str, Mapping[str, tf.Tensor]], path: Path, model_name: str
 ) -> None:
-    """A TFRecord of tensorflow.serving.PredictionLog, one for each signature -> inputs."""
+    """Write a TFRecord of tensorflow.serving.PredictionLog: one for each signature -> inputs."""
     prediction_log = _messages()
     with tf.io.TFRecordWriter(str(path)) as writer:
         for signature, inputs in requests.items():
-            log: Any = prediction_log()  # its class, and so its fields, are made below
+            log: Any = prediction_log()  # `_messages` makes its class, so no type checker knows it.
             request = log.predict_log.request
             request.model_spec.name = model_name
             request.model_spec.signature_name = signature
@@ -33,10 +33,10 @@ def write_warmup(
 
 @cache
 def _messages() -> type[Message]:
-    """PredictionLog and what it holds, as far as it is needed.
+    """Return the class PredictionLog, with the fields that a warm-up request needs.
 
-    The package tensorflow-serving-api has them all, and would bring gRPC with it. Names are ours;
-    what counts are the numbers and types of the fields (tensorflow_serving/apis/*.proto).
+    The package tensorflow-serving-api has the full class, but brings gRPC with it. The numbers and
+    types of the fields are those of tensorflow_serving/apis/*.proto; the names do not matter.
     """
     file = descriptor_pb2.FileDescriptorProto(
         name="keras_vgg/serving.proto",
@@ -46,10 +46,10 @@ def _messages() -> type[Message]:
     )
 
     def message(name: str, *fields: tuple[str, int, str | None]) -> descriptor_pb2.DescriptorProto:
-        added = file.message_type.add(name=name)
+        descriptor = file.message_type.add(name=name)
         for field, number, kind in fields:
-            _add_field(added, field, number, kind)
-        return added
+            _add_field(descriptor, field, number, kind)
+        return descriptor
 
     message("ModelSpec", ("name", 1, None), ("signature_name", 3, None))
     request = message("PredictRequest", ("model_spec", 1, f".{_PACKAGE}.ModelSpec"))
@@ -61,10 +61,10 @@ def _messages() -> type[Message]:
     message("PredictLog", ("request", 1, f".{_PACKAGE}.PredictRequest"))
     message("PredictionLog", ("predict_log", 6, f".{_PACKAGE}.PredictLog"))
 
-    pool = descriptor_pool.Default()  # which has TensorFlow's own messages
+    pool = descriptor_pool.Default()  # The default pool has TensorFlow's own messages.
     pool.Add(file)
-    found = pool.FindMessageTypeByName(f"{_PACKAGE}.PredictionLog")
-    return message_factory.GetMessageClass(found)
+    prediction_log = pool.FindMessageTypeByName(f"{_PACKAGE}.PredictionLog")
+    return message_factory.GetMessageClass(prediction_log)
 
 
 def _add_field(
@@ -74,7 +74,7 @@ def _add_field(
     kind: str | None,
     repeated: bool = False,
 ) -> None:
-    """A message of type `kind`, or a string."""
+    """Add a field to a message: a message of type `kind`, or a string if `kind` is None."""
     field = descriptor_pb2.FieldDescriptorProto
     message.field.add(
         name=name,

@@ -1,0 +1,78 @@
+"""Checks of a model, its class names and the images, before an export begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from keras_vgg.finite import require_finite_images, require_finite_weights
+
+if TYPE_CHECKING:
+    import keras
+
+
+def check_model(model: keras.Model, class_names: Sequence[str]) -> None:
+    """Raise ValueError for other inputs or outputs than an export has, or NaN in the weights."""
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ValueError(
+            f"a model must have one input and one output to be exported; {model.name!r} has"
+            f" {len(model.inputs)} and {len(model.outputs)}"
+        )
+    if len(model.input_shape) != 4 or model.output_shape[1:] != (len(class_names),):
+        raise ValueError(
+            f"model {model.name!r} maps {model.input_shape} to {model.output_shape};"
+            f" {len(class_names)} class names call for (None, size, size, 3)"
+            f" to (None, {len(class_names)})"
+        )
+    for name in class_names:
+        if name.splitlines() != [name]:
+            raise ValueError(f"class name {name!r} is empty or has a line break in it")
+    require_finite_weights(model)
+
+
+def check_images(
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    calibration: np.ndarray | None,
+    needs_calibration: bool,
+) -> None:
+    """Raise ValueError for images or labels on which nothing can be verified or calibrated."""
+    _check_batch(images, model.input_shape, "to verify the export on")
+    if labels is not None and np.shape(labels) != (len(images),):
+        raise ValueError(f"labels are {np.shape(labels)} for {len(images)} images")
+    if needs_calibration:
+        if calibration is None:
+            raise ValueError("litert_int8 needs calibration images, of the training set")
+        _check_batch(calibration, model.input_shape, "to calibrate on")
+
+
+def _check_batch(images: np.ndarray, input_shape: tuple[int | None, ...], purpose: str) -> None:
+    fits = images.ndim == 4 and all(
+        expected is None or actual == expected
+        for actual, expected in zip(images.shape[1:], input_shape[1:], strict=True)
+    )
+    if not fits:
+        raise ValueError(f"images are {images.shape}; the model takes {input_shape}")
+    if len(images) == 0:
+        raise ValueError(f"there are no images {purpose}")
+    require_finite_images(images, f"the images {purpose} hold")
+
+
+def check_tolerance(tolerance: float) -> None:
+    """Raise ValueError for a negative tolerance or NaN."""
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must be 0 or more percentage points, not {tolerance}")
+
+
+def square_side(model: keras.Model) -> int:
+    """Return the side of a model's square input. ValueError: the input has no fixed square size."""
+    height, width = model.input_shape[1:3]
+    if height is None or height != width:
+        raise ValueError(
+            f"model {model.name!r} takes {model.input_shape}, which is not one square size; pass a"
+            " transform that makes images of a size that the model takes"
+        )
+    return height

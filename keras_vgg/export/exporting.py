@@ -1,0 +1,204 @@
+"""The export itself: write the formats, verify each one, and put the folder in place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_vgg import augment
+from keras_vgg.console import progress_bars
+from keras_vgg.export.checks import check_images, check_model, check_tolerance, square_side
+from keras_vgg.export.fold import folded, in_float32
+from keras_vgg.export.folder import whole_folder
+from keras_vgg.export.formats import (
+    DEFAULT_FORMATS,
+    FILES,
+    FLOAT32_FORMATS,
+    check_formats,
+    write_format,
+)
+from keras_vgg.export.onnx import PACKAGES as ONNX_PACKAGES
+from keras_vgg.export.verify import TOLERANCE, Artifact, Reference, verified_artifact
+from keras_vgg.files import write_json
+from keras_vgg.versions import package_versions
+
+if TYPE_CHECKING:
+    import keras
+
+_RECORD = "export.json"
+_BATCH = 32  # images
+
+
+def export(
+    model: keras.Model,
+    class_names: Sequence[str],
+    directory: str | Path,
+    *,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    calibration: np.ndarray | None = None,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    tolerance: float = TOLERANCE,
+    transform: Callable[[Any], Any] | None = None,
+    top: int = 5,
+    stand_in: Callable[[Path], keras.Model] | None = None,
+    overwrite: bool = False,
+    verbose: bool = False,
+) -> list[Artifact]:
+    """Write a model in serving formats, verify each file on images, then put all in place.
+
+    The folder gets these files, as far as `formats` names them:
+
+    - `saved_model/`, for TensorFlow Serving, with the signatures `serving_default` and
+      `serving_uint8` (images -> probabilities), `classify` (encoded files -> names of the most
+      probable classes) and `features`: see `keras_vgg.export.saved_model`;
+    - `model.tflite`, `model_float16.tflite`, `model_dynamic.tflite` and `model_int8.tflite`, for
+      LiteRT, with the signature `serving_default`: see `keras_vgg.export.litert`;
+    - `model.onnx`, opset 18.
+
+    Each maps `images` [batch, size, size, 3] RGB in [0, 255] (float32; uint8 for int8) to
+    `probabilities` float32 [batch, classes]. The folder also gets `class_names.txt` (one name a
+    line, in the order of the outputs) and `export.json`: the artifacts with their figures, and the
+    versions of the packages. Batch normalisation is folded into the convolutions. A model that
+    computes in lower precision is exported, and compared, in float32.
+
+    The folder appears whole or not at all. If a process is killed, the earlier export stays, or
+    the next export puts it back.
+
+    Args:
+        model: A model with one input [batch, size, size, 3] RGB in [0, 255] and one output
+            [batch, classes].
+        class_names: One name for each output, without line breaks.
+        directory: The folder to make, with its parents. A failure leaves it as it was.
+        images: [n, size, size, 3] RGB in [0, 255], n >= 1: real images, such as the validation
+            split.
+        labels: [n] integers, the classes of the images. None: no accuracy is stated.
+        calibration: [n, size, size, 3], some hundred images of the training split. Only
+            litert_int8 needs them.
+        formats: Which of FORMATS to write.
+        tolerance: How many percentage points of top-1 accuracy a format of less than float32 may
+            lose (without labels: on how many of the images it may differ from the model). A
+            float32 format must answer like the model: probabilities within 1e-3, and the same most
+            probable class unless the model's two best are tied (nearer than 1e-5).
+        transform: What `classify` does with a decoded image, uint8 [h, w, 3] -> [size, size, 3] in
+            [0, 255]. None: rescale the smallest side to the model's size and take the centre.
+        top: How many classes `classify` names.
+        stand_in: Returns a model to write instead, such as a compressed one. It is compared with
+            `model`, and `tolerance` holds for every format. It is called with the folder that is
+            being made, into which it may write more files.
+        overwrite: Replace an earlier export. Any other folder is refused all the same.
+        verbose: Show a progress bar on stderr.
+
+    Returns:
+        One Artifact for each format, in the order of `formats`.
+
+    Raises:
+        ExportError: a format cannot represent the model, or does not answer like the model within
+            the tolerance.
+        ValueError: an unknown or repeated format, no format, a model with other inputs or outputs,
+            class names or images that do not fit the model, images or weights that are not finite,
+            a package that is not installed, no calibration images for litert_int8.
+        FileExistsError: the directory exists and is not an export that `overwrite` may replace.
+        OSError: the disk is full, or another process exports to the same directory.
+    """
+    formats = tuple(formats)
+    images = np.asarray(images, dtype=np.float32)
+    directory = Path(os.path.abspath(directory))
+    check_formats(formats)
+    check_model(model, class_names)
+    check_images(model, images, labels, calibration, "litert_int8" in formats)
+    check_tolerance(tolerance)
+    if transform is None:
+        side = square_side(model)
+        transform = partial(augment.eval_image, size=side, scale=side)
+    options = {
+        "class_names": class_names,
+        "transform": transform,
+        "top": top,
+        "calibration": calibration,
+    }
+    with (
+        whole_folder(directory, _RECORD, overwrite) as new_folder,
+        progress_bars(verbose) as progress,
+        _full_precision(),
+    ):
+        task = progress.add_task("model", total=len(formats) + 1)
+        model = in_float32(model)
+        scratch = new_folder.parent / "scratch"
+        reference = Reference(
+            _probabilities(model, images), labels, class_names, _save_images(images, scratch)
+        )
+        written = folded(model if stand_in is None else in_float32(stand_in(new_folder)))
+        artifacts = []
+        for format in formats:
+            progress.update(task, advance=1, description=format)
+            path = new_folder / FILES[format]
+            write_format(format, written, path, scratch, **options)
+            must_be_equal = format in FLOAT32_FORMATS and stand_in is None
+            allowed_loss = None if must_be_equal else tolerance
+            artifacts.append(verified_artifact(format, path, scratch, reference, allowed_loss))
+        progress.update(task, advance=1)
+        names_text = "".join(f"{name}\n" for name in class_names)
+        (new_folder / "class_names.txt").write_text(names_text, encoding="utf-8")
+        write_json(new_folder / _RECORD, _record(model, artifacts, reference, tolerance))
+    return [replace(artifact, path=directory / artifact.path.name) for artifact in artifacts]
+
+
+def _probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Return the model's own answers, [n, classes]. ValueError: they are not finite."""
+    # Keras annotates `verbose` as text, and documents 0.
+    answers = model.predict(images, batch_size=_BATCH, verbose=0)  # pyright: ignore[reportArgumentType]
+    probabilities = np.asarray(answers)
+    if not np.isfinite(probabilities).all():
+        raise ValueError("the model's own probabilities are not finite on these images")
+    return probabilities
+
+
+def _save_images(images: np.ndarray, scratch: Path) -> Path:
+    """Save the images in a new folder for the processes that run the artifacts; return the path."""
+    scratch.mkdir()
+    path = scratch / "images.npy"
+    try:
+        np.save(path, images)
+    except OSError as error:  # NumPy's message names no file.
+        raise OSError(f"{scratch} cannot be written; is the disk full? ({error})") from error
+    return path
+
+
+def _record(
+    model: keras.Model, artifacts: Sequence[Artifact], reference: Reference, tolerance: float
+) -> dict[str, Any]:
+    """Return the content of export.json."""
+    packages = ("keras", "tensorflow", "ai-edge-litert")
+    if any(artifact.format == "onnx" for artifact in artifacts):
+        packages += ONNX_PACKAGES
+    return {
+        "model": {
+            "parameters": model.count_params(),
+            "bytes": 4 * model.count_params(),
+            **reference.accuracy(reference.probabilities),
+        },
+        "tolerance": tolerance,
+        "artifacts": [{**asdict(artifact), "path": artifact.path.name} for artifact in artifacts],
+        "versions": package_versions(packages),
+    }
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Switch TensorFloat-32 off: its 10-bit products on a GPU would count as a difference."""
+    import tensorflow as tf
+
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
