@@ -12,7 +12,7 @@ MINIMUM_SIZE = 32  # five 2x2 pools leave one pixel of 32
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
-    """One column of Table 1. `blocks` holds (kernel, filters) of each convolution."""
+    """One column of Table 1; `blocks` holds (kernel, filters) of each convolution."""
 
     name: str
     builder: str
@@ -43,16 +43,16 @@ CONFIGURATIONS: dict[str, Configuration] = {
 
 
 def get_configuration(name: str) -> Configuration:
-    """Look a configuration up by the paper's letter or the builder's name, in any case.
+    """Return a configuration by the paper's letter or the builder's name, in any case.
 
     Raises:
-        ValueError: the name is neither.
+        ValueError: no configuration has the name.
     """
     for configuration in CONFIGURATIONS.values():
         if str(name).lower() in (configuration.name.lower(), configuration.builder.lower()):
             return configuration
     known = ", ".join(f"{c.name} ({c.builder})" for c in CONFIGURATIONS.values())
-    raise ValueError(f"unknown VGG configuration {str(name)[:40]!r}; known are {known}")
+    raise ValueError(f"unknown VGG configuration {str(name)[:40]!r}; choose {known}")
 
 
 HEADS = ("fc", "conv", "gap")
@@ -75,7 +75,7 @@ def check_options(
 
 
 def scaled_width(filters: int, width_multiplier: float) -> int:
-    """Filters of a convolution at a width multiplier: rounded half up, at least 1."""
+    """Return a convolution's filters times the multiplier, rounded half up, at least 1."""
     return max(1, math.floor(filters * width_multiplier + 0.5))
 
 
@@ -86,14 +86,14 @@ class Layer:
     Attributes:
         name: The Keras layer's name, as in keras.applications.
         kind: conv, batch_norm, lrn, pool, flatten, dense or global_pool.
-        kernel: (height, width) of a window, None where there is none.
+        kernel: (height, width) of the layer's window; None for a layer without one.
         output_shape: (height, width, channels), or (units,).
         parameters: Weights and biases; batch norm counts its moving statistics too.
-        trainable_parameters: Those that gradients change.
+        trainable_parameters: Parameters that gradients change.
         macs: Multiply-accumulates for one image: convolutions and dense layers only.
-        receptive_field: Side in input pixels of what one output sees (before clipping to the
-            image); None once a dense layer has mixed all places.
-        stride: Input pixels between neighbouring outputs; None likewise.
+        receptive_field: Side, in input pixels, of the square that one output sees (not clipped to
+            the image); None after a layer that combines all places.
+        stride: Input pixels between neighbouring outputs; None as for `receptive_field`.
     """
 
     name: str
@@ -125,29 +125,29 @@ def layers(
     hidden_units: int = 4096,
     train_size: int | tuple[int, int] | None = None,
 ) -> tuple[Layer, ...]:
-    """The layer table of a network, computed without building it.
+    """Return the layer table of a network, without building the network.
 
     Args:
         configuration: "A" ... "E", "A-LRN", or a builder's name.
-        input_shape: (height, width, channels), each known, from 32x32 up.
+        input_shape: (height, width, channels), at least 32x32.
         include_top, pooling, classes, batch_norm, width_multiplier, head, hidden_units: as in
             `keras_vgg.vgg`.
-        train_size: With `head="conv"`, side or (height, width) of the images that the classifier
-            is trained on: fc1's kernel is a 32nd of it, and a larger input gives maps, (rows,
-            columns, units), for dense evaluation (section 3.2). Default: the input's size.
+        train_size: With `head="conv"`, the side, or (height, width), of the images that the
+            classifier is trained on; fc1's kernel is a 32nd of it. A larger input gives maps,
+            (rows, columns, units), for dense evaluation (section 3.2). Default: the input's size.
 
     Returns:
-        One `Layer` for each Keras layer that has weights or changes the shape, in order; a
+        One `Layer` for each Keras layer that has weights or changes the shape, in order. A
         convolutional head ends with its score map, before the average over places.
 
     Raises:
-        ValueError: an unknown configuration or option, an input under 32x32, or a `train_size`
-            under 32 or above the input.
+        ValueError: the configuration or an option is unknown, the input is under 32x32, or
+            `train_size` is under 32 or above the input.
     """
     check_options(classes, head, pooling, width_multiplier, hidden_units)
     height, width, channels = input_shape
     if channels < 1:
-        raise ValueError(f"an image has at least 1 channel, not {channels}")
+        raise ValueError(f"an image must have at least 1 channel, not {channels}")
     if min(height, width) < MINIMUM_SIZE:
         raise ValueError(f"input must be at least 32x32, not {height}x{width}")
     window = _window((height, width), train_size) if include_top and head == "conv" else None
@@ -173,11 +173,11 @@ def layers(
 
 
 class _Table:
-    """A layer table that grows, and the shape that its last layer gives.
+    """The rows of a layer table so far, and the output shape of the last layer.
 
     Attributes:
-        field: Side in input pixels of what one output of the last layer sees.
-        stride: Input pixels between two of its neighbouring outputs.
+        field: Side, in input pixels, of the square that one output of the last layer sees.
+        stride: Input pixels between neighbouring outputs of the last layer.
     """
 
     def __init__(self, height: int, width: int, channels: int) -> None:
@@ -200,7 +200,7 @@ class _Table:
         macs: int = 0,
         is_local: bool = True,
     ) -> None:
-        """Add a row; `is_local`: each of its outputs sees a part of the image."""
+        """Add a row; with `is_local`, each output of the layer sees only a part of the image."""
         field, stride = (self.field, self.stride) if is_local else (None, None)
         total = trainable + frozen
         row = Layer(name, kind, kernel, shape, total, trainable, macs, field, stride)
@@ -214,7 +214,7 @@ class _Table:
         self.channels = filters
         if not padded:
             self.height, self.width = self.height - kernel[0] + 1, self.width - kernel[1] + 1
-        macs = weights * self.height * self.width  # once for every place of the map
+        macs = weights * self.height * self.width  # once for each place of the map
         self.add(name, "conv", self.shape, kernel, weights + filters, macs=macs)
 
     def add_pool(self, name: str) -> None:
@@ -247,22 +247,22 @@ def _add_blocks(
 
 
 def _window(sides: tuple[int, int], train_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """fc1's kernel: the features that the classifier sees of an image of `train_size`."""
+    """Return fc1's kernel: the size of the last feature map for an image of `train_size`."""
     if train_size is None:
         train_size = sides
-    is_one = isinstance(train_size, (int, numbers.Integral))
-    both = (int(train_size),) * 2 if is_one else tuple(train_size)
-    if min(both) < MINIMUM_SIZE:
+    is_square = isinstance(train_size, (int, numbers.Integral))
+    train_sides = (int(train_size),) * 2 if is_square else tuple(train_size)
+    if min(train_sides) < MINIMUM_SIZE:
         raise ValueError(f"train_size must be at least {MINIMUM_SIZE}, not {train_size}")
-    if any(trained > side for trained, side in zip(both, sides, strict=True)):
+    if any(trained > side for trained, side in zip(train_sides, sides, strict=True)):
         raise ValueError(
             f"train_size must be at most the input, {sides[0]}x{sides[1]}, not {train_size}"
         )
-    return both[0] // 32, both[1] // 32
+    return train_sides[0] // 32, train_sides[1] // 32
 
 
 def convolutions(configuration: str) -> Iterator[tuple[str, int, int]]:
-    """(name, kernel, filters at full width) of each convolution, in order."""
+    """Yield (name, kernel, filters at full width) of each convolution, in order."""
     for b, block in enumerate(get_configuration(configuration).blocks, 1):
         for i, (kernel, filters) in enumerate(block, 1):
             yield f"block{b}_conv{i}", kernel, filters
@@ -274,9 +274,9 @@ class Totals:
 
     Attributes:
         parameters: Weights, biases and batch norm's moving statistics.
-        trainable_parameters: Those that gradients change.
+        trainable_parameters: Parameters that gradients change.
         macs: Multiply-accumulates of a forward pass.
-        activations: Values in the outputs of all layers but flatten, which copies nothing.
+        activations: Values in the outputs of all layers except flatten, which copies nothing.
     """
 
     parameters: int
@@ -286,7 +286,7 @@ class Totals:
 
 
 def totals(rows: Sequence[Layer]) -> Totals:
-    """The sums over a layer table."""
+    """Return the sums over a layer table."""
     return Totals(
         sum(row.parameters for row in rows),
         sum(row.trainable_parameters for row in rows),
@@ -300,9 +300,9 @@ class Stack:
     """Convolutions of one kernel on top of each other, stride 1, each with its ReLU.
 
     Attributes:
-        kernel: Side of each.
-        depth: How many.
-        receptive_field: Side in pixels of what one output sees.
+        kernel: Side of each convolution's window.
+        depth: Number of convolutions.
+        receptive_field: Side, in pixels, of the square that one output sees.
         weights: Weights of all convolutions, without biases.
     """
 
@@ -313,10 +313,10 @@ class Stack:
 
 
 def stack(kernel: int, depth: int, channels: int) -> Stack:
-    """What a stack of convolutions of `channels` to `channels` sees and costs (section 2.3).
+    """Return what a stack of convolutions of `channels` to `channels` sees and costs (section 2.3).
 
     Raises:
-        ValueError: one of the three is under 1.
+        ValueError: an argument is under 1.
     """
     if min(kernel, depth, channels) < 1:
         raise ValueError(
@@ -326,10 +326,10 @@ def stack(kernel: int, depth: int, channels: int) -> Stack:
 
 
 def parameters(configuration: str, **options) -> int:
-    """Parameters of a network; `options` as in `layers`."""
+    """Return a network's number of parameters; `options` as in `layers`."""
     return totals(layers(configuration, **options)).parameters
 
 
 def macs(configuration: str, **options) -> int:
-    """Multiply-accumulates of one forward pass of one image; `options` as in `layers`."""
+    """Return the multiply-accumulates of one image's forward pass; `options` as in `layers`."""
     return totals(layers(configuration, **options)).macs

@@ -1,4 +1,4 @@
-"""A weight file in one format -> the same weights in another."""
+"""Convert weight files from one format to another."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SUFFIXES = (".weights.h5", ".h5", ".keras", ".safetensors", ".pth")
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What a file's tensors are the weights of, as far as they tell.
+    """The network that a file's tensors belong to, as far as the tensors show it.
 
-    A has the same tensors as A-LRN. `side` is the classifier's training image, in pixels, and like
-    `hidden_units` and `classes` None without the classifier.
+    A has the same tensors as A-LRN. `side` is the side in pixels of the images that the classifier
+    was trained on. Without the classifier, `side`, `hidden_units` and `classes` are None.
     """
 
     configuration: str
@@ -40,77 +40,77 @@ class Network:
 
 
 def recognise(weights: Weights) -> Network:
-    """Which VGG the weights are.
+    """Return the VGG that the weights belong to.
 
     Raises:
         ValueError: none of the paper's configurations has these layers.
     """
     tensors = weights.tensors
-    found = {n: v[0].shape for n, v in tensors.items() if re.fullmatch(r"block\d_conv\d", n)}
+    kernels = {n: v[0].shape for n, v in tensors.items() if re.fullmatch(r"block\d_conv\d", n)}
     for name in ["A-LRN"] if weights.lrn else CONFIGURATIONS:
         expected = list(convolutions(name))
-        if {n: s[0] for n, s in found.items()} != {n: kernel for n, kernel, _ in expected}:
+        if {n: s[0] for n, s in kernels.items()} != {n: kernel for n, kernel, _ in expected}:
             continue
-        width = _width({filters: found[n][3] for n, _, filters in expected})
+        width = _width({filters: kernels[n][3] for n, _, filters in expected})
         if width is None:
             continue
         top = [n for n in TOP if n in tensors]
         if top not in ([], ["predictions"], list(TOP)):
             raise ValueError(f"{weights.source} has only {', '.join(top)} of the classifier")
-        full = len(top) == len(TOP)
-        filters = found[expected[-1][0]][3]
+        has_all = len(top) == len(TOP)
+        filters = kernels[expected[-1][0]][3]
         _check_shapes(weights, [n for n, _, _ in expected])
         return Network(
             configuration=name,
             width_multiplier=width,
             batch_norm="block1_conv1_bn" in tensors,
             include_top=bool(top),
-            head=("fc" if full else "gap") if top else None,
-            channels=found["block1_conv1"][2],
-            hidden_units=tensors["fc1"][1].shape[0] if full else None,
+            head=("fc" if has_all else "gap") if top else None,
+            channels=kernels["block1_conv1"][2],
+            hidden_units=tensors["fc1"][1].shape[0] if has_all else None,
             classes=tensors["predictions"][1].shape[0] if top else None,
-            side=_side(weights, filters) if full else None,
+            side=_side(weights, filters) if has_all else None,
         )
     listed = ", ".join(sorted(tensors)[:12])
     raise ValueError(f"{weights.source} is none of the paper's configurations; it holds {listed}")
 
 
-def _check_shapes(weights: Weights, convolutions: list[str]) -> None:
-    """Every tensor that the network has, in its shape, and no other; ValueError lists the rest."""
+def _check_shapes(weights: Weights, convolution_names: list[str]) -> None:
+    """Raise a ValueError that lists tensors that are missing, left over or of a wrong shape."""
     tensors = weights.tensors
-    norm = "block1_conv1_bn" in tensors
+    has_norm = "block1_conv1_bn" in tensors
     channels = tensors["block1_conv1"][0].shape[2]
-    wanted: dict[str, list[tuple[int, ...]]] = {}
-    for name in convolutions:
+    expected: dict[str, list[tuple[int, ...]]] = {}
+    for name in convolution_names:
         kernel = tensors[name][0].shape
         filters = kernel[3]
-        wanted[name] = [(*kernel[:2], channels, filters), (filters,)]
-        if norm:
-            wanted[f"{name}_bn"] = [(filters,)] * 4
+        expected[name] = [(*kernel[:2], channels, filters), (filters,)]
+        if has_norm:
+            expected[f"{name}_bn"] = [(filters,)] * 4
         channels = filters
     problems = []
     inputs = channels
     for name in (n for n in TOP if n in tensors):
         kernel = tensors[name][0].shape
-        given = int(np.prod(kernel[:-1]))
-        # fc1 sees a map of any size; a convolution's channels stand by themselves.
-        fits = given % inputs == 0 if name == "fc1" else given == inputs
+        kernel_inputs = int(np.prod(kernel[:-1]))
+        # fc1 sees a feature map of any size. A convolution's kernel states its channels.
+        fits = kernel_inputs % inputs == 0 if name == "fc1" else kernel_inputs == inputs
         if not fits or len(kernel) not in (2, 4) or (len(kernel) == 4 and kernel[2] != inputs):
             problems.append(f"{name} is {kernel}, for {inputs} channels")
-        wanted[name] = [kernel, (kernel[-1],)]
+        expected[name] = [kernel, (kernel[-1],)]
         inputs = kernel[-1]
-    problems += [f"missing {name}" for name in wanted if name not in tensors]
-    problems += [f"left over {name}" for name in tensors if name not in wanted]
-    for name in wanted.keys() & tensors.keys():
+    problems += [f"missing {name}" for name in expected if name not in tensors]
+    problems += [f"left over {name}" for name in tensors if name not in expected]
+    for name in expected.keys() & tensors.keys():
         shapes = [tuple(value.shape) for value in tensors[name]]
-        if shapes != [tuple(shape) for shape in wanted[name]]:
-            problems.append(f"{name} is {shapes}, should be {wanted[name]}")
+        if shapes != [tuple(shape) for shape in expected[name]]:
+            problems.append(f"{name} is {shapes}, should be {expected[name]}")
     if problems:
-        raise ValueError(f"{weights.source} is no whole VGG: {'; '.join(sorted(problems))}")
+        raise ValueError(f"{weights.source} is not a complete VGG: {'; '.join(sorted(problems))}")
 
 
 def _side(weights: Weights, filters: int) -> int | None:
-    """Side of the images that the classifier is for; None where they are not square."""
+    """Return the side of the images that the classifier is for; None if they are not square."""
     kernel = weights.tensors["fc1"][0].shape
     if len(kernel) == 4:
         return 32 * kernel[0] if kernel[0] == kernel[1] else None
@@ -119,24 +119,28 @@ def _side(weights: Weights, filters: int) -> int | None:
 
 
 def _width(filters: dict[int, int]) -> float | None:
-    """The multiplier that makes these filters of the paper's, in few digits; widths are rounded."""
+    """Return the width multiplier for these filters, in few digits; None if none fits.
+
+    `filters` maps each width of the paper to the file's width. Widths are rounded, so several
+    multipliers fit.
+    """
     exact = filters[512] / 512
-    short = [exact] if round(exact, 4) == exact else []
-    for width in (*short, round(exact, 2), round(exact, 3), exact):
+    is_short = round(exact, 4) == exact
+    for width in (*([exact] if is_short else []), round(exact, 2), round(exact, 3), exact):
         if all(width and scaled_width(base, width) == f for base, f in filters.items()):
             return width
     return None
 
 
 def build(weights: Weights, include_preprocessing: bool = False) -> keras.Model:
-    """The network that the weights are of, with them; `include_preprocessing` as in `vgg`."""
+    """Return the network that the weights belong to; `include_preprocessing` as in `vgg`."""
     network = recognise(weights)
     if network.head == "fc" and network.side is None:
         raise ValueError(
-            f"the classifier of {weights.source} is not for square images; no network can be built "
-            "for it here: write .safetensors or .h5"
+            f"the classifier of {weights.source} is not for square images, so no network can be "
+            "built for it: write .safetensors or .h5"
         )
-    side = network.side  # None: any size will do
+    side = network.side  # None means any size
     preprocessing = include_preprocessing and weights.preprocessing
     if preprocessing is None:
         raise ValueError(f"{weights.source} does not say which input its network was trained on")
@@ -169,25 +173,26 @@ def convert_weights(
 ) -> Network:
     """Write a weight file's tensors in another format; every weight stays the same, bit by bit.
 
-    PyTorch's counters of batch normalisation, which are no weights, become 0, and Keras 3's
-    formats hold float32. A head of convolutions becomes the same one of dense layers in Keras'.
+    Keras 3's formats hold float32. PyTorch's counters of batch normalisation are no weights: they
+    become 0. In Keras' formats, a convolutional head becomes the same head of dense layers.
 
     Args:
         source: As `keras_vgg.weights.read_weights`.
-        target: Its suffix decides the format: `.weights.h5` and `.keras` (Keras 3; the latter with
-            the network, and its preprocessing where the source says which), `.h5` (the layout of
-            keras.applications' files), `.safetensors` or `.pth` (PyTorch's).
-        naming: For PyTorch's, "torchvision" or "timm".
-        overwrite: Replace a file that is there.
-        preprocessing: "caffe" or "torchvision", what the network expects where the source does not
-            say, as Keras' `.h5` and `.weights.h5` do not. Only `.keras` and `.safetensors` keep it.
+        target: The file to write. Its suffix decides the format: `.weights.h5` (Keras 3), `.keras`
+            (Keras 3, with the network, and its preprocessing if the source states one), `.h5` (the
+            layout of keras.applications' files), `.safetensors` or `.pth` (PyTorch's).
+        naming: Names of the tensors in PyTorch's formats, "torchvision" or "timm".
+        overwrite: Replace an existing file.
+        preprocessing: The input that the network expects, "caffe" or "torchvision", for a source
+            that does not state it, such as Keras' `.h5` and `.weights.h5`. Only `.keras` and
+            `.safetensors` keep it.
 
     Returns:
-        Which network it is.
+        The network that the weights belong to.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_weights` and `recognise`, or a target that exists
-            or has none of the suffixes. Nothing is written then.
+        FileNotFoundError, ValueError: as `read_weights` and `recognise`, or the target exists or
+            has none of the suffixes. Then nothing is written.
     """
     target = Path(target)
     suffix = next((s for s in SUFFIXES if target.name.endswith(s)), None)
@@ -196,22 +201,24 @@ def convert_weights(
     if naming not in torch_format.NAMINGS:
         raise ValueError(f"naming must be one of {', '.join(torch_format.NAMINGS)}, not {naming!r}")
     if target.exists() and not overwrite:
-        raise ValueError(f"{target} exists; pass overwrite to replace it")
+        raise ValueError(f"{target} exists; pass overwrite=True to replace it")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent}")
     weights = weight_files.read_weights(source)
     if preprocessing is not None:
-        weights = _told(weights, preprocessing)
+        weights = _with_preprocessing(weights, preprocessing)
     network = recognise(weights)
     write_atomically(target, lambda path: _save(weights, path, suffix, naming))
     return network
 
 
-def _told(weights: Weights, preprocessing: str) -> Weights:
+def _with_preprocessing(weights: Weights, preprocessing: str) -> Weights:
     if preprocessing not in MODES:
         raise ValueError(f"preprocessing must be one of {', '.join(MODES)}, not {preprocessing!r}")
     if weights.preprocessing is not None:
-        raise ValueError(f"{weights.source} says itself what its network expects")
+        raise ValueError(
+            f"{weights.source} already states what its network expects; omit preprocessing"
+        )
     return dataclasses.replace(weights, preprocessing=MODES[preprocessing]())
 
 
@@ -229,9 +236,9 @@ def _save(weights: Weights, path: Path, suffix: str, naming: str) -> None:
 
 
 def describe(network: Network) -> str:
-    """Such as "VGG16 (configuration D), batch norm, 1000 classes"."""
-    found = get_configuration(network.configuration)
-    parts = [f"{found.builder} (configuration {found.name})"]
+    """Return a description such as "VGG16 (configuration D), batch norm, 1000 classes"."""
+    configuration = get_configuration(network.configuration)
+    parts = [f"{configuration.builder} (configuration {configuration.name})"]
     if network.width_multiplier != 1:
         parts.append(f"width {network.width_multiplier:g}")
     if network.batch_norm:

@@ -1,4 +1,4 @@
-"""What ImageNet checkpoints expect, and what their outputs mean."""
+"""Prepare images for ImageNet checkpoints, and name the classes of their outputs."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ MODES = {"caffe": ImagePreprocessing.caffe, "torchvision": ImagePreprocessing.to
 
 
 def preprocess_input(x: Any, data_format: str | None = None, mode: str = "caffe") -> Any:
-    """Images as a checkpoint expects them; drop-in for keras.applications' function.
+    """Preprocess images as a checkpoint expects; a drop-in for keras.applications' function.
 
-    Unlike that one it leaves its input as it was, and is right for integers: a uint8 200 becomes
-    [96.061, 83.221, 76.32], not [97, 84, 77].
+    Unlike that function, this one does not change its input, and is right for integers: three
+    uint8 channels of 200 become [96.061, 83.221, 76.32], not [97, 84, 77].
 
     Args:
         x: [h, w, 3] or [n, h, w, 3] (or channels first), RGB in [0, 255]: a NumPy array, a tensor
-            of the backend, or a Keras tensor. A tensor may not know its number of channels, as what
-            tf.io.decode_png gives: then a fourth, alpha, is dropped.
-        data_format: "channels_last" or "channels_first"; Keras' default where None.
-        mode: "caffe", BGR minus the mean, for Keras' own files; "torchvision", RGB / 255, minus
-            mean, over deviation, for torchvision's and timm's.
+            of the backend, or a Keras tensor. A tensor's number of channels may be unknown, as it
+            is after tf.io.decode_png; then a fourth channel, alpha, is dropped.
+        data_format: "channels_last" or "channels_first"; None for Keras' default.
+        mode: "caffe" is BGR minus the mean, for Keras' own files; "torchvision" is
+            (RGB / 255 - mean) / deviation, for torchvision's and timm's.
 
     Returns:
-        The same kind and shape; floats keep their dtype, the rest becomes Keras' `floatx`.
+        The same kind and shape. Floats keep their dtype; other types become Keras' `floatx`.
 
     Raises:
-        ValueError: another mode, format, rank or number of channels; not numbers.
+        ValueError: the mode, data format, rank, number of channels or dtype is wrong.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
@@ -51,15 +51,15 @@ def preprocess_input(x: Any, data_format: str | None = None, mode: str = "caffe"
         raise ValueError(
             f"data_format must be channels_last or channels_first, not {data_format!r}"
         )
-    tensor = isinstance(x, keras.KerasTensor) or ops.is_tensor(x)
-    x = x if tensor else np.asarray(x)
-    dtype = keras.backend.standardize_dtype(x.dtype) if tensor else x.dtype.name
+    is_tensor = isinstance(x, keras.KerasTensor) or ops.is_tensor(x)
+    x = x if is_tensor else np.asarray(x)
+    dtype = keras.backend.standardize_dtype(x.dtype) if is_tensor else x.dtype.name
     if not dtype.startswith(("bool", "int", "uint", "float", "bfloat")):
         raise ValueError(f"images must be numbers, not of dtype {dtype}")
     if len(x.shape) not in (3, 4):
-        raise ValueError(f"images must be [h, w, 3] or [n, h, w, 3], not of shape {tuple(x.shape)}")
+        raise ValueError(f"images must be [h, w, 3] or [n, h, w, 3], not {tuple(x.shape)}")
     axis = len(x.shape) - (3 if data_format == "channels_first" else 1)
-    if x.shape[axis] != 3 and not (tensor and x.shape[axis] is None):
+    if x.shape[axis] != 3 and not (is_tensor and x.shape[axis] is None):
         raise ValueError(
             f"images must have 3 channels, {data_format}; the shape is {tuple(x.shape)}"
         )
@@ -68,10 +68,10 @@ def preprocess_input(x: Any, data_format: str | None = None, mode: str = "caffe"
     order = [2, 1, 0] if config["channel_order"] == "bgr" else [0, 1, 2]
     shape = [1] * len(x.shape)
     shape[axis] = 3
-    # In the images' own precision: the same bits as keras.applications.
+    # In the images' own precision, the result has the same bits as keras.applications'.
     mean = np.reshape(np.take(config["mean"], order), shape)
     scale = np.reshape(np.take(np.broadcast_to(np.divide(1, config["std"]), 3), order), shape)
-    if not tensor:
+    if not is_tensor:
         return (np.take(x, order, axis).astype(dtype) - mean.astype(dtype)) * scale.astype(dtype)
     x = ops.cast(ops.take(x, order, axis), dtype)
     return (x - ops.cast(mean, dtype)) * ops.cast(scale, dtype)
@@ -82,13 +82,13 @@ def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple[str, str, fl
 
     Args:
         preds: [n, 1000] probabilities or logits, of any number type (quantised ones too).
-        top: How many classes, from 1 to 1000.
+        top: Number of classes to name, from 1 to 1000.
 
     Returns:
-        For each image (WordNet id, name, probability), most probable first.
+        For each image, a list of (WordNet id, name, probability), the most probable first.
 
     Raises:
-        ValueError: another shape or `top`.
+        ValueError: `preds` has another shape, or `top` is out of range.
         OSError: the class index is not cached and cannot be downloaded.
     """
     preds = ops.convert_to_numpy(preds) if ops.is_tensor(preds) else np.asarray(preds)
@@ -107,15 +107,17 @@ def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple[str, str, fl
 
 
 def class_names() -> tuple[str, ...]:
-    """The names of ImageNet's 1000 classes, in the order of the outputs; see `class_index`."""
+    """Return the names of ImageNet's 1000 classes in the outputs' order; see `class_index`."""
     return tuple(name for _, name in class_index())
 
 
 def class_index() -> tuple[tuple[str, str], ...]:
-    """(WordNet id, name) of ImageNet's 1000 classes, from the file that keras.applications caches.
+    """Return (WordNet id, name) of ImageNet's 1000 classes.
+
+    They are read from the file that keras.applications caches, or downloads first.
 
     Raises:
-        OSError: it is not cached and cannot be downloaded.
+        OSError: the file is not cached and cannot be downloaded.
         ValueError: the cached file is damaged, or the download has another hash.
     """
     return _read_index(_fetch_index())
@@ -128,19 +130,19 @@ def _fetch_index() -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # get_file writes under the final name from the first byte; a folder of its own keeps half
-        # a file, or a wrong one, from whoever else reads the cache.
+        # get_file writes under the final name from the first byte. A temporary folder keeps a
+        # partial or wrong file from other readers of the cache.
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             file = keras.utils.get_file(
                 path.name, CLASS_INDEX_URL, cache_subdir=folder, file_hash=CLASS_INDEX_MD5
             )
             os.replace(file, path)
     except ValueError as error:  # another hash
-        raise ValueError(f"what {CLASS_INDEX_URL} gave is not the class index: {error}") from error
-    except Exception as error:  # get_file raises a bare Exception from urllib's
+        raise ValueError(f"{CLASS_INDEX_URL} is not the class index: {error}") from error
+    except Exception as error:  # get_file turns urllib's errors into a bare Exception
         cause = error.__context__ or error
         if isinstance(cause, urllib.error.HTTPError):
-            cause.close()  # it holds its connection
+            cause.close()  # the error keeps its connection open
         raise ConnectionError(
             f"ImageNet's class names cannot be downloaded ({cause}): put {CLASS_INDEX_URL} at "
             f"{path} by hand"
@@ -155,5 +157,5 @@ def _read_index(path: Path) -> tuple[tuple[str, str], ...]:
         return tuple((str(index[str(i)][0]), str(index[str(i)][1])) for i in range(1000))
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged ({error!r}): delete it, and it is downloaded anew"
+            f"{path} is damaged ({error!r}): delete it to download it again"
         ) from error

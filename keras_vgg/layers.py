@@ -1,4 +1,4 @@
-"""Keras layers that VGG needs and Keras has not: response normalisation, image preprocessing."""
+"""Layers that VGG needs and Keras lacks: response normalisation and image preprocessing."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("keras_vgg")
 class LocalResponseNormalization(keras.layers.Layer):
-    """Krizhevsky's normalisation across neighbouring channels; configuration A-LRN's.
+    """Krizhevsky's normalisation across neighbouring channels, for configuration A-LRN.
 
     y_c = x_c / (bias + alpha * sum of x_j^2 over j = c - depth_radius ... c + depth_radius)^beta
 
     The defaults are the paper's (k=2, n=5, alpha=1e-4, beta=0.75) in `tf.nn.lrn`'s terms.
     PyTorch's LocalResponseNorm divides alpha by n, so the same layer there has alpha=5e-4.
 
-    [n, height, width, channels] (or channels first) of any float dtype -> same; computed in
-    float32.
+    The input is [n, height, width, channels] (or channels first) of any float dtype. The output has
+    the same shape; the arithmetic is in float32.
     """
 
     def __init__(
@@ -74,18 +74,17 @@ class LocalResponseNormalization(keras.layers.Layer):
 # The ImageNet means of the published Oxford models, RGB, in [0, 255].
 IMAGENET_MEAN = (123.68, 116.779, 103.939)
 
-
 _FLOAT32_MAX = float(np.finfo("float32").max)
 
 
 def _finite_numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    """Values as numbers that float32 holds; a ValueError that shows them if they are none."""
+    """Return the values as floats; raise a ValueError unless float32 can hold all of them."""
     try:
         numbers = () if isinstance(values, str) else tuple(map(float, values))
-        listed = not any(isinstance(value, str) for value in values)
+        has_text = any(isinstance(value, str) for value in values)
     except (TypeError, ValueError, OverflowError):
-        numbers, listed = (), False
-    if not (numbers and listed and all(abs(n) <= _FLOAT32_MAX for n in numbers)):
+        numbers, has_text = (), False
+    if has_text or not (numbers and all(abs(n) <= _FLOAT32_MAX for n in numbers)):
         raise ValueError(
             f"{name} must be finite numbers, one for each channel, not {str(values)[:80]}"
         )
@@ -94,20 +93,21 @@ def _finite_numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
 
 @keras.saving.register_keras_serializable("keras_vgg")
 class ImagePreprocessing(keras.layers.Layer):
-    """Turns an image into what a network was trained on: (x - mean) / std, RGB or BGR.
+    """Preprocess images as a network expects them: (x - mean) / std, as RGB or BGR.
 
-    [n, height, width, channels] (or channels first), RGB in [0, 255], any dtype -> the layer's
-    compute dtype. The arithmetic is in float32, so half precision loses nothing before it.
+    The input is [n, height, width, channels] (or channels first), RGB in [0, 255], of any dtype.
+    The output has the same shape and the layer's compute dtype. The arithmetic is in float32, so
+    that half precision loses nothing.
 
     Args:
-        mean: One value a channel, in RGB order, in units of [0, 255].
-        std: Likewise; a single 1.0 leaves the scale alone.
-        channel_order: "rgb" or "bgr", what leaves the layer.
-        data_format: Keras' default where None.
+        mean: One value for each channel, in RGB order, in units of [0, 255].
+        std: As `mean`; a single 1.0 keeps the scale.
+        channel_order: Order of the output's channels, "rgb" or "bgr".
+        data_format: "channels_last" or "channels_first"; None for Keras' default.
 
     Raises:
-        ValueError: `mean` or `std` are not finite numbers, a `std` is not positive, or the order
-            is another.
+        ValueError: `mean` or `std` are not finite numbers, a `std` is not positive, or
+            `channel_order` is unknown.
     """
 
     def __init__(
@@ -131,12 +131,12 @@ class ImagePreprocessing(keras.layers.Layer):
 
     @classmethod
     def caffe(cls, **kwargs: Any) -> ImagePreprocessing:
-        """Oxford's and keras.applications' VGG: BGR minus the ImageNet mean, not scaled."""
+        """Return the layer for Oxford's and keras.applications' VGG: BGR minus ImageNet's mean."""
         return cls(IMAGENET_MEAN, (1.0,), "bgr", **kwargs)
 
     @classmethod
     def torchvision(cls, **kwargs: Any) -> ImagePreprocessing:
-        """torchvision's and timm's: RGB / 255, minus mean, over standard deviation."""
+        """Return the layer for torchvision's and timm's VGG: (RGB / 255 - mean) / deviation."""
         mean = (0.485, 0.456, 0.406)
         std = (0.229, 0.224, 0.225)
         return cls([255 * m for m in mean], [255 * s for s in std], "rgb", **kwargs)
@@ -146,8 +146,8 @@ class ImagePreprocessing(keras.layers.Layer):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
                 raise ValueError(
-                    f"preprocessing {name} {values} is for {len(values)} channels, the input has "
-                    f"{channels}; pass an ImagePreprocessing with one value for each channel"
+                    f"preprocessing {name} {values} is for {len(values)} channels, but the input "
+                    f"has {channels}; pass an ImagePreprocessing with one value for each channel"
                 )
 
     def call(self, inputs):

@@ -21,7 +21,7 @@ from keras_vgg.architecture import (
 )
 from keras_vgg.layers import ImagePreprocessing, LocalResponseNormalization
 
-DEFAULT_SIZE = 224  # the paper's input
+DEFAULT_SIZE = 224  # sides of the paper's input, in pixels
 _Options = ParamSpec("_Options")
 
 
@@ -48,48 +48,50 @@ def vgg(
 ) -> keras.Model:
     """Build a VGG network (arXiv:1409.1556, Table 1).
 
-    [n, height, width, channels] images -> [n, classes] probabilities (float32), or without the
-    top the last block's feature map [n, height // 32, width // 32, 512].
+    The input is images, [n, height, width, channels]. The output is probabilities, [n, classes]
+    float32; without the top, it is the last block's feature map, [n, height // 32, width // 32,
+    512].
 
     Args:
         configuration: "A", "A-LRN", "B", "C", "D", "E", or a builder's name such as "VGG16".
-        include_top: Whether to put the classifier on the convolutions.
-        weights: None for random weights; "imagenet", the best-known published checkpoint of the
-            configuration; "torchvision", torchvision's; or the path of a weight file in any
+        include_top: Whether to add the classifier after the convolutions.
+        weights: None for random weights; "imagenet" for the best-known published checkpoint of the
+            configuration; "torchvision" for torchvision's; or the path of a weight file in any
             format of `keras_vgg.weights.read_weights`. Without the top, a file's classifier is
-            left out. Which input a checkpoint expects: see `include_preprocessing`.
+            ignored. For the input that a checkpoint expects, see `include_preprocessing`.
         input_tensor: A Keras tensor to use as the input.
-        input_shape: (height, width, channels), or channels first where that is Keras' format.
-            From 32x32 up. With the top and `head="fc"` height and width must be known; else they
-            may be None. Default: 224x224x3, without the top any size.
-        pooling: Without the top, None, "avg" or "max" for a [n, 512] output.
-        classes: Width of the classifier.
+        input_shape: (height, width, channels), or (channels, height, width) if that is Keras'
+            data format; at least 32x32. With the top and `head="fc"`, height and width must be
+            known; otherwise they may be None. Default: 224x224x3; without the top, any size.
+        pooling: Without the top, "avg" or "max" pools the feature map to [n, 512]; None keeps it.
+        classes: Number of classes.
         classifier_activation: "softmax", or None for logits.
         name: The model's name; by default the configuration's, such as "vgg16".
         batch_norm: Normalise after every convolution (momentum 0.9, epsilon 1e-5).
         width_multiplier: Scales the filters of every convolution.
-        head: "fc", the paper's; "conv", the same as convolutions, whose score map is averaged over
-            the image (section 3.2), for images of any size; "gap", global average pooling and one
-            dense layer.
+        head: "fc" is the paper's classifier; "conv" is the same classifier as convolutions, for
+            images of any size, and averages its score map over the image (section 3.2); "gap" is
+            global average pooling and one dense layer.
         hidden_units: Width of fc1 and fc2.
-        dropout: Rate after fc1 and fc2 ("gap": before the classifier).
+        dropout: Dropout rate after fc1 and fc2; with `head="gap"`, before the classifier.
         kernel_initializer: Initializer of every convolution and dense layer.
         kernel_regularizer: Regularizer of the same kernels. The paper's weight decay w is
             `keras.regularizers.L2(w / 2)`.
-        include_preprocessing: True makes the first layer take RGB images in [0, 255] and give the
-            network what its checkpoint was trained on (without weights: BGR minus the ImageNet
-            mean, as `keras.applications.vgg16.preprocess_input`); an `ImagePreprocessing` is used
-            as it is. False: the caller has preprocessed.
-        train_size: With `head="conv"`, side (or sides) of the images that the classifier is
-            trained on: fc1's kernel is a 32nd of it. Default: the input's size, 224 if that is
-            unknown or the weights are a published checkpoint's.
+        include_preprocessing: True adds a first layer that takes RGB images in [0, 255] and
+            preprocesses them as the checkpoint expects (without weights: BGR minus the ImageNet
+            mean, as `keras.applications.vgg16.preprocess_input`). An `ImagePreprocessing` becomes
+            the first layer. False: the caller preprocesses the images.
+        train_size: With `head="conv"`, the side, or (height, width), of the images that the
+            classifier is trained on; fc1's kernel is a 32nd of it. Default: the input's size, or
+            224 if that is unknown or the weights are a published checkpoint's.
 
     Returns:
         An uncompiled `keras.Model`.
 
     Raises:
-        ValueError: an argument that does not fit, weights of another architecture, none published.
-        OSError: no weight file at the path, or a download that failed.
+        ValueError: an argument is wrong, the weights are of another architecture, or no checkpoint
+            of the network is published.
+        OSError: there is no weight file at the path, or a download failed.
 
     Example:
         ```python
@@ -100,11 +102,11 @@ def vgg(
         print(model.output_shape, features.output_shape)  # (None, 10) (None, 128)
         ```
     """
-    found = get_configuration(configuration)
+    architecture = get_configuration(configuration)
     _check(weights, include_top, classes, head, pooling, width_multiplier, hidden_units, dropout)
     if input_tensor is not None and not keras.utils.is_keras_tensor(input_tensor):
         raise ValueError(
-            f"input_tensor must be a Keras tensor, such as keras.Input gives, not {input_tensor!r}"
+            f"input_tensor must be a Keras tensor, such as keras.Input(...), not {input_tensor!r}"
         )
     shape = _input_shape(input_shape, input_tensor, weights, flatten=include_top and head == "fc")
     if include_top and weights is not None:
@@ -124,14 +126,14 @@ def vgg(
         include_preprocessing = _preprocessing(loaded)
     if include_preprocessing:
         x = include_preprocessing(x)
-    x = _convolutions(x, found, width_multiplier, batch_norm, options)
+    x = _convolutions(x, architecture, width_multiplier, batch_norm, options)
     if include_top:
         if train_size is None:
             published = weights in weight_files.NAMES
             train_size = DEFAULT_SIZE if published else _known_sides(shape)
         # Probabilities stay float32 in mixed precision.
-        half = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
-        classifier = {"activation": classifier_activation, "dtype": "float32" if half else None}
+        is_half = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
+        classifier = {"activation": classifier_activation, "dtype": "float32" if is_half else None}
         x = _HEADS[head](x, train_size, hidden_units, dropout, classes, options, classifier)
     elif pooling == "avg":
         x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
@@ -139,17 +141,17 @@ def vgg(
         x = layers.GlobalMaxPooling2D(name="max_pool")(x)
 
     inputs = image if input_tensor is None else keras.utils.get_source_inputs(image)
-    model = keras.Model(inputs, x, name=name or found.builder.lower())
+    model = keras.Model(inputs, x, name=name or architecture.builder.lower())
     if loaded is not None:
         weight_files.assign(model, loaded)
     return model
 
 
 def _unshared(initializer: Any) -> Any:
-    """What a layer may have for its own: an unseeded instance draws the same numbers every time."""
-    instance = isinstance(initializer, keras.initializers.Initializer)
-    unseeded = instance and initializer.get_config().get("seed", 0) is None
-    return initializer.clone() if unseeded else initializer
+    """Return an initializer for one layer: an unseeded instance repeats its numbers when shared."""
+    is_instance = isinstance(initializer, keras.initializers.Initializer)
+    is_unseeded = is_instance and initializer.get_config().get("seed", 0) is None
+    return initializer.clone() if is_unseeded else initializer
 
 
 def _preprocessing(loaded: weight_files.Weights | None) -> ImagePreprocessing:
@@ -158,7 +160,8 @@ def _preprocessing(loaded: weight_files.Weights | None) -> ImagePreprocessing:
     if loaded.preprocessing is None:
         raise ValueError(
             f"{loaded.source} does not say which input its network was trained on; instead of "
-            "include_preprocessing=True pass ImagePreprocessing.caffe(), .torchvision() or your own"
+            "include_preprocessing=True, pass ImagePreprocessing.caffe(), "
+            "ImagePreprocessing.torchvision() or another ImagePreprocessing"
         )
     config = loaded.preprocessing.get_config()
     del config["data_format"]
@@ -167,13 +170,13 @@ def _preprocessing(loaded: weight_files.Weights | None) -> ImagePreprocessing:
 
 def _convolutions(
     x: Any,
-    found: Configuration,
+    architecture: Configuration,
     width_multiplier: float,
     batch_norm: bool,
     options: Callable[[], dict],
 ) -> Any:
     channel_axis = 1 if keras.config.image_data_format() == "channels_first" else -1
-    for b, block in enumerate(found.blocks, 1):
+    for b, block in enumerate(architecture.blocks, 1):
         for i, (kernel, filters) in enumerate(block, 1):
             name = f"block{b}_conv{i}"
             x = layers.Conv2D(
@@ -189,7 +192,7 @@ def _convolutions(
                     axis=channel_axis, momentum=0.9, epsilon=1e-5, name=f"{name}_bn"
                 )(x)
                 x = layers.Activation("relu", name=f"{name}_relu")(x)
-            if found.lrn and (b, i) == (1, 1):
+            if architecture.lrn and (b, i) == (1, 1):
                 x = LocalResponseNormalization(name="block1_lrn")(x)
         x = layers.MaxPooling2D(2, name=f"block{b}_pool")(x)
     return x
@@ -265,8 +268,8 @@ def _check_activation(classifier_activation: Any) -> None:
     allowed = {keras.activations.get("softmax"), keras.activations.get(None)}
     if keras.activations.get(classifier_activation) not in allowed:
         raise ValueError(
-            "with pretrained weights and `include_top=True` only 'softmax' or None may be the "
-            f"`classifier_activation`, not {classifier_activation}"
+            "with pretrained weights and `include_top=True`, `classifier_activation` must be "
+            f"'softmax' or None, not {classifier_activation}"
         )
 
 
@@ -275,7 +278,7 @@ def _sides(shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
 
 
 def _known_sides(shape: tuple[int | None, ...]) -> tuple[int, int]:
-    """Return an image's height and width, 224 for one that is unknown."""
+    """Return an image's height and width; an unknown one is 224."""
     height, width = _sides(shape)
     return height or DEFAULT_SIZE, width or DEFAULT_SIZE
 
@@ -283,16 +286,16 @@ def _known_sides(shape: tuple[int | None, ...]) -> tuple[int, int]:
 def _input_shape(
     shape: tuple[int | None, ...] | None, input_tensor: Any, weights: Any, flatten: bool
 ) -> tuple[int | None, ...]:
-    """The checks of keras.applications, in its order."""
-    first = keras.config.image_data_format() == "channels_first"
+    """Check `input_shape` as keras.applications does, and return it or its default."""
+    channels_first = keras.config.image_data_format() == "channels_first"
     if shape is None and input_tensor is not None:
         shape = tuple(input_tensor.shape[1:])
     if shape is None:
         side = DEFAULT_SIZE if flatten else None
-        return (3, side, side) if first else (side, side, 3)
+        return (3, side, side) if channels_first else (side, side, 3)
     if len(shape) != 3:
         raise ValueError(f"`input_shape` must be a tuple of three integers, not {shape}")
-    channels = shape[0] if first else shape[2]
+    channels = shape[0] if channels_first else shape[2]
     if channels is None:
         raise ValueError(f"`input_shape` must state the channels, not {shape}")
     published = weights in weight_files.NAMES
@@ -301,7 +304,7 @@ def _input_shape(
     if published and flatten and _sides(shape) != (DEFAULT_SIZE, DEFAULT_SIZE):
         raise ValueError(
             f"with `include_top=True` and `weights={weights!r}`, `input_shape` must be "
-            f"{(3, 224, 224) if first else (224, 224, 3)}, not {shape}"
+            f"{(3, 224, 224) if channels_first else (224, 224, 3)}, not {shape}"
         )
     if channels not in (1, 3, 4):
         warnings.warn(
@@ -311,7 +314,7 @@ def _input_shape(
     if any(side is not None and side < MINIMUM_SIZE for side in _sides(shape)):
         raise ValueError(
             f"input must be at least {MINIMUM_SIZE}x{MINIMUM_SIZE}, not `input_shape={shape}`: "
-            "five 2x2 pools leave nothing of less. Pad small images, as "
+            "five 2x2 pools leave nothing of a smaller one. Pad small images, as "
             "keras_vgg.augment.eval_image does"
         )
     if flatten and None in _sides(shape):
@@ -325,27 +328,28 @@ def _input_shape(
 def _builder(
     build: Callable[Concatenate[str, _Options], keras.Model], configuration: str
 ) -> Callable[_Options, keras.Model]:
-    """Return `vgg` for one configuration, with the other arguments and what explains them."""
-    found = get_configuration(configuration)
+    """Return `vgg` for one configuration, with a signature and a docstring of its own."""
+    architecture = get_configuration(configuration)
 
     def builder(*args: _Options.args, **kwargs: _Options.kwargs) -> keras.Model:
         return build(configuration, *args, **kwargs)
 
     signature = inspect.signature(build, eval_str=True)
-    rest = list(signature.parameters.values())[1:]
-    name = found.builder.lower()
-    rest = [p.replace(default=name) if p.name == "name" else p for p in rest]
+    parameters = list(signature.parameters.values())[1:]
+    name = architecture.builder.lower()
+    parameters = [p.replace(default=name) if p.name == "name" else p for p in parameters]
     arguments = inspect.cleandoc(build.__doc__ or "").split("Args:\n", 1)[1]
-    arguments = arguments.split("Example:\n")[0].split("\n", 1)[1].rstrip()  # all but the first
-    facts: dict[str, Any] = {
-        "__signature__": signature.replace(parameters=rest),
-        "__name__": found.builder,
-        "__qualname__": found.builder,
-        "__doc__": f"Configuration {found.name} of the paper: {found.weight_layers} weight layers."
-        f"\n\nA drop-in replacement for keras.applications.\n\nArgs:\n{arguments}\n",
+    arguments = arguments.split("\n", 1)[1]  # without `configuration`
+    arguments = arguments.split("Example:\n")[0].rstrip()
+    attributes: dict[str, Any] = {
+        "__signature__": signature.replace(parameters=parameters),
+        "__name__": architecture.builder,
+        "__qualname__": architecture.builder,
+        "__doc__": f"Configuration {architecture.name} of the paper: {architecture.weight_layers} "
+        f"weight layers.\n\nA drop-in replacement for keras.applications.\n\nArgs:\n{arguments}\n",
     }
-    for fact, value in facts.items():
-        setattr(builder, fact, value)
+    for attribute, value in attributes.items():
+        setattr(builder, attribute, value)
     return builder
 
 

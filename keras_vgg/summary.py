@@ -1,7 +1,7 @@
-"""A network in numbers, from the paper's table alone: layers, totals, comparisons.
+"""Count a network's layers, parameters and memory from the paper's table, without building it.
 
-Nothing is built. Tables are (headers, rows of text), which the command line prints and `markdown`
-writes down; `record` is the same for JSON.
+A table is (headers, rows of text): the command line prints it, and `markdown` formats it. `record`
+returns the same numbers for JSON.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from keras_vgg.architecture import Layer, Stack, get_configuration, layers, stac
 
 Table = tuple[tuple[str, ...], list[tuple[str, ...]]]
 
-# Bytes a value.
+# Bytes of one value.
 PRECISIONS = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-WINDOWS = (3, 5, 7, 11)  # 7 and 11 are those of the first layers of the paper's rivals, section 2.3
+WINDOWS = (3, 5, 7, 11)  # section 2.3; earlier networks begin with a window of 7 or 11
 
 
 def layer_table(rows: Sequence[Layer], batch: int = 1) -> Table:
-    """A row a layer; memory is that of its output for `batch` images as float32.
+    """Return a table with one row for each layer.
 
-    Parameters and multiply-accumulates are empty where a layer has none; a receptive field is a
-    side in pixels of the input, and "all" behind a dense layer.
+    The memory is that of a layer's output, for `batch` images as float32. Parameters and
+    multiply-accumulates are empty for a layer that has none. A receptive field is a side in pixels
+    of the input, or "all" after a dense layer.
     """
     headers = ("layer", "kernel", "output", "parameters", "MACs", "memory, MB")
     headers += ("receptive field", "stride")
-    found = [
+    lines = [
         (
             row.name,
             _times(row.kernel or ()),
@@ -40,70 +41,72 @@ def layer_table(rows: Sequence[Layer], batch: int = 1) -> Table:
         )
         for row in rows
     ]
-    return headers, found
+    return headers, lines
 
 
 def total_table(rows: Sequence[Layer], batch: int = 1) -> Table:
-    """What a network needs in all.
+    """Return the totals of a network as a table.
 
-    Forward memory has every layer's output once, as float32; backward, a gradient of each as well.
-    What an engine needs in between comes on top, and what it computes in place goes off.
+    The forward pass holds the output of each layer once, as float32. The backward pass also holds a
+    gradient of each. An engine needs more for intermediate values, and less where it computes in
+    place.
     """
-    found = totals(rows)
+    sums = totals(rows)
     images = "1 image" if batch == 1 else f"{batch:,} images"
     lines = [
-        ("parameters", f"{found.parameters:,}"),
-        ("of them trainable", f"{found.trainable_parameters:,}"),
-        ("multiply-accumulates, 1 image", f"{found.macs:,}"),
+        ("parameters", f"{sums.parameters:,}"),
+        ("of them trainable", f"{sums.trainable_parameters:,}"),
+        ("multiply-accumulates, 1 image", f"{sums.macs:,}"),
     ]
     if batch > 1:
-        lines.append((f"multiply-accumulates, {images}", f"{batch * found.macs:,}"))
-    forward = 4 * batch * found.activations
+        lines.append((f"multiply-accumulates, {images}", f"{batch * sums.macs:,}"))
+    forward = 4 * batch * sums.activations
     lines += [
         (f"forward, {images}, MB", _megabytes(forward)),
         (f"forward and backward, {images}, MB", _megabytes(2 * forward)),
     ]
     for name, size in PRECISIONS.items():
-        lines.append((f"parameters as {name}, MB", _megabytes(size * found.parameters)))
+        lines.append((f"parameters as {name}, MB", _megabytes(size * sums.parameters)))
     return ("", ""), lines
 
 
 def record(rows: Sequence[Layer], batch: int = 1) -> dict[str, Any]:
-    """The two tables as numbers, for JSON; bytes, not megabytes."""
-    found = totals(rows)
-    forward = 4 * batch * found.activations
+    """Return the numbers of both tables for JSON, in bytes instead of megabytes."""
+    sums = totals(rows)
+    forward = 4 * batch * sums.activations
     return {
         "batch": batch,
         "layers": [
             dataclasses.asdict(row) | {"output_bytes": 4 * batch * row.activations} for row in rows
         ],
         "totals": {
-            **dataclasses.asdict(found),
+            **dataclasses.asdict(sums),
             "forward_bytes": forward,
             "forward_backward_bytes": 2 * forward,
-            "parameter_bytes": {name: size * found.parameters for name, size in PRECISIONS.items()},
+            "parameter_bytes": {name: size * sums.parameters for name, size in PRECISIONS.items()},
         },
     }
 
 
 def comparison(configurations: Sequence[str], batch: int = 1, **options: Any) -> Table:
-    """Networks side by side, in the manner of Table 1, with their totals.
+    """Return a table of networks side by side, as in Table 1, with their totals.
 
     Args:
-        configurations: Letters or builders' names, two or more.
-        batch: Images that the memory is for.
+        configurations: Two or more letters or builders' names.
+        batch: Number of images for the memory.
         options: As in `architecture.layers`.
 
     Raises:
-        ValueError: fewer than two, or one twice; or as `architecture.layers`.
+        ValueError: there are fewer than two configurations, or one appears twice; or as
+            `architecture.layers`.
     """
-    found = [get_configuration(name) for name in configurations]
-    if len(found) < 2 or len(set(found)) < len(found):
-        given = " ".join(configurations)
-        raise ValueError(f"a comparison takes two or more different configurations, not {given!r}")
-    tables = [layers(configuration.name, **options) for configuration in found]
-    lines = [("builder", *(c.builder for c in found))]
-    lines.append(("weight layers", *(str(c.weight_layers) for c in found)))
+    columns = [get_configuration(name) for name in configurations]
+    if len(columns) < 2 or len(set(columns)) < len(columns):
+        names = " ".join(configurations)
+        raise ValueError(f"a comparison takes two or more different configurations, not {names!r}")
+    tables = [layers(configuration.name, **options) for configuration in columns]
+    lines = [("builder", *(c.builder for c in columns))]
+    lines.append(("weight layers", *(str(c.weight_layers) for c in columns)))
     for block in range(1, 6):
         parts = ([r for r in rows if r.name.startswith(f"block{block}_")] for rows in tables)
         lines.append((f"block {block}", *("\n".join(filter(None, map(_word, p))) for p in parts)))
@@ -111,38 +114,38 @@ def comparison(configurations: Sequence[str], batch: int = 1, **options: Any) ->
     lines.append(("classifier", *("\n".join(filter(None, map(_word, p))) for p in parts)))
     sums = [totals(rows) for rows in tables]
     first = sums[0]
-    forward = [4 * batch * found.activations for found in sums]
+    forward = [4 * batch * network.activations for network in sums]
     fields = [next(r for r in rows if r.name == "block5_pool").receptive_field for rows in tables]
     lines += [
-        ("parameters", *(f"{found.parameters:,}" for found in sums)),
-        ("of the first's", *(f"{found.parameters / first.parameters:.3f}" for found in sums)),
-        ("GMAC, 1 image", *(f"{found.macs / 1e9:.2f}" for found in sums)),
-        ("of the first's", *(f"{found.macs / first.macs:.2f}" for found in sums)),
+        ("parameters", *(f"{network.parameters:,}" for network in sums)),
+        ("of the first's", *(f"{network.parameters / first.parameters:.3f}" for network in sums)),
+        ("GMAC, 1 image", *(f"{network.macs / 1e9:.2f}" for network in sums)),
+        ("of the first's", *(f"{network.macs / first.macs:.2f}" for network in sums)),
         ("forward, MB", *map(_megabytes, forward)),
         ("forward and backward, MB", *(_megabytes(2 * size) for size in forward)),
     ]
     for name, size in PRECISIONS.items():
-        held = (_megabytes(size * found.parameters) for found in sums)
-        lines.append((f"parameters as {name}, MB", *held))
+        memory = (_megabytes(size * network.parameters) for network in sums)
+        lines.append((f"parameters as {name}, MB", *memory))
     lines.append(("block5_pool sees, pixels", *map(str, fields)))
-    return ("", *(configuration.name for configuration in found)), lines
+    return ("", *(configuration.name for configuration in columns)), lines
 
 
 def kernels(channels: int = 512) -> list[tuple[Stack, Stack]]:
-    """(one convolution, the stack of 3x3 that sees as much) for each of WINDOWS."""
+    """Return, for each of WINDOWS, one convolution and the stack of 3x3 that sees as much."""
     return [
         (stack(window, 1, channels), stack(3, (window - 1) // 2, channels)) for window in WINDOWS
     ]
 
 
 def kernel_table(channels: int = 512) -> Table:
-    """One large convolution against a stack of 3x3 that sees as much: section 2.3's argument.
+    """Compare one large convolution with a stack of 3x3 that sees as much (section 2.3).
 
     Args:
-        channels: Channels of every layer, into it and out of it. The ratios are the same for any.
+        channels: Input and output channels of each layer. The ratios do not depend on it.
 
     Raises:
-        ValueError: channels under 1.
+        ValueError: `channels` is under 1.
     """
     headers = ("sees", "one layer", "its weights", "stack", "its weights", "the layer has more")
     rows = [
@@ -160,7 +163,7 @@ def kernel_table(channels: int = 512) -> Table:
 
 
 def markdown(table: Table) -> str:
-    """A table as Markdown; the first column to the left, the others to the right."""
+    """Return a table as Markdown; the first column is left-aligned, the others right-aligned."""
     headers, rows = table
     lines = [headers, (":--", *("--:",) * (len(headers) - 1)), *rows]
     return "\n".join(
@@ -169,7 +172,7 @@ def markdown(table: Table) -> str:
 
 
 def _word(row: Layer) -> str:
-    """A layer as Table 1 prints it."""
+    """Return a layer's name in Table 1."""
     if row.kind == "conv":
         assert row.kernel is not None, "a convolution has a window"
         return f"conv{row.kernel[0]}-{row.output_shape[-1]}"
@@ -183,5 +186,5 @@ def _times(sides: Sequence[int]) -> str:
 
 
 def _megabytes(size: float) -> str:
-    """Bytes as 10^6 bytes."""
+    """Return bytes as text in units of 10^6 bytes."""
     return f"{size / 1e6:,.2f}"

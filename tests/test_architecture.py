@@ -163,7 +163,7 @@ def test_names_in_any_case(name):
 
 
 def test_unknown_configuration():
-    with pytest.raises(ValueError, match=r"unknown VGG configuration 'F'; known are A \(VGG11\)"):
+    with pytest.raises(ValueError, match=r"unknown VGG configuration 'F'; choose A \(VGG11\)"):
         architecture.get_configuration("F")
 
 

@@ -90,7 +90,7 @@ CONFIGS = {
     "order": (with_layer(channel_order=["rgb"]), "channel_order must be"),
     "layer": (
         b'{"class_name": "ImagePreprocessing", "config": "text"}',
-        "gives its ImagePreprocessing no mean",
+        "ImagePreprocessing in config.json must state mean",
     ),
 }
 
@@ -217,7 +217,7 @@ def save_safetensors(path: Path, metadata: dict[str, str] | None = None, **chang
 )
 def test_safetensors_with_a_wrong_preprocessing(tmp_path, said):
     path = save_safetensors(tmp_path / "a.safetensors", {"preprocessing": said})
-    assert_refused(path, "states a preprocessing that is none")
+    assert_refused(path, "states a preprocessing that cannot be read")
 
 
 def test_safetensors_without_filters(tmp_path):

@@ -189,7 +189,9 @@ def test_wrong_download(checkpoint, server, tmp_path):
 def test_wrong_cached_file_is_downloaded_anew(checkpoint):
     path = fetch(checkpoint)
     path.write_bytes(PAYLOAD[:-1])
-    with pytest.warns(UserWarning, match=f"{checkpoint.file} has .* not .*: it is downloaded anew"):
+    with pytest.warns(
+        UserWarning, match=f"{checkpoint.file} has .* not .*: it is downloaded again"
+    ):
         assert fetch(checkpoint) == path
     assert path.read_bytes() == PAYLOAD
 
@@ -198,7 +200,7 @@ def test_wrong_cached_keras_file_stays_until_there_is_a_better_one(keras_checkpo
     path = fetch(keras_checkpoint)
     path.write_bytes(b"someone's own")
     server.paths.clear()
-    with pytest.warns(UserWarning, match="downloaded anew"), pytest.raises(OSError, match="404"):
+    with pytest.warns(UserWarning, match="downloaded again"), pytest.raises(OSError, match="404"):
         fetch(keras_checkpoint)
     assert path.read_bytes() == b"someone's own"
 
@@ -219,7 +221,7 @@ def test_hash_that_only_the_hub_states(hub_checkpoint, server, monkeypatch, tmp_
     assert server.requests == []
     if links:
         path.write_bytes(b"damaged")
-        with pytest.warns(UserWarning, match=f"not {SHA256}: it is downloaded anew"):
+        with pytest.warns(UserWarning, match=f"not {SHA256}: it is downloaded again"):
             assert fetch(unstated).read_bytes() == PAYLOAD
 
 

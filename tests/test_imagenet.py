@@ -242,7 +242,7 @@ def test_a_cache_that_cannot_be_written(server, tmp_path):
 
 def test_another_hash_is_not_kept(server, tmp_path, monkeypatch):
     monkeypatch.setattr(imagenet, "CLASS_INDEX_MD5", "0" * 32)
-    with pytest.raises(ValueError, match=r"http.* gave is not the class index"):
+    with pytest.raises(ValueError, match=r"http.* is not the class index"):
         imagenet.class_names()
     assert not list(cached(tmp_path).parent.iterdir())
 

@@ -82,7 +82,7 @@ def test_preprocessing_channels_first():
 
 
 def test_preprocessing_of_another_number_of_channels():
-    with pytest.raises(ValueError, match="is for 3 channels, the input has 4"):
+    with pytest.raises(ValueError, match="is for 3 channels, but the input has 4"):
         ImagePreprocessing()(np.zeros((1, 2, 2, 4), "float32"))
 
 

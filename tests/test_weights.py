@@ -133,15 +133,15 @@ def damaged(tmp_path):
     (tmp_path / "broken.keras").write_bytes(broken)
     return {
         "broken.keras": "is damaged",
-        "text.h5": "is damaged: it is not an HDF5 file inside",
-        "text.keras": "is damaged: it is not a .keras archive inside",
-        "text.safetensors": "is damaged: it is not a safetensors file inside",
-        "text.bin": "is no weight file; it may be Keras .h5",
+        "text.h5": "is damaged: its content is not an HDF5 file",
+        "text.keras": "is damaged: its content is not a .keras archive",
+        "text.safetensors": "is damaged: its content is not a safetensors file",
+        "text.bin": "is no weight file; pass Keras .h5",
         "nothing.h5": "is empty",
         "empty.h5": "holds no layer weights",
         "cut.weights.h5": "is damaged, or no Keras weight file",
-        "cut.keras": "is damaged: it is not a .keras archive inside",
-        "other.zip": "is no weight file; it may be",
+        "cut.keras": "is damaged: its content is not a .keras archive",
+        "other.zip": "is no weight file; pass",
         "folder": "is a folder without weights",
     }
 
@@ -291,7 +291,7 @@ def test_what_imagenet_means(name, configuration, batch_norm, top, expected):
 @pytest.mark.parametrize("configuration", ["C", "A-LRN"])
 def test_no_weights_are_published_of_some(configuration):
     with pytest.raises(
-        ValueError, match=r"no ImageNet weights of VGG1.*are those of A, B, D and E"
+        ValueError, match=r"no ImageNet weights of VGG1.*A, B, D and E have weights"
     ):
         models.vgg(configuration, weights="imagenet")
 

@@ -1,4 +1,4 @@
-"""Published checkpoints, readers of each format, and loading that is whole or not at all."""
+"""Published checkpoints, readers of each format, and loading that sets all weights or none."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

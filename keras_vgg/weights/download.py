@@ -1,4 +1,4 @@
-"""Published checkpoints: downloaded once, verified at every use."""
+"""Download published checkpoints once, and verify them at every use."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from keras_vgg.weights.published import Checkpoint
 
 
 def fetch(checkpoint: Checkpoint) -> Path:
-    """The local file of a published checkpoint, downloaded when it is not in the cache.
+    """Return the local file of a published checkpoint; download the file if it is not in the cache.
 
-    Keras' files lie where keras.applications keeps them (KERAS_HOME), the hub's where
-    huggingface_hub does (HF_HOME, HF_HUB_CACHE; HF_ENDPOINT and HF_HUB_OFFLINE hold). A cached file
-    is used without a request. Its hash is verified each time, a second or two for 550 MB: a note
-    that it once was right can go stale. A cached file of another hash is downloaded anew, with a
-    warning.
+    Keras' files are in the cache of keras.applications (KERAS_HOME), and the hub's files in that of
+    huggingface_hub (HF_HOME, HF_HUB_CACHE; HF_ENDPOINT and HF_HUB_OFFLINE apply too). A cached file
+    needs no request. Its hash is verified at every use, which takes a second or two for 550 MB,
+    because a record of an earlier check can be out of date. A cached file with another hash is
+    downloaded again, with a warning.
 
     Raises:
         ValueError: the download has another hash; it is not kept.
-        OSError: the file cannot be downloaded or stored; says what to do by hand.
+        OSError: the file cannot be downloaded or stored. The error says what to do by hand.
     """
     return _from_hub(checkpoint) if checkpoint.on_hub else _from_keras(checkpoint)
 
@@ -38,11 +38,11 @@ def _from_keras(checkpoint: Checkpoint) -> Path:
         fault = _fault(path, checkpoint.hash)
         if fault is None:
             return path
-        warnings.warn(f"{fault}: it is downloaded anew", stacklevel=3)
+        warnings.warn(f"{fault}: it is downloaded again", stacklevel=3)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # get_file writes under the final name from the first byte, and leaves a file of a wrong
-        # hash there; a folder of its own keeps both from whoever else reads the cache.
+        # get_file writes under the final name from the first byte, and leaves a file with a wrong
+        # hash. A temporary folder keeps both from other readers of the cache.
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
             file = keras.utils.get_file(path.name, checkpoint.location, cache_subdir=folder)
             fault = _fault(Path(file), checkpoint.hash)
@@ -52,7 +52,7 @@ def _from_keras(checkpoint: Checkpoint) -> Path:
         remedy = f"Put the file at {path} by hand"
         cause = error.__context__ or error
         if isinstance(cause, urllib.error.HTTPError):
-            cause.close()  # it holds the connection
+            cause.close()  # the error keeps its connection open
         raise _failure(checkpoint, checkpoint.location, cause, remedy) from error
     if fault is not None:
         raise ValueError(f"{fault}; it came from {checkpoint.location} and was not kept")
@@ -60,7 +60,7 @@ def _from_keras(checkpoint: Checkpoint) -> Path:
 
 
 def _keras_home() -> Path:
-    """As get_file finds it."""
+    """Return the folder that get_file uses."""
     home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
     if os.access(home, os.W_OK):
         return home
@@ -68,26 +68,26 @@ def _keras_home() -> Path:
 
 
 def _from_hub(checkpoint: Checkpoint) -> Path:
-    file = {"repo_id": checkpoint.location, "filename": checkpoint.file}
-    url = huggingface_hub.hf_hub_url(**file)
-    cached = huggingface_hub.try_to_load_from_cache(**file)
+    repository, file = checkpoint.location, checkpoint.file
+    url = huggingface_hub.hf_hub_url(repository, file)
+    cached = huggingface_hub.try_to_load_from_cache(repository, file)
     if isinstance(cached, str):
         path = Path(cached)
-        # The link's own target: further links may lead to names that are other hashes. A cache
-        # without links (Windows) does not keep what the hub stated.
+        # The target of the first link is the hash that the hub stated; further links may lead to
+        # names with other hashes. A cache without links (Windows) does not keep the hub's hash.
         etag = path.readlink().name if path.is_symlink() else None
         fault = _fault(path, checkpoint.hash or _sha256(etag))
         if fault is None:
             return path
-        warnings.warn(f"{fault}: it is downloaded anew", stacklevel=3)
-        _remove(path)  # force_download would not replace it in a cache without links
+        warnings.warn(f"{fault}: it is downloaded again", stacklevel=3)
+        _remove(path)  # force_download does not replace a file in a cache without links
     try:
-        path = Path(huggingface_hub.hf_hub_download(**file))
-        wanted = checkpoint.hash or _sha256(huggingface_hub.get_hf_file_metadata(url).etag)
-        fault = _fault(path, wanted)
+        path = Path(huggingface_hub.hf_hub_download(repository, file))
+        expected = checkpoint.hash or _sha256(huggingface_hub.get_hf_file_metadata(url).etag)
+        fault = _fault(path, expected)
         if fault is not None:
             _remove(path)
-    # OSError, httpx's errors and Xet's: no narrower class has them all.
+    # The errors of the system, httpx and Xet have no narrower class in common.
     except Exception as error:
         remedy = "Download it by other means and pass its path as weights="
         cause = error.__cause__ or error
@@ -98,12 +98,12 @@ def _from_hub(checkpoint: Checkpoint) -> Path:
 
 
 def _sha256(etag: str | None) -> str | None:
-    """What the hub states of a large file; a small one's etag is git's SHA-1, of a header too."""
+    """Return a large file's hash from its etag; a small file's etag is git's SHA-1."""
     return f"sha256:{etag}" if etag and re.fullmatch("[0-9a-f]{64}", etag) else None
 
 
 def _remove(path: Path) -> None:
-    """Delete a file of the hub's cache and all the links that lead to it."""
+    """Delete a file of the hub's cache and all links that lead to the file."""
     while path.is_symlink():
         target = path.parent / path.readlink()
         path.unlink()
@@ -111,17 +111,17 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _fault(path: Path, wanted: str | None) -> str | None:
-    """What is wrong with a file's hash, if anything; `wanted` is such as "md5:..."."""
-    if wanted is None:
+def _fault(path: Path, expected: str | None) -> str | None:
+    """Return how a file's hash differs from the expected one, such as "md5:..."; None if equal."""
+    if expected is None:
         return None
-    algorithm = wanted.partition(":")[0]
+    algorithm = expected.partition(":")[0]
     with path.open("rb") as file:
-        found = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
-    return None if found == wanted else f"{path.name} has {found}, not {wanted}"
+        actual = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
+    return None if actual == expected else f"{path.name} has {actual}, not {expected}"
 
 
 def _failure(checkpoint: Checkpoint, url: str, cause: BaseException, remedy: str) -> OSError:
     reason = str(cause).partition("\n")[0] or type(cause).__name__
-    file = f"{checkpoint.file} ({checkpoint.name})"
-    return OSError(f"{file} could not be downloaded from {url}: {reason}. {remedy}")
+    name = f"{checkpoint.file} ({checkpoint.name})"
+    return OSError(f"{name} could not be downloaded from {url}: {reason}. {remedy}")

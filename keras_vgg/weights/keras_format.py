@@ -1,4 +1,4 @@
-"""Keras weight files: legacy .h5, .weights.h5, .keras archives, and KerasHub presets on disk."""
+"""Read Keras weight files (legacy .h5, .weights.h5, .keras) and KerasHub presets; write .h5."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +22,49 @@ _CAFFE_FILES = {c.file for c in CHECKPOINTS if c.preprocessing == "caffe"}
 
 
 def read_h5(path: Path) -> Weights:
-    """A legacy `.h5` file (layers by name, as keras.applications has them) or `.weights.h5`."""
+    """Read `.weights.h5`, or a legacy `.h5` (layers by name, as in keras.applications' files)."""
     require_hdf5(path)
     with _opening(path), h5py.File(path, "r") as file:
         tensors = _tensors(file)
-    # Only the published files say by themselves, by their names, what they expect.
+    # These formats state no preprocessing; the published files are known by their names.
     preprocessing = ImagePreprocessing.caffe() if path.name in _CAFFE_FILES else None
     return Weights(tensors, str(path), preprocessing)
 
 
 def read_archive(path: Path) -> Weights:
-    """A `.keras` archive; nothing in it is run."""
+    """Read a `.keras` archive without running its code."""
     require_archive(path)
     require_hdf5(path, "model.weights.h5")
     with _opening(path), zipfile.ZipFile(path) as archive:
         content = io.BytesIO(archive.read("model.weights.h5"))
         config = json.loads(archive.read("config.json"))
         if not isinstance(config, Mapping):
-            raise ValueError(f"its config.json holds a {type(config).__name__}, not an object")
+            raise ValueError(f"config.json holds a {type(config).__name__}, not an object")
         objects = list(_objects(config))
         with h5py.File(content, "r") as file:
             tensors = _tensors(file)
-        found = [o for o in objects if o.get("class_name") == "ImagePreprocessing"]
-        preprocessing = _preprocessing(found[0]) if len(found) == 1 else None
+        layers = [o for o in objects if o.get("class_name") == "ImagePreprocessing"]
+        preprocessing = _preprocessing(layers[0]) if len(layers) == 1 else None
     lrn = any(o.get("class_name") == "LocalResponseNormalization" for o in objects)
-    last = {str(o["name"]): o["activation"] for o in objects if "name" in o and "activation" in o}
-    # The convolutional head's predictions are scores, which a layer of their own ends.
-    logits = last.get("probabilities", last.get("predictions")) == "linear"
+    activations = {
+        str(o["name"]): o["activation"] for o in objects if "name" in o and "activation" in o
+    }
+    # In the convolutional head, a separate layer "probabilities" applies the activation.
+    logits = activations.get("probabilities", activations.get("predictions")) == "linear"
     return Weights(tensors, str(path), preprocessing, lrn=lrn, logits=logits)
 
 
-def _preprocessing(found: Mapping[str, Any]) -> ImagePreprocessing:
-    """The layer of a Keras configuration."""
-    config = found.get("config")
+def _preprocessing(layer: Mapping[str, Any]) -> ImagePreprocessing:
+    """Return the preprocessing that a layer of a Keras configuration describes."""
+    config = layer.get("config")
     names = ("mean", "std", "channel_order")
     if not isinstance(config, Mapping) or not all(name in config for name in names):
-        raise ValueError(f"its config.json gives its ImagePreprocessing no {', '.join(names)}")
+        raise ValueError(f"the ImagePreprocessing in config.json must state {', '.join(names)}")
     return ImagePreprocessing(*(config[name] for name in names))
 
 
 def read_preset(folder: Path) -> Weights:
-    """A KerasHub preset: a backbone's weights, and a task's head beside them."""
+    """Read a KerasHub preset: the backbone's weights, and those of a task's head if it has one."""
     tensors: Tensors = {}
     for name in ("model.weights.h5", "task.weights.h5"):
         path = folder / name
@@ -79,12 +81,12 @@ def read_preset(folder: Path) -> Weights:
 
 
 def _converter(config: Mapping[str, Any]) -> ImagePreprocessing | None:
-    """KerasHub's image converter computes x * scale + offset."""
-    for found in _objects(config):
-        values = found.get("config")
+    """Return the preprocessing of KerasHub's image converter, which is x * scale + offset."""
+    for converter in _objects(config):
+        values = converter.get("config")
         if isinstance(values, dict) and values.get("scale") is not None and "offset" in values:
             scale, offset = (np.atleast_1d(values[k] or 0.0) for k in ("scale", "offset"))
-            with np.errstate(all="ignore"):  # the layer refuses what is not finite
+            with np.errstate(all="ignore"):  # the layer refuses values that are not finite
                 mean = np.broadcast_to(-offset / scale, np.broadcast_shapes((3,), scale.shape))
                 std = 1 / scale
             return ImagePreprocessing(mean.tolist(), std.tolist(), "rgb")
@@ -92,8 +94,8 @@ def _converter(config: Mapping[str, Any]) -> ImagePreprocessing | None:
 
 
 def write_legacy(tensors: Tensors, path: Path) -> None:
-    """Write the layout in which keras.applications' files are published."""
-    names = sorted(tensors)  # Keras goes by the order, which the names of VGG's layers are in
+    """Write an `.h5` file in the layout of keras.applications' published files."""
+    names = sorted(tensors)  # Keras reads layers by their order; VGG's names sort in that order
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [name.encode() for name in names]
         file.attrs["backend"] = b"tensorflow"
@@ -103,72 +105,79 @@ def write_legacy(tensors: Tensors, path: Path) -> None:
             kinds = ("gamma", "beta", "moving_mean", "moving_variance")
             if len(values) == 2:
                 kinds = ("kernel", "bias")
-            full_names = [f"{name}/{kind}:0" for kind in kinds]
-            group.attrs["weight_names"] = [n.encode() for n in full_names]
-            for full, value in zip(full_names, values, strict=True):
-                flat = name in TOP and value.ndim == 4
-                group[full] = value.reshape(-1, value.shape[-1]) if flat else value
+            weight_names = [f"{name}/{kind}:0" for kind in kinds]
+            group.attrs["weight_names"] = [n.encode() for n in weight_names]
+            for weight_name, value in zip(weight_names, values, strict=True):
+                is_convolutional = name in TOP and value.ndim == 4
+                array = value.reshape(-1, value.shape[-1]) if is_convolutional else value
+                group[weight_name] = array
 
 
 @contextlib.contextmanager
 def _opening(
     path: Path, kind: str = "no Keras weight file (.h5, .weights.h5, .keras)"
 ) -> Iterator[None]:
-    """Turn what h5py, zipfile and json say of a damaged file into one ValueError."""
+    """Turn the errors of h5py, zipfile and json about a damaged file into a ValueError."""
     try:
         yield
     except MemoryError:
         raise
-    except Exception as error:  # h5py, zipfile, zlib and json have many ways to say it
+    except Exception as error:  # h5py, zipfile, zlib and json raise many types of errors
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} is damaged, or {kind}: {reason}") from error
 
 
 def _tensors(file: h5py.File) -> Tensors:
-    if "model_weights" in file:  # a whole model, as model.save("x.h5") writes it
-        file = file["model_weights"]
-    return _legacy(file) if "layer_names" in file.attrs else _keras3(file)
+    # model.save("x.h5") writes a whole model, with its weights in this group.
+    group = file.get("model_weights", file)
+    if not isinstance(group, h5py.Group):
+        raise ValueError("model_weights is an array, not a group")
+    return _legacy(group) if "layer_names" in group.attrs else _keras3(group)
 
 
-def _legacy(file: h5py.File) -> Tensors:
+def _legacy(model: h5py.Group) -> Tensors:
     tensors: Tensors = {}
-    for name in _strings(file.attrs["layer_names"]):
-        names = _strings(file[name].attrs["weight_names"])
-        if names:
-            tensors[name] = [_values(file, f"{name}/{n}") for n in names]
+    for name in _strings(model, "layer_names"):
+        weight_names = _strings(model[name], "weight_names")
+        if weight_names:
+            tensors[name] = [_values(model, f"{name}/{n}") for n in weight_names]
     return tensors
 
 
 def _values(group: h5py.Group, name: str) -> np.ndarray:
-    """An array of a group, in the byte order of this machine."""
-    found = group[name]
-    if not isinstance(found, h5py.Dataset):
-        raise ValueError(f"{found.name} is a group, not an array")
-    values = np.asarray(found)
+    """Return an array of a group, in the byte order of this machine."""
+    dataset = group[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{dataset.name} is a group, not an array")
+    values = np.asarray(dataset)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
-def _strings(values: Sequence[bytes | str]) -> list[str]:
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+def _strings(item: h5py.HLObject, attribute: str) -> list[str]:
+    """Return the texts of an attribute."""
+    values = item.attrs[attribute]
+    if not isinstance(values, np.ndarray):
+        raise ValueError(f"the attribute {attribute} of {item.name} is not a list")
+    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-def _keras3(file: h5py.File) -> Tensors:
+def _keras3(model: h5py.Group) -> Tensors:
     tensors: Tensors = {}
 
-    def visit(path: str, group: h5py.Group | h5py.Dataset) -> None:
-        layer = "optimizer" not in path.split("/") and path.endswith("vars")
-        if layer and isinstance(group, h5py.Group) and len(group):
-            name = str(group.attrs.get("name", path))
+    def visit(path: str, item: h5py.Group | h5py.Dataset) -> None:
+        is_layer = "optimizer" not in path.split("/") and path.endswith("vars")
+        if is_layer and isinstance(item, h5py.Group) and len(item):
+            name = str(item.attrs.get("name", path))
             if name in tensors:
                 raise ValueError(f"two layers of it are called {name}")
-            tensors[name] = [_values(group, key) for key in sorted(group, key=int)]
+            tensors[name] = [_values(item, key) for key in sorted(item, key=int)]
 
-    file.visititems(visit)
+    model.visititems(visit)
     return tensors
 
 
 def _objects(config: Any) -> Iterator[Mapping[str, Any]]:
-    """Every object of a JSON document."""
+    """Yield every object in a JSON document."""
     if isinstance(config, Mapping):
         yield config
         config = list(config.values())

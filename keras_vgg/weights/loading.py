@@ -1,9 +1,9 @@
-"""Reading a weight file of any format, and setting a model's weights whole or not at all."""
+"""Read a weight file of any format; set all weights of a model, or none."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -22,7 +22,7 @@ _FORMATS = (
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a weight file, recognised by its content, without building its network.
+    """Read a weight file without building its network; the content decides the format.
 
     Args:
         path: Keras' legacy `.h5`, `.weights.h5` or `.keras`; `.safetensors` or PyTorch's `.pth` in
@@ -32,12 +32,12 @@ def read_weights(path: str | Path) -> Weights:
         The tensors in Keras' layout, by layer name, and the preprocessing that they expect.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        OSError: it cannot be opened.
-        ValueError: the file is none of these, is damaged, claims more than its size explains, or
-            takes too long (`keras_vgg.containers` states the limits); it holds objects other than
-            tensors, or values that no network has: not floating-point numbers, not finite, or
-            negative variances. The error names the file.
+        FileNotFoundError: there is no file at the path.
+        OSError: the file cannot be opened.
+        ValueError: the file has another format, is damaged, claims more bytes than its size can
+            explain, or takes too long to read (`keras_vgg.containers` states the limits); or the
+            file holds objects other than tensors, or values that are not floating-point numbers,
+            not finite, or negative variances. The error names the file.
     """
     path = Path(path)
     if not path.exists():
@@ -47,13 +47,14 @@ def read_weights(path: str | Path) -> Weights:
     return weights
 
 
-def _reader(path: Path):
+def _reader(path: Path) -> Callable[[Path], Weights]:
+    """Return the function that reads the format of a file or a folder."""
     if path.is_dir():
         if (path / "model.keras").is_file():
             return lambda folder: keras_format.read_archive(folder / "model.keras")
         if (path / "model.weights.h5").is_file():
             return keras_format.read_preset
-        raise ValueError(f"{path} is a folder without weights; it may be {_FORMATS}")
+        raise ValueError(f"{path} is a folder without weights; pass {_FORMATS}")
     with path.open("rb") as file:
         start = file.read(16)
     if not start:
@@ -72,16 +73,16 @@ def _reader(path: Path):
         return torch_format.read_pth
     suffixes = {".keras": "a .keras archive", ".safetensors": "a safetensors file"}
     if path.suffix in suffixes:
-        raise ValueError(f"{path} is damaged: it is not {suffixes[path.suffix]} inside")
+        raise ValueError(f"{path} is damaged: its content is not {suffixes[path.suffix]}")
     if path.suffix in (".h5", ".hdf5"):
-        raise ValueError(f"{path} is damaged: it is not an HDF5 file inside")
-    raise ValueError(f"{path} is no weight file; it may be {_FORMATS}")
+        raise ValueError(f"{path} is damaged: its content is not an HDF5 file")
+    raise ValueError(f"{path} is no weight file; pass {_FORMATS}")
 
 
 def obtain(
     weights: str | Path, configuration: str, *, batch_norm: bool, include_top: bool
 ) -> Weights:
-    """The weights that a builder's `weights=` means: a published checkpoint's or a file's.
+    """Return the weights that a builder's `weights=` names: a published checkpoint's or a file's.
 
     Raises:
         ValueError, OSError: as `find`, `fetch` and `read_weights`.
@@ -89,11 +90,9 @@ def obtain(
     if weights in NAMES:
         from keras_vgg.weights.download import fetch  # loads network clients
 
-        published = find(str(weights), configuration, batch_norm, include_top)
-        found = read_weights(fetch(published))
-    else:
-        found = read_weights(weights)
-    return found if include_top else found.without(TOP)
+        weights = fetch(find(str(weights), configuration, batch_norm, include_top))
+    loaded = read_weights(weights)
+    return loaded if include_top else loaded.without(TOP)
 
 
 def load_weights(model: keras.Model, path: str | Path, drop: Sequence[str] = ()) -> Weights:
@@ -102,14 +101,14 @@ def load_weights(model: keras.Model, path: str | Path, drop: Sequence[str] = ())
     Args:
         model: A VGG.
         path: As `read_weights`.
-        drop: Layers that the model keeps as they are and the file's are not used, such as
+        drop: Layers that keep the model's weights and ignore the file's, such as
             `("predictions",)` for other classes, or `TOP` for another head.
 
     Returns:
-        What was read, with its preprocessing.
+        The weights of the file, with the preprocessing that they expect.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_weights` and `assign`; the model is as it was.
+        FileNotFoundError, ValueError: as `read_weights` and `assign`; the model is unchanged.
     """
     weights = read_weights(path)
     assign(model, weights, drop)
@@ -117,16 +116,16 @@ def load_weights(model: keras.Model, path: str | Path, drop: Sequence[str] = ())
 
 
 def tensors_of(model: keras.Model) -> Tensors:
-    """A model's weights by layer name."""
+    """Return a model's weights by layer name."""
     return {
-        layer.name: [keras.ops.convert_to_numpy(w) for w in layer.weights]
+        layer.name: [np.asarray(keras.ops.convert_to_numpy(w)) for w in layer.weights]
         for layer in model.layers
         if layer.weights
     }
 
 
 def copy_weights(source: keras.Model, target: keras.Model, drop: Sequence[str] = ()) -> None:
-    """Give `target` the weights of `source`, as between `head="fc"` and `head="conv"`.
+    """Copy the weights of `source` to `target`, such as from `head="fc"` to `head="conv"`.
 
     Raises:
         ValueError: as `assign`.
@@ -135,7 +134,7 @@ def copy_weights(source: keras.Model, target: keras.Model, drop: Sequence[str] =
 
 
 def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> None:
-    """Set every weight of a model, by layer name; strict, and nothing is set when anything differs.
+    """Set every weight of a model, by layer name; set none if any layer differs.
 
     A dense kernel [h*w*c, units] fits a convolution [h, w, c, units] and the other way round: a
     fully connected layer and its convolutional form hold the same numbers in the same order.
@@ -143,28 +142,30 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
     Args:
         model: Any model whose weighted layers have distinct names.
         weights: Tensors by layer name.
-        drop: Layers to leave alone, in the model and in the weights.
+        drop: Layers to ignore, in the model and in the weights.
 
     Raises:
-        ValueError: lists the layers that are missing, left over, of another shape, or whose values
-            are too large for the model's type.
+        ValueError: layers are missing, left over or of another shape, or their values are too large
+            for the model's type. The error lists them.
     """
     layers = {layer.name: layer for layer in model.layers if layer.weights}
     tensors = weights.tensors
     unknown = [name for name in drop if name not in {**layers, **tensors}]
     if unknown:
-        raise ValueError(f"cannot drop {', '.join(unknown)}: there is no such layer on either side")
+        raise ValueError(
+            f"cannot drop {', '.join(unknown)}: there is no such layer in the model or the weights"
+        )
     layers = {name: layer for name, layer in layers.items() if name not in drop}
     tensors = {name: values for name, values in tensors.items() if name not in drop}
     problems = [f"missing {name}" for name in layers if name not in tensors]
     problems += [f"left over {name}" for name in tensors if name not in layers]
     plan = []
     for name in layers.keys() & tensors.keys():
-        wanted = [tuple(w.shape) for w in layers[name].weights]
-        found = [tuple(t.shape) for t in tensors[name]]
-        same = len(wanted) == len(found) and all(map(_same_numbers, wanted, found))
-        if not same or not _same_map(model, name, found[0]):
-            problems.append(f"{name} is {found}, the model wants {wanted}")
+        expected = [tuple(w.shape) for w in layers[name].weights]
+        shapes = [tuple(t.shape) for t in tensors[name]]
+        fits = len(expected) == len(shapes) and all(map(_same_numbers, expected, shapes))
+        if not fits or not _same_map(model, name, shapes[0]):
+            problems.append(f"{name} is {shapes}, the model wants {expected}")
             continue
         pairs = [*zip(layers[name].weights, tensors[name], strict=True)]
         problems += [
@@ -173,7 +174,7 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
         plan += [(w, np.reshape(t, w.shape)) for w, t in pairs]
     if problems:
         raise ValueError(
-            f"weights of {weights.source} do not fit the model {model.name}, nothing was loaded: "
+            f"weights of {weights.source} do not fit the model {model.name}; nothing was loaded: "
             + "; ".join(sorted(problems))
             + (f" ({weights.note})" if weights.note else "")
         )
@@ -182,7 +183,7 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
 
 
 def _overflows(values: np.ndarray, weight: keras.Variable) -> bool:
-    """Whether finite values become infinite in a weight's type, such as 1e300 in float32."""
+    """Return whether finite values become infinite in a weight's type, as 1e300 does in float32."""
     kind = np.dtype(weight.dtype if weight.dtype in ("float16", "float64") else "float32")
     if values.dtype.itemsize <= kind.itemsize:
         return False
@@ -190,18 +191,22 @@ def _overflows(values: np.ndarray, weight: keras.Variable) -> bool:
         return is_finite(values) and not is_finite(values.astype(kind))
 
 
-def _same_map(model: keras.Model, name: str, found: tuple[int, ...]) -> bool:
-    """Whether fc1's convolution [h, w, ...] is of the map that a dense fc1 is given."""
+def _same_map(model: keras.Model, name: str, kernel: tuple[int, ...]) -> bool:
+    """Return whether fc1's kernel [h, w, ...] has the sides of the model's flattened feature map.
+
+    The answer is true for other layers, dense kernels, and models that do not flatten.
+    """
     flatten = [layer for layer in model.layers if layer.name == "flatten"]
-    if name != "fc1" or len(found) != 4 or not flatten:
+    if name != "fc1" or len(kernel) != 4 or not flatten:
         return True
     shape = flatten[0].input.shape
-    first = keras.config.image_data_format() == "channels_first"
-    return tuple(shape[2:] if first else shape[1:3]) == found[:2]
+    channels_first = keras.config.image_data_format() == "channels_first"
+    return tuple(shape[2:] if channels_first else shape[1:3]) == kernel[:2]
 
 
-def _same_numbers(wanted: tuple[int, ...], found: tuple[int, ...]) -> bool:
-    if wanted == found:
+def _same_numbers(expected: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Return whether the shapes are equal, or one is dense and the other its convolution."""
+    if expected == shape:
         return True
-    dense, conv = sorted((wanted, found), key=len)
+    dense, conv = sorted((expected, shape), key=len)
     return (len(dense), len(conv)) == (2, 4) and dense == (int(np.prod(conv[:3])), conv[3])

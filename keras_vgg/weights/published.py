@@ -1,4 +1,4 @@
-"""The published ImageNet checkpoints of VGG: where they lie, what they are, what they expect."""
+"""The published ImageNet checkpoints of VGG: their files, accuracies and preprocessing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications/"
 class Checkpoint:
     """One published file.
 
-    `top1`, `top5`: published accuracy, centre crop, single model, in percent. A file without the
-    classifier has those of the whole network it is a part of.
+    `top1` and `top5` are the published accuracies in percent (centre crop, single model). A file
+    without the classifier has the accuracies of the network with the classifier.
     """
 
     source: str
@@ -25,12 +25,12 @@ class Checkpoint:
     location: str
     """URL of the file, or the repository on the Hugging Face hub."""
     file: str
-    """Its name there, and in the cache."""
+    """Name of the file at its location and in the cache."""
     hash: str | None
-    """"md5:..." or "sha256:..."; None: what the hub states of the file is compared."""
+    """"md5:..." or "sha256:..."; None if the hub's own hash is compared."""
     licence: str
     preprocessing: str
-    """What the network was trained on: "caffe" or "torchvision"; see `ImagePreprocessing`."""
+    """Preprocessing of the training images, "caffe" or "torchvision"; see `ImagePreprocessing`."""
     top1: float
     top5: float
     classes: int = 1000
@@ -46,18 +46,18 @@ class Checkpoint:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the tensors, 4 a number; the file is some kilobytes larger."""
+        """Bytes of the tensors, 4 for each number; the file is some kilobytes larger."""
         return 4 * self.parameters
 
     @property
     def network(self) -> str:
-        """Such as "VGG16, batch norm"."""
+        """The network's name, such as "VGG16, batch norm"."""
         builder = get_configuration(self.configuration).builder
         return f"{builder}{', batch norm' if self.batch_norm else ''}"
 
     @property
     def name(self) -> str:
-        """Such as "VGG16, batch norm, from torchvision"."""
+        """The checkpoint's name, such as "VGG16, batch norm, from torchvision"."""
         return f"{self.network}, from {self.source}"
 
 
@@ -98,7 +98,7 @@ def _torchvision(
     )
 
 
-# Accuracies: keras.applications' and torchvision's own tables (centre crop of 224 from 256).
+# The accuracies are from keras.applications' and torchvision's tables (centre crop, 224 of 256).
 CHECKPOINTS: tuple[Checkpoint, ...] = (
     *_keras(
         *("D", 16, 71.3, 90.1),
@@ -126,38 +126,38 @@ CHECKPOINTS: tuple[Checkpoint, ...] = (
     _torchvision("E", "vgg19_bn", 74.218, 91.842),
 )
 
-# What `weights=` may name, and the sources it looks in, best known first.
+# The names that `weights=` accepts, and the sources of each name, best known first.
 NAMES = {"imagenet": ("keras", "torchvision"), "torchvision": ("torchvision",)}
 
 
 def find(name: str, configuration: str, batch_norm: bool, include_top: bool) -> Checkpoint:
-    """The published checkpoint that `weights=name` means for a network.
+    """Return the published checkpoint that `weights=name` means for a network.
 
     Args:
         name: "imagenet" or "torchvision".
         configuration: "A" ... "E", or a builder's name.
         batch_norm: Whether the network has batch normalisation.
-        include_top: Whether the classifier is wanted; where no file without it is published, the
-            whole one is returned, and the classifier is to be left out.
+        include_top: Whether the classifier is needed. If not, and only a file with the classifier
+            is published, that file is returned, and the caller ignores its classifier.
 
     Raises:
-        ValueError: none is published, or no such name.
+        ValueError: no checkpoint of the network is published, or the name is unknown.
     """
     if name not in NAMES:
-        raise ValueError(f"weights={name!r} is none of {', '.join(map(repr, NAMES))}")
-    found = get_configuration(configuration)
+        raise ValueError(f"weights must be one of {', '.join(map(repr, NAMES))}, not {name!r}")
+    architecture = get_configuration(configuration)
     for source in NAMES[name]:
         fitting = [
             c
             for c in CHECKPOINTS
-            if (c.source, c.configuration, c.batch_norm) == (source, found.name, batch_norm)
+            if (c.source, c.configuration, c.batch_norm) == (source, architecture.name, batch_norm)
             and (c.include_top or not include_top)
         ]
         if fitting:
             return min(fitting, key=lambda c: c.bytes)
     norm = " with batch normalisation" if batch_norm else ""
     raise ValueError(
-        f"no ImageNet weights of {found.builder} (configuration {found.name}){norm} are published "
-        f"for weights={name!r}: there are those of A, B, D and E (`keras-vgg weights` lists them). "
-        "Pass weights=None and train it"
+        f"no ImageNet weights of {architecture.builder} (configuration {architecture.name}){norm} "
+        f"are published for weights={name!r}; A, B, D and E have weights (`keras-vgg "
+        "weights` lists them). Pass weights=None and train the network"
     )

@@ -1,4 +1,4 @@
-"""What every reader gives: the tensors of each layer in Keras' layout, and what they expect."""
+"""The result of every reader: each layer's tensors in Keras' layout, and their preprocessing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from keras_vgg.layers import ImagePreprocessing
 
 Tensors = dict[str, list[np.ndarray]]
 
-# The classifier's layers, as they are called in every head.
+# The names of the classifier's layers in every head.
 TOP = ("fc1", "fc2", "predictions")
 
-# The arrays of a batch normalisation: gamma, beta, moving mean and, last, moving variance.
+# A batch normalisation has gamma, beta, moving mean and moving variance, in this order.
 BATCH_NORM_ARRAYS = 4
 
 _KINDS = tuple(np.dtype(kind) for kind in ("float16", "float32", "float64"))
@@ -22,11 +22,12 @@ _KINDS = tuple(np.dtype(kind) for kind in ("float16", "float32", "float64"))
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Weights that were read, by layer name, each layer's in its order in Keras.
+    """The weights of a file by layer name; each layer's weights are in Keras' order.
 
-    `preprocessing` is what the network was trained on, or None where the file does not say.
-    `note` explains in errors what is peculiar to the file. `lrn` and `logits` are what a file that
-    holds the network says of it: response normalisation, and no soft-max at the end.
+    `preprocessing` is that of the training images, or None if the file does not state it. `note` is
+    added to errors and explains what is unusual in the file. `lrn` and `logits` are known only from
+    a file that holds the network: whether it has response normalisation, and whether it ends
+    without soft-max.
     """
 
     tensors: Tensors
@@ -37,7 +38,7 @@ class Weights:
     logits: bool = False
 
     def sha256(self) -> str:
-        """Return the hash of the numbers, whatever file they came in."""
+        """Return the hash of the numbers, which does not depend on the file's format."""
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             for value in self.tensors[name]:
@@ -50,11 +51,11 @@ class Weights:
 
 
 def check(weights: Weights) -> None:
-    """Refuse weights that cannot be a network's.
+    """Refuse weights that no trained network has.
 
     Raises:
-        ValueError: there are none, or values that are not finite or not floating-point numbers;
-            an array is empty; a variance of batch normalisation is negative.
+        ValueError: there are no weights, an array is empty, values are not finite or not
+            floating-point numbers, or a variance of batch normalisation is negative.
     """
     if not weights.tensors:
         raise ValueError(f"{weights.source} holds no layer weights")

@@ -1,9 +1,9 @@
-"""PyTorch's weight files in torchvision's and timm's naming: .safetensors and .pth.
+"""Read and write PyTorch's weight files, .safetensors and .pth, in torchvision's or timm's naming.
 
-torchvision numbers `features` through: convolution, (batch norm,) ReLU, and a pool after each
-block. The blocks are recovered from the numbers, so one reader takes every configuration. Kernels
-are OIHW there, and fc1's columns are in the order channel, row, column; here they are HWIO and
-row, column, channel.
+torchvision numbers the layers of `features`: convolution, (batch norm,) ReLU, and a pool after each
+block. The numbers show where a block ends, so one reader takes every configuration. PyTorch's
+kernels are OIHW, and fc1's columns are in the order channel, row, column. Keras' kernels are HWIO,
+and fc1's rows are in the order row, column, channel.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,32 +35,33 @@ NAMINGS = {
     "timm": ("pre_logits.fc1", "pre_logits.fc2", "head.fc"),
 }
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
-_SAID = ("mean", "std", "channel_order")
-_COUNTER = "num_batches_tracked"  # PyTorch's, which Keras has no use for
+_PREPROCESSING_FIELDS = ("mean", "std", "channel_order")
+_COUNTER = "num_batches_tracked"  # PyTorch has this tensor in batch norm, Keras does not
 
 
 def read_safetensors(path: Path) -> Weights:
+    """Read a .safetensors file; its metadata may state the preprocessing."""
     try:
         with safe_open(path, "np") as file:
             state = {name: _widened(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-            said = (file.metadata() or {}).get("preprocessing")
+            preprocessing = (file.metadata() or {}).get("preprocessing")
     except MemoryError:
         raise
-    except Exception as error:  # of a type that NumPy has not, a damaged header, names not UTF-8
+    except Exception as error:  # an unknown type, a damaged header, names that are not UTF-8
         raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
-    return _weights(state, str(path), said)
+    return _weights(state, str(path), preprocessing)
 
 
 def _widened(value: np.ndarray) -> np.ndarray:
-    """bfloat16, which NumPy has not, as the same numbers in float32."""
+    """Return bfloat16 as the same numbers in float32, because NumPy lacks bfloat16."""
     return value.astype("float32") if value.dtype.name == "bfloat16" else value
 
 
 def read_pth(path: Path) -> Weights:
-    """A state dict that `torch.save` wrote. Tensors only: no other object in it is ever made."""
+    """Read a state dict that `torch.save` wrote; create no objects other than its tensors."""
     if importlib.util.find_spec("torch") is None:
         raise ValueError(
-            f"{path} is a PyTorch file, and PyTorch is not installed: pip install torch, or take "
+            f"{path} is a PyTorch file, and PyTorch is not installed: pip install torch, or use "
             "the same weights as .safetensors"
         )
     import torch
@@ -68,28 +69,30 @@ def read_pth(path: Path) -> Weights:
     if zipfile.is_zipfile(path):
         require_archive(path)
     try:
-        with warnings.catch_warnings(action="ignore"):  # types that are refused below
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # warnings about types that are refused below
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is refused: it is damaged, or its pickle asks for objects that are not "
-            "tensors, which could run code. Take the same weights as .safetensors"
+            "tensors, which could run code. Use the same weights as .safetensors"
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # a damaged pickle can raise any type of error
         raise ValueError(f"{path} is damaged, or no PyTorch file: {error}") from error
     if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
-        raise ValueError(f"{path} is no state dict: it must map names to tensors")
-    wrong = {type(name).__name__ for name in state if not isinstance(name, str)}
-    if wrong:
+        raise ValueError(f"{path} is no state dict: a state dict maps names to tensors")
+    key_types = {type(name).__name__ for name in state if not isinstance(name, str)}
+    if key_types:
         raise ValueError(
-            f"{path} is no state dict: its names must be text, not {', '.join(sorted(wrong))}"
+            f"{path} is no state dict: its names must be text, not {', '.join(sorted(key_types))}"
         )
-    peculiar = [f"{name} ({kind})" for name, value in state.items() if (kind := _peculiar(value))]
-    if peculiar:
+    unusual = [f"{name} ({kind})" for name, value in state.items() if (kind := _unusual(value))]
+    if unusual:
         raise ValueError(
-            f"{path} holds tensors that are not dense floating-point numbers: {_listed(peculiar)}; "
+            f"{path} holds tensors that are not dense floating-point numbers: {_listed(unusual)}; "
             "save them as dense float32"
         )
     require_plausible_size(path, sum(v.numel() * v.element_size() for v in state.values()))
@@ -100,8 +103,8 @@ def read_pth(path: Path) -> Weights:
     return _weights(arrays, str(path), None)
 
 
-def _peculiar(value: torch.Tensor) -> str | None:
-    """What keeps a tensor from being an array of real numbers, if anything does."""
+def _unusual(value: torch.Tensor) -> str | None:
+    """Return why a tensor is not a plain array of real numbers; None if it is."""
     if value.is_nested:
         return "nested"
     if str(value.layout) != "torch.strided":
@@ -112,33 +115,37 @@ def _peculiar(value: torch.Tensor) -> str | None:
         return "quantised"
     if value.is_neg():
         return "a negated view"
-    plain = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64")
-    kind = str(value.dtype).removeprefix("torch.")
-    return None if kind in (*plain, "uint8", "bool") else kind
+    plain_types = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64")
+    dtype = str(value.dtype).removeprefix("torch.")
+    return None if dtype in (*plain_types, "uint8", "bool") else dtype
 
 
 def write_safetensors(
     tensors: Tensors, path: Path, naming: str, preprocessing: ImagePreprocessing | None
 ) -> None:
-    """The preprocessing goes into the file's metadata, since it may not be torchvision's."""
-    said = {}
+    """Write a .safetensors file; its metadata states the preprocessing."""
+    fields = {}
     if preprocessing is not None:
         config = preprocessing.get_config()
-        said = {name: config[name] for name in _SAID}
-    metadata = {"format": "pt", "preprocessing": json.dumps(said)}
+        fields = {name: config[name] for name in _PREPROCESSING_FIELDS}
+    metadata = {"format": "pt", "preprocessing": json.dumps(fields)}
     save_file(to_torch(tensors, naming), path, metadata=metadata)
 
 
 def write_pth(
     tensors: Tensors, path: Path, naming: str, preprocessing: ImagePreprocessing | None
 ) -> None:
-    """ValueError unless the network expects torchvision's input, since a .pth cannot say other."""
+    """Write a .pth file.
+
+    Raises:
+        ValueError: the network does not expect torchvision's input; a .pth cannot state another.
+    """
     if not _is_torchvision(preprocessing):
-        whether = "is not known to expect" if preprocessing is None else "does not expect"
+        problem = "is not known to expect" if preprocessing is None else "does not expect"
         raise ValueError(
-            f"the network {whether} torchvision's input, as every reader of {path.name} would "
-            "believe: write .safetensors, which says what it expects, or say with preprocessing "
-            "what a silent source expects"
+            f"the network {problem} torchvision's input, which every reader of {path.name} would "
+            "assume: write .safetensors, which states the preprocessing, or pass preprocessing if "
+            "the source does not state it"
         )
     if importlib.util.find_spec("torch") is None:
         raise ValueError("writing a .pth file needs PyTorch: pip install torch")
@@ -152,47 +159,52 @@ def _is_torchvision(preprocessing: ImagePreprocessing | None) -> bool:
     if preprocessing is None:
         return False
     ours, theirs = preprocessing.get_config(), ImagePreprocessing.torchvision().get_config()
-    return all(ours[name] == theirs[name] for name in _SAID)
+    return all(ours[name] == theirs[name] for name in _PREPROCESSING_FIELDS)
 
 
-def _weights(state: Mapping[str, np.ndarray], source: str, said: str | None) -> Weights:
+def _weights(
+    state: Mapping[str, np.ndarray], source: str, preprocessing_json: str | None
+) -> Weights:
     tensors = from_torch(state, source)
     preprocessing: ImagePreprocessing | None = ImagePreprocessing.torchvision()
-    if said:
+    if preprocessing_json:
         try:
-            values = json.loads(said)
-            preprocessing = ImagePreprocessing(*(values[n] for n in _SAID)) if values else None
+            values = json.loads(preprocessing_json)
+            preprocessing = (
+                ImagePreprocessing(*(values[n] for n in _PREPROCESSING_FIELDS)) if values else None
+            )
         except (TypeError, ValueError, LookupError, RecursionError) as error:
             raise ValueError(
-                f"{source} states a preprocessing that is none: {said[:200]} ({error})"
+                f"{source} states a preprocessing that cannot be read: "
+                f"{preprocessing_json[:200]} ({error})"
             ) from error
     note = ""
     broken = [n for n in TOP if n in tensors and not np.isfinite(tensors[n][0]).any()]
-    if broken == list(TOP) and not said:
-        # torchvision's vgg16_features: amdegroot's SSD base, made of Oxford's tensors.
+    if broken == list(TOP) and not preprocessing_json:
+        # torchvision's vgg16_features, the base of amdegroot's SSD, holds Oxford's tensors.
         tensors = {name: values for name, values in tensors.items() if name not in TOP}
         mean = [255 * m for m in (0.48235, 0.45882, 0.40784)]
         preprocessing = ImagePreprocessing(mean, (1.0,), "rgb")
         note = (
-            f"its {', '.join(broken)} hold nothing but NaN: it is a file of features only, such "
+            f"its {', '.join(broken)} hold nothing but NaN: the file holds features only, such "
             "as torchvision's vgg16_features; use include_top=False"
         )
     return Weights(tensors, source, preprocessing, note)
 
 
 def from_torch(state: Mapping[str, np.ndarray], source: str) -> Tensors:
-    """A VGG state dict -> tensors by Keras layer name, in Keras' layout.
+    """Return the tensors of a VGG state dict by Keras layer name, in Keras' layout.
 
     Raises:
-        ValueError: names or shapes that are not VGG's in either naming, all listed.
+        ValueError: names or shapes are not VGG's in either naming. The error lists them.
     """
     rest = {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
-    convolutions, norm = [], False
+    convolutions, has_norm = [], False
     for name, value in rest.items():
         match = re.fullmatch(r"features\.([0-9]{1,3})\.weight", name)
         if match and value.ndim == 4:
             convolutions.append(int(match[1]))
-        norm = norm or bool(match and value.ndim != 4)
+        has_norm = has_norm or bool(match and value.ndim != 4)
     if not convolutions:
         raise ValueError(
             f"{source} holds no VGG in torchvision's or timm's naming (features.0.weight ...): "
@@ -211,11 +223,11 @@ def from_torch(state: Mapping[str, np.ndarray], source: str) -> Tensors:
         return rest.pop(name)
 
     filters = 0
-    for index, layer in _blocks(sorted(convolutions), norm, source):
+    for index, layer in _blocks(sorted(convolutions), has_norm, source):
         kernel = take(f"features.{index}.weight")
         filters = kernel.shape[0]
         tensors[layer] = [kernel.transpose(2, 3, 1, 0), take(f"features.{index}.bias")]
-        if norm:
+        if has_norm:
             tensors[f"{layer}_bn"] = [take(f"features.{index + 1}.{n}") for n in _BATCH_NORM]
     for naming in NAMINGS.values():
         for layer, name in zip(TOP, naming, strict=True):
@@ -231,27 +243,27 @@ def from_torch(state: Mapping[str, np.ndarray], source: str) -> Tensors:
 
 
 def to_torch(tensors: Tensors, naming: str) -> dict[str, np.ndarray]:
-    """Tensors by Keras layer name -> a VGG state dict; the inverse of `from_torch`.
+    """Return a VGG state dict from tensors by Keras layer name; the inverse of `from_torch`.
 
-    The counters of batch normalisation, which PyTorch uses only without momentum, are 0.
+    The counters of batch normalisation are 0: PyTorch uses them only without momentum.
     """
     if naming not in NAMINGS:
         raise ValueError(f"naming must be one of {', '.join(NAMINGS)}, not {naming!r}")
     state: dict[str, np.ndarray] = {}
-    norm = any(name.endswith("_bn") for name in tensors)
+    has_norm = any(name.endswith("_bn") for name in tensors)
     index, block, filters = 0, "1", 0
     for layer in sorted(n for n in tensors if re.fullmatch(r"block\d_conv\d", n)):
         if layer[5] != block:
-            block, index = layer[5], index + 1  # the pool
+            block, index = layer[5], index + 1  # the pool has a number too
         kernel, bias = tensors[layer]
         filters = kernel.shape[3]
         state[f"features.{index}.weight"] = kernel.transpose(3, 2, 0, 1)
         state[f"features.{index}.bias"] = bias
-        if norm:
+        if has_norm:
             values = dict(zip(_BATCH_NORM, tensors[f"{layer}_bn"], strict=True))
             state |= {f"features.{index + 1}.{n}": v for n, v in values.items()}
             state[f"features.{index + 1}.{_COUNTER}"] = np.zeros((), "int64")
-        index += 3 if norm else 2
+        index += 3 if has_norm else 2
     for layer, name in zip(TOP, NAMINGS[naming], strict=True):
         if layer in tensors:
             kernel, bias = tensors[layer]
@@ -263,9 +275,9 @@ def to_torch(tensors: Tensors, naming: str) -> dict[str, np.ndarray]:
                 kernel = np.moveaxis(kernel, -1, 1)
             kernel = kernel.reshape(units, -1)
             if naming == "timm" and layer == "fc1":
-                given = tensors[layer][0].shape
-                side = _side(kernel.shape[1], filters, "fc1") if len(given) == 2 else None
-                height, width = given[:2] if side is None else (side, side)
+                shape = tensors[layer][0].shape
+                side = _side(kernel.shape[1], filters, "fc1") if len(shape) == 2 else None
+                height, width = shape[:2] if side is None else (side, side)
                 kernel = kernel.reshape(units, filters, height, width)
             elif naming == "timm" and layer == "fc2":
                 kernel = kernel.reshape(units, -1, 1, 1)
@@ -273,9 +285,9 @@ def to_torch(tensors: Tensors, naming: str) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(value) for name, value in state.items()}
 
 
-def _blocks(indices: list[int], norm: bool, source: str) -> Iterator[tuple[int, str]]:
-    """(number in `features`, Keras layer name) of each convolution."""
-    step = 3 if norm else 2
+def _blocks(indices: list[int], has_norm: bool, source: str) -> Iterator[tuple[int, str]]:
+    """Yield (number in `features`, Keras layer name) of each convolution."""
+    step = 3 if has_norm else 2
     block, place, expected = 1, 1, 0
     for index in indices:
         if index == expected + 1 and place > 1:
@@ -290,10 +302,12 @@ def _blocks(indices: list[int], norm: bool, source: str) -> Iterator[tuple[int, 
 
 
 def _from_dense(kernel: np.ndarray, layer: str, filters: int, source: str) -> np.ndarray:
+    """Return a kernel of the classifier in Keras' layout."""
     if kernel.ndim == 2 and layer == "fc1":
         if kernel.shape[1] % filters:
             raise ValueError(
-                f"{source}: fc1 has {kernel.shape[1]} inputs, no map of {filters} channels"
+                f"{source}: fc1 has {kernel.shape[1]} inputs, which is no feature map of {filters} "
+                "channels"
             )
         kernel = kernel.reshape(len(kernel), filters, -1).transpose(2, 1, 0)
         return kernel.reshape(-1, kernel.shape[2])
@@ -304,16 +318,17 @@ def _from_dense(kernel: np.ndarray, layer: str, filters: int, source: str) -> np
     return kernel.T
 
 
-def _side(inputs: int, filters: int, what: str) -> int:
+def _side(inputs: int, filters: int, layer: str) -> int:
+    """Return the side of the square feature map that a dense layer sees."""
     side = math.isqrt(inputs // max(filters, 1))
     if side * side * filters != inputs:
         raise ValueError(
-            f"{what} has {inputs} inputs, which is no square map of {filters} channels: its order "
+            f"{layer} has {inputs} inputs, which is no square map of {filters} channels: the order "
             "of rows and columns cannot be known"
         )
     return side
 
 
-def _listed(names) -> str:
+def _listed(names: Iterable[str]) -> str:
     names = sorted(names)
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
