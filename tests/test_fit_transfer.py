@@ -386,8 +386,8 @@ def test_initialization_that_does_not_fit(pretrained, tmp_path):
     (unfinished / "results.json").unlink()
     for changes, error, message in (
         ({"initialization": "he"}, ValueError, "must be normal, normal:SD, glorot, a Keras"),
-        ({"initialization": "normal:"}, ValueError, "a standard deviation, such as normal:0.01"),
-        ({"initialization": "normal:-1"}, ValueError, "a standard deviation, such as normal:0.01"),
+        ({"initialization": "normal:"}, ValueError, "a positive standard deviation"),
+        ({"initialization": "normal:-1"}, ValueError, "a positive standard deviation"),
         ({"initialization": str(tmp_path)}, ValueError, "or a run directory, not"),
         ({"initialization": directory, "init": directory}, ValueError, "choose one"),
         (

@@ -91,7 +91,7 @@ def test_a_signal_is_obeyed_when_the_step_is_kept_and_the_run_goes_on_from_it(
     said = f"kept step {step} of epoch {epoch + 1} in {run.directory}"
     if number == signal.SIGTERM:
         assert raised.value.code == TERMINATED == 143
-        assert capsys.readouterr().err == f"SIGTERM: {said}; repeat the command to go on\n"
+        assert capsys.readouterr().err == f"SIGTERM: {said}; repeat the command to resume\n"
     else:
         assert str(raised.value) == said
     assert_same(fit(TINY, run.directory), whole)

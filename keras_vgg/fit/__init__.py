@@ -1,4 +1,4 @@
-"""recipe -> data and a compiled model -> model.fit -> run directory; resumes what was cut off."""
+"""Training: from a recipe to data and a compiled model, to model.fit, to a run directory."""
 
 from __future__ import annotations
 
@@ -52,33 +52,33 @@ def train(
     *,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Run:
-    """Train a recipe in a run directory, or go on with the run that is there.
+    """Train a recipe in a run directory, or resume the run in that directory.
 
     The directory gets recipe.json, environment.json, data.json, metrics.csv, model.keras (the
     best epoch by validation accuracy), checkpoints/, tensorboard/ and at the end results.json.
 
-    However it was interrupted, a run that goes on ends as an uninterrupted one, bit for bit on one
-    CPU; what was trained since its last checkpoint is trained again. On SIGTERM and Ctrl-C in the
-    main thread it first ends its step and writes a checkpoint; a second signal does not wait.
+    A resumed run ends as an uninterrupted one, bit for bit on one CPU. The steps after the last
+    checkpoint are trained again. On SIGTERM and Ctrl-C in the main thread, training ends its step
+    and writes a checkpoint first; a second signal ends it at once.
 
     Args:
-        recipe: What to train.
+        recipe: The recipe to train.
         workdir: The run directory: new, empty, or an earlier run of the same recipe.
-        verbose: 0: print nothing. 2: a line an epoch, on stdout. "auto" or 1: where stderr is a
-            terminal a progress bar there, and a row an epoch above it; elsewhere as 2.
-        callbacks: Called after the run's own, so that an epoch is kept when they see its end. What
-            they keep themselves does not survive a resume.
+        verbose: 0: print nothing. 2: print a line an epoch on stdout. "auto" or 1: if stderr is a
+            terminal, show a progress bar there and a row an epoch above the bar; otherwise as 2.
+        callbacks: Called after the run's own callbacks, so an epoch's files are written when these
+            callbacks see its end. A resume does not restore the state of these callbacks.
 
     Returns:
         The finished run.
 
     Raises:
-        ValueError, OSError: the recipe, its data or the directory will not do. Nothing is left of
-            a run that had not begun; one that fails in its first epoch can be begun again.
+        ValueError, OSError: the recipe, its data or the directory cannot be used. A run that had
+            not begun leaves no files; a run that fails in its first epoch can begin again.
         RunInUse: another process is training in the directory (an OSError).
         SystemExit: after SIGTERM, with status 143.
         TrainingDiverged: the loss or a weight became NaN.
-        MemoryError: the network and its batches do not fit the device.
+        MemoryError: the device has too little memory for the network and its batches.
     """
     if backend_name() not in ("tensorflow", "jax"):
         raise ValueError(
@@ -87,7 +87,7 @@ def train(
     with (
         hosts.ended_together(),
         _claimed(workdir, recipe) as (run, is_new),
-        _exhaustion_named(recipe),
+        _memory_error_explained(recipe),
     ):
         if run.finished:
             run.require_model()
@@ -100,18 +100,18 @@ def train(
 
 
 fit = train
-"""`train`, under the name that it had first."""
+"""The earlier name of `train`."""
 
 
 @contextlib.contextmanager
 def _claimed(workdir: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
-    """As `claim`, by the first of several hosts, for all of them."""
+    """Claim the run directory; if there are several hosts, the first claims it for all."""
     if hosts.index():
-        told = hosts.share()
-        if "error" in told:
-            raise ValueError(told["error"])
+        claim_result = hosts.share()
+        if "error" in claim_result:
+            raise ValueError(claim_result["error"])
         hosts.require_same("recipe", recipe.to_json())
-        yield Run(Path(workdir), recipe), told["is_new"]
+        yield Run(Path(workdir), recipe), claim_result["is_new"]
         return
     with contextlib.ExitStack() as stack:
         try:
@@ -125,15 +125,15 @@ def _claimed(workdir: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
 
 
 @contextlib.contextmanager
-def _exhaustion_named(recipe: Recipe) -> Iterator[None]:
-    """TensorFlow's error has pages about its allocator; JAX has no error for it."""
+def _memory_error_explained(recipe: Recipe) -> Iterator[None]:
+    """Turn TensorFlow's and JAX's out-of-memory errors into MemoryError."""
     try:
         yield
     except (tf.errors.ResourceExhaustedError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise MemoryError(
-            f"the memory is not enough for batches of {recipe.part_size}; try a smaller "
+            f"the memory is too small for batches of {recipe.part_size}; try a smaller "
             "--batch-size or --width-multiplier, or a larger --gradient-accumulation "
             f"({getattr(error, 'message', str(error)).splitlines()[0]})"
         ) from error
@@ -141,11 +141,12 @@ def _exhaustion_named(recipe: Recipe) -> Iterator[None]:
 
 def _engine(run: Run, is_new: bool) -> hardware.Engine:
     recipe = run.recipe
-    if not is_new:  # its weights are what this precision made of them
+    if not is_new:  # a resume continues with the precision that trained the weights
         precision = run.read_json("environment.json").get("precision")
         if precision is None:
             raise ValueError(
-                f"{run.directory} was begun by an earlier version, whose checkpoints are not read"
+                f"{run.directory} has checkpoints of an earlier version, which cannot be read; "
+                "choose another workdir"
             )
         recipe = recipe.replace(precision=precision)
     return hardware.choose_engine(recipe)

@@ -1,7 +1,7 @@
-"""Batch norm as one operation of TensorFlow while a network is trained.
+"""Batch normalisation in training as one fused operation of TensorFlow.
 
-Keras 3 spells it out in a dozen operations, each of which goes through the whole feature map, and
-their gradients; see training/README.md for what that costs.
+Keras 3 computes it in a dozen operations and their gradients, and each operation reads the whole
+feature map. training/README.md shows the cost.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from keras_vgg.backend import is_tensorflow
 
 
 def fuse(model: keras.Model) -> None:
-    """Let a model's batch norm layers train so, on TensorFlow; their results stay the same.
+    """Fuse a model's batch normalisation in training, on TensorFlow. The results stay the same.
 
-    Only this model's layers do: what is saved, or cloned, is Keras' own.
+    Only the layers of this model object change: a saved or cloned model has Keras' layers.
     """
     if is_tensorflow():
         for layer in batch_norms(model):
@@ -36,7 +36,7 @@ def _call(
     training: bool | None = None,
     mask: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    fits = (
+    can_be_fused = (
         layer.axis in (-1, 3)
         and len(inputs.shape) == 4
         and inputs.dtype != tf.float64
@@ -45,21 +45,21 @@ def _call(
         and not (layer.synchronized or layer.renorm)
         and mask is None
     )
-    if not (training and layer.trainable and fits):
+    if not (training and layer.trainable and can_be_fused):
         outputs: Any = type(layer).call(layer, inputs, training=training, mask=mask)
         return outputs
-    # An epsilon below 1.001e-5, cuDNN's least, is that.
+    # This operation raises an epsilon below 1.001e-5, cuDNN's minimum, to that value.
     outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
         inputs,
         ops.convert_to_tensor(layer.gamma),
         ops.convert_to_tensor(layer.beta),
         epsilon=layer.epsilon,
     )
-    # It answers with the unbiased variance; Keras averages that of the batch as it is.
+    # This operation returns the unbiased variance; Keras averages the biased one.
     size: Any = ops.size(inputs)
     count: Any = ops.cast(size // inputs.shape[-1], "float32")
     variance *= (count - 1) / count
     averages: Any = ((layer.moving_mean, mean), (layer.moving_variance, variance))
-    for average, found in averages:
-        average.assign(average * layer.momentum + found * (1 - layer.momentum))
+    for average, batch_value in averages:
+        average.assign(average * layer.momentum + batch_value * (1 - layer.momentum))
     return outputs

@@ -1,4 +1,4 @@
-"""What happens around each step and epoch: learning rate, records, checkpoints, a stop."""
+"""Callbacks around each step and epoch: learning rate, records, checkpoints, a stop."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ from keras_vgg.run import Run
 
 
 class TrainingDiverged(ArithmeticError):
-    """The loss or a weight is not a number any more."""
+    """The loss or a weight became NaN or infinite."""
 
 
 class Recorder(keras.callbacks.Callback):
-    """Sets the learning rate, and keeps what a resume and a report need.
+    """Set the learning rate, and write what a resume and a report need.
 
-    A checkpoint holds every variable of the model and the optimiser, dropout's seeds included, the
-    history, and of a begun epoch its steps and the sums of its metrics: a run that is resumed from
-    it ends as if it had not been interrupted. One is written after each epoch, within it as the
+    A checkpoint holds every variable of the model and the optimiser (with dropout's seeds), the
+    history, and the steps and metric sums of an unfinished epoch. So a resumed run ends as if it
+    had not been interrupted. A checkpoint is written after each epoch, within an epoch as the
     recipe says, and before a stop.
 
     Args:
-        run: Where to write.
-        steps_per_epoch: Steps of the optimiser that an epoch takes.
-        whole: The network to keep, where only its head is trained.
-        stop: Whether training was told to stop.
+        run: The run to write.
+        steps_per_epoch: Steps of the optimiser in an epoch.
+        full_model: The network to save if only its head is trained; None: the trained one.
+        stop: The request to stop, from a signal.
     """
 
     def __init__(
         self,
         run: Run,
         steps_per_epoch: int,
-        whole: keras.Model | None = None,
+        full_model: keras.Model | None = None,
         stop: StopRequest | None = None,
     ) -> None:
         super().__init__()
-        self._keeper = Keeper(run, whole)
+        self._keeper = Keeper(run, full_model)
         self._stop = stop or StopRequest()
         self.run = run
         self.steps_per_epoch = steps_per_epoch
         self.history: list[dict[str, float]] = []
-        self.learning_rate = 0.0  # of the step that is taken or was the last
-        self.first_step = 0  # of this epoch in this process: those before it were another's
+        self.learning_rate = 0.0  # of the current or the last step
+        self.first_step = 0  # of this epoch in this process; an earlier process took those before
         self._resumed = checkpoint.Progress()
         self._epoch = 0
         self._drops = 0
         self._sums: tuple[np.ndarray, ...] = ()
-        self._kept_at = time.perf_counter()
+        self._saved_at = time.perf_counter()
 
     def restore(self, model: keras.Model) -> checkpoint.Progress:
-        """Go on from the newest readable checkpoint; see `Keeper.restore`."""
+        """Resume from the newest readable checkpoint; see `Keeper.restore`."""
         self._resumed = self._keeper.restore(model)
         self.history = [*self._resumed.history]
         return self._resumed
@@ -77,7 +77,7 @@ class Recorder(keras.callbacks.Callback):
         self._last_step = self._started
 
     def _rate_of(self, step: int) -> float:
-        """`step` of this process's in this epoch."""
+        """Return the learning rate of a step, counted from this process's first of the epoch."""
         step += self._epoch * self.steps_per_epoch + self.first_step
         return learning_rate(self.run.recipe, step, self.steps_per_epoch, self._drops)
 
@@ -92,63 +92,63 @@ class Recorder(keras.callbacks.Callback):
         self._require_finite(logs, f"at step {done + bool(part)} of epoch {self._epoch + 1}")
         if part:
             return
-        # After the last step the validation is next, and keeps them.
+        # After the last step, the callbacks of the validation write the checkpoint.
         step = self._epoch * self.steps_per_epoch + done
-        told = self._stop.made_at(step) and done < self.steps_per_epoch
-        if told or (done < self.steps_per_epoch and self._is_due(done)):
-            self._keep_steps(done, checkpoint.metric_values(self._trained()), told)
+        stops = self._stop.made_at(step) and done < self.steps_per_epoch
+        if stops or (done < self.steps_per_epoch and self._is_due(done)):
+            self._save_steps(done, checkpoint.metric_values(self._trained()), stops)
 
     def on_test_begin(self, logs: dict | None = None) -> None:
-        self._sums = checkpoint.metric_values(self._trained())  # validation begins its own
+        self._sums = checkpoint.metric_values(self._trained())  # the validation resets the metrics
         if self._is_due(self.steps_per_epoch):
-            self._keep_steps(self.steps_per_epoch, self._sums, told=False)
+            self._save_steps(self.steps_per_epoch, self._sums, stops=False)
 
     def on_test_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        # Not its end: a callback that has one makes Keras fetch the losses of every batch.
+        # Not on_test_batch_end: with that method, Keras fetches the losses of every batch.
         if self._stop.made:
-            self._keep_steps(self.steps_per_epoch, self._sums, told=True)
+            self._save_steps(self.steps_per_epoch, self._sums, stops=True)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         recipe = self.run.recipe
-        # The last step may have ruined the weights, and a ReLU may hide that from validation.
+        # The last step may have made weights NaN, and a ReLU may hide NaN from the validation.
         self._require_finite(logs, f"after epoch {epoch + 1}")
         self._require_finite_variables(f"after epoch {epoch + 1}")
         images = (self.steps_per_epoch - self.first_step) * recipe.batch_size
-        trained = self._last_step - self._started
+        training_seconds = self._last_step - self._started
         row: dict[str, float] = {"epoch": epoch + 1}
         row |= {name: float(value) for name, value in (logs or {}).items()}
         row["learning_rate"] = self.learning_rate
-        row["images_per_second"] = round(images / trained, 1) if trained else 0.0
+        row["images_per_second"] = round(images / training_seconds, 1) if training_seconds else 0.0
         row["seconds"] = round(self._seconds(), 3)
         self.history.append(row)
         if best_row(self.history) is row:
             self._keeper.write_model(self._trained())
-        self._keep(checkpoint.Progress(self.history))
+        self._save(checkpoint.Progress(self.history))
         self._keeper.write_history(self.history)
         if is_over(recipe, self.history):
             self._trained().stop_training = True
 
     def _seconds(self) -> float:
-        """What this epoch has taken, in this process and in those before it."""
+        """Return the seconds of this epoch so far, in this process and earlier ones."""
         return self._resumed.seconds + time.perf_counter() - self._started
 
     def _is_due(self, done: int) -> bool:
         recipe = self.run.recipe
         if recipe.checkpoint_steps and done % recipe.checkpoint_steps == 0:
             return True
-        return time.perf_counter() - self._kept_at >= 60 * recipe.checkpoint_minutes
+        return time.perf_counter() - self._saved_at >= 60 * recipe.checkpoint_minutes
 
-    def _keep_steps(self, done: int, sums: tuple[np.ndarray, ...], told: bool) -> None:
-        """Keep the steps of this epoch; end training if it was told to stop."""
-        # The step's loss was that of the weights before the step.
+    def _save_steps(self, done: int, sums: tuple[np.ndarray, ...], stops: bool) -> None:
+        """Write a checkpoint of this epoch's steps; end training if `stops`."""
+        # The loss of a step comes from the weights before the step.
         self._require_finite_variables(f"after step {done} of epoch {self._epoch + 1}")
-        self._keep(checkpoint.Progress(self.history, done, self._seconds(), sums))
-        if told:
+        self._save(checkpoint.Progress(self.history, done, self._seconds(), sums))
+        if stops:
             hosts.wait("kept")
             self._stop.obey(f"kept step {done} of epoch {self._epoch + 1} in {self.run.directory}")
 
-    def _keep(self, progress: checkpoint.Progress) -> None:
-        self._kept_at = time.perf_counter()
+    def _save(self, progress: checkpoint.Progress) -> None:
+        self._saved_at = time.perf_counter()
         self._keeper.write_checkpoint(self._trained(), progress)
 
     def _trained(self) -> keras.Model:
@@ -168,5 +168,5 @@ class Recorder(keras.callbacks.Callback):
             f"{what} {when}, learning rate {self.learning_rate:g}. Try a lower "
             "--learning-rate, a longer --warmup-epochs"
             + ("" if self.run.recipe.batch_norm else ", or --batch-norm True")
-            + f". {self._keeper.what_is_kept()}"
+            + f". {self._keeper.checkpoints_note()}"
         )

@@ -1,4 +1,4 @@
-"""What a run goes on from: every number that decides its next step, in one file."""
+"""Checkpoints: all numbers that decide a run's next step, in one file."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Progress:
 
     Attributes:
         history: A row of metrics.csv for each finished epoch.
-        step: Steps taken in the epoch after those.
-        seconds: What these steps took.
-        metrics: The sums behind that epoch's loss and accuracies; none at its beginning.
+        step: Steps of the unfinished epoch.
+        seconds: Seconds of these steps.
+        metrics: The sums behind the loss and accuracies of the unfinished epoch; empty at step 0.
     """
 
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
@@ -34,19 +34,19 @@ class Progress:
 
     @property
     def epoch(self) -> int:
-        """Epochs done."""
+        """The number of finished epochs."""
         return len(self.history)
 
 
 def file_name(epoch: int, step: int) -> str:
-    """Names sort as what they hold: the steps of an epoch before its end."""
+    """Return a checkpoint's name. Names sort by progress: steps of an epoch before its end."""
     if step:
         return f"epoch-{epoch + 1:06d}-step-{step:08d}.npz"
     return f"epoch-{epoch:06d}.npz"
 
 
 def metric_values(model: keras.Model) -> tuple[np.ndarray, ...]:
-    """The sums of a compiled model's metrics."""
+    """Return the sums of a compiled model's metrics."""
     values: list[Any] = [keras.ops.convert_to_numpy(v) for v in model.metrics_variables]
     return tuple(value.copy() for value in values)
 
@@ -54,7 +54,10 @@ def metric_values(model: keras.Model) -> tuple[np.ndarray, ...]:
 def save(path: Path, model: keras.Model, progress: Progress) -> None:
     """Write every variable of a compiled model and its optimiser, and the progress.
 
-    Dropout's seeds are among the variables. Raises OSError: the file cannot be written.
+    The variables include dropout's seeds.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     metrics = len(progress.metrics)
     described = json.dumps([progress.history, progress.step, progress.seconds, metrics])
@@ -67,23 +70,25 @@ def save(path: Path, model: keras.Model, progress: Progress) -> None:
 
 
 def load(path: Path, model: keras.Model) -> Progress:
-    """Set every variable of the model and its optimiser from a checkpoint; the metrics are not set.
+    """Set every variable of the model and its optimiser, but not the metrics, from a checkpoint.
+
+    If there is an error, no variable changes.
 
     Raises:
-        OSError: the file cannot be read; nothing has been set.
-        ValueError: it is damaged, of another model or holds NaN; nothing has been set.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged, belongs to another model, or holds NaN.
     """
     require_archive(path)
     arrays = read_arrays(path)
     if "progress" not in arrays:
-        raise ValueError(f"{path} is not whole")
+        raise ValueError(f"{path} is not complete")
     history, step, seconds, metrics_count = json.loads(str(arrays.pop("progress")))
     names = sorted(arrays)
     values = [arrays[name] for name in names if not name.startswith("metric ")]
     metrics = tuple(arrays[name] for name in names if name.startswith("metric "))
     variables = [*_variables(model)]
     if len(metrics) != metrics_count:
-        raise ValueError(f"{path} is not whole")
+        raise ValueError(f"{path} is not complete")
     if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
         raise ValueError(f"{path} is of another model")
     wrong = sorted({str(v.dtype) for v in arrays.values() if v.dtype.kind not in "biuf"})
@@ -97,7 +102,7 @@ def load(path: Path, model: keras.Model) -> Progress:
 
 
 def holds_finite_values(model: keras.Model) -> bool:
-    """Whether every weight and every number of the optimiser is finite."""
+    """Return whether every number of the model and its optimiser is finite."""
     return all(is_finite(variable.value) for variable in _variables(model))
 
 

@@ -1,4 +1,4 @@
-"""Training on the devices that `keras_vgg.hardware` chose, as on a single one."""
+"""Training on several devices, with the same results as on one."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from keras_vgg.hardware import Engine
 
 
 def scope(engine: Engine) -> contextlib.AbstractContextManager:
-    """What a model must be built and trained in.
+    """Return the context in which a model must be built and trained on the engine's devices.
 
     Each device computes an equal part of a batch, gradients are summed, and every device has all
     weights: `tf.distribute.MirroredStrategy`, or on JAX `keras.distribution.DataParallel`.
     """
     if not is_tensorflow():
-        with contextlib.suppress(RuntimeError):  # it runs already
-            tf.config.set_visible_devices([], "GPU")  # whose memory it would take from JAX
+        with contextlib.suppress(RuntimeError):  # TensorFlow has started its devices already
+            # TensorFlow would take the GPU's memory from JAX.
+            tf.config.set_visible_devices([], "GPU")
         # Each host reads its own part of a batch.
         return keras.distribution.DataParallel(
             devices=list(engine.devices), auto_shard_dataset=False
         ).scope()
     first, *others = engine.devices
     if others:
-        # Not the default, collective ops: batch norm's and the gradients' get mixed up.
+        # Not the default, collective ops: those of batch norm and of the gradients get mixed up.
         on_gpus = first.startswith("gpu")
         reduction = tf.distribute.NcclAllReduce if on_gpus else tf.distribute.ReductionToOneDevice
         return tf.distribute.MirroredStrategy(list(engine.devices), reduction()).scope()
@@ -43,9 +44,9 @@ def _default_device() -> str:
 
 
 def synchronize(model: keras.Model, engine: Engine) -> None:
-    """Let batch norm take the mean over all devices' images, as on a single one.
+    """Let batch normalisation compute the statistics over the images of all devices.
 
-    On JAX it does: there a batch is one array.
+    On JAX, a batch is one array, so there is nothing to do.
     """
     if len(engine.devices) > 1 and is_tensorflow():
         for layer in batch_norms(model):
@@ -54,7 +55,7 @@ def synchronize(model: keras.Model, engine: Engine) -> None:
 
 @contextlib.contextmanager
 def portable(model: keras.Model) -> Iterator[None]:
-    """Within it a model's description says nothing of how it was trained."""
+    """Remove the devices of the training from a model's configuration, for the time of a save."""
     changed = [layer for layer in batch_norms(model) if layer.synchronized]
     for layer in changed:
         layer.synchronized = False

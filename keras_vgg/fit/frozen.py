@@ -1,7 +1,7 @@
-"""A fully frozen base: its features are computed once, kept on disk, and only the head is trained.
+"""Training on a frozen base: compute its features once, store them, and train only the head.
 
-Every training image is then seen as evaluation sees it (of one that is not square, the centre), and
-its mirror image where the recipe flips; so the epochs that follow cost the head alone.
+Training then uses the evaluation's crop of each image (the centre, if the image is not square), and
+the mirror image too if the recipe flips. Each epoch costs only the head.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from keras_vgg.array_cache import ArrayCache
 from keras_vgg.console import progress_bars
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 
-SHARD = 2048  # images a file: an interrupted computation loses less than one
+SHARD = 2048  # images in a file: an interrupted computation loses less than one file
 
 
 def varies(recipe: Recipe) -> list[str]:
-    """The fields by which training images would differ every epoch, a mirror image apart."""
+    """Return the fields that change training images every epoch, except horizontal_flip."""
     fields = ("crop_padding", "brightness", "contrast", "saturation", "hue", "rgb_shift")
-    found = [name for name in fields + BATCH_AUGMENTATIONS if getattr(recipe, name)]
-    # At another scale than the crop's size, the crop is drawn at random.
-    fixed = recipe.eval_scale is None and recipe.train_scale is None
+    varying = [name for name in fields + BATCH_AUGMENTATIONS if getattr(recipe, name)]
+    # If the scale is not the crop's size, the place of the crop is random.
+    train_scale, eval_scale = recipe.train_scale_range, recipe.eval_scale_side
+    fixed = eval_scale is None and train_scale is None
     size = recipe.image_size
-    fixed = fixed or (recipe.eval_scale == size and recipe.train_scale == (size, size))
-    return ([] if fixed else ["train_scale"]) + found
+    fixed = fixed or (eval_scale == size and train_scale == (size, size))
+    return ([] if fixed else ["train_scale"]) + varying
 
 
 def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model]:
-    """(images -> features, features -> probabilities); both share the model's layers."""
+    """Return (images -> features, features -> probabilities), which share the model's layers."""
     names = [layer.name for layer in model.layers]
     last = "block5_pool" if "fc1" in names else "avg_pool"
     base = keras.Model(model.inputs[0], model.get_layer(last).output, name=f"{model.name}_base")
@@ -51,16 +52,16 @@ class Features:
     """The features of a split's images, float32 [images, views, ...] in memory, and their labels.
 
     Args:
-        base: images -> features.
-        split: Whose images.
-        transform: As `data.evaluation_dataset`.
-        mirrored: Compute the mirror images' too: a second view.
-        folder: Where the files lie; those of other images, weights or transform are replaced.
+        base: The network from images to features.
+        split: The split of the images.
+        transform: As in `data.evaluation_dataset`.
+        mirrored: Whether to compute a second view: the mirror images.
+        folder: The folder of the files. Files of other images, weights or transforms are replaced.
         batch_size: Images at a time, a divisor of `SHARD`.
-        verbose: Show a progress bar.
+        verbose: Whether to show a progress bar.
 
     Raises:
-        ValueError: another batch size.
+        ValueError: the batch size does not divide `SHARD`.
     """
 
     def __init__(
@@ -94,8 +95,8 @@ class Features:
             started = time.perf_counter()
             self._compute(base, split, transform, cache, batch_size, verbose)
             self.seconds = time.perf_counter() - started
-        found = cache.load()
-        self.features, self.labels = found["features"], found["labels"]
+        arrays = cache.load()
+        self.features, self.labels = arrays["features"], arrays["labels"]
 
     def _compute(
         self,
@@ -114,24 +115,24 @@ class Features:
 
         rest = split.between(cache.done, split.size)
         features, labels = [], []
-        seen = cache.done
+        images_done = cache.done
         with progress_bars(verbose) as progress:
-            task = progress.add_task("features", total=split.size, completed=seen)
+            task = progress.add_task("features", total=split.size, completed=images_done)
             for images, classes in data.evaluation_dataset(rest, batch_size, transform):
                 features.append(run(images).numpy())
                 labels.append(classes.numpy())
-                seen += len(classes)
-                progress.update(task, completed=seen)
-                if seen % SHARD == 0 or seen == split.size:
+                images_done += len(classes)
+                progress.update(task, completed=images_done)
+                if images_done % SHARD == 0 or images_done == split.size:
                     cache.add(features=np.concatenate(features), labels=np.concatenate(labels))
                     features, labels = [], []
-        if seen != split.size:
-            raise ValueError(f"computed the features of {seen} of {split.size} images")
+        if images_done != split.size:
+            raise ValueError(f"computed the features of {images_done} of {split.size} images")
 
     def training(
         self, batch_size: int, seed: int, start_epoch: int, start_step: int = 0
     ) -> tf.data.Dataset:
-        """Endless batches, as `data.training_dataset`: a function of (seed, epoch, place)."""
+        """Return endless batches, decided by (seed, epoch, place) as in `data.training_dataset`."""
         steps = self.size // batch_size
 
         def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -155,7 +156,7 @@ class Features:
         return data.untuned(endless.prefetch(2))
 
     def evaluation(self, batch_size: int) -> tf.data.Dataset:
-        """Every image once, unmirrored, in order."""
+        """Return batches of every image once, in order, without mirror images."""
         images = tf.data.Dataset.from_tensor_slices((self.features[:, 0], self.labels))
         return data.untuned(images.batch(batch_size))
 

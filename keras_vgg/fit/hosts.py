@@ -1,4 +1,4 @@
-"""Several processes that train one network, on one machine or many: Keras on JAX.
+"""Several processes that train one network, on one machine or many, with Keras on JAX.
 
 `tf.distribute.MultiWorkerMirroredStrategy` is not used: Keras 3 does not support it
 (keras-team/keras#20585).
@@ -18,23 +18,23 @@ import numpy as np
 
 from keras_vgg.backend import backend_name, is_jax
 
-# What the errors of JAX's ways to talk have in them.
+# Words in the errors of JAX's communication.
 _COMMUNICATION = ("Gloo", "NCCL", "heartbeat", "oordination", "UNAVAILABLE")
-_HEARTBEAT_SECONDS = 30  # without a sign of life, after which a host is taken for lost
+_HEARTBEAT_SECONDS = 30  # without a sign of life; then a host counts as lost
 
 
 def join(coordinator: str, processes: int | None = None, process: int | None = None) -> None:
-    """Become one of the processes of a job. Call it before anything is computed.
+    """Join a job of several processes. Call this before anything is computed.
 
     Args:
         coordinator: HOST:PORT of the first process, the same for all; "auto" under SLURM and Open
-            MPI, which say the rest too.
-        processes: How many there are.
-        process: Which this is, from 0; by default what Kubernetes' indexed jobs say.
+            MPI, which give the other two arguments too.
+        processes: The number of processes.
+        process: The number of this process, from 0. Default: the index of a Kubernetes indexed job.
 
     Raises:
-        ValueError: Keras' backend is not JAX, or something is missing.
-        OSError: the others did not come within five minutes.
+        ValueError: Keras' backend is not JAX, or an argument is missing or wrong.
+        OSError: the other processes did not join within five minutes.
     """
     if not is_jax():
         raise ValueError(
@@ -49,8 +49,8 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
             process = int(os.environ["JOB_COMPLETION_INDEX"])
         if processes is None or process is None:
             raise ValueError(
-                f"coordinator={coordinator} needs the number of processes and which this is: "
-                "--processes N --process I"
+                f"coordinator={coordinator} needs the number of processes and the number of this "
+                "one: --processes N --process I"
             )
         if not 0 <= process < processes:
             raise ValueError(f"process={process} must be in [0, {processes})")
@@ -66,20 +66,23 @@ def join(coordinator: str, processes: int | None = None, process: int | None = N
     except ValueError as error:
         raise ValueError(f"coordinator={coordinator}: {error}") from error
     except RuntimeError as error:
-        raise OSError(f"the job did not come together: {_first_line(error)}") from error
+        raise OSError(
+            f"the other processes of the job did not join: {_first_line(error)}"
+        ) from error
 
 
 def index() -> int:
-    """Which of the processes this is; 0 where there is one."""
-    return _jax().process_index() if _is_jax() else 0
+    """Return the number of this process, from 0."""
+    return _jax().process_index() if is_jax() else 0
 
 
 def count() -> int:
-    return _jax().process_count() if _is_jax() else 1
+    """Return the number of processes."""
+    return _jax().process_count() if is_jax() else 1
 
 
 def share(value: Any = None) -> Any:
-    """What the first process gives, on all of them: anything that JSON can say."""
+    """Return the first process's value on all processes. The value must be possible in JSON."""
     if count() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -91,42 +94,45 @@ def share(value: Any = None) -> Any:
 
 
 def wait(name: str) -> None:
-    """Until all processes are here."""
+    """Wait until all processes call this function with the same name."""
     if count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
 
 
-def told_to_stop(step: int) -> bool:
-    """Whether any of the processes got SIGTERM; all say so at the same step."""
+def must_stop(step: int) -> bool:
+    """Return whether any process got SIGTERM: the same answer on all processes at a step."""
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point(step)
 
 
 def require_same(name: str, value: Any) -> None:
-    """Until all processes are here; ValueError on all of them where one has another value."""
+    """Wait for all processes; raise ValueError on all if one has another value than the first."""
     if count() == 1:
         return
     from jax.experimental import multihost_utils
 
     same = share(value) == json.loads(json.dumps(value))
-    told = np.asarray(multihost_utils.process_allgather(np.int32(same))).ravel()
-    if not told.all():
-        others = ", ".join(str(i) for i in np.flatnonzero(told == 0))
-        raise ValueError(f"the {name} of process {others} is not that of the first")
+    answers = np.asarray(multihost_utils.process_allgather(np.int32(same))).ravel()
+    if not answers.all():
+        others = ", ".join(str(i) for i in np.flatnonzero(answers == 0))
+        raise ValueError(
+            f"the {name} of process {others} is not that of the first process; start all "
+            "processes with the same arguments"
+        )
 
 
 @contextlib.contextmanager
 def ended_together() -> Iterator[None]:
-    """A process that fails leaves its job at once, and the others end for it.
+    """End all processes of a job if one fails.
 
-    They see an error of their communication, which is given its meaning. Without this JAX's own
-    end waits minutes for the others, and aborts.
+    The failed process exits at once: JAX's own shutdown would wait minutes for the others and then
+    abort. The others get an error of their communication, which becomes an OSError with the cause.
 
     Raises:
-        OSError: another process is gone.
+        OSError: another process is lost.
     """
     if count() == 1:
         yield
@@ -138,7 +144,7 @@ def ended_together() -> Iterator[None]:
         if isinstance(error, RuntimeError | ValueError) and _is_of_communication(error):
             raise OSError(
                 "one of the processes of this job is lost; end the others and start all again: "
-                f"they go on from the last checkpoint ({_first_line(error)})"
+                f"they resume from the last checkpoint ({_first_line(error)})"
             ) from error
         raise
 
@@ -155,10 +161,6 @@ def _leave(status: int) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
-
-
-def _is_jax() -> bool:
-    return is_jax()
 
 
 def _jax():

@@ -1,4 +1,4 @@
-"""What a recipe reads: its source, its batches, and whether the images are those of before."""
+"""The data of a recipe: source, batches, and a check that a resume has the same images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from keras_vgg.fit import hosts
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 from keras_vgg.run import Run
 
-_CACHE_BYTES = 2**30  # validation images that fit are prepared once, not every epoch
+_CACHE_BYTES = 2**30  # smaller validation splits are prepared once, not every epoch
 
 
 def load_source(recipe: Recipe) -> data.Source:
-    """The recipe's data, as `keras_vgg.data.load_source`."""
+    """Open the recipe's data; errors as in `keras_vgg.data.load_source`."""
     return data.load_source(
         recipe.source,
         validation_fraction=recipe.validation_fraction,
@@ -32,24 +32,27 @@ def load_source(recipe: Recipe) -> data.Source:
         validation_split=recipe.validation_split,
         test_split=recipe.test_split,
         on_bad_image=recipe.on_bad_image,
+        bit_depth=recipe.bit_depth,
     )
 
 
 def channel_statistics(recipe: Recipe, split: data.Split) -> data.ChannelStatistics:
-    """Return the training split's statistics; compute none where nothing asks for them."""
+    """Return the training split's statistics; zeros and ones if the recipe does not use them."""
     known = recipe.init is not None or None not in (recipe.mean_rgb, recipe.std_rgb)
-    if known and not recipe.rgb_shift:  # nothing would be asked of them
+    if known and not recipe.rgb_shift:
         return data.ChannelStatistics(np.zeros(3), np.ones(3), np.zeros(3), np.eye(3), images=0)
     if hosts.count() == 1:
         return data.statistics(split)
-    found = None if hosts.index() else data.statistics(split)
-    named = hosts.share(found and {k: np.asarray(v).tolist() for k, v in vars(found).items()})
-    images = named.pop("images")
-    return data.ChannelStatistics(**{k: np.array(v) for k, v in named.items()}, images=images)
+    statistics = None if hosts.index() else data.statistics(split)
+    values = hosts.share(
+        statistics and {k: np.asarray(v).tolist() for k, v in vars(statistics).items()}
+    )
+    images = values.pop("images")
+    return data.ChannelStatistics(**{k: np.array(v) for k, v in values.items()}, images=images)
 
 
 def describe(source: data.Source) -> dict[str, Any]:
-    """What a run remembers of its data: class names, and size and fingerprint of each split."""
+    """Return what data.json holds: class names, and size and fingerprint of each split."""
     return {
         "class_names": list(source.class_names),
         "splits": {
@@ -60,36 +63,39 @@ def describe(source: data.Source) -> dict[str, Any]:
 
 
 def require_same_data(run: Run, described: dict[str, Any]) -> None:
-    """Refuse data that changed since the run began: its test images may have been trained on.
+    """Require that the data did not change since the run began.
+
+    If it did, images of the new test split may be among the images that the run trained on.
 
     Args:
         run: A run that has begun.
-        described: The source as it is now, from `describe`.
+        described: The present data, from `describe`.
 
     Raises:
-        ValueError: says what is different.
+        ValueError: the data changed. The error names the first difference.
     """
-    before = run.read_json("data.json")
-    was = {"class_names": before["class_names"], **before["splits"]}
-    found = {"class_names": described["class_names"], **described["splits"]}
-    for name, value in was.items():
-        if value != found.get(name):
+    stored = run.read_json("data.json")
+    before = {"class_names": stored["class_names"], **stored["splits"]}
+    now = {"class_names": described["class_names"], **described["splits"]}
+    for name, value in before.items():
+        if value != now.get(name):
             raise ValueError(
                 f"source {run.recipe.source} has changed since {run.directory / 'data.json'} was "
-                f"written, so that its splits are not the same images: {str(name)[:40]} was "
-                f"{str(value)[:200]}, is {str(found.get(name))[:200]}"
+                f"written, so its splits hold other images: {str(name)[:40]} was "
+                f"{str(value)[:200]}, is {str(now.get(name))[:200]}; choose another workdir"
             )
 
 
 def training_transform(recipe: Recipe, statistics: data.ChannelStatistics | None) -> partial:
-    """The recipe's ([h, w, 3], seed) -> uint8 [size, size, 3] for training.
+    """Return the recipe's data augmentation: ([h, w, 3], seed) -> uint8 [size, size, 3].
 
-    `statistics`, of the training split, are for rgb_shift alone.
+    Only rgb_shift needs `statistics`, those of the training split.
     """
     return partial(
         augment.train_image,
         size=recipe.image_size,
-        scale=recipe.train_scale,
+        scale=recipe.train_scale_range,
+        resize=recipe.resize,
         crop_padding=recipe.crop_padding,
         flip=recipe.horizontal_flip,
         brightness=recipe.brightness,
@@ -103,8 +109,13 @@ def training_transform(recipe: Recipe, statistics: data.ChannelStatistics | None
 
 
 def evaluation_transform(recipe: Recipe) -> partial:
-    """The recipe's [h, w, 3] -> [size, size, 3] for validation, test and prediction."""
-    return partial(augment.eval_image, size=recipe.image_size, scale=recipe.eval_scale)
+    """Return [h, w, 3] -> [size, size, 3] for validation, test and prediction."""
+    return partial(
+        augment.eval_image,
+        size=recipe.image_size,
+        scale=recipe.eval_scale_side,
+        resize=recipe.resize,
+    )
 
 
 def training_data(
@@ -114,7 +125,10 @@ def training_data(
     epoch: int = 0,
     step: int = 0,
 ) -> tf.data.Dataset:
-    """Endless batches (images, one-hot labels), from `step` of `epoch`, in parts if so trained."""
+    """Return endless batches (images, one-hot labels) from `step` of `epoch` on.
+
+    With gradient accumulation, a batch comes as several parts.
+    """
     batches = data.training_dataset(
         source.train,
         recipe.batch_size // hosts.count(),
@@ -131,21 +145,21 @@ def training_data(
 
 
 def in_parts(recipe: Recipe, batches: tf.data.Dataset) -> tf.data.Dataset:
-    """Each batch as `gradient_accumulation` batches."""
+    """Divide each batch into `gradient_accumulation` batches."""
     if recipe.gradient_accumulation == 1:
         return batches
     return batches.rebatch(recipe.part_size // hosts.count())
 
 
 def validation_data(recipe: Recipe, source: data.Source) -> tf.data.Dataset:
-    """Every validation image once, in order: batches (images, one-hot labels).
+    """Return every validation image once, in order: batches (images, one-hot labels).
 
-    On JAX, whose devices and hosts share a batch, all batches are whole: see `_whole_batches`.
+    On JAX, devices and hosts share a batch, so all batches are full: see `_full_batches`.
     """
     classes, split = len(source.class_names), source.validation
     assert split is not None, "training looks for a validation split first"
     if is_jax():
-        validation = _whole_batches(recipe, split, classes)
+        validation = _full_batches(recipe, split, classes)
     else:
         validation = data.evaluation_dataset(split, recipe.part_size, evaluation_transform(recipe))
     pixels = split.size * recipe.image_size**2 * 3
@@ -156,30 +170,30 @@ def validation_data(recipe: Recipe, source: data.Source) -> tf.data.Dataset:
     return validation.map(partial(one_hot, classes=classes))
 
 
-def _whole_batches(recipe: Recipe, split: data.Split, classes: int) -> tf.data.Dataset:
-    """This host's share of a split: batches (images, one-hot labels, weights).
+def _full_batches(recipe: Recipe, split: data.Split, classes: int) -> tf.data.Dataset:
+    """Return this host's share of a split: batches (images, one-hot labels, weights).
 
-    Black images of weight 0 fill the last one up. A loss is divided by all images of a batch, so
-    the others weigh as much more: the mean is that of the split's images.
+    Black images of weight 0 fill the last batch. Keras divides a loss by all images of a batch, so
+    the weight of the other images is more than 1: the mean is then that of the split's images.
     """
     batch, count = recipe.part_size // hosts.count(), hosts.count()
     batches = -(-split.size // recipe.part_size)
     weight = batches * recipe.part_size / split.size
-    mine = len(range(hosts.index(), split.size, count))
+    own_images = len(range(hosts.index(), split.size, count))
     examples = data.evaluation_dataset(
         split, None, evaluation_transform(recipe), host=hosts.index(), hosts=count
     )
 
-    def weighed(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def add_weight(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return image, tf.one_hot(label, classes), tf.constant(weight, tf.float32)
 
-    weighted = examples.map(weighed)
-    specs: Any = weighted.element_spec  # a tuple, as what `weighed` returns
-    nothing = tuple(tf.zeros(spec.shape, spec.dtype) for spec in specs)
-    filling = tf.data.Dataset.from_tensors(nothing).repeat(batches * batch - mine)
-    exactly = tf.data.experimental.assert_cardinality(batches)
-    whole = weighted.concatenate(filling).batch(batch, drop_remainder=True)
-    return whole.prefetch(tf.data.AUTOTUNE).apply(exactly)
+    weighted = examples.map(add_weight)
+    specs: Any = weighted.element_spec  # a tuple, as `add_weight` returns
+    zeros = tuple(tf.zeros(spec.shape, spec.dtype) for spec in specs)
+    filling = tf.data.Dataset.from_tensors(zeros).repeat(batches * batch - own_images)
+    full_batches = weighted.concatenate(filling).batch(batch, drop_remainder=True)
+    cardinality = tf.data.experimental.assert_cardinality(batches)
+    return full_batches.prefetch(tf.data.AUTOTUNE).apply(cardinality)
 
 
 def _batch_transform(
@@ -198,5 +212,5 @@ def _batch_transform(
 
 
 def one_hot(images: tf.Tensor, labels: tf.Tensor, classes: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """(images, int [n]) -> (images, float32 [n, classes])."""
+    """Return (images, float32 [n, classes]) for (images, int [n])."""
     return images, tf.one_hot(labels, classes)

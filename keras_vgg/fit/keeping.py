@@ -1,4 +1,4 @@
-"""The files of a training: its checkpoints and its best model. Written by one host, for all."""
+"""The files of a training: checkpoints and the best model. The first host writes them for all."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from keras_vgg.run import Run
 
 
 class Keeper:
-    """Writes the checkpoints and the best model of a run, and finds where a run goes on.
+    """Write the checkpoints and the best model of a run; load the checkpoint to resume from.
 
     Args:
-        run: Where to write.
-        whole: The network to keep as the best model, where only its head is trained.
+        run: The run to write.
+        full_model: The network to save if only its head is trained; None: the trained one.
     """
 
-    def __init__(self, run: Run, whole: keras.Model | None = None) -> None:
+    def __init__(self, run: Run, full_model: keras.Model | None = None) -> None:
         self.run = run
         self.writes = hosts.index() == 0
-        self._whole = whole
+        self._full_model = full_model
 
     def restore(self, model: keras.Model) -> checkpoint.Progress:
-        """Load the newest readable checkpoint, if there is one, and return how far it is.
+        """Load the newest readable checkpoint, if there is one, and return its progress.
 
         Raises:
-            ValueError: there are checkpoints, and none can be read.
+            ValueError: there are checkpoints, but none can be read.
         """
         unreadable = []
         for path in reversed(self.run.checkpoints):
@@ -57,7 +57,7 @@ class Keeper:
         return checkpoint.Progress()
 
     def write_checkpoint(self, model: keras.Model, progress: checkpoint.Progress) -> None:
-        """Write a checkpoint, and delete those that are older than the newest few."""
+        """Write a checkpoint, and delete older ones than the newest `keep_checkpoints`."""
         if not self.writes:
             return
         name = checkpoint.file_name(progress.epoch, progress.step)
@@ -68,28 +68,28 @@ class Keeper:
             old.unlink()
 
     def write_model(self, model: keras.Model) -> None:
-        """Write the network as the run's best, without its optimiser."""
+        """Write the network as the run's best model, without the optimiser."""
         if not self.writes:
             return
-        whole = self._whole or model
-        bare = keras.Model(whole.inputs[0], whole.outputs[0], name=whole.name)
+        full_model = self._full_model or model
+        bare = keras.Model(full_model.inputs[0], full_model.outputs[0], name=full_model.name)
         with portable(bare):
             self._write(self.run.model_path, bare.save)
 
     def write_history(self, history: list[dict[str, float]]) -> None:
-        """Write metrics.csv, if an epoch has ended."""
+        """Write metrics.csv if an epoch has ended."""
         if self.writes and history:
             self.run.write_history(history)
 
-    def what_is_kept(self) -> str:
-        """Return a sentence for an error: from when the checkpoints are."""
+    def checkpoints_note(self) -> str:
+        """Return a sentence for an error about the checkpoints."""
         if self.run.checkpoints:
-            return f"The checkpoints in {self.run.directory} are from before"
+            return f"The checkpoints in {self.run.directory} are from before this error"
         return "No checkpoint had been written"
 
     def _write(self, path: Path, write: Callable[[Path], Any]) -> None:
         try:
             write_atomically(path, write)
         except OSError as error:
-            message = f"{path} cannot be written: {error}. {self.what_is_kept()}"
+            message = f"{path} cannot be written: {error}. {self.checkpoints_note()}"
             raise OSError(message) from error

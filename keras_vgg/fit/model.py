@@ -1,4 +1,4 @@
-"""recipe -> the network, with its first weights and its preprocessing, and how it is trained."""
+"""From a recipe to a compiled network with initial weights and preprocessing."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ from keras_vgg.models import vgg
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 
-# Section 3.1: deeper nets take "the first four convolutional layers" of A, block1_conv1,
-# block2_conv1, block3_conv1 and block3_conv2, and its three fully connected ones.
+# Section 3.1: deeper nets take "the first four convolutional layers" of A (block1_conv1,
+# block2_conv1, block3_conv1 and block3_conv2), and its three fully connected layers.
 _FROM_A = tuple(name for name, *_ in convolutions("A"))[:4]
 _PAPERS_DEVIATION = 0.1  # variance 1e-2
 
 
 def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
-    """What `recipe.init`, or a run as `recipe.initialization`, gives; None for neither.
+    """Return the weights of `recipe.init`, or of the run that `recipe.initialization` names.
+
+    Returns:
+        The weights; None: the recipe names neither.
 
     Raises:
-        ValueError, OSError: as `keras_vgg.weights.obtain`; both are given; `initialization` is
-            neither an initializer nor a run.
+        ValueError, OSError: as `keras_vgg.weights.obtain`; the recipe names both; `initialization`
+            is neither an initializer nor a run.
     """
     name = recipe.initialization
     if _initializer(name) is not None:
@@ -43,8 +46,8 @@ def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
         )
     if recipe.init is not None:
         raise ValueError(
-            f"init={recipe.init!r} gives every layer; initialization={name!r} would give some of "
-            "them again: choose one"
+            f"init={recipe.init!r} gives the weights of every layer; initialization={name!r} would "
+            "replace some of them: choose one"
         )
     if not (Path(name) / "recipe.json").is_file():
         raise ValueError(
@@ -57,25 +60,25 @@ def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
     if run.recipe.head != recipe.head:
         raise ValueError(
             f"initialization={name!r} has head={run.recipe.head!r}, this recipe {recipe.head!r}: "
-            "the classifier cannot be taken from it"
+            "the classifier's weights do not fit; use the same head"
         )
-    found = weight_files.read_weights(name)
-    convolved = {layer for conv in _FROM_A for layer in (conv, f"{conv}_bn")}
-    return found.without(tuple(found.tensors.keys() - convolved - {*weight_files.TOP}))
+    weights = weight_files.read_weights(name)
+    used_layers = {layer for conv in _FROM_A for layer in (conv, f"{conv}_bn")}
+    return weights.without(tuple(weights.tensors.keys() - used_layers - {*weight_files.TOP}))
 
 
 def _initializer(name: str) -> str | dict | None:
-    """What Keras makes an initializer of, if `name` is one's."""
+    """Return an initializer's name or configuration for Keras; None: `name` is no initializer."""
     if name == "glorot":
         return "glorot_uniform"
     if name == "normal" or name.startswith("normal:"):
-        # As a description, for an instance would draw the same numbers for every layer of a shape.
+        # A configuration, because an instance draws the same numbers for all layers of a shape.
         deviation = _deviation(name)
         return {"class_name": "RandomNormal", "config": {"mean": 0.0, "stddev": deviation}}
-    # Not keras.initializers.get: to make one draws from the global seed.
-    found = getattr(keras.initializers, name, None)
+    # Not keras.initializers.get: making an initializer draws from the global seed.
+    candidate = getattr(keras.initializers, name, None)
     base = keras.initializers.Initializer
-    known = isinstance(found, type) and issubclass(found, base) and found is not base
+    known = isinstance(candidate, type) and issubclass(candidate, base) and candidate is not base
     return name if known else None
 
 
@@ -89,18 +92,18 @@ def _deviation(name: str) -> float:
         deviation = math.nan
     if not 0 < deviation < math.inf:
         raise ValueError(
-            f"initialization={name!r}: after the colon goes a standard deviation, such as"
-            " normal:0.01"
+            f"initialization={name!r} needs a positive standard deviation after the colon, such as "
+            "normal:0.01"
         )
     return deviation
 
 
 def _first_initializer(recipe: Recipe) -> str | dict:
-    """The initializer that `recipe.initialization` means; of a run, what that run began from."""
+    """Return the initializer that `recipe.initialization`, or the run of that name, states."""
     name = recipe.initialization
-    while (found := _initializer(name)) is None:
+    while (initializer := _initializer(name)) is None:
         name = Run.open(name).recipe.initialization
-    return found
+    return initializer
 
 
 def build_model(
@@ -110,13 +113,18 @@ def build_model(
     precision: str = "float32",
     initial: weight_files.Weights | None = None,
 ) -> keras.Model:
-    """The recipe's network, which takes RGB images in [0, 255], float32 [n, size, size, 3].
+    """Build the recipe's network, which takes RGB images in [0, 255], float32 [n, size, size, 3].
 
-    `initial`: what `initial_weights` gives; they bring their preprocessing.
+    Args:
+        recipe: The recipe.
+        classes: The number of classes.
+        statistics: The training split's statistics, for the preprocessing.
+        precision: A Keras dtype policy.
+        initial: The weights from `initial_weights`; their preprocessing replaces the statistics.
     """
     # Keras adds l * sum(w^2), whose gradient is 2 l w; the paper's decay adds wd * w.
     decay = keras.regularizers.L2(recipe.weight_decay / 2) if recipe.weight_decay else None
-    before = keras.config.dtype_policy()
+    policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
         model = vgg(
@@ -130,7 +138,7 @@ def build_model(
             include_preprocessing=_preprocessing(recipe, statistics, initial),
         )
     finally:
-        keras.config.set_dtype_policy(before)
+        keras.config.set_dtype_policy(policy)
     if initial is not None:
         weighted = [layer.name for layer in model.layers if layer.weights]
         if recipe.init is None:
@@ -147,12 +155,12 @@ def _preprocessing(
     recipe: Recipe, statistics: data.ChannelStatistics, initial: weight_files.Weights | None
 ) -> ImagePreprocessing:
     order = "rgb"
-    # A channel that never varies must not become a division by zero.
+    # A constant channel must not lead to a division by zero.
     mean, std = statistics.mean, np.maximum(statistics.std, 1.0)
     if initial is not None:
-        theirs = initial.preprocessing
-        if theirs is not None:
-            order, mean, std = theirs.channel_order, theirs.mean, theirs.std
+        stated = initial.preprocessing
+        if stated is not None:
+            order, mean, std = stated.channel_order, stated.mean, stated.std
         elif recipe.mean_rgb is None:
             raise ValueError(
                 f"{initial.source} does not say which input its network was trained on: give "
@@ -167,11 +175,11 @@ def _preprocessing(
 def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -> None:
     """Compile for one-hot labels: SGD, cross-entropy, top-1 and (over five classes) top-5.
 
-    A weight of a validation image counts in all of them.
+    Loss and metrics use the weights of validation images.
     """
     fuse(model)
-    # By its name alone, Keras would make the metric's variables in the first step, and TensorFlow
-    # would then trace that step a second time (and keep both graphs).
+    # Given a metric's name alone, Keras makes the variables in the first step. TensorFlow then
+    # traces that step a second time, and keeps both graphs.
     metrics: list[keras.metrics.Metric] = [keras.metrics.CategoricalAccuracy(name="accuracy")]
     if model.output_shape[-1] > 5:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5_accuracy"))

@@ -1,4 +1,4 @@
-"""SGD whose learning rate differs by depth: lower for what is already learned."""
+"""SGD with a lower learning rate for the blocks nearer to the input."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCKS = 5
 class LayerwiseSGD(keras.optimizers.SGD):
     """SGD with a learning rate `decay` times lower for each block below the classifier.
 
-    The classifier has the learning rate itself, block 5 `decay` times it, block 1 `decay`^5
+    The factor is 1 for the classifier, `decay` for block 5, and `decay`^5 for block 1
     (Howard & Ruder, arXiv:1801.06146, section 3.1, by block).
     """
 
@@ -22,7 +22,7 @@ class LayerwiseSGD(keras.optimizers.SGD):
         self.decay = decay
 
     def update_step(self, gradient, variable, learning_rate) -> None:
-        # On TensorFlow Keras hands its backend's variable over, which has a name and no path.
+        # On TensorFlow, Keras passes a tf.Variable, which has a name and no path.
         path = getattr(variable, "path", variable.name)
         super().update_step(gradient, variable, learning_rate * self.decay ** _depth(path))
 
@@ -31,6 +31,6 @@ class LayerwiseSGD(keras.optimizers.SGD):
 
 
 def _depth(path: str) -> int:
-    """How many blocks a variable is below the classifier."""
+    """Return how many blocks a variable is below the classifier."""
     block = re.search(r"(?:^|/)block(\d)_", path)
     return BLOCKS + 1 - int(block[1]) if block else 0

@@ -1,7 +1,7 @@
-"""What a user sees of a training run: epoch, step, images/s, learning rate and time left.
+"""The display of a training run: epoch, step, images/s, learning rate and time left.
 
-On a terminal a bar on stderr, and above it a row for each finished epoch; elsewhere a line an epoch
-on stdout, for a log.
+On a terminal, stderr shows a bar and above it a row for each finished epoch. Without a terminal,
+stdout gets a line for each epoch, for a log.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from keras_vgg.recipe import Recipe
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-REDRAWN = 0.1  # seconds between two pictures of the bar, at least
-ONE_LINE = 120  # columns on which the bar and all its figures stand side by side
+REDRAWN = 0.1  # fewest seconds between two pictures of the bar
+ONE_LINE = 120  # terminal columns that the bar and all figures need side by side
 
 
 def may_end_early(recipe: Recipe) -> bool:
-    """Whether training can end before its last epoch, so that the time left is an upper bound."""
+    """Return whether training can end before its last epoch: the time left is then a maximum."""
     return bool(recipe.early_stopping) or recipe.schedule == "plateau"
 
 
@@ -37,19 +37,19 @@ class Figure(NamedTuple):
     heading: str
     cell: str
     phrase: str
-    width: int  # of the widest cell to be expected
+    width: int  # of the widest expected cell
 
 
 def epoch_figures(
     row: Mapping[str, float], epochs: int, left: float | None, at_most: bool
 ) -> list[Figure]:
-    """What to show of a row of metrics.csv.
+    """Return what to show of a row of metrics.csv.
 
     Args:
         row: The row.
-        epochs: Epochs of the whole run.
-        left: Seconds; None: nothing can be said, or nothing is left.
-        at_most: Whether it may be less.
+        epochs: Epochs of the run.
+        left: Seconds left; None: unknown, or none are left.
+        at_most: Whether `left` is a maximum.
     """
     number = f"{row['epoch']:.0f}/{epochs}"
     figures = [Figure("epoch", number, f"epoch {number}", 2 * len(str(epochs)) + 1)]
@@ -69,12 +69,12 @@ def epoch_figures(
 
 
 def log_line(figures: list[Figure]) -> str:
-    """One line in which every figure has its name."""
+    """Return a line for a log, in which every figure has a name."""
     return "  ".join(figure.phrase for figure in figures if figure.phrase)
 
 
 def table_row(figures: list[Figure], headings: bool = False) -> str:
-    """One line of a table, or its headings: 80 columns or fewer up to 999 epochs."""
+    """Return a line of a table, or the headings: at most 80 columns up to 999 epochs."""
     return " ".join(
         (f.heading if headings else f.cell).rjust(max(f.width, len(f.heading))) for f in figures
     )
@@ -97,21 +97,23 @@ def _left(seconds: float | None, at_most: bool) -> str:
 def _console() -> Console:
     from rich.console import Console
 
-    # Where FORCE_COLOR is set rich would take a log file for a terminal.
+    # With FORCE_COLOR, rich would treat a log file as a terminal.
     return Console(stderr=True, force_terminal=sys.stderr.isatty())
 
 
 class TrainingProgress(keras.callbacks.Callback):
-    """Shows how training goes; stands in for Keras' own bar. Use it in a with statement.
+    """Show the progress of training, in place of Keras' bar. Use it in a with statement.
 
-    However training ends, the terminal is as it was; where it ends with an exception, the bar's
-    last picture stays.
+    At the end, the terminal is as before. After an exception, the last picture of the bar stays.
+
+    rich.progress.Progress is not used: the time left needs epochs and validations (`Timing`), and a
+    narrow terminal needs a second line, so a Progress with columns takes more lines than this Live.
 
     Args:
-        recorder: Sets the learning rate and keeps the records; it must come before this callback.
+        recorder: The recorder of the run. It must come before this callback.
         validation_steps: Batches of a validation.
-        verbose: As in `keras_vgg.fit.fit`.
-        clock: Seconds.
+        verbose: As in `keras_vgg.train`.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -144,8 +146,8 @@ class TrainingProgress(keras.callbacks.Callback):
         if self._console is not None:
             from rich.live import Live
 
-            # Drawn by the training thread: a thread of its own would take turns with the steps.
-            # What is printed to a stdout that is not this terminal is none of the bar's business.
+            # The training thread draws: another thread would compete with the steps. The bar must
+            # not redirect a stdout that is a file or a pipe.
             self._live = Live(
                 get_renderable=self._picture,
                 console=self._console,
@@ -170,24 +172,24 @@ class TrainingProgress(keras.callbacks.Callback):
         self._logs = {}
         now = self._clock()
         self._timing.epoch_begins(now, epoch, self._recorder.first_step)
-        self._draw_at_times(now)
+        self._draw_if_due(now)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         now = self._clock()
         self._timing.step_ends(now, self._recorder.first_step + (batch + 1) // self._parts)
         self._logs = logs or {}
-        self._draw_at_times(now)
+        self._draw_if_due(now)
 
     def on_test_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        # Not its end: a callback that has one makes Keras fetch the losses of every batch.
+        # Not on_test_batch_end: with that method, Keras fetches the losses of every batch.
         now = self._clock()
         self._timing.validation_step_begins(now, batch)
-        self._draw_at_times(now)
+        self._draw_if_due(now)
 
     def on_test_end(self, logs: dict | None = None) -> None:
         now = self._clock()
         self._timing.validation_ends(now)
-        self._draw_at_times(now)
+        self._draw_if_due(now)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         self._timing.epoch_ends(self._clock())
@@ -205,19 +207,19 @@ class TrainingProgress(keras.callbacks.Callback):
             print(log_line(figures), flush=True)
 
     def _print_above(self, line: str) -> None:
-        """Print above the bar, cut off at the terminal's width."""
+        """Print above the bar, cut at the terminal's width."""
         from rich.text import Text
 
         assert self._live is not None, "the bar is shown"
         self._live.console.print(Text(line), no_wrap=True, overflow="crop", crop=True)
 
-    def _draw_at_times(self, now: float) -> None:
+    def _draw_if_due(self, now: float) -> None:
         if self._live is not None and now - self._drawn >= REDRAWN:
             self._drawn = now
             self._live.refresh()
 
     def _figures(self) -> str:
-        """What the steps so far say: speed, learning rate, loss, accuracy."""
+        """Return the figures of the steps so far: speed, learning rate, loss, accuracy."""
         parts = []
         step_seconds = self._timing.step_seconds
         if step_seconds:
@@ -231,16 +233,16 @@ class TrainingProgress(keras.callbacks.Callback):
         return "  ".join(parts)
 
     def _picture(self) -> RenderableType:
-        """The bar: one line on a wide terminal, two on a narrow one."""
+        """Draw the bar: one line on a wide terminal, two lines on a narrow one."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
         timing = self._timing
-        done, total, what = timing.step, timing.steps, "step"
+        done, total, unit = timing.step, timing.steps, "step"
         if timing.step == timing.steps:
-            done, total, what = timing.validated, timing.validation_steps, "validation"
+            done, total, unit = timing.validated, timing.validation_steps, "validation"
         figures = self._figures()
         assert self._console is not None, "the bar has a terminal"
         wide = self._console.width >= ONE_LINE
@@ -251,7 +253,7 @@ class TrainingProgress(keras.callbacks.Callback):
         line.add_column(ratio=1)
         line.add_column(no_wrap=True)
         line.add_row(
-            f"epoch {timing.epoch + 1}/{timing.epochs}  {what} {done}/{total}  ",
+            f"epoch {timing.epoch + 1}/{timing.epochs}  {unit} {done}/{total}  ",
             ProgressBar(total=total, completed=done),
             Text("".join(f"  {part}" for part in after)),
         )

@@ -11,11 +11,13 @@ Row = Mapping[str, float]
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, drops: int = 0) -> float:
-    """The learning rate of one step.
+    """Return the learning rate of one step.
 
     Args:
-        step: Steps taken since the start of training.
-        drops: How often a plateau has lowered it so far.
+        recipe: The recipe.
+        step: The number of steps before this one, since the start of training.
+        steps_per_epoch: Steps in an epoch.
+        drops: How often a plateau has lowered the learning rate so far.
     """
     warmup = round(recipe.warmup_epochs * steps_per_epoch)
     if step < warmup:
@@ -32,28 +34,28 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, drops: int = 
 
 
 def plateau_drops(recipe: Recipe, history: Sequence[Row]) -> int:
-    """How often the validation accuracy has stopped improving (section 3.1).
+    """Return how often the validation accuracy has stopped improving (section 3.1).
 
-    It is a function of the history alone, so that a resumed run continues it exactly.
+    Only the history decides, so a resumed run continues exactly.
     """
-    best, waited, drops = -math.inf, 0, 0
+    best, epochs_waited, drops = -math.inf, 0, 0
     for row in history:
         if row["val_accuracy"] > best:
-            best, waited = row["val_accuracy"], 0
+            best, epochs_waited = row["val_accuracy"], 0
         else:
-            waited += 1
-        if waited >= recipe.plateau_patience:
-            waited, drops = 0, drops + 1
+            epochs_waited += 1
+        if epochs_waited >= recipe.plateau_patience:
+            epochs_waited, drops = 0, drops + 1
     return drops
 
 
 def best_row(history: Sequence[Row]) -> Row:
-    """The epoch that selects the model: highest validation accuracy, then lowest loss."""
+    """Return the best epoch: the highest validation accuracy, then the lowest validation loss."""
     return max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
 
 
 def is_over(recipe: Recipe, history: Sequence[Row]) -> bool:
-    """Whether training ends before its last epoch: stopped early, or past the last plateau."""
+    """Return whether training ends now: by early stopping, or after the last plateau."""
     if not history:
         return False
     if recipe.schedule == "plateau" and plateau_drops(recipe, history) > recipe.plateau_drops:

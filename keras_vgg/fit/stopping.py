@@ -1,4 +1,4 @@
-"""Being told to stop, by a scheduler (SIGTERM) or a person (Ctrl-C), and keeping things first."""
+"""A stop by a scheduler (SIGTERM) or a person (Ctrl-C), after a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Self
 from keras_vgg.fit import hosts
 
 TERMINATED = 128 + signal.SIGTERM
-"""The exit status after SIGTERM, as a shell would give it."""
+"""The exit status after SIGTERM, as shells report it."""
 
 _DEFAULTS: dict[int, signal.Handlers | Callable[[int, FrameType | None], object]] = {
     signal.SIGTERM: signal.SIG_DFL,
@@ -21,10 +21,11 @@ _DEFAULTS: dict[int, signal.Handlers | Callable[[int, FrameType | None], object]
 
 
 class StopRequest:
-    """Within it the first SIGTERM or Ctrl-C waits until training can be kept; a second does not.
+    """A context in which the first SIGTERM or Ctrl-C waits for a checkpoint; a second does not.
 
-    A program's own handlers are left alone, and so are signals outside the main thread, where
-    Python takes none. Of several hosts SIGTERM is JAX's, which tells all, and Ctrl-C ends one.
+    If a program has handlers of its own, they stay. Outside the main thread, Python handles no
+    signals, so they stay too. With several hosts, JAX handles SIGTERM and informs all hosts, and
+    Ctrl-C ends one host at once.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,7 @@ class StopRequest:
         if threading.current_thread() is threading.main_thread():
             for number, default in _DEFAULTS.items():
                 if hosts.count() == 1 and signal.getsignal(number) is default:
-                    signal.signal(number, self._take)
+                    signal.signal(number, self._handle)
                     self._installed.append(number)
         return self
 
@@ -51,12 +52,12 @@ class StopRequest:
 
     @property
     def made(self) -> bool:
-        """Whether training was told to stop."""
+        """Return whether a signal asked training to stop."""
         return self._signal is not None
 
     def made_at(self, step: int) -> bool:
-        """The same; of several hosts one answer, if all ask after each step."""
-        if hosts.count() > 1 and not self.made and hosts.told_to_stop(step):
+        """Return `made`; with several hosts the same answer on all, if all ask after each step."""
+        if hosts.count() > 1 and not self.made and hosts.must_stop(step):
             self._signal = signal.SIGTERM
         return self.made
 
@@ -64,18 +65,18 @@ class StopRequest:
         """End training.
 
         Args:
-            kept: What was kept, for the user.
+            kept: What was saved, for the message.
 
         Raises:
-            KeyboardInterrupt: it was Ctrl-C.
-            SystemExit: it was SIGTERM; the status is `TERMINATED`.
+            KeyboardInterrupt: the signal was Ctrl-C.
+            SystemExit: the signal was SIGTERM; the status is `TERMINATED`.
         """
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt(kept)
-        print(f"SIGTERM: {kept}; repeat the command to go on", file=sys.stderr, flush=True)
+        print(f"SIGTERM: {kept}; repeat the command to resume", file=sys.stderr, flush=True)
         raise SystemExit(TERMINATED)
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:
             signal.signal(number, _DEFAULTS[number])
             signal.raise_signal(number)

@@ -1,9 +1,9 @@
-"""How long a training run will still take, from the steps and validations so far."""
+"""Estimate how long a training run will still take, from its steps and validations so far."""
 
 from __future__ import annotations
 
-SLOW_STEPS = 2  # of a run: functions are traced, kernels chosen, buffers filled
-ENOUGH_STEPS = 3  # to tell from them how long the others take
+SLOW_STEPS = 2  # first steps, in which functions are traced, kernels chosen, buffers filled
+ENOUGH_STEPS = 3  # measured steps that an estimate needs
 
 
 def seconds_left(
@@ -15,31 +15,31 @@ def seconds_left(
     rest_seconds: float,
     rests: float,
 ) -> float:
-    """Seconds until the last epoch has ended.
+    """Return the seconds until the last epoch ends.
 
     Args:
-        steps: Steps to come in this epoch.
-        step_seconds: What a step of training takes.
-        epochs: Epochs to come after this one.
-        steps_per_epoch: Steps of each.
-        rest_seconds: What an epoch takes after its last step: validation, files.
-        rests: How much of this epoch's rest is to come: 1 all, 0 nothing.
+        steps: Remaining steps of this epoch.
+        step_seconds: Seconds of a training step.
+        epochs: Epochs after this one.
+        steps_per_epoch: Steps of each epoch.
+        rest_seconds: Seconds of an epoch after its last step: validation and files.
+        rests: Remaining share of this epoch's rest, in [0, 1].
     """
     rest_of_epoch = steps * step_seconds + rests * rest_seconds
     return rest_of_epoch + epochs * (steps_per_epoch * step_seconds + rest_seconds)
 
 
 class Timing:
-    """Times the steps and validations of a run, to tell what is left of it.
+    """Measure the steps and validations of a run, and estimate the remaining time.
 
-    It has no clock: `now` is the caller's, in seconds. The first steps of a run and the first of
-    its validation batches are slow and do not count. A step is taken to cost the mean of this
-    epoch and the one before; the rest of an epoch what it cost the last time; a validation batch,
-    before there has been one, as much as a step.
+    The caller gives the time as `now`, in seconds. The first steps of a run and the first
+    validation batch are slow and do not count. The estimate for a step is the mean of this epoch
+    and the one before. The estimate for the rest of an epoch is the last measured rest; before the
+    first validation, a validation batch counts as much as a step.
 
     Args:
-        epochs: Epochs of the whole run, those of an earlier process included.
-        steps: Steps an epoch.
+        epochs: Epochs of the run, with those of an earlier process.
+        steps: Steps in an epoch.
         validation_steps: Batches of a validation.
     """
 
@@ -47,16 +47,16 @@ class Timing:
         self.epochs, self.steps, self.validation_steps = epochs, steps, validation_steps
         self.epoch = self.step = self.validated = 0
         self._slow = SLOW_STEPS
-        self._measured = self._seconds = 0.0  # this epoch's steps
-        self._measured_before = self._seconds_before = 0.0  # those of the epoch before
+        self._measured = self._seconds = 0.0  # steps of this epoch, and their seconds
+        self._measured_before = self._seconds_before = 0.0  # the same for the epoch before
         self._rest: float | None = None
         self._ended = False
         self._last = 0.0
         self._validation_begun = self._first_batch_done = 0.0
-        self._excess = 0.0  # of the first validation's first batch
+        self._excess = 0.0  # extra seconds of the first validation's first batch
 
     def epoch_begins(self, now: float, epoch: int, step: int = 0) -> None:
-        """`epoch` counts from 0; `step` steps of it were an earlier process's."""
+        """Note the start of an epoch (from 0), of which an earlier process took `step` steps."""
         self.epoch, self.step, self.validated, self._ended = epoch, step, 0, False
         if self._measured:
             self._measured_before, self._seconds_before = self._measured, self._seconds
@@ -64,7 +64,7 @@ class Timing:
         self._last = now
 
     def step_ends(self, now: float, step: int) -> None:
-        """`step` steps of the epoch have been taken."""
+        """Note that `step` steps of the epoch are done."""
         if self._slow > 0:
             self._slow -= step - self.step
         else:
@@ -73,7 +73,7 @@ class Timing:
         self.step, self._last = step, now
 
     def validation_step_begins(self, now: float, step: int) -> None:
-        """`step` batches of the validation have been done."""
+        """Note that `step` batches of the validation are done."""
         self.validated = step
         if step == 0:
             self._validation_begun = now
@@ -90,20 +90,20 @@ class Timing:
             self._excess = 0.0 if usual is None else max(0.0, first - usual)
 
     def epoch_ends(self, now: float) -> None:
-        """Validation and all that the epoch writes are done."""
+        """Note that the validation and the files of the epoch are done."""
         self._rest = now - self._last - self._excess
         self._excess, self._ended = 0.0, True
 
     @property
     def step_seconds(self) -> float | None:
-        """Seconds of a training step; None: too few have been measured."""
+        """Return the seconds of a training step; None: too few steps are measured."""
         measured = self._measured + self._measured_before
         if measured < min(ENOUGH_STEPS, self.steps):
             return None
         return (self._seconds + self._seconds_before) / measured
 
     def left(self) -> float | None:
-        """Seconds until the last epoch has ended; None: there is too little to tell it from."""
+        """Return the seconds until the last epoch ends; None: too few steps are measured."""
         step_seconds = self.step_seconds
         if step_seconds is None:
             return None

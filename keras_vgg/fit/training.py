@@ -1,4 +1,4 @@
-"""From a recipe and a claimed run directory to a trained run: what `fit` does, step by step."""
+"""The steps of `keras_vgg.train`: from a recipe and a claimed run directory to a trained run."""
 
 from __future__ import annotations
 
@@ -46,13 +46,14 @@ class _Prepared:
     """A run's data and networks, before the first step.
 
     Attributes:
-        whole: The recipe's network.
-        base: Its frozen base, whose features are computed once; None: there is none.
-        trained: What model.fit trains: the rest of the network, or all of it.
-        statistics: The training images' channel statistics.
-        initial: The first weights, where the recipe names some.
+        source: The splits.
         described: Class names, and size and fingerprint of each split.
         inventory: What the source holds and what it leaves out.
+        statistics: The training images' channel statistics.
+        initial: Pretrained weights; None: the recipe names none.
+        full_model: The recipe's network.
+        base: The frozen base, whose features are computed once; None: nothing is computed once.
+        trained: The network that model.fit trains: the head, or the full network.
     """
 
     source: data.Source
@@ -60,13 +61,13 @@ class _Prepared:
     inventory: data.Inventory
     statistics: data.ChannelStatistics
     initial: weight_files.Weights | None
-    whole: keras.Model
+    full_model: keras.Model
     base: keras.Model | None
     trained: keras.Model
 
     @property
     def validation(self) -> data.Split:
-        assert self.source.validation is not None  # `_prepare` has looked
+        assert self.source.validation is not None  # `_prepare` raises an error otherwise
         return self.source.validation
 
 
@@ -78,52 +79,52 @@ def run_training(
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> Run:
     recipe = run.recipe
-    first = hosts.index() == 0  # of several hosts, the one that writes and speaks
+    first = hosts.index() == 0  # the host that writes and prints
     verbose = verbose if first else 0
     keras.utils.set_random_seed(recipe.seed)
     prepared = _prepare(run, engine, is_new)
     source, trained = prepared.source, prepared.trained
     steps = data.steps_per_epoch(source.train, recipe.batch_size // hosts.count(), hosts.count())
     stop = StopRequest()
-    recorder = Recorder(run, steps, whole=prepared.whole, stop=stop)
-    begun = recorder.restore(trained)
-    # Before the first writes what the others read.
-    hosts.require_same("checkpoint", [begun.epoch, begun.step])
+    recorder = Recorder(run, steps, full_model=prepared.full_model, stop=stop)
+    start = recorder.restore(trained)
+    # Compare first: then the first host writes files that the others read.
+    hosts.require_same("checkpoint", [start.epoch, start.step])
     if is_new and first:
         _write_first_files(run, engine, prepared)
     if verbose:
-        _announce(prepared, recipe, engine, begun)
+        _announce(prepared, recipe, engine, start)
     training, validation = _datasets(run, prepared, verbose)
     batches = -(-prepared.validation.size // recipe.part_size)
     progress = TrainingProgress(recorder, batches, verbose)
-    called = [recorder, progress, *callbacks]
+    all_callbacks = [recorder, progress, *callbacks]
     if first:
         board = keras.callbacks.TensorBoard(str(run.directory / "tensorboard"), write_graph=False)
-        called.insert(1, board)
-    epoch = begun.epoch
+        all_callbacks.insert(1, board)
+    epoch = start.epoch
     with data.bad_images_named(source.train, prepared.validation), progress, stop:
-        if begun.step:
-            # Keras' fit begins with whole epochs: what is left of this one is a fit of its own.
-            _end_epoch(trained, training, validation, recorder, begun, called)
+        if start.step:
+            # Keras' fit starts with a full epoch. The rest of this epoch is a fit of its own.
+            _end_epoch(trained, training, validation, recorder, start, all_callbacks)
             epoch += 1
         over = trained.stop_training or is_over(recipe, recorder.history)
         if epoch < recipe.epochs and not over:
             parts = steps * recipe.gradient_accumulation
-            _fit(trained, training(epoch), validation, called, epoch, recipe.epochs, parts)
+            _fit(trained, training(epoch), validation, all_callbacks, epoch, recipe.epochs, parts)
     if first:
-        _write_results(run, recorder.history, prepared.whole, engine)
+        _write_results(run, recorder.history, prepared.full_model, engine)
     hosts.wait("finished")
     return run
 
 
 def _prepare(run: Run, engine: hardware.Engine, is_new: bool) -> _Prepared:
-    """Open the data and build and compile the network, as the run began them."""
+    """Open the data, and build and compile the network."""
     recipe = run.recipe
     source = load_source(recipe)
     if source.validation is None:
         raise ValueError(
-            f"{recipe.source} leaves no validation images to select a model on; "
-            "give validation_fraction more than 0"
+            f"{recipe.source} has no validation images to select the best epoch; "
+            "set validation_fraction above 0"
         )
     described = describe(source)
     if not is_new:
@@ -137,7 +138,7 @@ def _prepare(run: Run, engine: hardware.Engine, is_new: bool) -> _Prepared:
     distribution.synchronize(model, engine)
     transfer.freeze(model, recipe.freeze_until)
     base, trained = None, model
-    # On JAX the features of a frozen base are not kept; it runs every epoch.
+    # On JAX, the frozen base runs every epoch.
     if recipe.freeze_until == "all" and not frozen.varies(recipe) and is_tensorflow():
         base, trained = frozen.split_model(model)
     compile_model(trained, recipe, engine)
@@ -147,9 +148,9 @@ def _prepare(run: Run, engine: hardware.Engine, is_new: bool) -> _Prepared:
 
 
 def _write_first_files(run: Run, engine: hardware.Engine, prepared: _Prepared) -> None:
-    """Write what decides the run. Without checkpoints it stays a new run."""
+    """Write recipe, data and environment. A run without checkpoints still counts as new."""
     environment = describe_environment(engine)
-    run.write_recipe()  # first: a directory with anything else is refused
+    run.write_recipe()  # first: a directory with other files is refused
     inventory = {"inventory": prepared.inventory.as_json()}
     run.write_json("data.json", prepared.described | inventory)
     run.write_json("environment.json", environment)
@@ -159,24 +160,24 @@ def _write_first_files(run: Run, engine: hardware.Engine, prepared: _Prepared) -
 
 
 def _announce(
-    prepared: _Prepared, recipe: Recipe, engine: hardware.Engine, begun: Progress
+    prepared: _Prepared, recipe: Recipe, engine: hardware.Engine, start: Progress
 ) -> None:
-    source, model = prepared.source, prepared.whole
+    source, model = prepared.source, prepared.full_model
     print(
         f"{source.name}: {source.train.size} training, {prepared.validation.size} validation "
         f"images, {len(source.class_names)} classes\n{model.name}: {model.count_params():,} "
-        f"parameters; {engine}{_where(begun)}"
+        f"parameters; {engine}{_start_note(start)}"
     )
     for line in prepared.inventory.lines():
         print(line)
     if recipe.freeze_until == "all" and is_tensorflow():
-        print(_how_frozen(recipe))
+        print(_frozen_base_note(recipe))
 
 
 def _datasets(
     run: Run, prepared: _Prepared, verbose: int | str
 ) -> tuple[Callable[..., tf.data.Dataset], tf.data.Dataset]:
-    """Return training batches from an epoch and a step on, and validation batches."""
+    """Return a function from (epoch, step) to training batches, and validation batches."""
     recipe, source = run.recipe, prepared.source
     with data.bad_images_named(source.train, prepared.validation):
         if prepared.base is not None:
@@ -188,7 +189,7 @@ def _datasets(
 def _write_results(
     run: Run, history: list[dict[str, float]], model: keras.Model, engine: hardware.Engine
 ) -> None:
-    """Write the curve and results.json, which ends the run."""
+    """Write the curve and results.json. The run is then finished."""
     report.plot_history(history, run.directory / "training_curve.png")
     best = best_row(history)
     run.add_results(
@@ -218,7 +219,7 @@ def _fit(
         steps_per_epoch=steps,
         validation_data=validation,
         callbacks=callbacks,
-        shuffle=False,  # the data set shuffles, and Keras warns of the default
+        shuffle=False,  # the data set shuffles already, and Keras warns if both do
         verbose=0,  # pyright: ignore[reportArgumentType]  # Keras annotates str alone
     )
 
@@ -228,47 +229,47 @@ def _end_epoch(
     training: Callable[[int, int], tf.data.Dataset],
     validation: tf.data.Dataset,
     recorder: Recorder,
-    begun: Progress,
+    start: Progress,
     callbacks: list[keras.callbacks.Callback],
 ) -> None:
-    """The steps that are left of a begun epoch, and its validation."""
+    """Train the remaining steps of an unfinished epoch, and validate."""
     recipe = recorder.run.recipe
-    # Metrics have variables, to restore, when they have seen a batch.
+    # A metric has variables, which can be restored, after a first batch.
     shape = (recipe.part_size // hosts.count(), *model.input_shape[1:])
     targets = np.zeros((shape[0], model.output_shape[-1]), "float32")
     model.test_on_batch(np.zeros(shape, "float32"), targets)
-    epoch, left = begun.epoch, recorder.steps_per_epoch - begun.step
-    if left:
-        rest, parts = training(epoch, begun.step), left * recipe.gradient_accumulation
-        _fit(model, rest, validation, callbacks, epoch, epoch + 1, parts)
+    epoch, steps = start.epoch, recorder.steps_per_epoch - start.step
+    if steps:
+        batches, parts = training(epoch, start.step), steps * recipe.gradient_accumulation
+        _fit(model, batches, validation, callbacks, epoch, epoch + 1, parts)
         return
-    called = keras.callbacks.CallbackList(callbacks, model=model)
-    called.on_train_begin()
-    called.on_epoch_begin(epoch)
+    callback_list = keras.callbacks.CallbackList(callbacks, model=model)
+    callback_list.on_train_begin()
+    callback_list.on_epoch_begin(epoch)
     logs = {name: float(value) for name, value in model.get_metrics_result().items()}
-    found = model.evaluate(
+    evaluation = model.evaluate(
         validation,
-        callbacks=called,
+        callbacks=callback_list,
         return_dict=True,
         verbose=0,  # pyright: ignore[reportArgumentType]  # Keras annotates str alone
     )
-    logs |= {f"val_{name}": value for name, value in found.items()}
-    called.on_epoch_end(epoch, logs)
-    called.on_train_end(logs)
+    logs |= {f"val_{name}": value for name, value in evaluation.items()}
+    callback_list.on_epoch_end(epoch, logs)
+    callback_list.on_train_end(logs)
 
 
-def _where(begun: Progress) -> str:
-    if begun.step:
-        return f"; resumed after step {begun.step} of epoch {begun.epoch + 1}"
-    return f"; resumed after epoch {begun.epoch}" if begun.epoch else ""
+def _start_note(start: Progress) -> str:
+    if start.step:
+        return f"; resumed after step {start.step} of epoch {start.epoch + 1}"
+    return f"; resumed after epoch {start.epoch}" if start.epoch else ""
 
 
 def _feature_datasets(
     run: Run, prepared: _Prepared, base: keras.Model, verbose: int | str
 ) -> tuple[Callable[..., tf.data.Dataset], tf.data.Dataset]:
-    """As `_datasets`, of the features that the frozen base gives."""
+    """Return the same as `_datasets`, with the frozen base's features in place of images."""
     recipe, source = run.recipe, prepared.source
-    found = [
+    splits = [
         frozen.Features(
             base,
             split,
@@ -282,10 +283,10 @@ def _feature_datasets(
             (prepared.validation, False),
         )
     ]
-    seconds = sum(features.seconds for features in found)
+    seconds = sum(features.seconds for features in splits)
     if verbose and seconds:
-        print(f"features of {sum(f.size for f in found):,} images computed in {seconds:.0f} s")
-    training, validation = found
+        print(f"features of {sum(f.size for f in splits):,} images computed in {seconds:.0f} s")
+    training, validation = splits
     targets = partial(one_hot, classes=len(source.class_names))
 
     def from_step(epoch: int, step: int = 0) -> tf.data.Dataset:
@@ -295,13 +296,13 @@ def _feature_datasets(
     return from_step, validation.evaluation(recipe.part_size).map(targets)
 
 
-def _how_frozen(recipe: Recipe) -> str:
+def _frozen_base_note(recipe: Recipe) -> str:
     varying = frozen.varies(recipe)
     if varying:
         return (
             f"the frozen base runs every epoch, because {', '.join(varying)} give it new images; "
-            "with train_scale and eval_scale at image_size, and no other augmentation than "
-            "horizontal_flip, its features are computed once"
+            "to compute the features once, set train_scale and eval_scale to image_size, and use "
+            "no augmentation but horizontal_flip"
         )
     return "the frozen base's features are computed once"
 
@@ -310,7 +311,7 @@ def _require_same_weights(run: Run, initial: weight_files.Weights) -> None:
     before = run.read_json("init.json")
     if initial.sha256() != before["sha256"]:
         raise ValueError(
-            f"the weights of {initial.source} have changed since {run.directory} began from "
+            f"the weights of {initial.source} have changed since {run.directory} began with "
             f"{before['source']}; choose another workdir"
         )
 
