@@ -1,4 +1,4 @@
-"""A long computation's arrays, kept on disk as they come, so that an interrupted one goes on."""
+"""The arrays of a long computation, saved in parts, so an interrupted computation can resume."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class ArrayCache:
     """Arrays with the same first axis, items 0 to `done`, in one .npz file for each `add`.
 
     Args:
-        folder: Where the files lie. It is made; one that holds another computation is emptied.
-        key: Everything that decides the numbers, as JSON can hold it.
+        folder: The folder of the files. A missing folder is made; a folder that holds another
+            computation is emptied.
+        key: Everything that decides the numbers, in types of JSON.
 
     Raises:
         OSError: the folder cannot be made.
@@ -28,7 +29,7 @@ class ArrayCache:
     def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
         self._folder = folder
         path = folder / "key.json"
-        # Through JSON, which makes lists of tuples.
+        # Compare the JSON, in which tuples are lists.
         text = json.dumps(key, indent=2, sort_keys=True) + "\n"
         if not path.is_file() or path.read_text() != text:
             if folder.exists():
@@ -37,12 +38,12 @@ class ArrayCache:
             write_atomically(path, lambda target: target.write_text(text))
         self._paths: list[Path] = []
         self.done = 0
-        while (found := self._next()) is not None:
-            self._paths.append(found)
-            self.done = int(found.stem.split("-")[1])
+        while (path := self._next()) is not None:
+            self._paths.append(path)
+            self.done = int(path.stem.split("-")[1])
 
     def _next(self) -> Path | None:
-        """The file that goes on where those so far end, if it can be read."""
+        """Return the file that begins at item `done`; None: there is no readable one."""
         for path in self._folder.glob(f"{self.done:09d}-*.npz"):
             try:
                 with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
@@ -53,7 +54,7 @@ class ArrayCache:
         return None
 
     def add(self, **arrays: np.ndarray) -> None:
-        """Keep the arrays of the next items, whole or not at all."""
+        """Save the arrays of the next items, all or none."""
         count = len(next(iter(arrays.values())))
         path = self._folder / f"{self.done:09d}-{self.done + count:09d}.npz"
 
@@ -67,10 +68,15 @@ class ArrayCache:
         self.done += count
 
     def load(self) -> dict[str, np.ndarray]:
-        """All that is kept, end to end. ValueError: there is nothing; OSError: it is damaged."""
+        """Return the saved arrays, joined along the first axis.
+
+        Raises:
+            ValueError: nothing is saved.
+            OSError: a file is damaged.
+        """
         if not self._paths:
             raise ValueError(f"{self._folder} holds nothing yet")
-        found: dict[str, list[np.ndarray]] = {}
+        parts: dict[str, list[np.ndarray]] = {}
         for path in self._paths:
             try:
                 arrays = read_arrays(path)
@@ -79,5 +85,5 @@ class ArrayCache:
                     f"{path} is damaged, delete it to compute it again: {error.__cause__}"
                 ) from error
             for name, array in arrays.items():
-                found.setdefault(name, []).append(array)
-        return {name: np.concatenate(arrays) for name, arrays in found.items()}
+                parts.setdefault(name, []).append(array)
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}

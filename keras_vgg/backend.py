@@ -1,6 +1,6 @@
-"""Which backend Keras computes with. Everything else in the package asks here.
+"""The backend of Keras. All modules of the package ask here.
 
-Keras is imported when the first question is asked: KERAS_BACKEND decides until then.
+The first call imports Keras. Until then, KERAS_BACKEND can change the backend.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What commands and long computations print: tables, progress bars, shares, durations."""
+"""Text output of commands and long computations: tables, progress bars, shares, durations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def progress_bars(shown: bool) -> Progress:
     """Return a rich.progress.Progress for a with statement: bar, count, time left, on stderr.
 
-    Where not `shown`, it draws nothing.
+    If not `shown`, the bars draw nothing.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -29,7 +29,7 @@ def progress_bars(shown: bool) -> Progress:
 
 
 def new_table(title: str, *headers: str) -> Table:
-    """Return an empty table: the first column to the left, the others to the right."""
+    """Return an empty table. The first column is aligned left, the others right."""
     from rich import box
     from rich.table import Table
 
@@ -41,28 +41,27 @@ def new_table(title: str, *headers: str) -> Table:
     return table
 
 
-def show(what: str | Table) -> None:
+def show(content: str | Table) -> None:
     """Print a line or a table on stdout."""
     from rich.console import Console
 
-    # A path must come out whole, to be copied, where a title is folded to its table's width; a
-    # pipe has no width of its own; a class may be called [red].
+    # A pipe has no width. Without markup, a class may have a name such as [red].
     width = None if sys.stdout.isatty() else 120
     console = Console(width=width, markup=False, highlight=False)
-    title = None if isinstance(what, str) else what.title
-    if title and not isinstance(what, str):
-        console.print(title, style="italic", soft_wrap=True)
-        what.title = None
-    console.print(what, soft_wrap=isinstance(what, str))
+    if not isinstance(content, str) and content.title:
+        # rich folds a title to its table's width, but a path in a title must stay on one line.
+        console.print(content.title, style="italic", soft_wrap=True)
+        content.title = None
+    console.print(content, soft_wrap=isinstance(content, str))
 
 
 def percent(share: float | None) -> str:
-    """Return a share as in 12.34%; nothing for None."""
+    """Return a share such as 12.34%; an empty text for None."""
     return "" if share is None else f"{share:.2%}"
 
 
 def duration(seconds: float) -> str:
-    """Return a time as on a clock: 0:42, 2:13:05 or 3 d 4 h."""
+    """Return a duration as on a clock: 0:42, 2:13:05 or 3 d 4 h."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)
@@ -72,7 +71,7 @@ def duration(seconds: float) -> str:
 
 
 def duration_in_words(seconds: float | None) -> str:
-    """Return a time for a sentence: 42 s, 3 min 5 s or 2 h 13 min; a dash for None."""
+    """Return a duration for a sentence: 42 s, 3 min 5 s or 2 h 13 min; a dash for None."""
     if seconds is None:
         return "–"
     hours, rest = divmod(round(seconds), 3600)

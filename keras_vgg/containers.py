@@ -1,7 +1,8 @@
 """Check zip archives and HDF5 files of arrays before they are read.
 
 A damaged or hostile file can claim terabytes, and a damaged HDF5 file can make HDF5 loop without
-end or crash. What passes these checks ends, and needs no more memory than its size explains.
+end or crash. After these checks, reading a file ends and needs no more memory than its size
+explains.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ import sys
 import zipfile
 from pathlib import Path
 
-# Keras, PyTorch and safetensors store weights as they are, and weights hardly compress. Zeros do,
-# such as an optimiser's before its first step: they get room.
+# Keras, PyTorch and safetensors do not compress weights, and weights hardly compress. But zeros
+# compress well, such as those of an optimiser before its first step, so the factor is not 1.
 MOST_EXPANSION = 20
 ALWAYS_ALLOWED_BYTES = 64 * 2**20
 
-# A check takes 0.3 s and the time to read the file: 1 s for 10 MB is a very slow disk.
+# A check takes 0.3 s plus the time to read the file; a very slow disk takes 1 s for 10 MB.
 LEAST_SECONDS = 30
 BYTES_PER_SECOND = 10_000_000
 
 _PROGRAM = Path(__file__).with_name("hdf5_check.py")
-_FAULT = 3  # as in that program, which is not imported: it stands alone
+_FAULT = 3  # the same as in that program, which this module does not import
 
 
 def most_bytes(path: Path) -> int:
-    """The bytes that the arrays of a file may take in memory."""
+    """Return the bytes that the arrays of a file may take in memory."""
     return ALWAYS_ALLOWED_BYTES + MOST_EXPANSION * path.stat().st_size
 
 
@@ -45,24 +46,24 @@ def require_archive(path: Path) -> list[str]:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is no zip archive, needs another version of zip, or its members claim more
-            than `most_bytes`. The error names the file.
+        ValueError: the file is not a zip archive, needs another version of zip, or its members
+            claim more than `most_bytes`. The error names the file.
     """
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
-        except Exception as error:  # zipfile has many ways to say that an archive is damaged
+        except Exception as error:  # zipfile raises many errors for a damaged archive
             raise ValueError(f"{path} is damaged: {error or type(error).__name__}") from error
     require_plausible_size(path, sum(member.file_size for member in members))
     return [member.filename for member in members]
 
 
 def require_hdf5(path: Path, member: str = "") -> None:
-    """Let another process read a whole HDF5 file, within limits of time and memory.
+    """Let another process read all of an HDF5 file, with limits of time and memory.
 
-    The limit is 30 seconds, and a second more for every 10 MB. A file that passed is not checked
-    again by this process unless it has changed.
+    The time limit is 30 seconds, plus a second for every 10 MB. This process checks a file once,
+    and again only if the file has changed.
 
     Args:
         path: An HDF5 file, or a zip archive that `require_archive` accepts.
@@ -70,8 +71,8 @@ def require_hdf5(path: Path, member: str = "") -> None:
 
     Raises:
         OSError: the file cannot be opened, or no process can be started.
-        ValueError: it is damaged, claims more than `most_bytes`, leads to other files, or does not
-            end. The error names the file.
+        ValueError: the file is damaged, claims more than `most_bytes`, refers to other files, or
+            takes longer than the limit. The error names the file.
     """
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
@@ -80,7 +81,7 @@ def require_hdf5(path: Path, member: str = "") -> None:
 
 @functools.lru_cache(maxsize=256)
 def _check_hdf5(path: Path, member: str, state: tuple[int, ...]) -> None:
-    """Check a file in the state (bytes, time of the last change, inode); errors are not kept."""
+    """Check a file in the state (bytes, time of the last change, inode). Errors are not cached."""
     seconds = LEAST_SECONDS + state[0] // BYTES_PER_SECOND
     arguments = [str(path), member, str(most_bytes(path)), str(seconds + 5)]
     try:
@@ -89,7 +90,7 @@ def _check_hdf5(path: Path, member: str, state: tuple[int, ...]) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=seconds,
-            # One process, one thread: a pool of 64 would need a gigabyte.
+            # One thread: a pool of 64 would need a gigabyte.
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
         )
     except subprocess.TimeoutExpired:
@@ -101,10 +102,11 @@ def _check_hdf5(path: Path, member: str, state: tuple[int, ...]) -> None:
         raise ValueError(
             f"{path} is damaged, or no Keras weight file (.h5, .weights.h5, .keras): {reason}"
         )
-    if process.returncode < 0:
-        raise ValueError(
-            f"{path} is damaged: HDF5 crashes when it reads it (signal {-process.returncode})"
-        )
+    # A crash gives a negative status on POSIX, and a status with these bits on Windows.
+    if process.returncode < 0 or process.returncode >= 0xC0000000:
+        crash = process.returncode
+        name = f"signal {-crash}" if crash < 0 else f"status {crash:#x}"
+        raise ValueError(f"{path} is damaged: HDF5 crashes when it reads this file ({name})")
     if process.returncode:
         lines = process.stderr.decode("utf-8", "backslashreplace").strip().splitlines()
         raise OSError(

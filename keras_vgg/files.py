@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and arrays that are read or named as damaged."""
+"""Atomic writes, and arrays that are read completely or reported as damaged."""
 
 from __future__ import annotations
 
@@ -15,57 +15,58 @@ from typing import Any
 
 import numpy as np
 
-PARTIAL = ".partial-"  # how a name begins that a kill in the middle of a write leaves
+PARTIAL = ".partial-"  # the start of the name of a file that is not complete
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write to: its file is put at `path` when all went well, and else removed.
+    """Give a path to write to. At the end, move its file to `path`; after an error, remove it.
 
-    It lies beside `path` and ends like it, for Keras decides a format by the suffix.
+    The file is in the folder of `path` and has the same suffix, because Keras chooses a format by
+    the suffix.
 
     Raises:
-        OSError: the file cannot be made or put in place.
+        OSError: the file cannot be written or moved.
     """
     handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=path.name, dir=path.parent)
     os.close(handle)
     try:
         yield Path(name)
-        os.chmod(name, 0o644)  # mkstemp's is for the owner alone
-        with open(name, "rb") as file:
-            os.fsync(file.fileno())  # else a machine that crashes may keep the name alone
+        os.chmod(name, 0o644)  # mkstemp lets only the owner read
+        with open(name, "rb+") as file:  # Windows flushes only files that are open for writing
+            os.fsync(file.fileno())  # otherwise a crash of the machine may leave an empty file
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make a file, which appears at `path` whole or not at all. As `whole_file`."""
+    """Let `write` make a file, which appears at `path` complete or not at all. As `whole_file`."""
     with whole_file(path) as partial:
         write(partial)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, whole or not at all; its folder is made. As `whole_file`."""
+    """Write a value as indented JSON, and make the folder if it is missing. As `whole_file`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(value, indent=2) + "\n"
     write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def cache_folder() -> Path:
-    """Return the user's folder for what can be computed again; it need not exist.
+    """Return the user's folder for files that can be computed again. The folder may not exist.
 
-    KERAS_VGG_CACHE names it; else it is keras_vgg in XDG_CACHE_HOME, LOCALAPPDATA or ~/.cache.
+    The folder is KERAS_VGG_CACHE, or keras_vgg in XDG_CACHE_HOME, LOCALAPPDATA or ~/.cache.
     """
-    own = os.environ.get("KERAS_VGG_CACHE")
-    if own:
-        return Path(own).expanduser()
+    configured = os.environ.get("KERAS_VGG_CACHE")
+    if configured:
+        return Path(configured).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     return (Path(base) if base else Path.home() / ".cache") / "keras_vgg"
 
 
-# zipfile and NumPy have many ways to say that a file is damaged; TokenError is NumPy's from
-# Python 3.12 on, for a header that is no Python.
+# zipfile and NumPy raise many errors for a damaged file. From Python 3.12 on, NumPy raises
+# TokenError for a header that is not Python.
 _DAMAGE = (
     *(OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError),
     *(struct.error, tokenize.TokenError, zipfile.BadZipFile),
@@ -73,11 +74,11 @@ _DAMAGE = (
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read every array of an .npz file, by its name.
+    """Return every array of an .npz file by its name.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is damaged. The error names the file.
+        ValueError: the file is damaged. The error names the file.
     """
     with path.open("rb") as opened:
         try:

@@ -1,7 +1,7 @@
-"""Refuse values that are not finite, in images and weights.
+"""Refuse images and weights that are not finite.
 
-The values themselves are looked at, not what a network makes of them: a ReLU may give 0 for NaN, as
-oneDNN's does on AVX-512, and then the output is finite whatever went in.
+These functions check the values themselves, not a network's output: a ReLU may return 0 for NaN, as
+oneDNN's does on AVX-512, and then the output is finite for any input.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def is_finite(values: Any) -> bool:
-    """Whether an array or a tensor of any backend holds no NaN and no infinity."""
+    """Return whether an array or a tensor of any backend holds no NaN and no infinity."""
     if isinstance(values, np.ndarray):
         return values.dtype.kind in "biu" or bool(np.isfinite(values).all())
     from keras import ops
@@ -27,14 +27,14 @@ def require_finite_images(images: Any, subject: str = "the images hold") -> None
 
     Args:
         images: Pixels of any shape and type.
-        subject: How the error begins, such as "image 3 holds".
+        subject: The start of the error, such as "image 3 holds".
     """
     if not is_finite(images):
         raise ValueError(f"{subject} values that are not finite: NaN or infinity")
 
 
 def require_finite_weights(model: Any) -> None:
-    """Refuse weights that no training makes.
+    """Refuse weights that no training produces.
 
     Raises:
         ValueError: weights of a Keras model are not finite, or a batch normalisation has a negative

@@ -1,4 +1,4 @@
-"""One place decides how to use the machine, and says what it decided."""
+"""Decide how to use the machine: devices, precision and XLA, and the reasons to print."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from keras_vgg.backend import backend_name, is_jax, is_tensorflow
 from keras_vgg.native_stderr import without_native_stderr
 from keras_vgg.recipe import Recipe
 
-# Multiply-accumulates of a forward pass of one image. Above it a CPU's time is in the convolutions,
-# which XLA compiles well and bfloat16 shortens; below, XLA's are slower than oneDNN's (see
-# training/README.md).
+# Multiply-accumulates of a forward pass of one image. In larger networks, a CPU spends its time in
+# convolutions, which XLA compiles well and bfloat16 shortens. In smaller ones, XLA's convolutions
+# are slower than oneDNN's (see training/README.md).
 _LARGE_MACS = 1e9
-# The first NVIDIA architectures whose matrix units take the type: Volta and Ampere.
+# The first NVIDIA architectures whose matrix units support the type: Volta and Ampere.
 _FLOAT16_CAPABILITY = (7, 0)
 _BFLOAT16_CAPABILITY = (8, 0)
-# Flags of x86 processors: without one of them bfloat16 is emulated.
+# Flags of x86 processors. Without one of these, a processor emulates bfloat16.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 _CPUINFO = Path("/proc/cpuinfo")
 
-
-# What TensorFlow's C++ code writes on stderr before it reads its log level: notes, warnings, and as
-# errors that a machine without NVIDIA's driver has no GPU, and that a library registers twice.
-_CHATTER = (
+# Lines that TensorFlow's C++ code writes on stderr before it reads its log level: notes, warnings,
+# and two errors without meaning (no GPU on a machine without NVIDIA's driver; a library that
+# registers twice).
+_STARTUP_MESSAGES = (
     r"([IW]\d{4} |\d{4}-\d\d-\d\d \S+ [IW] |WARNING: All log messages before absl"
     r"|To enable the following instructions: "
     r"|E.*(cuInit: .*(\(303\)|CUDA_ERROR_NO_DEVICE)|Unable to register cu\w+ factory))"
@@ -36,46 +36,50 @@ _CHATTER = (
 
 
 def prepare_environment(backend: str | None = None) -> None:
-    """Import TensorFlow, and with it Keras, as this package uses them, without start-up messages.
+    """Import TensorFlow and Keras with the settings of this package, without start-up messages.
 
-    Call it before anything imports TensorFlow. oneDNN is switched on; TensorFlow leaves it off on
-    x86 processors without AVX-512, where it still trains a small VGG about 1.5 times as fast (see
-    training/README.md). Log lines below errors are switched off. Environment variables that are
-    set already win, and with a TF_CPP_MIN_LOG_LEVEL of 0 or 1 every message is shown.
+    Call this before anything imports TensorFlow. It switches oneDNN on: TensorFlow leaves oneDNN
+    off on x86 processors without AVX-512, where it trains a small VGG about 1.5 times as fast (see
+    training/README.md). It hides log messages below errors. Environment variables that are already
+    set take precedence. With TF_CPP_MIN_LOG_LEVEL=0 or 1, every message is shown.
 
     Args:
-        backend: What Keras, which TensorFlow imports, is to run on. None: KERAS_BACKEND.
+        backend: The backend of Keras. None: KERAS_BACKEND decides.
 
     Raises:
-        ValueError: that is not installed, or Keras runs on another backend already.
+        ValueError: the backend is not installed, or Keras already runs on another backend.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     quiet = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") not in ("0", "1")
     if backend is not None:
         if importlib.util.find_spec(backend) is None:
-            raise ValueError(f"--backend {backend}: pip install 'keras-vgg[{backend}]'")
+            raise ValueError(
+                f"Keras' backend {backend} (KERAS_BACKEND or --backend) is not installed: "
+                f"pip install 'keras-vgg[{backend}]'"
+            )
         os.environ["KERAS_BACKEND"] = backend
     if "tensorflow" not in sys.modules:
-        with without_native_stderr(_CHATTER) if quiet else contextlib.nullcontext():
+        with without_native_stderr(_STARTUP_MESSAGES) if quiet else contextlib.nullcontext():
             import tensorflow as tf
 
-            # It speaks of GPUs that it cannot use. No device is begun, on JAX neither.
+            # This prints the messages about GPUs. It starts no device, also not with JAX.
             tf.config.list_physical_devices()
     if backend is not None and backend_name() != backend:
         raise ValueError(
-            f"Keras runs on {backend_name()} already: set KERAS_BACKEND={backend} before"
+            f"Keras already runs on {backend_name()}: set KERAS_BACKEND={backend} before the first "
+            "import of Keras"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What there is to compute on.
+    """The devices for a computation.
 
     Attributes:
         kind: cpu, gpu or tpu.
         devices: Keras' names of all devices of that kind.
-        half: The fastest type its matrix units have: bfloat16, float16, or None.
-        hosts: Over how many the devices are spread: processes of a job of several.
+        half: The fastest half-precision type of the devices: bfloat16, float16, or None.
+        hosts: The number of processes that own the devices.
     """
 
     kind: str
@@ -86,13 +90,13 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """How a model is trained.
+    """The devices, precision and compiler of a training.
 
     Attributes:
-        devices: Keras' names; on several each takes an equal part of a batch.
+        devices: Keras' names. Each of several devices takes an equal part of a batch.
         precision: A Keras dtype policy.
-        jit_compile: Whether the step is compiled with XLA.
-        why: The reasons of what was decided here.
+        jit_compile: Whether XLA compiles the training step.
+        why: The reasons for the decisions of `choose_engine`.
     """
 
     devices: tuple[str, ...]
@@ -109,16 +113,16 @@ class Engine:
 
 
 def find_machine(devices: str = "auto") -> Machine:
-    """The machine as Keras' backend sees it; `devices` "cpu" leaves its accelerators out."""
+    """Return the devices that Keras' backend sees; with `devices` "cpu", no accelerators."""
     import keras
 
-    # Without a kind: to ask JAX for one that is not there is an error.
+    # Without a kind: JAX raises an error for a kind that the machine lacks.
     names = keras.distribution.list_devices() if devices != "cpu" else []
     for kind in ("tpu", "gpu"):
-        found = [name for name in names if name.startswith(kind)]
-        if found:
+        accelerators = [name for name in names if name.startswith(kind)]
+        if accelerators:
             half = _half_of_gpu() if kind == "gpu" else "bfloat16"
-            return Machine(kind, tuple(found), half, _hosts())
+            return Machine(kind, tuple(accelerators), half, _hosts())
     half = "bfloat16" if _processor_flags() & _BFLOAT16_FLAGS else None
     return Machine("cpu", tuple(keras.distribution.list_devices("cpu")), half, _hosts())
 
@@ -132,7 +136,7 @@ def _hosts() -> int:
 
 
 def _processor_flags() -> set[str]:
-    """Return the first processor's flags, as Linux has them; none elsewhere."""
+    """Return the first processor's flags on Linux; an empty set on other systems."""
     lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
     flags = [line for line in lines if line.startswith("flags")]
     return set(flags[0].partition(":")[2].split()) if flags else set()
@@ -155,9 +159,9 @@ def _half_of_gpu() -> str | None:
 
 
 def peak_memory(engine: Engine) -> int | None:
-    """Bytes that training took at most so far: of the fullest device's memory, or of this process.
+    """Return the peak memory so far in bytes: of the fullest device, or on a CPU of this process.
 
-    None where the system does not tell.
+    None: the system does not report it, as Windows.
     """
     if engine.devices[0].startswith("cpu"):
         try:
@@ -169,20 +173,21 @@ def peak_memory(engine: Engine) -> int | None:
     if not is_tensorflow():
         import jax
 
-        told = [device.memory_stats() or {} for device in jax.local_devices()]
-        return max((found.get("peak_bytes_in_use", 0) for found in told), default=0) or None
+        statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+        return max((each.get("peak_bytes_in_use", 0) for each in statistics), default=0) or None
     import tensorflow as tf
 
     names = [name for name in engine.devices if name.startswith("gpu")]
-    told = [tf.config.experimental.get_memory_info(name.upper())["peak"] for name in names]
-    return max(told, default=None)
+    peaks = [tf.config.experimental.get_memory_info(name.upper())["peak"] for name in names]
+    return max(peaks, default=None)
 
 
 def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
-    """Decide devices, precision and XLA for a recipe; by default on this machine.
+    """Choose devices, precision and XLA for a recipe; by default on this machine.
 
     Raises:
-        ValueError: more devices than there are, or a batch that they cannot share equally.
+        ValueError: the machine has fewer devices than the recipe asks for, the devices cannot share
+            a batch equally, or two fields do not go together on these devices.
     """
     machine = machine or find_machine(recipe.devices)
     devices = _devices(recipe, machine)
@@ -190,18 +195,18 @@ def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
     large = architecture.totals(recipe.layers()).macs >= _LARGE_MACS
     precision = recipe.precision
     if precision == "auto":
-        # A small net's steps are short, and a CPU's conversions would cost what they save.
+        # On a CPU, the conversions of a small network take as long as half precision saves.
         useful = machine.half is not None and (machine.kind != "cpu" or large)
         precision = f"mixed_{machine.half}" if useful else "float32"
         if precision == "mixed_float16" and recipe.gradient_accumulation > 1:
             useful, precision = False, "float32"
-            why.append("float32: a batch is taken in parts")
+            why.append("float32: a batch is computed in parts")
         if useful:
             why.append(f"{machine.half} is this {machine.kind}'s fastest")
         elif machine.half is not None and not why:
             why.append("float32: the network is small")
     elif precision == "mixed_float16" and recipe.gradient_accumulation > 1:
-        # Keras' loss scaling drops a part that overflows, and counts the parts wrong from then on.
+        # Keras' loss scaling drops a part that overflows, and then miscounts the parts.
         raise ValueError("mixed_float16 does not go with gradient_accumulation; use mixed_bfloat16")
     jit = {"on": True, "off": False, "auto": _jit(machine, precision, large)}[recipe.jit]
     if len(devices) > 1 and jit and is_tensorflow():
@@ -213,24 +218,26 @@ def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
 
 
 def compiles_evaluation(recipe: Recipe) -> bool:
-    """Whether to test a network with XLA: on accelerators, whatever it was trained on.
+    """Return whether to compile an evaluation with XLA: on accelerators only.
 
-    Not on a CPU: images of many sizes would be compiled for, one by one.
+    On a CPU, XLA would compile the network for each of many image sizes.
     """
     return recipe.jit != "off" and find_machine(recipe.devices).kind != "cpu"
 
 
 def _devices(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
-    there, batch = machine.devices, recipe.part_size
+    available, batch = machine.devices, recipe.part_size
     if machine.hosts > 1:
-        if batch % len(there):
+        if batch % len(available):
             raise ValueError(
-                f"the {len(there)} devices of {machine.hosts} hosts cannot share a batch of "
+                f"the {len(available)} devices of {machine.hosts} hosts cannot share a batch of "
                 f"{batch} images equally"
             )
-        if recipe.devices.isdigit() and int(recipe.devices) != len(there):
-            raise ValueError(f"devices={recipe.devices}, but the hosts have {len(there)} together")
-        return there
+        if recipe.devices.isdigit() and int(recipe.devices) != len(available):
+            raise ValueError(
+                f"devices={recipe.devices}, but the hosts have {len(available)} together"
+            )
+        return available
     if recipe.gradient_accumulation > 1 and is_tensorflow():
         # Keras' optimiser cannot skip a step under tf.distribute.
         if recipe.devices.isdigit() and int(recipe.devices) > 1:
@@ -238,19 +245,21 @@ def _devices(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
                 "gradient_accumulation works on one device of TensorFlow, or on several of JAX, "
                 f"not with devices={recipe.devices}"
             )
-        return there[:1]
+        return available[:1]
     if recipe.devices in ("auto", "cpu"):
-        most = len(there) if machine.kind != "cpu" else 1
-        return there[: max(n for n in range(1, most + 1) if batch % n == 0)]
+        most = len(available) if machine.kind != "cpu" else 1
+        return available[: max(n for n in range(1, most + 1) if batch % n == 0)]
     wanted = int(recipe.devices)
-    if wanted > len(there):
-        raise ValueError(f"devices={wanted}, but there are {len(there)}: {', '.join(there)}")
+    if wanted > len(available):
+        raise ValueError(
+            f"devices={wanted}, but there are {len(available)}: {', '.join(available)}"
+        )
     if batch % wanted:
         raise ValueError(f"{wanted} devices cannot share a batch of {batch} images equally")
-    return there[:wanted]
+    return available[:wanted]
 
 
 def _jit(machine: Machine, precision: str, large: bool) -> bool:
     if machine.kind != "cpu" or not is_tensorflow():
-        return True  # and Keras on JAX without it runs operation by operation
+        return True  # without XLA, Keras on JAX runs operation by operation
     return large and precision == "float32"

@@ -1,9 +1,9 @@
-"""Read all that an HDF5 file holds, or say what is wrong with it: a program of its own.
+"""A separate program that reads all of an HDF5 file, or prints the fault of the file.
 
-`python hdf5_check.py FILE MEMBER MOST_BYTES SECONDS` ends with status 0 for a sound file. It ends
-with status 3 for another one, and prints what is wrong. Damage can make HDF5 loop without end or
-crash, and no signal handler of Python runs then: so `keras_vgg.containers` starts this program and
-sets it a limit. It imports no more than it needs, for it starts at every reading of a file.
+`python hdf5_check.py FILE MEMBER MOST_BYTES SECONDS` ends with status 0 for a sound file. For
+another file, the status is 3, and the program prints the fault. Damage can make HDF5 loop without
+end or crash, and Python runs no signal handler then. So `keras_vgg.containers` starts this program
+with a limit. The program imports little, because it starts for every file that is read.
 """
 
 from __future__ import annotations
@@ -17,53 +17,53 @@ from typing import Any
 
 import h5py
 
-FAULT = 3  # the exit status that means: the file is not sound
-_ALLOWANCE = 2**30  # memory of Python, NumPy and HDF5, beside that of the arrays
+FAULT = 3  # exit status: the file is not sound
+_ALLOWANCE = 2**30  # bytes for Python, NumPy and HDF5, besides the arrays
 
 
 def require_sound(file: h5py.File, most_bytes: int) -> None:
-    """Read every attribute and array, once their declared sizes are known to be plausible.
+    """Read every attribute and array, after a check that their declared sizes are plausible.
 
     Raises:
-        ValueError: a link leads elsewhere, an array lies in other files or holds no numbers, or
-            all together declare more than `most_bytes`.
-        Exception: whatever h5py raises for damage.
+        ValueError: a link leads elsewhere, an array lies in other files or does not hold numbers,
+            or attributes and arrays declare more than `most_bytes` in total.
+        Exception: any error of h5py for damage.
     """
     datasets: list[h5py.Dataset] = []
-    holders: list[Any] = [file]
+    objects: list[Any] = [file]
 
-    def visit(name: str, holder: Any) -> None:
-        holders.append(holder)
-        if isinstance(holder, h5py.Dataset):
-            datasets.append(holder)
+    def visit(name: str, item: Any) -> None:
+        objects.append(item)
+        if isinstance(item, h5py.Dataset):
+            datasets.append(item)
 
     file.visititems(visit)
-    declared = sum(_declared_bytes(holder) for holder in holders)
+    declared = sum(_declared_bytes(item) for item in objects)
     if declared > most_bytes:
         raise ValueError(f"its arrays claim {declared:,} bytes, more than a file of its size holds")
-    for holder in holders:
-        if isinstance(holder, h5py.Group):
-            _require_hard_links(holder)
-        for name in holder.attrs:
-            holder.attrs[name]
+    for item in objects:
+        if isinstance(item, h5py.Group):
+            _require_hard_links(item)
+        for name in item.attrs:
+            item.attrs[name]
     for dataset in datasets:
         dataset[()]
 
 
-def _declared_bytes(holder: Any) -> int:
-    """The bytes that the attributes of an object need in memory, and its values if it has some."""
-    attributes = [holder.attrs.get_id(name) for name in holder.attrs]
+def _declared_bytes(item: Any) -> int:
+    """Return the bytes that an object's attributes, and values if any, need in memory."""
+    attributes = [item.attrs.get_id(name) for name in item.attrs]
     total = sum(
         attribute.get_space().get_simple_extent_npoints() * attribute.dtype.itemsize
         for attribute in attributes
     )
-    if not isinstance(holder, h5py.Dataset):
+    if not isinstance(item, h5py.Dataset):
         return total
-    if holder.external or holder.is_virtual:
-        raise ValueError(f"the values of {holder.name} lie in other files")
-    if holder.dtype.hasobject:
-        raise ValueError(f"{holder.name} holds text or lists instead of numbers")
-    return total + math.prod(holder.shape or (0,)) * holder.dtype.itemsize
+    if item.external or item.is_virtual:
+        raise ValueError(f"the values of {item.name} lie in other files")
+    if item.dtype.hasobject:
+        raise ValueError(f"{item.name} holds text or lists instead of numbers")
+    return total + math.prod(item.shape or (0,)) * item.dtype.itemsize
 
 
 def _require_hard_links(group: h5py.Group) -> None:
@@ -73,7 +73,10 @@ def _require_hard_links(group: h5py.Group) -> None:
 
 
 def _limit_itself(most_bytes: int, seconds: int) -> None:
-    """Let the operating system end this program, also if the one that started it is gone."""
+    """Let the operating system end this program, also if the starting process is gone.
+
+    Windows has neither of the two limits: there, only the starting process sets a time limit.
+    """
     if hasattr(signal, "alarm"):
         signal.alarm(seconds)
     try:
@@ -97,7 +100,7 @@ def main(path: str, member: str, most_bytes: int, seconds: int) -> int:
             require_sound(file, most_bytes)
     except MemoryError:
         reason = "reading it takes more memory than a file of its size needs"
-    except Exception as error:  # noqa: BLE001  the one who started this program raises it
+    except Exception as error:  # noqa: BLE001  the starting process raises it
         reason = str(error) or type(error).__name__
     else:
         return 0

@@ -1,4 +1,4 @@
-"""The run directory: the unit that training writes and everything else reads."""
+"""The run directory: training writes it, and all other commands read it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from keras_vgg.recipe import Recipe
 _LOCK = ".lock"
 _NUMBER = (int, float)
 
-# What the files of a run hold, as far as something here reads it.
-_KINDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+# The types of the fields that this package reads from the files of a run.
+_FIELD_TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "data.json": {"class_names": list, "splits": dict},
     "environment.json": {"precision": str, "engine": str},
     "init.json": {"source": str, "sha256": str},
@@ -41,7 +41,7 @@ class RunInUse(OSError):
 
 
 class Fields(dict[str, Any]):
-    """An object of a JSON file. A field that it lacks is a ValueError that names the file."""
+    """An object of a JSON file. A missing field raises a ValueError that names the file."""
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
         super().__init__(values)
@@ -52,43 +52,43 @@ class Fields(dict[str, Any]):
 
 
 def read_fields(path: Path) -> Fields:
-    """Read a JSON file that holds an object.
+    """Return the object that a JSON file holds.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, holds no object, or a known field of another type. The error
-            names the file and what is wrong.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not JSON, holds no object, or a known field has a wrong type. The
+            error names the file and the fault.
     """
     try:
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text, object_hook=lambda values: Fields(path, values))
+        fields = json.loads(text, object_hook=lambda values: Fields(path, values))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: it is no JSON ({error})") from error
-    if not isinstance(found, Fields):
+        raise ValueError(f"{path} cannot be read: it is not JSON ({error})") from error
+    if not isinstance(fields, Fields):
         raise ValueError(f"{path} cannot be read: it holds {text.strip()[:20]!r} instead of fields")
-    for name, kind in _KINDS.get(path.name, {}).items():
-        value = found.get(name)
+    for name, kind in _FIELD_TYPES.get(path.name, {}).items():
+        value = fields.get(name)
         if value is not None and not isinstance(value, kind):
             raise ValueError(f"{path} cannot be read: its {name!r} is {str(value)[:40]!r}")
-    return found
+    return fields
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A training run on disk. Whatever is wrong with one of its files is an error that names it."""
+    """A training run on disk. An error about a file of the run names that file."""
 
     directory: Path
     recipe: Recipe
 
     @classmethod
     def open(cls, directory: str | Path) -> Run:
-        """A run that exists.
+        """Open a run that exists.
 
         Raises:
-            FileNotFoundError: there is no such directory, or it holds no run.
-            ValueError: its recipe cannot be read.
+            FileNotFoundError: the directory does not exist, or holds no run.
+            ValueError: the run's recipe cannot be read.
         """
         directory = Path(directory)
         path = directory / "recipe.json"
@@ -125,12 +125,12 @@ class Run:
 
     @property
     def results(self) -> dict[str, Any]:
-        """What training (and later evaluation) found; empty while training."""
+        """The results of training, and of later evaluations; empty while training."""
         return self.read_json("results.json") if self.finished else {}
 
     @property
     def history(self) -> list[dict[str, float]]:
-        """The rows of metrics.csv, one an epoch."""
+        """The rows of metrics.csv, one for each epoch."""
         path = self.directory / "metrics.csv"
         if not path.is_file():
             return []
@@ -144,19 +144,19 @@ class Run:
             raise ValueError(f"{path} cannot be read: {error}") from error
 
     def model(self):
-        """The best model by validation accuracy, uncompiled.
+        """Load the best model by validation accuracy, without compiling it.
 
         Raises:
-            ValueError: the run has not finished training; the file is damaged.
-            FileNotFoundError: the file is missing.
+            ValueError: the run has not finished training, or the model's file is damaged.
+            FileNotFoundError: the model's file is missing.
         """
         import keras
 
-        import keras_vgg.layers  # noqa: F401  registers what model.keras may hold
+        import keras_vgg.layers  # noqa: F401  registers the layers of model.keras
 
         if not self.finished:
             raise ValueError(f"{self.directory} has not finished training; resume it first")
-        self.read_json("results.json")  # damage is found before anything is computed
+        self.read_json("results.json")  # raises an error for damage before anything is computed
         self.require_model()
         require_archive(self.model_path)
         require_hdf5(self.model_path, "model.weights.h5")
@@ -164,7 +164,7 @@ class Run:
             model = keras.saving.load_model(self.model_path, compile=False)
         except MemoryError:
             raise
-        except Exception as error:  # a damaged archive can raise anything
+        except Exception as error:  # Keras raises many errors for a damaged archive
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(f"{self.model_path} is damaged: {lines[0]}") from error
         if not isinstance(model, keras.Model):
@@ -172,7 +172,7 @@ class Run:
         return model
 
     def require_model(self) -> None:
-        """Raise FileNotFoundError if the run's model is not there."""
+        """Raise FileNotFoundError if the run's model is missing."""
         if not self.model_path.is_file():
             raise FileNotFoundError(
                 f"{self.model_path} is missing: copy it back, or train in another workdir"
@@ -189,11 +189,11 @@ class Run:
         self._write_text("recipe.json", self.recipe.to_json())
 
     def add_results(self, **values: Any) -> None:
-        """Merge into results.json."""
+        """Add values to results.json."""
         self.write_json("results.json", {**self.results, **values})
 
     def write_history(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Replace metrics.csv, so that a resume neither loses nor doubles a line."""
+        """Replace metrics.csv, so a resume neither loses nor repeats a line."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -208,17 +208,18 @@ class Run:
 
 @contextlib.contextmanager
 def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
-    """The run of `recipe` in `directory`, for this process alone, and whether it is new.
+    """Give the run of `recipe` in `directory`, for this process alone, and whether the run is new.
 
-    A run that has no checkpoint yet counts as new: it has nothing to lose, and may be begun again
-    with another recipe. Of a directory that was made for it nothing stays if nothing was written.
+    A run without checkpoints counts as new: it has nothing to lose, and may begin again with
+    another recipe. If this function made the directory and nothing was written, it removes the
+    directory.
 
-    The lock is the operating system's, on a file of the directory: it ends with the process,
-    however that ends.
+    The operating system holds the lock on a file of the directory, and releases it when the process
+    ends, also after a kill.
 
     Raises:
         ValueError: the directory holds a run of another recipe, or other files.
-        RunInUse: another process has it.
+        RunInUse: another process trains in the directory.
         OSError: the directory cannot be made or written.
     """
     directory = Path(directory)
@@ -233,7 +234,7 @@ def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
         lock.acquire()
     except Timeout:
         raise RunInUse(
-            f"{directory} is in use: another process is training there; wait for its end, or "
+            f"{directory} is in use: another process is training there; wait until it ends, or "
             "choose another workdir"
         ) from None
     except OSError as error:
@@ -248,7 +249,7 @@ def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
     finally:
         try:
             if made and _names(directory) == {_LOCK}:
-                with contextlib.suppress(PermissionError):  # Windows keeps a file that is open
+                with contextlib.suppress(PermissionError):  # Windows does not delete an open file
                     (directory / _LOCK).unlink()
                     directory.rmdir()
         finally:
@@ -256,7 +257,7 @@ def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
 
 
 def _names(directory: Path) -> set[str]:
-    """Return the names in a directory, without the half-written files that a kill leaves."""
+    """Return the names in a directory, without the incomplete files that a kill leaves."""
     names = {path.name for path in directory.iterdir()}
     return {name for name in names if not name.startswith(PARTIAL)}
 
@@ -265,10 +266,12 @@ def _require_same_recipe(run: Run) -> None:
     stored = Run.open(run.directory).recipe
     differences = run.recipe.differences(stored)
     if differences:
-        listed = ", ".join(f"{k} {b!r} there, {a!r} here" for k, (a, b) in differences.items())
+        listed = ", ".join(
+            f"{name} {theirs!r}, not {ours!r}" for name, (ours, theirs) in differences.items()
+        )
         raise ValueError(
             f"{run.directory} holds a run of another recipe ({listed}); "
-            "choose another workdir, or repeat its recipe to resume it"
+            "choose another workdir, or use the recipe of that run to resume it"
         )
-    if run.recipe != stored:  # the data has moved
+    if run.recipe != stored:  # only storage fields differ, such as the folder of the data
         run.write_recipe()

@@ -1,4 +1,4 @@
-"""The versions of packages, for the record of what made a file."""
+"""The versions of packages, for records of how a file was made."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from importlib import metadata
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str | None]:
-    """Return the version of each package; None where none can be found, which is no error.
+    """Return the version of each package; None: the version is unknown.
 
-    A module that is imported states its own version, whatever distribution it came in:
-    `tensorflow` may be installed as tensorflow-cpu, or run from a source tree.
+    An imported module states its version, also if the distribution has another name: `tensorflow`
+    may be installed as tensorflow-cpu, or run from a source tree.
 
     Args:
-        names: Names as `pip install` has them, such as "tensorflow-datasets".
+        names: Names for `pip install`, such as "tensorflow-datasets".
     """
     return {name: _version(name) for name in names}
 

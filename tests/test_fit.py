@@ -299,7 +299,7 @@ def test_a_checkpoint_that_holds_nan_is_not_taken(tmp_path):
 
 
 def test_another_recipe_is_refused(finished):
-    with pytest.raises(ValueError, match=r"another recipe \(epochs 3 there, 4 here\)"):
+    with pytest.raises(ValueError, match=r"another recipe \(epochs 3, not 4\)"):
         fit(TINY.replace(epochs=4), finished.directory)
 
 

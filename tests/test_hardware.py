@@ -127,7 +127,7 @@ def test_errors_come_through_the_filter_of_start_up_messages() -> None:
     # An error may end the process.
     code = (
         "import os\nfrom keras_vgg import hardware, native_stderr\n"
-        "with native_stderr.without_native_stderr(hardware._CHATTER):\n"
+        "with native_stderr.without_native_stderr(hardware._STARTUP_MESSAGES):\n"
         f"    os.write(2, {chr(10).join(lines).encode()!r})\n"
         "    os.abort()"
     )
