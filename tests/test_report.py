@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 
-from keras_vgg import report
+from keras_vgg import plotting, report
 
 ROWS = [
     {
@@ -31,7 +31,7 @@ ROWS = [
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that report would have saved."""
     figures: list[Figure] = []
-    monkeypatch.setattr(report.plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(plotting, "save_png", lambda figure, path: figures.append(figure))
     return figures
 
 

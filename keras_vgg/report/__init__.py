@@ -1,4 +1,4 @@
-"""What a run looks like: plots as PNG, tables for a terminal, one HTML page of everything."""
+"""The results of a run: plots as PNG, tables for a terminal, one HTML page."""
 
 from keras_vgg.report.content import (
     Bin,
@@ -12,8 +12,10 @@ from keras_vgg.report.content import (
     Scores,
     Shown,
 )
+from keras_vgg.report.curves import plot_history
 from keras_vgg.report.page import render, require_own, write_page
-from keras_vgg.report.plots import plot_confusion, plot_history, plot_layers, plot_sizes, table
+from keras_vgg.report.plots import plot_confusion, plot_layers, plot_sizes
+from keras_vgg.report.tables import table
 
 __all__ = [
     "Bin",

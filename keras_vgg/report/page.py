@@ -1,8 +1,8 @@
-"""Runs as one HTML page that needs nothing else: what is on it, and how it is made.
+"""One HTML page about a run or several, which needs no other file and no network.
 
-The facts are `keras_vgg.runs.report_runs`'s; here they are only shown. Every text in them is
-somebody's (class names, paths, a recipe's values) and is escaped by the template; the page has
-no script, and its policy forbids any, as well as anything from elsewhere.
+`keras_vgg.runs.report_runs` gathers the content. Every text in it may be hostile (class names,
+paths, a recipe's values): the template escapes it. The page has no script, and its policy forbids
+scripts and any file from elsewhere.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ import numpy as np
 
 from keras_vgg.console import duration_in_words
 from keras_vgg.files import write_atomically
-from keras_vgg.report import svg_plots
+from keras_vgg.plotting import DASHES, to_svg
 from keras_vgg.report.content import Page, Picture, RunContent, Scores
+from keras_vgg.report.curves import PANELS, Curve, curves_figure, run_curves
+from keras_vgg.report.plots import MOST_COUNTS, confusion_figure, reliability_figure
 
-_MARK = '<meta name="generator" content="keras_vgg report">'  # by which a report is known
-_HEAD = 2048  # bytes in which it is
-_MOST_COUNTS = 20  # classes up to which a confusion matrix is a table
-_MOST_CLASSES = 30  # classes up to which all are in the open
-_LOSSLESS = 64  # pixels of a side up to which a picture is a PNG
-_LARGEST = 256  # pixels of a side that a picture has at most
+_MARK = '<meta name="generator" content="keras_vgg report">'  # every report has it
+_HEAD = 2048  # bytes: the mark is among the first
+_MOST_CLASSES = 30  # classes that the table shows before the reader opens the rest
+_LOSSLESS = 64  # pixels: a picture with longer sides is a JPEG, any other a PNG
+_LARGEST = 256  # pixels: a picture with longer sides is reduced to this
 _COMMON_CONFUSIONS = 10
 
 
 def require_own(path: Path) -> None:
-    """Refuse to replace what is no report.
+    """Refuse to replace a file that is not a report.
 
     Raises:
         FileExistsError: `path` is a folder, or a file that is not a report of this package.
@@ -49,21 +50,21 @@ def require_own(path: Path) -> None:
 
 
 def write_page(page: Page, path: str | Path) -> None:
-    """Write a page whole or not at all; a missing folder is made.
+    """Write a page whole or not at all, and make its folder if need be.
 
     Raises:
-        FileExistsError: as `require_own`.
+        FileExistsError: as for `require_own`.
         OSError: the file cannot be written.
     """
     path = Path(path)
     require_own(path)
-    text = render(page)
+    html = render(page)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda partial: partial.write_text(html, encoding="utf-8"))
 
 
 def render(page: Page) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -82,46 +83,43 @@ def render(page: Page) -> str:
         "duration": duration_in_words,
     }
     template = environment.get_template("report.html")
-    text = template.render(
+    html = template.render(
         page=page,
         mark=_MARK,
-        parts=[_Drawn(facts) for facts in page.runs],
-        curves=_curves(page.runs) if len(page.runs) > 1 else [],
-        dashes=svg_plots.DASHES,
-        colours=svg_plots.SERIES,
+        parts=[_RunPart(run) for run in page.runs],
+        curves=_common_curves(page.runs) if len(page.runs) > 1 else [],
+        dashes=DASHES,
     )
-    return text.lstrip()
+    return html.lstrip()
 
 
-_PANELS = (
-    ("loss", "loss", "val_loss", "Loss"),
-    ("accuracy", "accuracy", "val_accuracy", "Accuracy (%)"),
-    ("rate", "learning_rate", None, "Learning rate"),
-    ("speed", "images_per_second", None, "Training images per second"),
-)
+class _RunPart:
+    """A run with its plots and sorted tables, for the template."""
 
-
-class _Drawn:
-    """A run's facts with its plots and sorted tables, for the template."""
-
-    def __init__(self, facts: RunContent) -> None:
-        self.facts = facts
-        self.curves = _own_curves(facts)
-        drawn = {title for title, _, _ in self.curves}
-        self.absent = [title for *_, title in _PANELS if title not in drawn]
-        scores = facts.scores
+    def __init__(self, run: RunContent) -> None:
+        self.run = run
+        self.curves = _own_curves(run)
+        drawn = {title for title, _ in self.curves}
+        self.absent = [panel.title for panel in PANELS if panel.title not in drawn]
+        scores = run.scores
         if scores is None:
             return
-        salt = f"run{facts.number}"
-        self.reliability = svg_plots.reliability(
-            scores.bins,
-            label="Reliability diagram: accuracy against confidence, and how many images each of "
+        self.reliability = to_svg(
+            reliability_figure(scores.bins),
+            "Reliability diagram: accuracy against confidence, and how many images each of "
             f"{len(scores.bins)} bins has. The table below it has the numbers.",
-            salt=f"{salt}-reliability",
+            f"run{run.number}-reliability",
         )
-        self.as_table = len(scores.classes) <= _MOST_COUNTS
-        self.confusion = _cells(scores) if self.as_table else None
-        self.confusion_map = None if self.as_table else _map(scores, f"{salt}-confusion")
+        self.as_table = len(scores.classes) <= MOST_COUNTS
+        if self.as_table:
+            self.confusion = _cells(scores)
+        else:
+            self.confusion_map = to_svg(
+                confusion_figure(scores.confusion, side=4),
+                f"Confusion matrix of {len(scores.classes)} classes by number, in the order of the "
+                "network's outputs. The table below it names the most frequent confusions.",
+                f"run{run.number}-confusion",
+            )
         self.confusions = _common_confusions(scores)
         ranked = sorted(scores.classes, key=lambda one: (one.recall is None, one.recall, one.name))
         self.classes = ranked[:_MOST_CLASSES]
@@ -129,7 +127,7 @@ class _Drawn:
 
 
 def _cells(scores: Scores) -> list[list[tuple[int, int]]]:
-    """Rows of (count, strength in per cent): the square root of the share of the row."""
+    """Return rows of (count, strength): the root of the share of the row, in per cent."""
     confusion = scores.confusion
     images = np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     strength = np.rint(100 * np.sqrt(confusion / images)).astype(int)
@@ -139,65 +137,52 @@ def _cells(scores: Scores) -> list[list[tuple[int, int]]]:
     ]
 
 
-def _map(scores: Scores, salt: str) -> str:
-    label = (
-        f"Confusion matrix of {len(scores.classes)} classes by number, in the order "
-        "of the network's outputs. The table below it names the most frequent confusions."
-    )
-    return svg_plots.confusion_map(scores.confusion, label=label, salt=salt)
-
-
-def _own_curves(facts: RunContent) -> list[tuple[str, str, bool]]:
-    """(title, SVG, whether there are two lines) of each panel that has something to show."""
-    found = []
-    for name, training, validation, title in _PANELS:
-        keys = [(training, 1 if validation else 0)] + ([(validation, 0)] if validation else [])
-        lines = [(facts.history, key, number, "") for key, number in keys]
-        where = "" if facts.best_epoch is None else f"; the best epoch is {facts.best_epoch}"
-        svg = svg_plots.curve(
-            lines,
-            [None if key == training and validation else facts.best_epoch for key, _ in keys],
-            label=f"{title} by epoch{where}. The table below the curves has the numbers.",
-            salt=f"run{facts.number}-{name}",
+def _own_curves(run: RunContent) -> list[tuple[str, str]]:
+    """Return (title, SVG) of each panel that has data."""
+    best = "" if run.best_epoch is None else f"; the best epoch is {run.best_epoch}"
+    label = f"{{}} by epoch{best}. The table below the curves has the numbers."
+    return [
+        (
+            panel.title,
+            to_svg(
+                curves_figure(curves),
+                label.format(panel.title),
+                f"run{run.number}-{panel.training}",
+            ),
         )
-        if svg:
-            found.append((title, svg, validation is not None))
-    return found
+        for panel in PANELS
+        if (curves := run_curves(panel, run.history, run.best_epoch))
+    ]
 
 
-def _curves(runs: Sequence[RunContent]) -> list[tuple[str, str]]:
-    """(title, SVG) of the runs' curves over each other."""
-    found = []
-    for name, training, validation, title in _PANELS:
-        shown = f"Validation {title[0].lower()}{title[1:]}" if validation else title
-        lines = [
-            (facts.history, validation or training, facts.number - 1, str(facts.number))
-            for facts in runs
-        ]
-        svg = svg_plots.curve(
-            lines,
-            [facts.best_epoch for facts in runs],
-            label=f"{shown} by epoch, a line for each run, numbered as in the table of runs",
-            salt=f"all-{name}",
-        )
-        if svg:
-            found.append((shown, svg))
-    return found
+def _common_curves(runs: Sequence[RunContent]) -> list[tuple[str, str]]:
+    """Return (title, SVG) of each panel with the curves of all runs."""
+    panels = []
+    for panel in PANELS:
+        title = f"Validation {panel.title.lower()}" if panel.validation else panel.title
+        key = panel.validation or panel.training
+        curves = [Curve(r.history, key, r.number - 1, str(r.number), r.best_epoch) for r in runs]
+        curves = [curve for curve in curves if curve.points.size]
+        if curves:
+            label = f"{title} by epoch, a line for each run, numbered as in the table of runs"
+            svg = to_svg(curves_figure(curves, labelled=True), label, f"all-{key}")
+            panels.append((title, svg))
+    return panels
 
 
 def _common_confusions(scores: Scores) -> list[tuple[str, str, int, float]]:
-    """(true class, answer, images, share of the true class), the most frequent first."""
+    """Return (true class, answer, images, share of the true class), the most frequent first."""
     counts = scores.confusion.copy()
     images = counts.sum(axis=1)
     np.fill_diagonal(counts, 0)
     order = np.argsort(-counts, axis=None, kind="stable")[:_COMMON_CONFUSIONS]
-    found = []
+    confusions = []
     for true, answer in zip(*np.unravel_index(order, counts.shape), strict=True):
         count = int(counts[true, answer])
         if count:
             names = scores.classes[true].name, scores.classes[answer].name
-            found.append((*names, count, count / int(images[true])))
-    return found
+            confusions.append((*names, count, count / int(images[true])))
+    return confusions
 
 
 def _data_uri(picture: Picture) -> str:
@@ -227,7 +212,7 @@ def _number(value: float | None, places: int | None = None) -> str:
 
 
 def _value(value: Any) -> str:
-    """A recipe's or an environment's, as it is typed."""
+    """Return a value of a recipe or an environment as one types it."""
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"
     return "none" if value is None else str(value)
