@@ -98,11 +98,18 @@ class Recipe:
     # Images and data augmentation
     image_size: Annotated[int, Interval(MINIMUM_SIZE, 4096)] = 32
     """Side of the network's square input in pixels; at least 32."""
-    train_scale: tuple[int, int] | None = (32, 40)
-    """Range of the smallest side to which each training image is rescaled; None: do not rescale."""
-    eval_scale: Annotated[int | None, Interval(1, LARGEST_SCALE)] = 36
-    """Smallest side to which evaluation images are rescaled before the centre crop; None: do not
-    rescale."""
+    train_scale: tuple[int, int] | Literal["auto"] | None = "auto"
+    """Range of the smallest side to which each training image is rescaled; auto: from image_size
+    to 5/4 of it; None: do not rescale."""
+    eval_scale: Annotated[int | Literal["auto"] | None, Interval(1, LARGEST_SCALE)] = "auto"
+    """Smallest side to which evaluation images are rescaled before the centre crop; auto: 9/8 of
+    image_size; None: do not rescale."""
+    resize: Literal["crop", "squash", "pad"] = "crop"
+    """How an image comes to a scale. crop: its smallest side, and crops are taken. squash: both
+    sides, whatever its shape. pad: its largest side, and zeros are put beside it."""
+    bit_depth: Literal["16", "14", "12", "10", "stretch"] = "16"
+    """16-bit PNG files: the bits that carry the image, of which the upper 8 are used; stretch: the
+    smallest and largest value of each file become 0 and 255."""
     crop_padding: Annotated[int, Interval(0, 1024)] = 0
     """Pixels of zero padding on every side before the random crop."""
     horizontal_flip: bool = False
@@ -215,6 +222,18 @@ class Recipe:
         """Images that are computed at a time: `batch_size` / `gradient_accumulation`."""
         return self.batch_size // self.gradient_accumulation
 
+    @property
+    def train_scale_range(self) -> tuple[int, int] | None:
+        """`train_scale`, in pixels also where that is auto."""
+        if self.train_scale == "auto":
+            return self.image_size, self.image_size * 5 // 4
+        return self.train_scale
+
+    @property
+    def eval_scale_side(self) -> int | None:
+        """`eval_scale`, in pixels also where that is auto."""
+        return self.image_size * 9 // 8 if self.eval_scale == "auto" else self.eval_scale
+
     def network_options(self) -> dict[str, Any]:
         """Return the arguments of `layers` and `keras_vgg.vgg` that decide the layers."""
         return {
@@ -262,7 +281,11 @@ class Recipe:
 
         The folders of the data and the number of checkpoints do not make another experiment.
         """
-        ours, others = dataclasses.asdict(self), dataclasses.asdict(other)
+        ours, others = (
+            dataclasses.asdict(recipe)
+            | {"train_scale": recipe.train_scale_range, "eval_scale": recipe.eval_scale_side}
+            for recipe in (self, other)
+        )
         return {k: (ours[k], others[k]) for k in ours if ours[k] != others[k] and k not in _STORAGE}
 
 

@@ -40,12 +40,13 @@ class Interval:
 def check_value(name: str, value: Any, kind: Any, interval: Interval | None) -> None:
     """Check a field's value against the field's type and range."""
     _check_type(name, value, kind)
-    if interval is not None and value is not None and not interval.holds(value):
+    if interval is not None and isinstance(value, int | float) and not interval.holds(value):
         raise ValueError(f"{name} must be in {interval}, not {shorten(value)}")
 
 
 def _check_type(name: str, value: Any, kind: Any) -> None:
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    options = typing.get_args(kind) if is_union else (kind,)
     if value is None and type(None) in options:
         return
     if typing.get_origin(kind) is Literal:
@@ -62,7 +63,10 @@ def _check_type(name: str, value: Any, kind: Any) -> None:
 
 def _is_one_of(value: Any, options: tuple[Any, ...]) -> bool:
     for option in options:
-        if typing.get_origin(option) is tuple:
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return True
+        elif typing.get_origin(option) is tuple:
             numbers = (int,) if int in typing.get_args(option) else (float, int)
             if isinstance(value, tuple) and all(type(item) in numbers for item in value):
                 return True
@@ -71,8 +75,10 @@ def _is_one_of(value: Any, options: tuple[Any, ...]) -> bool:
     return False
 
 
-def check_scales(image_size: int, crop_padding: int, train_scale: Sequence[int] | None) -> None:
-    if train_scale is not None and not (
+def check_scales(
+    image_size: int, crop_padding: int, train_scale: Sequence[int] | str | None
+) -> None:
+    if isinstance(train_scale, tuple) and not (
         len(train_scale) == 2 and 1 <= train_scale[0] <= train_scale[1] <= LARGEST_SCALE
     ):
         raise ValueError(
@@ -81,6 +87,21 @@ def check_scales(image_size: int, crop_padding: int, train_scale: Sequence[int] 
         )
     if crop_padding >= image_size:
         raise ValueError(f"crop_padding ({crop_padding}) must be below image_size ({image_size})")
+
+
+def require_no_frames(
+    image_size: int, train_scale: Sequence[int] | None, eval_scale: int | None
+) -> None:
+    """Refuse scales below the network's input: it would see small images in frames of zeros."""
+    smallest = {"train_scale": None if train_scale is None else train_scale[0]}
+    smallest["eval_scale"] = eval_scale
+    for name, side in smallest.items():
+        if side is not None and side < image_size:
+            raise ValueError(
+                f"{name} begins at {side}, below image_size ({image_size}), so the network would "
+                f"see a frame of zeros around every image; use a {name} of at least {image_size}, "
+                "or auto"
+            )
 
 
 def check_pixel_statistics(

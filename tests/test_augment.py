@@ -54,7 +54,7 @@ def many(op: Callable, image: np.ndarray, count: int) -> np.ndarray:
     ],
 )
 def test_rescale_sides(sides: tuple[int, int], smallest: int, expected: tuple[int, int]) -> None:
-    result = call(partial(augment.rescale, smallest_side=smallest), noise(*sides))
+    result = call(partial(augment.rescale, side=smallest), noise(*sides))
     assert result.shape == (*expected, 3)
     assert result.dtype == np.float32
 
@@ -62,13 +62,60 @@ def test_rescale_sides(sides: tuple[int, int], smallest: int, expected: tuple[in
 @pytest.mark.parametrize("antialias", [True, False])
 def test_rescale_is_bilinear(antialias: bool) -> None:
     image = noise(40, 60)
-    op = partial(augment.rescale, smallest_side=16, antialias=antialias)
+    op = partial(augment.rescale, side=16, antialias=antialias)
     expected = tf.image.resize(image, [16, 24], antialias=antialias)
     np.testing.assert_allclose(call(op, image), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("resize", "sides", "expected"),
+    [
+        ("squash", (40, 300), (20, 20)),
+        ("pad", (40, 300), (3, 20)),  # 2.67
+        ("pad", (60, 40), (20, 13)),
+        ("pad", (1, 900), (1, 20)),
+    ],
+)
+def test_rescale_squashes_or_takes_the_largest_side(
+    resize: str, sides: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    result = call(partial(augment.rescale, side=20, resize=resize), noise(*sides))
+    assert result.shape == (*expected, 3)
+
+
+def test_rescale_refuses_another_resize() -> None:
+    with pytest.raises(ValueError, match=r'resize=.stretch. must be "crop", "squash" or "pad"'):
+        augment.rescale(noise(4, 4), 8, resize="stretch")
+
+
+@pytest.mark.parametrize("sides", [(40, 300), (300, 40), (50, 50)])
+def test_every_way_of_seeing_an_image_resizes_alike(sides: tuple[int, int]) -> None:
+    image = noise(*sides)
+    squashed = tf.image.resize(image, [36, 36], antialias=True).numpy()
+    padded = augment.pad_to(augment.rescale(image, 36, resize="pad"), 36, 36).numpy()
+    for resize, whole in (("squash", squashed), ("pad", padded)):
+        options = {"size": 32, "scale": 36, "resize": resize}
+        center = call(partial(augment.eval_image, **options), image)
+        np.testing.assert_allclose(center, whole[2:34, 2:34], atol=1e-3)
+        dense = call(partial(augment.whole_image, **options), image)
+        np.testing.assert_allclose(dense, whole, atol=1e-3)
+        crops = call(partial(augment.grid_crops, grid=2, flip=False, **options), image)
+        np.testing.assert_allclose(crops[0], whole[:32, :32], atol=1e-3)
+        np.testing.assert_allclose(crops[3], whole[4:, 4:], atol=1e-3)
+
+
+@pytest.mark.parametrize("resize", ["squash", "pad"])
+def test_training_sees_an_image_resized_alike(resize: str) -> None:
+    """At the scale of the crop there is one place for the crop: evaluation's."""
+    image = np.repeat(np.repeat(noise(5, 30), 12, axis=0), 12, axis=1)  # smooth
+    train = partial(augment.train_image, size=32, scale=(32, 32), resize=resize, flip=False)
+    evaluated = augment.eval_image(image, size=32, scale=32, resize=resize).numpy()
+    result = call(train, image, [1, 2])
+    np.testing.assert_allclose(result, evaluated, atol=0.51)
+
+
 def test_rescale_refuses_no_pixels() -> None:
-    with pytest.raises(ValueError, match="smallest_side=0"):
+    with pytest.raises(ValueError, match="side=0"):
         augment.rescale(noise(4, 4), 0)
 
 

@@ -231,6 +231,33 @@ def test_of_16_bits_the_upper_8_stay(channels: tuple[int, ...]) -> None:
     assert encoded_sides(tf.constant(encoded)).numpy().tolist() == [HEIGHT, WIDTH]
 
 
+@pytest.mark.parametrize(
+    ("bit_depth", "expected"),
+    [
+        ("16", [0, 0, 3, 15, 255]),
+        ("14", [0, 0, 15, 63, 255]),
+        ("12", [0, 0, 62, 255, 255]),
+        ("10", [0, 0, 250, 255, 255]),
+        ("stretch", [0, 0, 4, 16, 255]),
+    ],
+)
+def test_the_bits_of_a_16_bit_file_that_carry_the_image(bit_depth: str, expected: list) -> None:
+    encoded = png_of_16_bits(np.array([0, 3, 1000, 4095, 65535], np.uint16).reshape(1, 5))
+    decoded = both_ways(partial(decode, bit_depth=bit_depth), encoded)
+    assert decoded[0, :, 1].tolist() == expected
+    shallow = saved(smooth(), "PNG")
+    np.testing.assert_array_equal(decode(shallow, bit_depth=bit_depth), decode(shallow))
+
+
+def test_a_stretched_file_has_all_levels_and_a_flat_one_is_black() -> None:
+    values = np.arange(1000, 1201, dtype=np.uint16).reshape(3, 67)
+    decoded = decode(png_of_16_bits(values), bit_depth="stretch").numpy()
+    assert (decoded.min(), decoded.max(), len(np.unique(decoded))) == (0, 255, 201)
+    assert (
+        not decode(png_of_16_bits(np.full((2, 2), 7, np.uint16)), bit_depth="stretch").numpy().any()
+    )
+
+
 def test_a_bmp_from_the_top_down() -> None:
     encoded = bytearray(saved(smooth(), "BMP"))
     encoded[22:26] = struct.pack("<i", -HEIGHT)

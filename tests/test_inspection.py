@@ -156,10 +156,23 @@ def test_check_files(files: Split, tmp_path: Path) -> None:
     wrong = {"d.jpg": "PNG", "o.png": "JPEG"}
     assert found.pop("wrong_extension") == [[str(tmp_path / n), kind] for n, kind in wrong.items()]
     assert found.pop("turned") == 1
+    assert found.pop("few_levels") == []
     assert found.pop("height") == HEIGHT
     assert found.pop("width") == WIDTH
     assert found == {}
     np.testing.assert_array_equal(files.labels, before)
+
+
+def test_check_names_16_bit_files_that_use_few_of_their_levels(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 80).reshape(8, 10, 1)
+    for name, low, high in (("dark", 1000, 1200), ("half", 0, 2**15), ("flat", 9, 9)):
+        values = tf.cast(low + ramp * (high - low), tf.uint16)
+        (tmp_path / f"{name}.png").write_bytes(tf.io.encode_png(values).numpy())
+    names = ["dark.png", "flat.png", "half.png"]
+    paths = np.array([str(tmp_path / name) for name in names], dtype=object)
+    split = Split("train", 3, labels=np.zeros(3, np.int32), paths=paths)
+    found = check(source_of(split))["splits"]["train"]["few_levels"]
+    assert found == [[str(tmp_path / "dark.png"), 1000, 1200], [str(tmp_path / "flat.png"), 9, 9]]
 
 
 def test_check_records(records: Split, tmp_path: Path) -> None:
@@ -184,7 +197,8 @@ def test_check_records(records: Split, tmp_path: Path) -> None:
         "height": HEIGHT,
         "width": WIDTH,
     }
-    assert len(found) == 8
+    assert found["few_levels"] == []
+    assert len(found) == 9
 
 
 def test_check_memory() -> None:

@@ -4,9 +4,39 @@ from pathlib import Path
 
 import pytest
 
+from keras_vgg import recipe_checks
 from keras_vgg.recipe import Recipe, load_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "training" / "recipes").glob("*.py"))
+
+
+def test_scales_follow_the_image_size_unless_they_are_given() -> None:
+    recipe = Recipe()
+    assert (recipe.train_scale_range, recipe.eval_scale_side) == ((32, 40), 36)
+    large = recipe.replace(image_size=224)
+    assert (large.train_scale_range, large.eval_scale_side) == ((224, 280), 252)
+    given = large.replace(train_scale=(256, 512), eval_scale=None)
+    assert (given.train_scale_range, given.eval_scale_side) == ((256, 512), None)
+    assert Recipe.from_json(large.to_json()) == large
+    # A run of an earlier version has the numbers.
+    assert recipe.replace(train_scale=(32, 40), eval_scale=36).differences(recipe) == {}
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ({"train_scale": (32, 40)}, "train_scale begins at 32, below image_size .64."),
+        ({"eval_scale": 60}, "eval_scale begins at 60, below image_size .64."),
+    ],
+)
+def test_scales_that_leave_a_frame_are_refused_in_training(
+    scales: dict[str, object], message: str
+) -> None:
+    recipe = Recipe(image_size=64, **scales)
+    with pytest.raises(ValueError, match=message):
+        recipe_checks.require_no_frames(
+            recipe.image_size, recipe.train_scale_range, recipe.eval_scale_side
+        )
 
 
 def test_json_round_trip():

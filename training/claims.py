@@ -1,19 +1,22 @@
-"""The paper's claims, tested again on CIFAR-10: which net, scale, test and start is better.
+"""Test the paper's claims on CIFAR-10: which network, scale, evaluation and start is better.
 
 command:  python training/claims.py DIR --workdir runs/claims
           (DIR holds CIFAR-10's images as <class>/<image>)
 hardware: 2 CPU cores
 result:   training/README.md, training/claims
 
-Every run of every seed is a run directory, and every posterior is kept, so an interrupted command
-goes on. A seed's test images are read when all its runs are trained; nothing is selected on them.
-What came out of a seed, with its recipes and which image each net had right, is one small file,
-seed-K.json; the table is of all such files in a folder, so seeds can be run on several machines.
-The runs of a seed can be shared out among processes, of one core each the faster way for nets so
-small: `taskset -c 0 python training/claims.py DIR --train A B ...`, then the plain command. A
-seed decides the split too: of two seeds' test images a tenth are the same, and the intervals, which
-take all for different, are that much too narrow. They are of the choice of images; what the
-trainings' own chance does is seen in the figures by seed.
+Each run of each seed has a run directory, and all predicted probabilities are kept, so an
+interrupted command resumes. A seed's test images are read after all its runs are trained; nothing
+is selected on them. The results of a seed are one small file, seed-K.json: the recipes, and the
+images that each network classified correctly. The table combines all such files of a folder, so
+several machines can run the seeds.
+
+Several processes can share the runs of a seed. For networks this small, one core for each process
+is faster: `taskset -c 0 python training/claims.py DIR --train A B ...`, then the plain command.
+
+A seed decides the split too. A tenth of the test images of two seeds are the same, but the
+intervals treat all images as different, so the intervals are a little too narrow. They describe
+the choice of images. The figures by seed show the chance in the trainings.
 """
 
 from __future__ import annotations
@@ -44,19 +47,19 @@ RUNS = (*NETS, "D jitter", "D from A", "D Glorot")
 
 
 def recipes(base: Recipe, workdir: Path, seed: int) -> dict[str, Recipe]:
-    """The runs of one seed by name, those that others begin from first."""
+    """Return the recipes of one seed by name; a run that others begin from comes before them."""
     base = base.replace(seed=seed)
-    assert base.train_scale is not None, "the jittered scale is made from the recipe's"
-    low, high = base.train_scale
+    assert base.train_scale_range is not None, "the jittered scale is computed from the recipe's"
+    low, high = base.train_scale_range
     step = base.image_size // 8
-    found = {net: base.replace(configuration=net) for net in NETS}
-    d = found["D"]
-    found["D jitter"] = d.replace(train_scale=(low - step, high + step))
-    found["D from A"] = d.replace(initialization=str(directory(workdir, "A", seed)))
-    # With the paper's pixels, which are not divided by their deviation: of divided ones so little
-    # comes through 13 layers that D was at chance after 4 epochs.
-    found["D Glorot"] = d.replace(initialization="glorot", std_rgb=(1.0, 1.0, 1.0))
-    return found
+    by_name = {net: base.replace(configuration=net) for net in NETS}
+    d = by_name["D"]
+    by_name["D jitter"] = d.replace(train_scale=(low - step, high + step))
+    by_name["D from A"] = d.replace(initialization=str(directory(workdir, "A", seed)))
+    # The paper does not divide pixels by their deviation. With divided pixels, the signal after 13
+    # layers is so small that D was at chance after 4 epochs.
+    by_name["D Glorot"] = d.replace(initialization="glorot", std_rgb=(1.0, 1.0, 1.0))
+    return by_name
 
 
 def directory(workdir: Path, name: str, seed: int) -> Path:
@@ -64,7 +67,7 @@ def directory(workdir: Path, name: str, seed: int) -> Path:
 
 
 def train(base: Recipe, workdir: Path, seed: int, only: Container[str] = RUNS) -> dict[str, Run]:
-    """A seed's runs by name, trained; one whose loss is no number is left out."""
+    """Train a seed's runs and return them by name, without runs whose loss became NaN."""
     runs = {}
     for name, recipe in recipes(base, workdir, seed).items():
         if name not in only:
@@ -79,7 +82,7 @@ def train(base: Recipe, workdir: Path, seed: int, only: Container[str] = RUNS) -
 
 @dataclass(frozen=True)
 class Claim:
-    """The other ought to have a lower top-1 error than the one; with `equal`, the same."""
+    """The claim that `other` has a lower top-1 error than `one`; with `equal`, the same error."""
 
     text: str
     paper: str
@@ -88,7 +91,7 @@ class Claim:
     equal: bool = False
 
 
-# A net and a way of testing it, each: dense at one scale or at several, crops, or both.
+# Each side of a claim is a network and its evaluation: dense at one or several scales, crops, both.
 CLAIMS = (
     Claim("1 deeper: B beats A", "29.6 to 28.7", ("A", "single"), ("B", "single")),
     Claim("1 deeper: D beats B", "28.7 to 27.0", ("B", "single"), ("D", "single")),
@@ -104,16 +107,24 @@ CLAIMS = (
     Claim("6 crops beat dense", "24.8 to 24.6", ("D jitter", "multi"), ("D jitter", "crops")),
     Claim("6 both beat dense", "24.8 to 24.4", ("D jitter", "multi"), ("D jitter", "both")),
     Claim("6 both beat crops", "24.6 to 24.4", ("D jitter", "crops"), ("D jitter", "both")),
-    Claim("7 from A equals at random", "said", ("D", "single"), ("D from A", "single"), equal=True),
-    Claim("7 Glorot equals from A", "said", ("D from A", "single"), ("D Glorot", "single"), True),
+    Claim(
+        "7 from A equals at random",
+        "no figure",
+        ("D", "single"),
+        ("D from A", "single"),
+        equal=True,
+    ),
+    Claim(
+        "7 Glorot equals from A", "no figure", ("D from A", "single"), ("D Glorot", "single"), True
+    ),
 )
 TESTS = {"single": "dense", "multi": "dense", "crops": "multi-crop", "both": "both"}
-# Tested in all ways. The others in one, for 150 crops an image cost far more than a dense pass.
+# These have all evaluations. The others have one: 150 crops cost much more than a dense pass.
 TESTED_FULLY = ("D", "D jitter")
 
 
 def test(base: Recipe, runs: Mapping[str, Run]) -> dict[tuple[str, str], Evaluation]:
-    """(net, way of testing) -> what it found on its seed's test images."""
+    """Evaluate a seed's runs on its test images; return the results by (network, evaluation)."""
     # All at the scales of jittered training.
     jittered = recipes(base, Path(), base.seed)["D jitter"]
     single, several = (
@@ -137,41 +148,43 @@ def save(
     path: Path,
     base: Recipe,
     runs: Mapping[str, Run],
-    found: Mapping[tuple[str, str], Evaluation],
+    results: Mapping[tuple[str, str], Evaluation],
 ) -> None:
-    """A seed's results: of each net its recipe, its history, and which images it had right."""
+    """Write a seed's results: each network's recipe, history and correctly classified images."""
     nets = {
         name: {
             "differs": _differences(base, run.recipe),
             "validation_accuracy": [row["val_accuracy"] for row in run.history],
-            "right": {how: _packed(found[name, how]) for how in TESTS if (name, how) in found},
+            "right": {how: _packed(results[name, how]) for how in TESTS if (name, how) in results},
         }
         for name, run in runs.items()
     }
-    images = next(iter(found.values())).count
+    images = next(iter(results.values())).count
     content = json.dumps({"base": _fields(base), "images": images, "nets": nets}, indent=1) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda target: target.write_text(content, encoding="utf-8"))
 
 
 def load(path: Path, base: Recipe) -> dict[tuple[str, str], Evaluation]:
-    """What `save` wrote: of the classes, whether the image's own or another.
+    """Read a file of `save`; its evaluations have two classes, the image's own and another.
 
     Raises:
-        ValueError: it is of another recipe than `base`.
+        ValueError: the file holds results of another recipe than `base`.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
-    if Recipe.from_json(json.dumps(content["base"])) != _placeless(base):
-        raise ValueError(f"{path} is of another recipe; choose another --results, or remove it")
-    found = {}
+    if Recipe.from_json(json.dumps(content["base"])) != _without_place(base):
+        raise ValueError(
+            f"{path} holds results of another recipe; pass another --results, or delete it"
+        )
+    results = {}
     for name, net in content["nets"].items():
         for how, packed in net["right"].items():
             bits = np.unpackbits(np.frombuffer(bytes.fromhex(packed), np.uint8))
             right = bits[: content["images"]].astype(np.float32)
             probabilities = np.stack([right, 1 - right], axis=1)
             labels = np.zeros(len(right), np.int32)
-            found[name, how] = Evaluation(labels, probabilities, ("its own", "another"))
-    return found
+            results[name, how] = Evaluation(labels, probabilities, ("its own", "another"))
+    return results
 
 
 def _packed(evaluation: Evaluation) -> str:
@@ -179,28 +192,30 @@ def _packed(evaluation: Evaluation) -> str:
     return np.packbits(right).tobytes().hex()
 
 
-def _placeless(base: Recipe) -> Recipe:
-    """A recipe as it is on every machine and for any seed."""
+def _without_place(base: Recipe) -> Recipe:
+    """Return a recipe without the machine's folder and the seed."""
     return base.replace(source="folder:cifar10", seed=0)
 
 
 def _fields(recipe: Recipe) -> dict[str, Any]:
-    return json.loads(_placeless(recipe).to_json())
+    return json.loads(_without_place(recipe).to_json())
 
 
 def _differences(base: Recipe, recipe: Recipe) -> dict[str, Any]:
-    """The fields of a run that are not the base's; of a run that it begins from, the name."""
+    """Return the fields in which a run differs from the base; a run to begin from, by its name."""
     if "/" in recipe.initialization:
         recipe = recipe.replace(initialization=Path(recipe.initialization).name)
-    same = _fields(base)
-    return {"seed": recipe.seed} | {k: v for k, v in _fields(recipe).items() if v != same[k]}
+    base_fields = _fields(base)
+    return {"seed": recipe.seed} | {k: v for k, v in _fields(recipe).items() if v != base_fields[k]}
 
 
 def pooled(
-    found: Mapping[tuple[str, str, int], Evaluation], which: tuple[str, str], seeds: Sequence[int]
+    results: Mapping[tuple[str, str, int], Evaluation],
+    which: tuple[str, str],
+    seeds: Sequence[int],
 ) -> Evaluation:
-    """The seeds' test images end to end."""
-    parts = [found[(*which, seed)] for seed in seeds]
+    """Return one evaluation of the test images of all seeds."""
+    parts = [results[(*which, seed)] for seed in seeds]
     return Evaluation(
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.probabilities for part in parts]),
@@ -209,20 +224,21 @@ def pooled(
 
 
 def judge(
-    claim: Claim, found: Mapping[tuple[str, str, int], Evaluation], seeds: Sequence[int]
+    claim: Claim, results: Mapping[tuple[str, str, int], Evaluation], seeds: Sequence[int]
 ) -> dict[str, Any]:
-    """A claim's figures: errors and their difference in per cent, other minus one."""
-    one, other = (pooled(found, which, seeds) for which in (claim.one, claim.other))
-    between = compare(one, other)
-    each = [
-        100 * (found[(*claim.one, seed)].top1 - found[(*claim.other, seed)].top1) for seed in seeds
+    """Return a claim's figures: the errors and their difference (other minus one), in percent."""
+    one, other = (pooled(results, which, seeds) for which in (claim.one, claim.other))
+    comparison = compare(one, other)
+    by_seed = [
+        100 * (results[(*claim.one, seed)].top1 - results[(*claim.other, seed)].top1)
+        for seed in seeds
     ]
-    low, high = (-100 * bound for bound in reversed(between.interval))
+    low, high = (-100 * bound for bound in reversed(comparison.interval))
     if claim.equal:
         verdict = "no difference" if low <= 0 <= high else "better" if high < 0 else "worse"
-    elif high < 0 and max(each) < 0:
+    elif high < 0 and max(by_seed) < 0:
         verdict = "holds"
-    elif low > 0 and min(each) > 0:
+    elif low > 0 and min(by_seed) > 0:
         verdict = "reversed"
     else:
         verdict = "not shown"
@@ -231,18 +247,19 @@ def judge(
         "paper": claim.paper,
         "one": 100 * (1 - one.top1),
         "other": 100 * (1 - other.top1),
-        "difference": -100 * between.difference,
+        "difference": -100 * comparison.difference,
         "interval": [low, high],
-        "seeds": each,
-        "p": between.p_value,
+        "seeds": by_seed,
+        "p": comparison.p_value,
         "verdict": verdict,
     }
 
 
 def markdown(judged: Sequence[Mapping[str, Any]]) -> str:
-    """The claims as a table for a README."""
+    """Return the claims as a Markdown table."""
     lines = [
-        "| claim | paper | here, error | difference, 95 % interval | by seed | |",
+        "| claim | error in the paper, % | error here, % | difference (95 % interval) "
+        "| difference by seed | verdict |",
         "|---|---|---|---|---|---|",
     ]
     for row in judged:
@@ -261,19 +278,22 @@ def _signed(value: float) -> str:
 
 
 def plot(
-    found: Mapping[tuple[str, str, int], Evaluation], seeds: Sequence[int], path: Path
+    results: Mapping[tuple[str, str, int], Evaluation], seeds: Sequence[int], path: Path
 ) -> None:
-    """Errors of the nets at one scale, and of D by test: a dot a seed, a line the mean."""
+    """Plot the errors of the networks at one scale, and of D by evaluation.
+
+    A dot is a seed, and a line is the mean.
+    """
     figure = Figure(figsize=(10, 4), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    nets = [net for net in RUNS if all((net, "single", seed) in found for seed in seeds)]
-    _draw(left, [(net, "single") for net in nets], nets, found, seeds)
+    nets = [net for net in RUNS if all((net, "single", seed) in results for seed in seeds)]
+    _draw(left, [(net, "single") for net in nets], nets, results, seeds)
     left.set_title("dense testing at one scale")
     left.axvline(len(NETS) - 0.5, color="#bbbbbb", linewidth=1, linestyle=":")
     names = {"single": "dense,\none scale", "multi": "dense,\nseveral", "crops": "crops,\nseveral"}
     names["both"] = "both,\nseveral"
     for net, color in zip(TESTED_FULLY, ("#8aa4c8", "#1f4e9c"), strict=True):
-        _draw(right, [(net, how) for how in names], names.values(), found, seeds, color, net)
+        _draw(right, [(net, how) for how in names], names.values(), results, seeds, color, net)
     right.set_title("ways of testing D")
     right.legend(frameon=False)
     left.set_ylabel("top-1 error, %")
@@ -283,9 +303,9 @@ def plot(
     write_atomically(path, lambda target: figure.savefig(target, format="png"))
 
 
-def _draw(axis, columns, names, found, seeds, color="#1f4e9c", label=None) -> None:
+def _draw(axis, columns, names, results, seeds, color="#1f4e9c", label=None) -> None:
     errors = np.array(
-        [[100 * (1 - found[(*which, seed)].top1) for seed in seeds] for which in columns]
+        [[100 * (1 - results[(*which, seed)].top1) for seed in seeds] for which in columns]
     )
     places = np.arange(len(columns))
     axis.plot(places, errors.mean(axis=1), "_", markersize=22, color=color, label=label)
@@ -302,13 +322,15 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/claims"))
     parser.add_argument("--recipe", type=Path, default=here / "recipes" / "cifar10_claims.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--results", type=Path, help="seed-K.json and the table (default: workdir)")
+    parser.add_argument(
+        "--results", type=Path, help="folder of seed-K.json and the table (default: workdir)"
+    )
     parser.add_argument(
         "--train",
         nargs="+",
         choices=RUNS,
         metavar="NET",
-        help=f"train these only, and test nothing; of {', '.join(RUNS)}",
+        help=f"only train these networks, and test none: {', '.join(RUNS)}",
     )
     options = parser.parse_args()
     base = load_recipe(options.recipe).replace(source=f"folder:{options.data}")
@@ -316,27 +338,27 @@ def main() -> None:
         for seed in options.seeds:
             train(base, options.workdir, seed, options.train)
         return
-    results = options.results or options.workdir
+    folder = options.results or options.workdir
     for seed in options.seeds:
-        path = results / f"seed-{seed}.json"
+        path = folder / f"seed-{seed}.json"
         if not path.exists():
             runs = train(base, options.workdir, seed)
             save(path, base, runs, test(base.replace(seed=seed), runs))
-    found = {
+    results = {
         (*which, int(path.stem.removeprefix("seed-"))): evaluation
-        for path in results.glob("seed-*.json")
+        for path in folder.glob("seed-*.json")
         for which, evaluation in load(path, base).items()
     }
-    seeds = sorted({seed for *_, seed in found})
+    seeds = sorted({seed for *_, seed in results})
     judged = [
-        judge(claim, found, seeds)
+        judge(claim, results, seeds)
         for claim in CLAIMS
-        if all((*which, seed) in found for which in (claim.one, claim.other) for seed in seeds)
+        if all((*which, seed) in results for which in (claim.one, claim.other) for seed in seeds)
     ]
     text = markdown(judged)
     for name, content in (("claims.json", json.dumps(judged, indent=2)), ("claims.md", text)):
-        write_atomically(results / name, lambda path, c=content: path.write_text(c))
-    plot(found, seeds, results / "claims.png")
+        write_atomically(folder / name, lambda path, c=content: path.write_text(c))
+    plot(results, seeds, folder / "claims.png")
     print(text)
 
 

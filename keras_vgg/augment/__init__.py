@@ -11,6 +11,7 @@ need: `keras_vgg.data` hands them one for a JPEG file.
 from keras_vgg.augment.color import adjust_color, color_jitter, rgb_shift
 from keras_vgg.augment.geometry import (
     Picture,
+    Resize,
     Window,
     center_crop,
     decoded,
@@ -30,6 +31,7 @@ from keras_vgg.augment.mixing import batch_augmentation
 
 __all__ = [
     "Picture",
+    "Resize",
     "Window",
     "adjust_color",
     "batch_augmentation",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+# How an image comes to a scale: its smallest side is that long and the rest is cropped; both sides
+# are, whatever its shape; or its largest side is, and zeros are put beside it.
+Resize = Literal["crop", "squash", "pad"]
 
 
 class Picture(NamedTuple):
@@ -34,27 +38,52 @@ class Window(NamedTuple):
     inside: bool = False
 
 
-def rescale(image: tf.Tensor, smallest_side: int | tf.Tensor, antialias: bool = True) -> tf.Tensor:
-    """[h, w, 3] of any dtype -> float32 with min(h, w) == smallest_side, same range; bilinear.
+def rescale(
+    image: tf.Tensor,
+    side: int | tf.Tensor,
+    antialias: bool = True,
+    resize: Resize = "crop",
+) -> tf.Tensor:
+    """Resize [h, w, 3] of any dtype to float32 of the same range; bilinear.
 
-    Isotropic: the longer side is rounded to the nearest pixel, halves up. `antialias` widens the
-    filter when shrinking. ValueError if `smallest_side` is an int below 1.
+    Args:
+        side: The smallest side, the other in proportion ("crop"); both sides ("squash"); or the
+            largest side ("pad"; the zeros are put beside it by `pad_to`).
+        antialias: Widen the filter when shrinking.
+
+    Raises:
+        ValueError: `side` is an int below 1.
     """
-    if not tf.is_tensor(smallest_side) and smallest_side < 1:
-        raise ValueError(f"smallest_side={smallest_side}: an image side is at least 1 pixel")
-    sides = scaled_sides(tf.shape(image)[:2], smallest_side)
+    if not tf.is_tensor(side) and side < 1:
+        raise ValueError(f"side={side}: an image side is at least 1 pixel")
+    sides = scaled_sides(tf.shape(image)[:2], side, resize)
     return tf.image.resize(image, tf.cast(sides, tf.int32), antialias=antialias)
 
 
-def scaled_sides(sides: tf.Tensor | np.ndarray, smallest_side: int | tf.Tensor | None) -> tf.Tensor:
-    """Sides [2] -> int64 [2], the smaller of them `smallest_side`; None leaves them alone."""
-    # 64 bits, for the products below overflow 32 on a long strip of pixels.
+def scaled_sides(
+    sides: tf.Tensor | np.ndarray, side: int | tf.Tensor | None, resize: Resize = "crop"
+) -> tf.Tensor:
+    """Return the sides, int64 [2], of an image of `sides` [2] that is brought to a scale.
+
+    As `rescale` says; a side in proportion is rounded to the nearest pixel, halves up. None leaves
+    the image as it is.
+
+    Raises:
+        ValueError: another `resize`.
+    """
+    if resize not in ("crop", "squash", "pad"):
+        raise ValueError(f'resize={resize!r} must be "crop", "squash" or "pad"')
+    # 64 bits, because the products below overflow 32 on a long strip of pixels.
     sides = tf.cast(sides, tf.int64)
-    if smallest_side is None:
+    if side is None:
         return sides
-    shortest = tf.reduce_min(sides)
-    # Integer arithmetic: the smallest side comes out exact, and no side can round to 0.
-    return (2 * sides * tf.cast(smallest_side, tf.int64) + shortest) // (2 * shortest)
+    side = tf.cast(side, tf.int64)
+    if resize == "squash":
+        return tf.stack([side, side])
+    decisive = tf.reduce_min(sides) if resize == "crop" else tf.reduce_max(sides)
+    # Integer arithmetic: the decisive side comes out exact.
+    scaled = (2 * sides * side + decisive) // (2 * decisive)
+    return scaled if resize == "crop" else tf.maximum(scaled, 1)
 
 
 def pad_to(image: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:
@@ -148,12 +177,14 @@ def random_window(
     size: int,
     scale: tuple[int, int] | None = None,
     crop_padding: int = 0,
+    resize: Resize = "crop",
 ) -> Window:
     """Where a training crop comes from, in an image of `sides` [2].
 
-    `draws`, float32 [3] uniform in [0, 1), choose the smallest side, an integer scale[0]..scale[1]
-    (None: the image is not rescaled), and the offsets, every one equally likely, in the rescaled
-    image with `crop_padding` zeros around it, and more up to `size` where it is smaller.
+    `draws`, float32 [3] uniform in [0, 1), choose the scale, an integer scale[0]..scale[1] (None:
+    the image is not rescaled), and the offsets, every one equally likely, in the image rescaled as
+    `rescale` says, with `crop_padding` zeros around it; "pad" puts zeros up to a square of the
+    scale, and every image gets zeros up to `size` where it is smaller.
     """
     side = None
     if scale is not None:
@@ -163,19 +194,32 @@ def random_window(
                 f"scale={scale} must be (smallest, largest) with 1 <= smallest <= largest"
             )
         side = smallest + tf.cast(draws[0] * (largest - smallest + 1), tf.int64)
-    scaled = scaled_sides(sides, side)
-    framed = tf.maximum(scaled + 2 * crop_padding, size)
+    scaled = scaled_sides(sides, side, resize)
+    framed = tf.maximum(_squared(scaled, side, resize) + 2 * crop_padding, size)
     # u < 1 implies u * n < n in float32 for any side an image can have.
     offset = tf.cast(draws[1:] * tf.cast(framed - (size - 1), tf.float32), tf.int64)
-    inside = crop_padding == 0 and scale is not None and scale[0] >= size
+    inside = crop_padding == 0 and scale is not None and scale[0] >= size and resize != "pad"
     return Window(scaled, offset - (framed - scaled) // 2, size, inside)
 
 
-def central_window(sides: tf.Tensor | np.ndarray, *, size: int, scale: int | None = None) -> Window:
-    """The central [size, size] of an image of `sides` [2] rescaled to the smallest side `scale`."""
-    scaled = scaled_sides(sides, scale)
-    framed = tf.maximum(scaled, size)
-    inside = scale is not None and scale >= size
+def _squared(scaled: tf.Tensor, side: int | tf.Tensor | None, resize: Resize) -> tf.Tensor:
+    """Return the sides with the zeros of "pad": a square."""
+    if resize != "pad" or side is None:
+        return scaled
+    return tf.maximum(scaled, tf.cast(side, tf.int64))
+
+
+def central_window(
+    sides: tf.Tensor | np.ndarray,
+    *,
+    size: int,
+    scale: int | None = None,
+    resize: Resize = "crop",
+) -> Window:
+    """The central [size, size] of an image of `sides` [2], rescaled as `rescale` says."""
+    scaled = scaled_sides(sides, scale, resize)
+    framed = tf.maximum(_squared(scaled, scale, resize), size)
+    inside = scale is not None and scale >= size and resize != "pad"
     return Window(scaled, (framed - size) // 2 - (framed - scaled) // 2, size, inside)
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_vgg.augment.color import adjust_to_uint8, check_strengths, jitter_amounts, random_shift
 from keras_vgg.augment.geometry import (
     Picture,
+    Resize,
     Window,
     central_window,
     crop,
@@ -36,6 +37,7 @@ def train_image(
     *,
     size: int,
     scale: tuple[int, int] | None = None,
+    resize: Resize = "crop",
     crop_padding: int = 0,
     flip: bool = True,
     brightness: float = 0.0,
@@ -48,7 +50,8 @@ def train_image(
 ) -> tf.Tensor:
     """[h, w, 3] in [0, 255], or a Picture -> uint8 [size, size, 3] (section 3.1).
 
-    In turn: rescale to a smallest side drawn uniformly from the integers scale[0]..scale[1];
+    In turn: rescale to a smallest side drawn uniformly from the integers scale[0]..scale[1], or as
+    `resize` says (`augment.rescale`);
     zero-pad by `crop_padding` on each side, and further up to `size` where the image is smaller;
     random crop; horizontal flip; `color_jitter`; `rgb_shift` of strength `shift`; rounding.
     Of a Picture only the crop is read, resampled once as `resample(exact=False)` says, and all
@@ -67,7 +70,7 @@ def train_image(
     draws = _draws(seed)
     image = picture_of(image)
     window = random_window(
-        image.sides, draws[:3], size=size, scale=scale, crop_padding=crop_padding
+        image.sides, draws[:3], size=size, scale=scale, crop_padding=crop_padding, resize=resize
     )
     pixels = cut(image, window) if scale is None else resample(image, window, exact=False)
     if flip:
@@ -90,11 +93,14 @@ def train_window(
     *,
     size: int,
     scale: tuple[int, int] | None = None,
+    resize: Resize = "crop",
     crop_padding: int = 0,
 ) -> Window:
     """Where `train_image` takes its crop from, of an image of `sides` [2], given the same rest."""
     draws = _draws(seed)
-    return random_window(sides, draws[:3], size=size, scale=scale, crop_padding=crop_padding)
+    return random_window(
+        sides, draws[:3], size=size, scale=scale, crop_padding=crop_padding, resize=resize
+    )
 
 
 def _draws(seed: tf.Tensor) -> tf.Tensor:
@@ -103,30 +109,43 @@ def _draws(seed: tf.Tensor) -> tf.Tensor:
 
 
 @takes_pictures
-def eval_image(image: tf.Tensor | Picture, *, size: int, scale: int | None = None) -> tf.Tensor:
+def eval_image(
+    image: tf.Tensor | Picture, *, size: int, scale: int | None = None, resize: Resize = "crop"
+) -> tf.Tensor:
     """[h, w, 3] in [0, 255], or a Picture -> float32 [size, size, 3] in [0, 255]; not random.
 
-    Rescale to smallest side `scale` (the paper's Q) if given, with antialiasing; zero-pad up to
-    `size` where the image is smaller; take the centre. So 28 x 28 at size 32 gets two zero pixels
-    on each side: it is padded, not stretched.
+    Rescale to the smallest side `scale` (the paper's Q) if given, or as `resize` says
+    (`augment.rescale`), with antialiasing; zero-pad up to `size` where the image is smaller; take
+    the centre. So 28 x 28 at size 32 gets two zero pixels on each side: it is padded, not
+    stretched.
     """
     image = picture_of(image)
-    window = central_window(image.sides, size=size, scale=scale)
+    window = central_window(image.sides, size=size, scale=scale, resize=resize)
     if scale is None:
         return tf.cast(cut(image, window), tf.float32)
     return resample(image, window)
 
 
 @takes_pictures
-def whole_image(image: tf.Tensor | Picture, *, size: int, scale: int | None = None) -> tf.Tensor:
+def whole_image(
+    image: tf.Tensor | Picture, *, size: int, scale: int | None = None, resize: Resize = "crop"
+) -> tf.Tensor:
     """[h, w, 3] in [0, 255], or a Picture -> float32 [h', w', 3] in [0, 255], uncropped.
 
     As `eval_image` sees it, without the crop: rescaled to the smallest side `scale` if given, with
     antialiasing, the longer side rounded to the nearest pixel; zero-padded to `size`.
     """
     image = decoded(image)
-    image = tf.cast(image, tf.float32) if scale is None else rescale(image, scale)
+    image = _rescaled(tf.cast(image, tf.float32) if scale is None else image, scale, resize)
     return pad_to(image, size, size)
+
+
+def _rescaled(image: tf.Tensor, scale: int | None, resize: Resize) -> tf.Tensor:
+    """Return the image at a scale, with the zeros of "pad"; None: as it is."""
+    if scale is None:
+        return image
+    image = rescale(image, scale, resize=resize)
+    return pad_to(image, scale, scale) if resize == "pad" else image
 
 
 @takes_pictures
@@ -135,22 +154,21 @@ def grid_crops(
     *,
     size: int,
     scale: int | None = None,
+    resize: Resize = "crop",
     padding: int = 0,
     grid: int = 5,
     flip: bool = True,
 ) -> tf.Tensor:
     """The paper's multi-crop views (section 3.2): [h, w, 3] -> float32 [views, size, size, 3].
 
-    The image is rescaled to the smallest side `scale` (None: not) and padded with zeros, by
-    `padding` on every side and then to at least [size, size], as `train_image` does. Crops lie on
+    The image is rescaled to the smallest side `scale` (None: not), or as `resize` says, and padded
+    with zeros, by `padding` on every side and then to at least [size, size]. Crops lie on
     a regular `grid` x `grid` from corner to corner, offsets rounded down, row by row; with `flip`
     their mirror images follow. 50 views by default. ValueError if grid < 2.
     """
     if grid < 2:
         raise ValueError(f"grid={grid}: from corner to corner there are at least 2 crops a side")
-    image = decoded(image)
-    if scale is not None:
-        image = rescale(image, scale)
+    image = _rescaled(decoded(image), scale, resize)
     h, w = sides_of(image)
     image = pad_to(image, larger(h + 2 * padding, size), larger(w + 2 * padding, size))
     h, w = sides_of_at_least(size, image)

@@ -4,7 +4,7 @@ Images are uint8 RGB [h, w, 3] in [0, 255] as they leave a source, of varying si
 label; `keras_vgg.augment` brings them to the model's size, and the model normalises them.
 """
 
-from keras_vgg.data.decode import load_image
+from keras_vgg.data.decode import BitDepth, load_image
 from keras_vgg.data.inspection import (
     bad_images_named,
     check,
@@ -26,6 +26,7 @@ from keras_vgg.data.sources import load_source
 from keras_vgg.data.split import Records, Shard, Source, Split
 
 __all__ = [
+    "BitDepth",
     "ChannelStatistics",
     "Inventory",
     "Records",

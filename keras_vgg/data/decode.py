@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tensorflow as tf
@@ -37,11 +38,18 @@ _TOO_LARGE = "more than {:,} pixels, height and width"
 _TOO_LARGE_SAID = re.compile(r"\[(more than [\d,]+ pixels), height and width\] \[(-?\d+) (-?\d+)\]")
 
 
-def decode(encoded: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
+# Of 16-bit PNG files: the bits that carry the image, or each file's own smallest and largest value.
+BitDepth = Literal["16", "14", "12", "10", "stretch"]
+
+
+def decode(
+    encoded: tf.Tensor, max_pixels: int = MAX_PIXELS, bit_depth: BitDepth = "16"
+) -> tf.Tensor:
     """JPEG, PNG, BMP, GIF (first frame) or WebP bytes -> uint8 [h, w, 3] RGB, as it is to be seen.
 
     The bytes decide, not a file's name. Grey is repeated, alpha dropped (what a GIF has transparent
-    is black), a palette looked up, CMYK becomes RGB, of 16 bits the upper 8 stay (floor(v / 256)),
+    is black), a palette looked up, CMYK becomes RGB, of 16 bits the upper 8
+    of the lowest `bit_depth` stay (floor(v / 256); "stretch": (v - min) * 255 / (max - min)),
     and a JPEG that Exif says is turned is turned upright.
     tf.errors.InvalidArgumentError for anything else: a truncated file (but damage after the first
     frame is not seen), a BMP of 1, 4 or 16 bits, an image of more than `max_pixels`.
@@ -55,6 +63,8 @@ def decode(encoded: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
             lambda: tf.io.decode_image(encoded, expand_animations=False)[..., :3],
             lambda: tf.io.decode_image(first.encoded, channels=3, expand_animations=False),
         )
+        if bit_depth != "16":
+            image = tf.cond(is_16_bit(encoded), lambda: _deep(encoded, bit_depth), lambda: image)
         image = tf.cond(mark == b"BM", lambda: _looked_up(image, encoded), lambda: image)
         image = tf.cond(mark == b"GI", lambda: gif.on_canvas(image, first), lambda: image)
     image.set_shape([None, None, 3])
@@ -62,10 +72,35 @@ def decode(encoded: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tf.Tensor:
     return tf.cond(turned == 1, lambda: image, lambda: _upright(image, turned))
 
 
+def is_16_bit(encoded: tf.Tensor) -> tf.Tensor:
+    """Return whether the bytes are a PNG of 16 bits a channel, bool []."""
+    return (tf.strings.substr(encoded, 0, 4) == b"\x89PNG") & (
+        tf.strings.substr(encoded, 24, 1) == b"\x10"
+    )
+
+
+def decode_16_bit(encoded: tf.Tensor) -> tf.Tensor:
+    """PNG bytes -> int32 [h, w, 3] RGB in [0, 65535]."""
+    return tf.cast(tf.io.decode_png(encoded, channels=3, dtype=tf.uint16), tf.int32)
+
+
+def _deep(encoded: tf.Tensor, bit_depth: BitDepth) -> tf.Tensor:
+    """A 16-bit PNG as uint8 [h, w, 3]."""
+    values = decode_16_bit(encoded)
+    if bit_depth == "stretch":
+        low, high = tf.reduce_min(values), tf.reduce_max(values)
+        span = tf.maximum(high - low, 1)
+        values = (2 * 255 * (values - low) + span) // (2 * span)
+    else:
+        values = tf.minimum(values // 2 ** (int(bit_depth) - 8), 255)
+    return tf.cast(values, tf.uint8)
+
+
 def transform_encoded(
     encoded: tf.Tensor,
     transform: Callable[[tf.Tensor | Picture], tf.Tensor],
     max_pixels: int = MAX_PIXELS,
+    bit_depth: BitDepth = "16",
 ) -> tf.Tensor:
     """`transform` of an encoded image, of which no more is decoded than it reads.
 
@@ -93,7 +128,7 @@ def transform_encoded(
         tf.strings.substr(encoded, 0, _HEAD_BYTES), _EXIF_ORIENTATION
     )
     in_part = tf.io.is_jpeg(encoded) & ~turned
-    return tf.cond(in_part, of_jpeg, lambda: transform(decode(encoded, max_pixels)))
+    return tf.cond(in_part, of_jpeg, lambda: transform(decode(encoded, max_pixels, bit_depth)))
 
 
 def encoded_sides(encoded: tf.Tensor) -> tf.Tensor:
@@ -210,7 +245,9 @@ def _small_enough(sides: tf.Tensor, max_pixels: int) -> tf.Operation | None:
     return tf.raw_ops.Assert(condition=pixels <= max_pixels, data=[too_large, sides])
 
 
-def load_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def load_image(
+    path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, bit_depth: BitDepth = "16"
+) -> np.ndarray:
     """An image file as uint8 [h, w, 3] RGB.
 
     FileNotFoundError if there is no such file; ValueError naming it if it is no whole image, or
@@ -222,7 +259,7 @@ def load_image(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> np
         raise (ValueError if path.is_dir() else FileNotFoundError)(f"{path}: {reason}")
     encoded = tf.io.read_file(os.fsencode(path))
     try:
-        return decode(encoded, max_pixels).numpy()
+        return decode(encoded, max_pixels, bit_depth).numpy()
     except tf.errors.OpError as error:
         raise ValueError(f"{path}: {_reason_of(encoded, error)}") from error
 

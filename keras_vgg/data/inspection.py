@@ -17,6 +17,8 @@ from keras_vgg.data.decode import (
     EXTENSIONS,
     TENSORFLOW_ERRORS,
     decode,
+    decode_16_bit,
+    is_16_bit,
     orientation,
     reason,
     why_bad,
@@ -36,18 +38,25 @@ _MARKS = (
 )
 _NOT_READ = "could not be read: its TFRecord file is damaged at it or before it, or ends there"
 _MOST_BAD_IMAGES = 0.1  # share of a split that may be skipped
+_FEW = 2**13  # values of 65,536: the picture has fewer than 32 of 256 grey levels
 _COMPONENTS = {1: "grey", 3: "colour", 4: "CMYK"}
 
 
 def check(source: Source, verbose: bool = False) -> dict[str, Any]:
-    """Decode every image of a source, and say what its splits hold: plain values for JSON.
+    """Decode every image of a source, and describe its splits in plain values for JSON.
 
-    Of each split `images` and `class_counts`, which count bad images too, but no bad records, for
-    their labels are not known. Of one in files or records also `bad`, [name, reason] of each image
-    that does not decode, `formats`, how many images of each, `wrong_extension`, [path, format] of
-    each file whose name claims another, `turned`, how many JPEGs Exif turns upright, and, if any
-    image is good, `height` and `width`, their smallest, median and largest. `inventory`: see
-    `keras_vgg.data.Inventory`.
+    Each split has `images` and `class_counts`, which count bad images too, but no bad records, for
+    their labels are not known. A split in files or records also has
+
+    - `bad`: [name, reason] of each image that does not decode;
+    - `formats`: the number of images of each format;
+    - `wrong_extension`: [path, format] of each file whose name claims another format;
+    - `turned`: the number of JPEGs that Exif turns upright;
+    - `few_levels`: [name, smallest, largest value] of each 16-bit PNG that uses less than an
+      eighth of the possible values, so that it becomes almost one grey: see `bit_depth`;
+    - `height` and `width`: the smallest, median and largest, if any image is good.
+
+    `inventory` is what the source holds and leaves out, see `keras_vgg.data.Inventory`.
     `verbose` shows a progress bar on stderr.
     """
     splits = source.splits()
@@ -140,6 +149,7 @@ class _Scan:
         self.formats: collections.Counter[str] = collections.Counter()
         self.wrong_extension: list[tuple[str, str]] = []
         self.turned = 0
+        self.few_levels: list[tuple[int, int, int]] = []
         if split.records is None:
             self.labels = labels_of(split).copy()
         else:
@@ -151,10 +161,12 @@ class _Scan:
         examined = _readable(split).map(_examine, num_parallel_calls=tf.data.AUTOTUNE)
         examined = untuned(examined.ignore_errors().prefetch(tf.data.AUTOTUNE))
         found = enumerate(examined.as_numpy_iterator(), 1)
-        for done, (position, label, head, sides, components, turned) in found:
+        for done, (position, label, head, sides, components, turned, deep) in found:
             self.sides[position] = sides
             self.labels[position] = label
             self.turned += int(turned)
+            if 0 <= deep[1] - deep[0] < _FEW:
+                self.few_levels.append((int(position), int(deep[0]), int(deep[1])))
             self._count(int(position), head, int(components))
             progress(done)
         progress(split.size)
@@ -184,6 +196,18 @@ class _Scan:
                 reasons[int(position)] = _why_bad_record(record, records)
         return [(found[0], *_named(records, *found)) for found in reasons.items()]
 
+    def _few_levels(self) -> list[list[Any]]:
+        """Return [name, smallest, largest value] of each 16-bit file that would be almost flat."""
+        named = []
+        for position, low, high in sorted(self.few_levels):
+            if self.split.paths is not None:
+                name = printable(self.split.paths[position])
+            else:
+                assert self.split.records is not None, "images in memory are not scanned"
+                name, _ = _named(self.split.records, position, "")
+            named.append([name, low, high])
+        return named
+
     def describe(self, classes: int) -> dict[str, Any]:
         labels = self.labels[self.labels >= 0]
         described = {
@@ -203,6 +227,7 @@ class _Scan:
             "formats": dict(self.formats.most_common()),
             "wrong_extension": [list(found) for found in self.wrong_extension],
             "turned": self.turned,
+            "few_levels": self._few_levels(),
             **ranges,
         }
 
@@ -258,7 +283,13 @@ def _examine(position: tf.Tensor, encoded: tf.Tensor, label: tf.Tensor) -> tuple
     # The shape, for without a use of the image the decoding would be pruned away.
     sides = tf.shape(decode(encoded))[:2]
     head = tf.strings.substr(encoded, 0, 4)
-    return position, label, head, sides, components, orientation(encoded) > 1
+    deep = tf.cond(is_16_bit(encoded), lambda: _range_of(encoded), lambda: tf.constant([0, -1]))
+    return position, label, head, sides, components, orientation(encoded) > 1, deep
+
+
+def _range_of(encoded: tf.Tensor) -> tf.Tensor:
+    values = decode_16_bit(encoded)
+    return tf.stack([tf.reduce_min(values), tf.reduce_max(values)])
 
 
 def _named(records: Records, position: int, why: str) -> tuple[str, str]:

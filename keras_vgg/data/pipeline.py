@@ -234,7 +234,9 @@ def _loader(split: Split, lazy: bool) -> Callable[..., tuple[tf.Tensor, tf.Tenso
     """
 
     def transformed(encoded: tf.Tensor, transform: Callable) -> tf.Tensor:
-        return transform_encoded(encoded, transform) if lazy else transform(decode(encoded))
+        if lazy:
+            return transform_encoded(encoded, transform, bit_depth=split.bit_depth)
+        return transform(decode(encoded, bit_depth=split.bit_depth))
 
     if split.records is not None:
         return lambda record, transform: (

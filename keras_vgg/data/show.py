@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg.augment import Picture, Window
-from keras_vgg.data.decode import TENSORFLOW_ERRORS, decode, reason, transform_encoded
+from keras_vgg.data.decode import TENSORFLOW_ERRORS, BitDepth, decode, reason, transform_encoded
 from keras_vgg.data.inspection import bad_images_named
 from keras_vgg.data.split import Records, Shard, Split, labels_of, pictures_of
 from keras_vgg.files import write_atomically
@@ -124,7 +124,8 @@ def contact_sheet(
             base = tf.constant([seed, i], tf.int64)
             # Any, for the stub of fold_in gives ints.
             seeds: Any = [tf.random.fold_in(base, view) for view in range(views)]
-            rows.append(_row(source, str(class_names[label]), train, evaluate, window, seeds))
+            name, bits = str(class_names[label]), split.bit_depth
+            rows.append(_row(source, name, train, evaluate, window, seeds, bits))
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, partial(_draw(rows).savefig, format="png"))
@@ -219,14 +220,19 @@ def _row(
     evaluate: Callable,
     window: Callable,
     seeds: Sequence[tf.Tensor],
+    bit_depth: BitDepth,
 ) -> _Row:
     def transformed(transform: Callable) -> np.ndarray:
         # The pipelines' way, where training decodes no more of a JPEG than its crop.
         encoded = source.dtype == tf.string
-        pixels = np.asarray(transform_encoded(source, transform) if encoded else transform(source))
+        pixels = np.asarray(
+            transform_encoded(source, transform, bit_depth=bit_depth)
+            if encoded
+            else transform(source)
+        )
         return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
-    image = (decode(source) if source.dtype == tf.string else source).numpy()
+    image = (decode(source, bit_depth=bit_depth) if source.dtype == tf.string else source).numpy()
     height, width = image.shape[:2]
     drawn = _drawn(height, width)
     return _Row(

@@ -7,10 +7,12 @@ import os
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from keras_vgg.data import catalog, records
+from keras_vgg.data.decode import BitDepth
 from keras_vgg.data.folders import load_folder
 from keras_vgg.data.inspection import without_bad_images
 from keras_vgg.data.split import Source, Split, hold_out, labels_of
@@ -29,6 +31,7 @@ def load_source(
     validation_split: str | None = None,
     test_split: str | None = None,
     on_bad_image: str = "error",
+    bit_depth: BitDepth = "16",
 ) -> Source:
     """Open a data set.
 
@@ -50,6 +53,7 @@ def load_source(
     `on_bad_image` is for files and records. "error": a damaged image stops what reads it, see
     `raise_for_bad_images`. "skip": every image is decoded once, now, and bad ones are left out,
     with one line on stderr; more than a tenth is a ValueError.
+    `bit_depth` says what 16-bit files become, see `data.decode`.
     ValueError or FileNotFoundError, naming the thing, for whatever else is wrong.
 
     Example:
@@ -61,11 +65,45 @@ def load_source(
         print(source.train.images.shape, source.class_names[source.train.labels[0]])
         ```
     """
+    if bit_depth not in get_args(BitDepth):
+        raise ValueError(f"bit_depth={bit_depth!r} must be one of {', '.join(get_args(BitDepth))}")
     for name, fraction in (("validation", validation_fraction), ("test", test_fraction)):
         if not 0 <= fraction < 1:
             raise ValueError(f"{name}_fraction={fraction} must be at least 0 and below 1")
     if on_bad_image not in ("error", "skip"):
         raise ValueError(f'on_bad_image={on_bad_image!r} must be "error" or "skip"')
+    source = _opened(
+        spec,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        skip_bad=on_bad_image == "skip",
+        data_dir=data_dir,
+        manual_dir=manual_dir,
+        download=download,
+        train_split=train_split,
+        validation_split=validation_split,
+        test_split=test_split,
+    )
+    splits = source.splits()
+    return replace(source, **{n: replace(s, bit_depth=bit_depth) for n, s in splits.items()})
+
+
+def _opened(
+    spec: str,
+    *,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+    skip_bad: bool,
+    data_dir: str | os.PathLike[str] | None,
+    manual_dir: str | os.PathLike[str] | None,
+    download: bool,
+    train_split: str | None,
+    validation_split: str | None,
+    test_split: str | None,
+) -> Source:
+    """Open the source that `load_source` was asked for."""
     form, colon, path = spec.partition(":")
     if form in ("folder", "idx", "records") and not (colon and path):
         raise ValueError(f"source {spec!r} needs a path, as in {form}:/data/flowers")
@@ -82,7 +120,7 @@ def load_source(
             validation_split=validation_split,
             test_split=test_split,
         )
-        return _without_bad_records(source) if on_bad_image == "skip" else source
+        return _without_bad_records(source) if skip_bad else source
     if train_split or validation_split or test_split:
         raise ValueError(
             f"source {spec!r} takes no train_split, validation_split or test_split: "
@@ -93,7 +131,7 @@ def load_source(
         return _with_held_out(spec, _digits(), _DIGITS, validation_fraction, test_fraction, rng)
     if form == "records":
         source = records.load(path)
-        return _without_bad_records(source) if on_bad_image == "skip" else source
+        return _without_bad_records(source) if skip_bad else source
     root = Path(path).expanduser()
     if not root.exists():
         raise FileNotFoundError(f"source {spec!r}: there is no folder {root}")
@@ -107,7 +145,7 @@ def load_source(
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
         seed=seed,
-        skip_bad=on_bad_image == "skip",
+        skip_bad=skip_bad,
     )
 
 

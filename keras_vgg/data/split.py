@@ -11,6 +11,7 @@ from dataclasses import astuple, dataclass, replace
 import numpy as np
 import tensorflow as tf
 
+from keras_vgg.data.decode import BitDepth
 from keras_vgg.data.left_out import LeftOut
 
 # Records start..stop of one named thing: a file, or a written split.
@@ -93,7 +94,7 @@ class Split:
     `images`: uint8 [n, h, w, 3] RGB, in memory, with `labels`.
     `paths`: n image files, decoded when they are needed, with `labels`.
     `records`: n images in TFRecord files, read in sequence; no `labels`.
-    `labels` is int32 [n].
+    `labels` is int32 [n]. `bit_depth` says what 16-bit files become, see `data.decode`.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Split:
     images: np.ndarray | None = None
     paths: np.ndarray | None = None
     records: Records | None = None
+    bit_depth: BitDepth = "16"
 
     def __post_init__(self) -> None:
         forms = [form for form in (self.images, self.paths, self.records) if form is not None]
@@ -123,6 +125,8 @@ class Split:
         identity, the names of the shards and the range of records in each.
         """
         digest = hashlib.sha256(str(self.size).encode())
+        if self.bit_depth != "16":
+            digest.update(self.bit_depth.encode())
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels, np.int32).data)
         if self.images is not None:
