@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import keras
@@ -20,6 +22,17 @@ FLAGS = (
     "--width-multiplier 0.0625 --hidden-units 8 --validation-fraction 0.1 --test-fraction 0.8 "
     "--batch-size 32 --dropout 0 --learning-rate 0.01 --batch-norm False --quiet --backend jax"
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """XLA optimizes nothing, and what one process compiled, the next ones load."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
 
 
 def start(
@@ -67,32 +80,51 @@ def assert_same_losses(folder: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("alone") / "run"
-    for status, _, stderr in end(start(1, folder, "--epochs", "2")):
-        assert status == 0, stderr
-    return folder
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The run of one process with these flags, which is trained once."""
+
+    @cache
+    def train(*flags: str) -> Path:
+        folder = tmp_path_factory.mktemp("alone") / "run"
+        for status, _, stderr in end(start(1, folder, *flags)):
+            assert status == 0, stderr
+        return folder
+
+    return train
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "flags"),
+    [
+        (2, ("--epochs", "1", "--test-fraction", "0.9")),
+        pytest.param(2, ("--epochs", "2"), marks=pytest.mark.slow),
+        pytest.param(4, ("--epochs", "2"), marks=pytest.mark.slow),
+    ],
+)
 def test_the_whole_path(
-    alone: Path, tmp_path: Path, count: int, capsys: pytest.CaptureFixture
+    alone: Callable[..., Path],
+    tmp_path: Path,
+    count: int,
+    flags: tuple[str, ...],
+    capsys: pytest.CaptureFixture,
 ) -> None:
     folder = tmp_path / "run"
-    ended = end(start(count, folder, "--epochs", "2"))
+    ended = end(start(count, folder, *flags))
     assert [status for status, *_ in ended] == [0] * count, ended
     # The first speaks for all.
     assert f"{count} cpus, float32, with XLA" in ended[0][1]
     lines = [line for _, stdout, _ in ended[1:] for line in stdout.splitlines()]
     assert [line for line in lines if "[Gloo]" not in line] == []  # which JAX's library says
-    assert_same_losses(alone, folder)
+    assert_same_losses(alone(*flags), folder)
     assert main(["evaluate", str(folder), "--split", "validation"]) == 0
     assert main(["export", str(folder), "--format", "saved_model", "--tolerance", "100"]) == 0
     assert "saved_model" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_one_told_to_stop_stops_all_and_they_go_on(alone: Path, tmp_path: Path) -> None:
+def test_one_told_to_stop_stops_all_and_they_go_on(
+    alone: Callable[..., Path], tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     flags = ("--epochs", "2", "--checkpoint-steps", "1")
     # A signal that comes early enough, however slow the machine: the first step takes seconds.
@@ -105,11 +137,11 @@ def test_one_told_to_stop_stops_all_and_they_go_on(alone: Path, tmp_path: Path) 
     assert "SIGTERM: kept step" in ended[0][2]
     assert not run.finished
     assert [status for status, *_ in end(start(2, folder, *flags))] == [0, 0]
-    assert_same_losses(alone, folder)
+    assert_same_losses(alone("--epochs", "2"), folder)
 
 
 @pytest.mark.slow
-def test_a_lost_one_ends_the_job_with_a_message_and_it_goes_on(alone: Path, tmp_path: Path) -> None:
+def test_a_lost_one_ends_the_job_with_a_message_and_it_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     flags = ("--epochs", "200", "--schedule", "constant", "--keep-checkpoints", "200")
     processes = start(2, folder, *flags)
