@@ -169,7 +169,8 @@ def test_export_compressed(run, tmp_path, capsys):
     out = capsys.readouterr().out
     assert str(tmp_path / "e" / "compression.png") in out.splitlines()
     assert (tmp_path / "e" / "compression.png").exists()
-    assert "of fine tuning" in error_of(capsys, "export", run.directory, "--fine-tune-steps", "1")
+    error = error_of(capsys, "export", run.directory, "--fine-tune-steps", "1")
+    assert "fine_tune_steps=1 needs compress" in error
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_bad_input_to_a_run(run, tmp_path, capsys):
     assert "nowhere.png" in error_of(capsys, "predict", run.directory, "nowhere.png")
     assert "at least one image" in error_of(capsys, "predict", run.directory)
     assert "'tf1'" in error_of(capsys, "export", run.directory, "--format", "litert,tf1")
-    assert "say with --source" in error_of(capsys, "export", run.model_path)
+    assert "verify on with --source" in error_of(capsys, "export", run.model_path)
     assert "tolerance" in error_of(capsys, "export", run.directory, "--tolerance", "-1")
     assert "at least 1 image" in error_of(capsys, "export", run.directory, "--images", "0")
     assert not (run.directory / "export").exists()
@@ -284,9 +285,17 @@ def test_a_process_says_one_line_and_its_status(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1, done.stderr
     assert "nowhere" in done.stderr
-    shown = keras_vgg("evaluate", "nowhere", "--debug")
-    assert "Traceback" in shown.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_traceback_is_shown_if_asked():
+    with pytest.raises(ValueError, match="nowhere is not a run directory"):
+        cli.main(["evaluate", "nowhere", "--debug"])
+
+
+@pytest.mark.slow
+def test_a_process_shows_the_traceback_if_asked():
+    assert "Traceback" in keras_vgg("evaluate", "nowhere", "--debug").stderr
 
 
 def test_help_imports_nothing_heavy():

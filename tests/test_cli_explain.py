@@ -11,8 +11,9 @@ from keras_vgg.augment.geometry import central_window
 from keras_vgg.explain import draw, overlay
 from keras_vgg.explain.heat import resized
 from keras_vgg.fit import fit
-from keras_vgg.runs import explain_files, explaining
-from keras_vgg.runs.explain import placed
+from keras_vgg.runs import explain as explaining
+from keras_vgg.runs import explain_files
+from keras_vgg.runs.explain import place_heat
 from tests.test_cli import error_of
 from tests.test_fit import TINY
 
@@ -72,9 +73,9 @@ def test_bad_input_to_explain(run, photo, tmp_path, capsys):
     for arguments, message in (
         ([photo, "--layer", "block9"], "has no layer 'block9'"),
         ([photo, "--layer", "predictions"], "gives no map"),
-        ([photo, "--class", "seven"], "the run has no class 'seven'; they are 0, 1, 2"),
-        ([photo, "--method", "magic"], "method must be of grad-cam, grad-cam++"),
-        ([photo, "--method", ""], "method must be of"),
+        ([photo, "--class", "seven"], "the run has no class 'seven'; the classes are 0, 1, 2"),
+        ([photo, "--method", "magic"], "method must be one of grad-cam, grad-cam++"),
+        ([photo, "--method", ""], "method must be one of"),
         ([photo, text], f"{text}: not a JPEG"),
         ([tmp_path / "none.png"], "no such image file"),
         ([], "grad-cam needs an image file"),
@@ -127,7 +128,7 @@ def test_images_are_not_held_together(run, tmp_path, monkeypatch):
     ("sides", "drawn"),
     [
         ((40, 2000), (32, 1600)),
-        ((2000, 1200), (1600, 960)),
+        pytest.param((2000, 1200), (1600, 960), marks=pytest.mark.slow),
         ((1, 3000), (1, 1600)),
         ((300, 200), (300, 200)),
         ((10, 40), (70, 280)),
@@ -135,7 +136,7 @@ def test_images_are_not_held_together(run, tmp_path, monkeypatch):
 )
 def test_a_picture_keeps_its_aspect(tmp_path, sides, drawn):
     rng = np.random.default_rng(0)
-    picture = explaining._to_draw(rng.integers(0, 200, (*sides, 3), "uint8"))
+    picture = explaining._resized_to_draw(rng.integers(0, 200, (*sides, 3), "uint8"))
     assert picture.shape == (*drawn, 3)
     heat = rng.uniform(0, 1, drawn).astype("float32")
     draw.draw_heats(tmp_path / "x.png", picture, {"smoothgrad: empty": heat, "b": heat}, title="x")
@@ -158,7 +159,7 @@ def test_heat_lies_where_the_crop_was(sides, scale):
     picture = np.repeat(picture[..., np.newaxis], 3, -1)
     seen = augment.eval_image(picture, size=64, scale=scale).numpy()[..., 0]
     window = central_window(np.array(sides), size=64, scale=scale)
-    found = placed(seen, window, sides)
+    found = place_heat(seen, window, sides)
     assert found.shape == sides
     inside = ~np.isnan(found)
     assert np.abs(found - picture[..., 0])[inside].mean() < 3
@@ -176,7 +177,7 @@ def test_heat_of_a_small_padded_picture():
     heat[:2] = 9
     heat[2:30, 2:30] = resized(np.arange(4.0).reshape(2, 2), (28, 28))
     window = central_window(np.array((28, 28)), size=32)
-    np.testing.assert_array_equal(placed(heat, window, (28, 28)), heat[2:30, 2:30])
+    np.testing.assert_array_equal(place_heat(heat, window, (28, 28)), heat[2:30, 2:30])
 
 
 def test_a_turned_photograph_is_explained_upright(run, photo, tmp_path):

@@ -381,7 +381,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget", "soon"], "the budget is a time such as 90s, 30m or 2h, not 'soon'"),
+        (["--budget", "soon"], "--budget must be a time such as 90s, 30m or 2h, not 'soon'"),
         (["--space", "lr=1,2"], "no field 'lr' to search"),
         (["--space", "dropout=0.5:0.1"], "dropout=0.5:0.1: the range from 0.5 to 0.1 is empty"),
         (["--tuner", "sobol"], "sobol"),

@@ -1,4 +1,4 @@
-"""keras-vgg: one library call per subcommand. Imports nothing heavy before a command runs."""
+"""keras-vgg: one library call per command. Nothing heavy is imported before a command runs."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status.
+    """Run one command and return the exit status.
 
-    0; 1: the loss diverged; 2: bad input; 130: Ctrl-C; 141: what it printed was not read to the
-    end. SIGTERM ends a training with 143.
+    The status is 0 for success, 1 if the loss diverged, 2 for bad input, 130 after Ctrl-C, and 141
+    if the reader of the output closed the pipe. SIGTERM ends a training with 143.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    arguments = [a for a in arguments if a != "--debug"]
+    arguments = [argument for argument in arguments if argument != "--debug"]
     if arguments in (["--version"], ["-V"]):
         print(f"keras-vgg {__version__}")
         return OK
     try:
-        name, rest = _name_of(arguments)
+        name, options = _split_name(arguments)
         if name is not None:
-            command = _parse(name, rest)
+            command = _parse(name, options)
             tables_only = isinstance(command, Summary) or command == Weights()
             if not tables_only:
                 from keras_vgg import hardware
@@ -73,15 +73,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _help(arguments)
     except KeyboardInterrupt:
         print(
-            "keras-vgg: interrupted; repeat a train, tune or evaluate to go on",
+            "keras-vgg: interrupted; repeat a train, tune or evaluate command to resume it",
             file=sys.stderr,
         )
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of what is printed, head or less, has seen enough: Python must not say so, too.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        # A reader such as head has closed the pipe. Python would report that as it exits, when it
+        # flushes stdout.
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
         return PIPE_CLOSED
     except (ValueError, OSError, NotImplementedError, ArithmeticError, MemoryError) as error:
         if debug:
@@ -90,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return DIVERGED if isinstance(error, ArithmeticError) else BAD_INPUT
 
 
-def _name_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """(command, the rest) of a command line; a command is one word, or data and another."""
+def _split_name(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return a command's name, of one word or two, and its options; None: no such command."""
     for words in (1, 2):
         name = " ".join(arguments[:words])
         if name in COMMANDS:
@@ -100,12 +101,13 @@ def _name_of(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _help(arguments: Sequence[str]) -> int:
+    """Print the commands, or those of a group such as data. ValueError: an unknown command."""
     group = [name for name in COMMANDS if arguments and name.startswith(f"{arguments[0]} ")]
-    rest = arguments[1:] if group else arguments
-    if rest and rest[0] not in ("-h", "--help"):
+    words = arguments[1:] if group else arguments
+    if words and words[0] not in ("-h", "--help"):
         known = ", ".join(group or COMMANDS)
-        wrong = " ".join(arguments[:2] if group else arguments[:1])
-        raise ValueError(f"unknown command {wrong!r}; the commands are {known}")
+        unknown = " ".join(arguments[:2] if group else arguments[:1])
+        raise ValueError(f"unknown command {unknown!r}; the commands are {known}")
     print("usage: keras-vgg COMMAND [-h] ...\n\nTrain, test and export the VGG networks.\n")
     for name in group or COMMANDS:
         print(f"  {name:10} {(COMMANDS[name].__doc__ or '').splitlines()[0]}")
@@ -115,22 +117,33 @@ def _help(arguments: Sequence[str]) -> int:
 
 
 def _parse(name: str, arguments: list[str]):
-    options = {}
+    """Return a command with its options. ValueError: tyro's message as one line."""
+    tyro_options = {}
     if name == "train":
-        given = bool(arguments) and not arguments[0].startswith("-")
-        late = [a for a in arguments[1:] if a.endswith(".py")]
-        if late and not given:
+        recipe_first = bool(arguments) and not arguments[0].startswith("-")
+        late = [argument for argument in arguments[1:] if argument.endswith(".py")]
+        if late and not recipe_first:
             raise ValueError(f"the recipe comes first: keras-vgg train {late[0]} --workdir ...")
-        recipe = load_recipe(arguments.pop(0)) if given else Recipe()
-        options["default"] = Train(workdir=tyro.MISSING, recipe=recipe)
-    said = io.StringIO()
+        recipe = load_recipe(arguments.pop(0)) if recipe_first else Recipe()
+        tyro_options["default"] = Train(workdir=tyro.MISSING, recipe=recipe)
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(COMMANDS[name], prog=f"keras-vgg {name}", args=arguments, **options)
-    except SystemExit as stop:
-        if stop.code in (0, None):
+        with contextlib.redirect_stderr(stderr):
+            return tyro.cli(
+                COMMANDS[name], prog=f"keras-vgg {name}", args=arguments, **tyro_options
+            )
+    except SystemExit as exit:
+        if exit.code in (0, None):
             raise
-        # tyro draws a box; the house's errors are one line.
-        lines = [line.strip("╭╮╰╯│─ \n") for line in said.getvalue().splitlines()]
-        text = " ".join(line for line in lines[1:] if line.strip("-"))
-        raise ValueError(text.split(" For full helptext")[0]) from None
+        raise ValueError(_text_in_box(stderr.getvalue())) from None
+
+
+def _text_in_box(box: str) -> str:
+    """Return the message of tyro's error as one line.
+
+    tyro prints an error in a box and exits. No public function gives the message alone: the hook
+    for parse errors is in the private tyro._errors, and console_outputs=False drops the message.
+    """
+    _title, *lines = (line.strip("╭╮╰╯│─ ") for line in box.splitlines())
+    text = " ".join(line for line in lines if line)
+    return text.split(" For full helptext")[0].replace(" Argument helptext:", ";")

@@ -11,22 +11,22 @@ import tyro
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Write a weight file's numbers in another format: Keras' or PyTorch's, either way.
+    """Convert a weight file to another format of Keras or PyTorch.
 
-    Keras .h5, .weights.h5 and .keras, .safetensors and PyTorch .pth are read and written, KerasHub
-    presets and run directories are read. Every weight stays the same.
+    The command reads and writes Keras .h5, .weights.h5 and .keras, .safetensors and PyTorch .pth.
+    It also reads KerasHub presets and run directories. Every weight stays the same.
     """
 
     source: tyro.conf.Positional[Path]
-    """What to read."""
+    """The weight file, preset or run directory to read."""
     target: tyro.conf.Positional[Path]
-    """What to write; its suffix decides the format."""
+    """The file to write. Its suffix decides the format."""
     naming: Literal["torchvision", "timm"] = "torchvision"
-    """Names and layout in a .safetensors or .pth."""
+    """Names and layout of the weights in a .safetensors or .pth file."""
     overwrite: bool = False
-    """Replace a file that is there."""
+    """Replace an existing file."""
     preprocessing: Literal["caffe", "torchvision"] | None = None
-    """What the network expects, where the source does not say."""
+    """The preprocessing that the network expects, if the source does not state it."""
 
     def __call__(self) -> None:
         from keras_vgg import convert

@@ -12,22 +12,23 @@ from keras_vgg.console import show
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """Serve a page for trying a run: drop a picture, see its classes and what speaks for the best.
+    """Serve a local page that classifies the pictures you drop there, and shows Grad-CAM.
 
-    The heat is Grad-CAM's, over the picture at its own size. Nothing leaves the machine, and
-    pictures are deleted after minutes. Ctrl-C ends it. It needs pip install 'keras-vgg[demo]'.
+    Nothing leaves the machine, and pictures are deleted after minutes. Press Ctrl-C to end the
+    server. Install it first: pip install 'keras-vgg[demo]'.
     """
 
     run: tyro.conf.Positional[Path]
     """The run directory."""
     host: str = "127.0.0.1"
-    """An address of this machine; 0.0.0.0: all of them, for everyone who can reach one."""
+    """Address to serve on. 0.0.0.0 is every address of this machine: then anyone who reaches the
+    machine can use the page."""
     port: int = 7860
-    """0: a free one."""
+    """Port to serve on; 0 takes a free one."""
     max_upload_mb: int = 10
-    """Larger files are refused."""
+    """Size of the largest file that is accepted, in MB."""
     layer: str | None = None
-    """Whose heat is shown, such as block4_conv3 (default: the last convolution's)."""
+    """Layer for Grad-CAM, such as block4_conv3 (default: the last convolution)."""
 
     def __call__(self) -> None:
         from keras_vgg import demo

@@ -14,34 +14,34 @@ from keras_vgg.console import new_table, show
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Test trained networks: top-1, top-5, loss, accuracy of each class, confusion matrix.
+    """Evaluate trained networks: top-1, top-5, loss, accuracy of each class, confusion matrix.
 
-    Every image of the split is counted. A run's figures go into its results.json, the confusion
-    matrix into a PNG beside it. Read the test split once, to report; select on validation.
-    Several runs are compared, and fused by averaging their posteriors: that is only printed.
-    Posteriors are kept in the
-    run directory: what is interrupted goes on, and what was computed is not computed again.
-    Intervals are bootstrap intervals of 95 %; p is McNemar's, against the first run.
+    Every image of the split is counted. The figures go into the run's results.json, the confusion
+    matrix into a PNG beside it. Choose a network on the validation split, and read the test split
+    once, to report. With several runs, the command prints a comparison with the first run (95 %
+    bootstrap intervals, McNemar's p) and the average of their posteriors. Posteriors are kept in
+    the run directory: repeat the command to resume an interrupted one.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories."""
+    """One or more run directories."""
     split: Literal["test", "validation", "train"] = "test"
-    """Which images."""
+    """Split to evaluate on."""
     protocol: Literal["center", "dense", "multi-crop", "both"] = "center"
-    """One crop an image; the classifier as convolutions over the whole image; a 5 x 5 grid of
-    crops; or the average of the last two. All but center see the mirror image, if training did."""
+    """How to test an image. center: one central crop; dense: the classifier as convolutions over
+    the whole image; multi-crop: a 5 x 5 grid of crops; both: the average of dense and multi-crop.
+    All but center also test the mirror image if training used mirror images."""
     scales: str = ""
-    """Comma-separated smallest sides to rescale to, bilinearly; their posteriors are averaged
-    (default: the recipe's eval_scale)."""
+    """Comma-separated smallest sides. The image is rescaled to each (bilinear), and the posteriors
+    are averaged (default: the recipe's eval_scale)."""
     average: Literal["scores", "posteriors"] | None = None
-    """Average the places of an image before or after the soft-max (default: dense scores,
-    multi-crop posteriors)."""
+    """Average the places of an image before the soft-max (scores) or after (posteriors) (default:
+    scores for dense, posteriors for multi-crop)."""
     tables: bool = False
-    """Print the paper's Tables 3 to 6 of the runs instead; the scales are the paper's."""
+    """Print the paper's Tables 3 to 6 for the runs, at the paper's scales."""
 
     def __call__(self) -> None:
-        from keras_vgg import runs as testing
+        from keras_vgg import runs as evaluating
         from keras_vgg.run import Run
 
         if not self.runs:
@@ -50,8 +50,11 @@ class Evaluate:
         options = {"split": self.split, "verbose": True, "average": self.average}
         if self.tables:
             if self.scales or self.protocol != "center":
-                raise ValueError("--tables has the paper's protocols and scales: leave them out")
-            for title, headers, rows in testing.paper_tables(runs, **options):
+                raise ValueError(
+                    "--tables has the paper's protocols and scales; leave out --protocol and"
+                    " --scales"
+                )
+            for title, headers, rows in evaluating.paper_tables(runs, **options):
                 table = new_table(f"{title}; {self.split}, per cent", *headers)
                 for row in rows:
                     table.add_row(*("" if cell is None else cell for cell in row))
@@ -59,10 +62,10 @@ class Evaluate:
             return
         options |= {"protocol": self.protocol, "scales": self._scales()}
         if len(runs) > 1:
-            names = testing.run_names(runs)
-            self._compare(names, testing.evaluate_runs(runs, **options))
+            names = evaluating.run_names(runs)
+            self._compare(names, evaluating.evaluate_runs(runs, **options))
             return
-        evaluation = testing.evaluate_run(runs[0], **options)
+        evaluation = evaluating.evaluate_run(runs[0], **options)
         table = new_table(self._title(self.runs[0]), "", "")
         table.add_row("images", f"{evaluation.count:,}")
         low, high = evaluation.interval()
@@ -79,7 +82,7 @@ class Evaluate:
         ):
             table.add_row(name, str(count), f"{accuracy:.2%}" if count else "no image")
         show(table)
-        name = testing.evaluation_name(
+        name = evaluating.evaluation_name(
             self.split, self.protocol, options["scales"], options["average"]
         )
         show(str(runs[0].directory / f"confusion_{name}.png"))
@@ -90,15 +93,16 @@ class Evaluate:
         headers = ("top-1", "95 % interval", "top-5", "loss", "minus the first", "p")
         table = new_table(self._title(*self.runs), "run", *headers)
         rows = [*zip(names, evaluations, strict=True)]
-        for name, found in [*rows, ("all, fused", fuse(evaluations))]:
-            low, high = found.interval()
-            cells = [f"{found.top1:.2%}", f"{low:.2%} to {high:.2%}"]
-            cells += ["" if found.top5 is None else f"{found.top5:.2%}", f"{found.loss:.4f}"]
-            if found is not evaluations[0]:
-                between = compare(evaluations[0], found)
-                low, high = between.interval
-                cells.append(f"{between.difference:+.2%} ({low:+.2%} to {high:+.2%})")
-                cells.append(f"{between.p_value:.2g}")
+        for name, evaluation in [*rows, ("all, fused", fuse(evaluations))]:
+            low, high = evaluation.interval()
+            top5 = "" if evaluation.top5 is None else f"{evaluation.top5:.2%}"
+            cells = [f"{evaluation.top1:.2%}", f"{low:.2%} to {high:.2%}", top5]
+            cells.append(f"{evaluation.loss:.4f}")
+            if evaluation is not evaluations[0]:
+                comparison = compare(evaluations[0], evaluation)
+                low, high = comparison.interval
+                cells.append(f"{comparison.difference:+.2%} ({low:+.2%} to {high:+.2%})")
+                cells.append(f"{comparison.p_value:.2g}")
             table.add_row(name, *cells)
         show(table)
 

@@ -13,27 +13,28 @@ from keras_vgg.console import show
 
 @dataclasses.dataclass(frozen=True)
 class Explain:
-    """Show why a run's model says what it says: heat on images, feature maps, filters.
+    """Show why a run's model answers as it does: heat on images, feature maps, filters.
 
-    Each image becomes a PNG: the picture, the heat over it, the class and its probability. What the
-    model did not see of the picture is grey. It is drawn at its own size, but at most 1600 pixels
+    Each image becomes a PNG with the image, the heat over it, the class and its probability. The
+    part that the model did not see is grey. An image is drawn at its own size, at most 1600 pixels
     wide and high.
     """
 
     run: tyro.conf.Positional[Path]
     """The run directory."""
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Image files (JPEG, PNG, BMP, GIF, WebP); filters needs none."""
+    """Image files (JPEG, PNG, BMP, GIF, WebP). The method filters needs no image."""
     method: str = "grad-cam"
-    """Comma-separated: grad-cam, grad-cam++, occlusion, saliency, smoothgrad, side by side;
-    features, the strongest maps of each block; filters, what a layer's first filters answer to."""
+    """Comma-separated methods. grad-cam, grad-cam++, occlusion, saliency and smoothgrad are drawn
+    side by side; features draws the strongest feature maps of each block; filters draws images that
+    a layer's first filters answer to."""
     layer: str | None = None
-    """The layer that grad-cam, features and filters look at, such as block4_conv3 (default: the
-    last convolution; for features the last of each block)."""
+    """Layer for grad-cam, features and filters, such as block4_conv3 (default: the last
+    convolution; for features, the last one of each block)."""
     class_name: Annotated[str | None, tyro.conf.arg(name="class")] = None
     """Explain this class instead of the most probable one."""
     out: Path | None = None
-    """The folder to write into (default: explain/ in the run directory)."""
+    """Folder to write into (default: explain/ in the run directory)."""
     seed: int = 0
     """Seed of smoothgrad's noise and of the filters' first images."""
 

@@ -9,46 +9,47 @@ from pathlib import Path
 
 import tyro
 
-from keras_vgg.cli.sources import DEFAULT, Opened
+from keras_vgg.cli.sources import DEFAULT_OPTIONS, FlatSourceOptions
 from keras_vgg.console import new_table, percent, show
 
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write deployable artifacts of a trained network, each proved on real images first.
+    """Write files of a trained network for deployment, each verified on real images first.
 
-    Of a run, on its validation images; of a weight file, on those of --source. The artifacts take
-    RGB images in [0, 255]: the preprocessing is inside. Each is run in a process of its own;
-    accuracy, agreement with the model, latency and memory go into export.json. Nothing is kept
-    when one of them loses more than the tolerance.
+    A run is verified on its validation images, a weight file on those of --source. The files take
+    RGB images in [0, 255]; they contain the preprocessing. Each file runs in a process of its own.
+    Accuracy, agreement with the model, latency and memory go into export.json. If a file loses more
+    than the tolerance, no file is kept.
     """
 
     run: tyro.conf.Positional[Path]
     """The run directory, or a weight file with its classifier."""
     format: str | None = None
-    """Comma-separated: saved_model (TensorFlow Serving); litert, litert_float16, litert_dynamic,
-    litert_int8 (LiteRT, formerly TFLite); onnx (default: saved_model,litert; with --compress
-    litert_int8)."""
+    """Comma-separated formats: saved_model (TensorFlow Serving); litert, litert_float16,
+    litert_dynamic, litert_int8 (LiteRT, formerly TFLite); onnx (default: saved_model,litert; with
+    --compress litert_int8)."""
     output: Path | None = None
-    """Where to (default: export/ in the run directory, or beside the weight file)."""
+    """Folder to write into (default: export/ in the run directory, or beside the weight file)."""
     tolerance: float = 0.5
-    """Percentage points of top-1 accuracy that an artifact of less than float32 may lose; one of
-    float32 must answer like the model."""
+    """Percentage points of top-1 accuracy that a format of less than float32 may lose. A float32
+    format must answer like the model."""
     images: int | None = None
-    """How many validation images to verify with, evenly spaced (default: all of them)."""
+    """Number of validation images to verify with, evenly spaced (default: all of them)."""
     top: int = 5
-    """How many classes the SavedModel's signature classify names."""
+    """Number of classes that the SavedModel's signature classify names."""
     compress: bool = False
-    """Factorise fc1 and fc2 first, as far as accuracy allows: every other validation image chooses
-    the ranks, which may cost half of the tolerance, and the rest verify. Draws compression.png."""
+    """Factorise fc1 and fc2 first, as far as accuracy allows. Every other validation image chooses
+    the ranks, which may cost half of the tolerance; the remaining ones verify the export. Also
+    writes compression.png."""
     fine_tune_steps: int = 0
-    """With --compress: teach the factors the original's answers for so many batches of 32."""
+    """With --compress: train the factors on the original's answers for this many batches of 32."""
     overwrite: bool = False
-    """Replace an export that is there."""
+    """Replace an existing export."""
     source: str | None = None
-    """Images to verify a weight file on: digits, folder:PATH, records:PATH, idx:PATH or a TFDS
-    name."""
-    where: Opened = DEFAULT
+    """Source of images to verify a weight file on: digits, folder:PATH, records:PATH, idx:PATH or a
+    TFDS name."""
+    source_options: FlatSourceOptions = DEFAULT_OPTIONS
 
     def __call__(self) -> None:
         from keras_vgg import runs
@@ -67,10 +68,12 @@ class Export:
         }
         if self.source is None:
             if self.run.is_file():
-                raise ValueError(f"{self.run} is no run: say with --source what to verify it on")
+                raise ValueError(
+                    f"{self.run} is not a run directory; name images to verify on with --source"
+                )
             artifacts = runs.export_run(Run.open(self.run), self.output, **options)
         else:
-            source = self.where.open(self.source)
+            source = self.source_options.open(self.source)
             output = self.output or self.run.with_name(f"{self.run.name}.export")
             artifacts = runs.export_weights(self.run, source, output, **options)
         self._show(artifacts)

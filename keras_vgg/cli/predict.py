@@ -12,14 +12,14 @@ from keras_vgg.console import new_table, show
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Name what is on images: the most probable classes of each, with their probabilities."""
+    """Classify images: print the most probable classes of each, with their probabilities."""
 
     run: tyro.conf.Positional[Path]
     """The run directory."""
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files (JPEG, PNG, BMP, GIF, WebP)."""
+    """One or more image files (JPEG, PNG, BMP, GIF, WebP)."""
     top: int = 5
-    """How many classes to name."""
+    """Number of classes to print."""
 
     def __call__(self) -> None:
         from keras_vgg.run import Run

@@ -13,22 +13,23 @@ from keras_vgg.console import show
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Write a run, or several beside each other, as one HTML page that opens anywhere.
+    """Write a report on one run or several as one HTML page.
 
-    Recipe, curves, accuracy by class, confusions, calibration, exports, and the most confident
-    mistakes and least confident hits with Grad-CAM; of several runs a comparison as well. The page
-    needs no other file and no network. What a run does not have is left out, and the page says how
-    to get it. Posteriors that evaluate has kept are used.
+    The page shows recipe, curves, accuracy by class, confusion matrix, calibration and exports, and
+    the most confident mistakes and least confident hits with Grad-CAM. Several runs are compared.
+    The page needs no other file and no network. It says how to get what a run does not have.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run directories."""
+    """One or more run directories."""
     split: Literal["validation", "test", "train"] | None = None
-    """Which images (default: test if the runs have been evaluated on it, else validation)."""
+    """Split to evaluate on (default: test if the runs have been evaluated on it, else
+    validation)."""
     out: Path | None = None
-    """The page (default: report.html in the run directory; of several runs in the current one)."""
+    """HTML file to write (default: report.html in the run directory; for several runs, in the
+    current directory)."""
     images: int = 12
-    """How many mistakes, and how many hits, to show of each run."""
+    """Number of mistakes, and number of hits, to show for each run."""
 
     def __call__(self) -> None:
         from keras_vgg.run import Run

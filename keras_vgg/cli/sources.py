@@ -1,4 +1,4 @@
-"""A source of images on the command line."""
+"""The options of every command that opens a source of images."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import tyro
 
 
 @dataclasses.dataclass(frozen=True)
-class Where:
-    """How a source is opened."""
+class SourceOptions:
+    """How to open a source."""
 
     data_dir: str | None = None
-    """TFDS: where prepared data sets live (default: TFDS's own, ~/tensorflow_datasets)."""
+    """TFDS: the folder of prepared data sets (default: TFDS's own, ~/tensorflow_datasets)."""
     manual_dir: str | None = None
-    """TFDS: a folder that holds the data set's original files, which are then not downloaded."""
+    """TFDS: a folder with the data set's original files, which are then not downloaded."""
     download: bool = False
-    """TFDS: download and prepare the data set when it is not there."""
+    """TFDS: download and prepare the data set if it is missing."""
     validation_fraction: float = 0.1
-    """Share of the training images held out where a source has no validation split."""
+    """Share of the training images to hold out if a source has no validation split."""
     test_fraction: float = 0.2
-    """Share of the images held out where a source has no test split (digits, folders)."""
+    """Share of the images to hold out if a source has no test split (digits, folders)."""
     seed: int = 0
-    """Decides what is held out."""
+    """Decides which images are held out."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """A damaged image: stop and name it, or decode all first, leave it out and say how many."""
+    """If an image is damaged: stop with an error, or skip it. Skipping decodes all images first,
+    and prints how many are left out."""
 
     def open(self, source: str):
         from keras_vgg import data
@@ -33,6 +34,7 @@ class Where:
         return data.load_source(source, **dataclasses.asdict(self))
 
 
-DEFAULT = Where()
-Opened = Annotated[Where, tyro.conf.arg(name="")]
+DEFAULT_OPTIONS = SourceOptions()
+# No prefix: the flags are --data-dir and so on, not --source-options.data-dir.
+FlatSourceOptions = Annotated[SourceOptions, tyro.conf.arg(name="")]
 SourceName = tyro.conf.Positional[str]

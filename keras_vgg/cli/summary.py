@@ -16,43 +16,45 @@ from keras_vgg.console import new_table, show
 class Summary:
     """Print a network layer by layer: output, parameters, MACs, memory, receptive field.
 
-    Computed from the paper's table, without building the network. MACs are multiply-accumulates of
-    convolutions and dense layers for one image; memory is that of outputs as float32, in units of
-    10^6 bytes.
+    The figures are computed from the paper's table; no network is built. MACs are the
+    multiply-accumulates of convolutions and dense layers for one image. Memory is that of the
+    outputs as float32, in units of 10^6 bytes.
     """
 
     configuration: tyro.conf.Positional[str | None] = None
-    """A, A-LRN, B, C, D, E, or VGG11, VGG11LRN, VGG13, VGG16C, VGG16, VGG19."""
+    """Configuration of the paper (A, A-LRN, B, C, D, E) or its common name (VGG11, VGG11LRN, VGG13,
+    VGG16C, VGG16, VGG19)."""
     compare: tuple[str, ...] = ()
-    """Two or more of these instead, side by side."""
+    """Compare two or more configurations side by side instead."""
     kernels: bool = False
-    """Instead: one large convolution against a stack of 3x3 that sees as much (section 2.3)."""
+    """Compare one large convolution with a stack of 3x3 convolutions of the same receptive field
+    instead (section 2.3)."""
     input: Annotated[int, tyro.conf.arg(aliases=["--input-size"])] = 224
-    """Side of the image, from 32 up."""
+    """Side of the square image, from 32 up."""
     batch: int = 1
-    """Images that the memory is for."""
+    """Number of images for which the memory is computed."""
     channels: int = 3
-    """Channels of the image."""
+    """Number of channels of the image."""
     classes: int = 1000
-    """Width of the classifier."""
+    """Number of classes."""
     batch_norm: bool = False
-    """With batch normalisation."""
+    """Add batch normalisation after every convolution."""
     width_multiplier: float = 1.0
-    """Scales the filters of every convolution."""
+    """Factor for the number of filters of every convolution."""
     head: Literal["fc", "conv", "gap"] = "fc"
-    """The classifier."""
+    """Classifier: fully connected layers, the same as convolutions, or global average pooling."""
     hidden_units: int = 4096
-    """Width of fc1 and fc2."""
+    """Number of units of fc1 and fc2."""
     format: Literal["table", "markdown", "json"] = "table"
-    """How it is printed."""
+    """Output format."""
     plot: Path | None = None
-    """Draw memory and parameters by layer as a PNG there."""
+    """PNG to draw: memory and parameters of each layer."""
 
     def __call__(self) -> None:
         from keras_vgg import architecture, summary
 
-        asked = [self.configuration is not None, bool(self.compare), self.kernels]
-        if sum(asked) != 1:
+        choices = [self.configuration is not None, bool(self.compare), self.kernels]
+        if sum(choices) != 1:
             raise ValueError("summary takes one of: a configuration, --compare A B ..., --kernels")
         if self.batch < 1:
             raise ValueError(f"--batch must be 1 or more, not {self.batch}")
@@ -67,17 +69,17 @@ class Summary:
             self._print("one convolution or a stack of 3x3, C = 512", summary.kernel_table())
             return
         if self.compare:
-            compared = summary.comparison(self.compare, self.batch, **options)
+            comparison = summary.comparison(self.compare, self.batch, **options)
             if self.format == "json":
-                found = {
+                records = {
                     name: summary.record(architecture.layers(name, **options), self.batch)
                     for name in self.compare
                 }
-                print(json.dumps(found, indent=2))
+                print(json.dumps(records, indent=2))
                 return
-            self._print(self._title("configurations"), compared)
+            self._print(self._title("configurations"), comparison)
             return
-        assert self.configuration is not None  # one of the three is given
+        assert self.configuration is not None  # The check above leaves this case.
         rows = architecture.layers(self.configuration, **options)
         if self.plot is not None:
             from keras_vgg.report import plot_layers
@@ -86,8 +88,9 @@ class Summary:
         if self.format == "json":
             print(json.dumps(summary.record(rows, self.batch), indent=2))
             return
-        found = architecture.get_configuration(self.configuration)
-        title = f"{found.builder}, configuration {found.name}, {found.weight_layers} weight layers"
+        config = architecture.get_configuration(self.configuration)
+        title = f"{config.builder}, configuration {config.name}"
+        title += f", {config.weight_layers} weight layers"
         self._print(self._title(title), summary.layer_table(rows, self.batch))
         self._print("in all", summary.total_table(rows, self.batch))
         if self.plot is not None:
@@ -98,9 +101,10 @@ class Summary:
         shape = (self.input, self.input, self.channels)
         return {name: getattr(self, name) for name in names} | {"input_shape": shape}
 
-    def _title(self, of: str) -> str:
-        normed = ", batch norm" if self.batch_norm else ""
-        return f"{of}{normed}: {self.input}x{self.input}x{self.channels}, batch {self.batch}"
+    def _title(self, subject: str) -> str:
+        batch_norm = ", batch norm" if self.batch_norm else ""
+        image = f"{self.input}x{self.input}x{self.channels}"
+        return f"{subject}{batch_norm}: {image}, batch {self.batch}"
 
     def _print(self, title: str, table: tuple) -> None:
         from keras_vgg import summary
@@ -109,9 +113,9 @@ class Summary:
         if self.format == "markdown":
             print(f"**{title}**\n\n{summary.markdown(table)}\n")
         else:
-            drawn = new_table(title, *headers)
+            rich_table = new_table(title, *headers)
             for row in rows:
-                drawn.add_row(*row)
+                rich_table.add_row(*row)
                 if any("\n" in cell for cell in row):
-                    drawn.add_section()
-            show(drawn)
+                    rich_table.add_section()
+            show(rich_table)

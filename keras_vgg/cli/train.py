@@ -16,11 +16,11 @@ from keras_vgg.recipe import Recipe
 class Train:
     """Train a network: keras-vgg train [RECIPE.py] --workdir RUN [--field value ...]
 
-    Without a recipe it learns scikit-learn's handwritten digits. Every field of the recipe is an
-    option below; the defaults shown are those of the recipe given. The run directory gets the
+    Without a recipe, the network learns scikit-learn's handwritten digits. Every field of the
+    recipe is an option below; the defaults are those of the recipe. The run directory gets the
     recipe, the environment, metrics.csv, TensorBoard logs, checkpoints and model.keras, the best
-    epoch by validation accuracy. Repeating a command resumes what was interrupted; on SIGTERM (exit
-    status 143) and Ctrl-C (130) the step is ended and kept first.
+    epoch by validation accuracy. Repeat the command to resume an interrupted training. On SIGTERM
+    (exit status 143) and Ctrl-C (130), the current step is finished and saved first.
     """
 
     workdir: Path
@@ -29,16 +29,17 @@ class Train:
         dataclasses.field(default_factory=Recipe)
     )
     quiet: bool = False
-    """A line an epoch instead of a progress bar."""
+    """Print one line for each epoch instead of a progress bar."""
     backend: Literal["tensorflow", "jax"] | None = None
-    """Keras backend; on JAX several hosts can train together (default: KERAS_BACKEND, or
+    """Keras backend. On JAX, several hosts can train together (default: KERAS_BACKEND, or
     tensorflow)."""
     coordinator: str | None = None
-    """Several processes: HOST:PORT of the first, the same for all, or auto: SLURM, Open MPI."""
+    """To train with several processes: HOST:PORT of the first process, the same for all, or auto
+    for SLURM and Open MPI."""
     processes: int | None = None
-    """How many there are."""
+    """Number of processes that train together."""
     process: int | None = None
-    """Which this is, from 0 (default: JOB_COMPLETION_INDEX, as Kubernetes sets it)."""
+    """Number of this process, from 0 (default: JOB_COMPLETION_INDEX, which Kubernetes sets)."""
 
     def __call__(self) -> None:
         from keras_vgg.fit import fit, hosts

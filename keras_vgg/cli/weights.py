@@ -12,11 +12,11 @@ from keras_vgg.console import new_table, show
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """List the published ImageNet checkpoints, or say what a weight file holds.
+    """List the published ImageNet checkpoints, or print what a weight file holds.
 
-    Without a file: each checkpoint's network, size, preprocessing, published accuracy, licence,
-    where it comes from and its hash. weights="imagenet" takes Keras' for VGG16 and VGG19 without
-    batch norm, torchvision's for the rest.
+    Without a file, the command lists each checkpoint's network, size, preprocessing, published
+    accuracy, licence, source and hash. weights="imagenet" means Keras' checkpoint for VGG16 and
+    VGG19 without batch norm, and torchvision's for the other networks.
     """
 
     file: tyro.conf.Positional[Path | None] = None
@@ -32,7 +32,7 @@ class Weights:
         weights = read_weights(self.file)
         print(f"{self.file}: {convert.describe(convert.recognise(weights))}")
         if weights.preprocessing is None:
-            print("input: the file does not say what its network was trained on")
+            print("input: the file does not state the preprocessing of its network")
         else:
             config = weights.preprocessing.get_config()
             mean, std = (tuple(round(v, 3) for v in config[name]) for name in ("mean", "std"))
@@ -57,5 +57,5 @@ class Weights:
             )
         show(table)
         for c in CHECKPOINTS:
-            where = f"the Hugging Face hub, {c.location}, {c.file}" if c.on_hub else c.location
-            print(f"{c.name}: {where}; {c.hash or 'SHA-256 as the hub states it'}")
+            source = f"the Hugging Face hub, {c.location}, {c.file}" if c.on_hub else c.location
+            print(f"{c.name}: {source}; {c.hash or 'SHA-256 as the hub states it'}")

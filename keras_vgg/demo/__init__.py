@@ -1,4 +1,4 @@
-"""A page on which one drops a picture and sees what a run's network makes of it, and why."""
+"""A local page that classifies the pictures dropped there with a run's network, and says why."""
 
 from keras_vgg.demo.answer import Answer, Answerer
 from keras_vgg.demo.server import serve, serving

@@ -1,4 +1,4 @@
-"""What the page answers with: the classes of a picture, and the heat of the best over it."""
+"""The page's answers: the classes of a picture, and the heat of the best class over it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from keras_vgg.augment.geometry import central_window
 from keras_vgg.data.decode import MAX_UPLOAD_PIXELS
 from keras_vgg.fit import evaluation_transform, load_source
 from keras_vgg.run import Run
-from keras_vgg.runs.explain import placed
+from keras_vgg.runs.explain import place_heat
 
-_THUMBNAIL = 96  # pixels of the longer side, at most
+_THUMBNAIL = 96  # pixels of the longer side at most
 
 
 class Answer(NamedTuple):
-    """What the page shows.
+    """The answer to one picture.
 
     Attributes:
-        classes: (name, probability), best first.
-        heat: uint8 [h, w, 3], the picture's size.
+        classes: (name, probability), the best first.
+        heat: uint8 [h, w, 3], the picture with the heat over it.
         seen: The share of the picture that the network saw, in (0, 1].
     """
 
@@ -36,13 +36,12 @@ class Answer(NamedTuple):
 
 
 class Answerer:
-    """A run's network, which is loaded once and asked about one picture after another.
+    """A run's network, loaded once, which answers one picture after another.
 
     Args:
         run: A finished run.
-        layer: Whose Grad-CAM is drawn, as `explain.grad_cam` takes it. Default: the last
-            convolution's.
-        top: How many classes are named.
+        layer: The layer for Grad-CAM, as for `explain.grad_cam`. None: the last convolution.
+        top: How many classes an answer has.
 
     Raises:
         ValueError: the run has not finished training, or its network has no such layer.
@@ -52,20 +51,21 @@ class Answerer:
         self._model, self._names = run.model(), run.class_names
         self._transform = evaluation_transform(run.recipe)
         self._layer, self._top = layer, top
-        # Before anyone waits: a layer that is not there is found, and all is traced.
+        self._bit_depth = run.recipe.bit_depth
+        # An unknown layer must raise here, and tracing must not delay the first answer.
         self.of_image(np.zeros((run.recipe.image_size, run.recipe.image_size, 3), np.uint8))
 
     def of_file(self, path: str | Path) -> Answer:
-        """The answer to an image file, which is decoded as the images of a data set are.
+        """Return the answer to an image file, decoded like the images of a data set.
 
         Raises:
-            FileNotFoundError, ValueError: it is not there, no image, or one of more than
-                MAX_UPLOAD_PIXELS; the message names it.
+            FileNotFoundError, ValueError: the file does not exist, is not an image, or has more
+                than MAX_UPLOAD_PIXELS. The message names the file.
         """
-        return self.of_image(data.load_image(path, MAX_UPLOAD_PIXELS))
+        return self.of_image(data.load_image(path, MAX_UPLOAD_PIXELS, self._bit_depth))
 
     def of_image(self, image: np.ndarray) -> Answer:
-        """The answer to uint8 [h, w, 3] RGB; the classes are `runs.predict_files`'s."""
+        """Return the answer to uint8 [h, w, 3] RGB, with the classes of `runs.predict_files`."""
         views = self._transform(image).numpy()[np.newaxis]
         (classes,) = evaluation.predict(self._model, views, self._names, top=self._top)
         (heat,) = explain.grad_cam(self._model, views, layer=self._layer)
@@ -73,62 +73,64 @@ class Answerer:
             np.array(image.shape[:2]),
             size=views.shape[1],
             scale=self._transform.keywords["scale"],
+            resize=self._transform.keywords["resize"],
         )
-        whole = placed(heat, window, image.shape[:2])
-        return Answer(classes, explain.overlay(image, whole), float(np.isfinite(whole).mean()))
+        placed_heat = place_heat(heat, window, image.shape[:2])
+        seen = float(np.isfinite(placed_heat).mean())
+        return Answer(classes, explain.overlay(image, placed_heat), seen)
 
 
 class TimeLimit:
-    """Asks one question at a time, in a thread of its own, and waits so many seconds for an answer.
+    """Answers one question at a time, in a thread of its own, within some seconds.
 
-    A thread cannot be ended: an answer that takes longer is thrown away when it comes, and until
-    then no other is begun, so that the memory of one picture is the most that is taken. The thread
-    does not keep the process from its end.
+    Python cannot end a thread. A late answer is dropped when it comes, and until then no other
+    question begins, so that at most one picture is in memory. The thread does not keep the process
+    from ending.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._one = threading.Lock()
+        self._one_question = threading.Lock()
         self._closed = threading.Event()
 
     def close(self) -> None:
-        """Let nobody wait any more."""
+        """End all waiting."""
         self._closed.set()
 
     def ask(self, question: Callable[[], Answer]) -> Answer:
         """Return the answer, or raise what the question raises.
 
         Raises:
-            ValueError: there is no answer in time, or an earlier picture is still looked at.
+            ValueError: there is no answer in time, or an earlier question is not answered yet.
         """
         answer: Future[Answer] = Future()
 
         def work() -> None:
-            with self._one:
+            with self._one_question:
                 if answer.set_running_or_notify_cancel():
                     try:
                         answer.set_result(question())
-                    except BaseException as error:  # noqa: BLE001 it is raised where it is waited for
+                    except BaseException as error:  # noqa: BLE001 `result` raises it below.
                         answer.set_exception(error)
 
         threading.Thread(target=work, name="keras-vgg demo answer", daemon=True).start()
-        until = time.monotonic() + self._seconds
-        while not self._closed.is_set() and time.monotonic() < until:
+        end = time.monotonic() + self._seconds
+        while not self._closed.is_set() and time.monotonic() < end:
             try:
                 return answer.result(timeout=0.2)
             except TimeoutError:
-                if answer.done():  # the question's own
+                if answer.done():  # The question itself has raised this TimeoutError.
                     raise
         if answer.cancel():
-            raise ValueError("an earlier picture is still looked at; try again later")
+            raise ValueError("an earlier picture is still being classified; try again later")
         raise ValueError(f"there was no answer within {self._seconds:g} seconds")
 
 
 class Examples:
     """Some validation images of a run, evenly spaced, to try the page with.
 
-    `thumbnails` holds (uint8 [h, w, 3], class name) of each. There are none where the run's source
-    cannot be opened on this machine, has no validation images, or holds a damaged one.
+    `thumbnails` holds (uint8 [h, w, 3], class name) for each image. It is empty if the run's source
+    cannot be opened on this machine, has no validation images, or holds a damaged image.
     """
 
     def __init__(self, run: Run, count: int) -> None:
@@ -137,31 +139,31 @@ class Examples:
         if count < 1:
             return
         try:
-            # What is not there is neither downloaded nor prepared before the page is up.
+            # A missing data set must not be downloaded or prepared: the page would come late.
             source = load_source(run.recipe.replace(download=False, manual_dir=None))
             if source.validation is not None:
                 self._split = source.validation.spread(count)
                 self.thumbnails = [
-                    (_small(image), source.class_names[label]) for image, label in self._read(0)
+                    (_thumbnail(image), source.class_names[label]) for image, label in self._read(0)
                 ]
         except (ValueError, OSError):
             self.thumbnails = []
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """One of them, whole, uint8 [h, w, 3]. IndexError if there are fewer."""
+        """Return one image at its full size, uint8 [h, w, 3]. IndexError: there are fewer."""
         if not 0 <= index < len(self.thumbnails):
             raise IndexError(f"example {index} of {len(self.thumbnails)}")
         return self._read(index, index + 1)[0][0]
 
     def _read(self, start: int, stop: int | None = None) -> list[tuple[np.ndarray, int]]:
-        assert self._split is not None  # there are thumbnails of it
+        assert self._split is not None  # Both callers have opened it.
         chosen = self._split.between(start, self._split.size if stop is None else stop)
         images = data.evaluation_dataset(chosen, None, lambda image: image)
         with data.bad_images_named(chosen):
             return [(image, int(label)) for image, label in images.as_numpy_iterator()]
 
 
-def _small(image: np.ndarray) -> np.ndarray:
-    """Every n-th pixel: at most _THUMBNAIL of the longer side."""
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    """Return every n-th pixel, so that the longer side has at most _THUMBNAIL."""
     step = -(-max(image.shape[:2]) // _THUMBNAIL)
     return image[::step, ::step]

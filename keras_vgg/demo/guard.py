@@ -1,4 +1,9 @@
-"""What is asked for and by whom, before Gradio sees it; and what every answer says."""
+"""Refuse requests before Gradio sees them, and add security headers to every answer.
+
+Starlette's own parts were tried. TrustedHostMiddleware reads only the first of several Host headers
+and does not compare Origin with Host. RequestBodyLimitMiddleware stops a request with an exception
+that Gradio's upload does not handle, so the parts of the files that have arrived stay on the disk.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,13 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qs
 
-from fastapi.responses import PlainTextResponse
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
+from starlette.responses import PlainTextResponse
 
-# Nothing of the page comes from another host, whatever a later Gradio would like to load. Its
-# scripts stand in the page and compile templates.
+# A browser loads nothing from another host, whatever a later Gradio asks for. Gradio needs the two
+# exceptions: scripts inside the page, and scripts that compile templates.
 _POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
     "font-src 'self' data:; style-src 'self' 'unsafe-inline'; "
@@ -29,11 +36,12 @@ _HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
-_ENVELOPE = 2**16  # bytes around a file: the boundaries and headers of its part, other fields
-_QUESTION = 2**16  # bytes of a question: the path of an upload, or the number of an example
-_UPLOADS = 20  # times the largest upload: what all uploads together may take
+_FORM_OVERHEAD = 2**16  # bytes of a form around its file: boundaries, headers and other fields
+_MAX_QUESTION = 2**16  # bytes of a question: the path of an upload, or the number of an example
+_UPLOADS = 20  # All uploads together may take this many times the largest upload.
+_NOT_UPLOADED = "only uploaded files are read"
 
-# What the page and Gradio's client ask for. Gradio has many more routes, and some of them read or
+# The routes that the page and Gradio's client use. Gradio has many more, and some of them read or
 # write files that a request names.
 _API = "/gradio_api"
 _ROUTES = {
@@ -48,53 +56,49 @@ _ROUTES["HEAD"] = _ROUTES["GET"]
 
 
 class _TooLarge(MultiPartException):
-    """What Gradio takes for a bad form: it removes what it has of the files."""
-
-
-class _Refused(Exception):
-    """A request that is not passed on; its HTTP status and why."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
+    """The body is too large. For Gradio it is a bad form, of which no file is kept."""
 
 
 def require_upload(path: str, folder: Path, largest: int) -> Path:
     """Return the real path of a regular file below `folder`, the folder of uploads.
 
     Raises:
-        ValueError: it lies elsewhere, also by a link, is no regular file, or is larger than
-            `largest` bytes. Nothing has been opened.
+        ValueError: the file lies elsewhere, also by a link, is not a regular file, or is larger
+            than `largest` bytes. No file is opened.
     """
     try:
-        real = Path(path).resolve(strict=True)
-        status = real.stat()
-    except (OSError, ValueError, RuntimeError):  # a null byte, a loop of links
-        raise ValueError("only files that are uploaded are looked at") from None
-    if not real.is_relative_to(folder.resolve()) or not stat.S_ISREG(status.st_mode):
-        raise ValueError("only files that are uploaded are looked at")
+        real_path = Path(path).resolve(strict=True)
+        status = real_path.stat()
+    except (OSError, ValueError, RuntimeError):  # for example a null byte, or a loop of links
+        raise ValueError(_NOT_UPLOADED) from None
+    if not real_path.is_relative_to(folder.resolve()) or not stat.S_ISREG(status.st_mode):
+        raise ValueError(_NOT_UPLOADED)
     if status.st_size > largest:
         raise ValueError(f"the file has {status.st_size} bytes; at most {largest} are read")
-    return real
+    return real_path
 
 
 class Guard:
-    """An ASGI application's requests, of which some are refused, and its answers with _HEADERS.
+    """An ASGI middleware that refuses requests and adds _HEADERS to every answer.
 
-    403: the request comes from a page of another site, as its Origin tells; or, on an address that
-    only this machine reaches, it is for a name that is not this machine's, which another site's
-    name server has pointed here; or it names a file that was not uploaded. 404: the page does not
-    need it. 400: it is no question that the page asks. 413: its body is larger than a file may be.
-    503: the uploads together are too large.
+    A request is refused with one of these statuses:
+
+    - 400: the body is not a question of the page;
+    - 403: the Origin header names another site; or the server is bound to an address that only this
+      machine reaches, and the Host header has a name that is not this machine's (another site's
+      name server can point its name here); or the request names a file that was not uploaded;
+    - 404: the page does not use this route;
+    - 413: the body is larger than an upload may be;
+    - 503: all uploads together are too large.
 
     Args:
         app: The application, without websockets.
-        host: What the user calls this machine.
-        address: To which the server is bound.
-        max_upload: Bytes of a file. A request may have 2^16 more.
-        folder: Where the uploads lie. None: no file is known.
-        functions: Gradio's number of each thing that may be asked -> how many files it takes;
-            one that takes none is asked for an example.
+        host: The name by which the user calls this machine.
+        address: The address to which the server is bound.
+        max_upload: Bytes of the largest file. A request may have 2^16 more.
+        folder: The folder of uploads. None: no file may be named.
+        functions: Gradio's number of each function -> how many files it takes. A function that
+            takes no file takes the number of an example.
     """
 
     def __init__(
@@ -107,142 +111,141 @@ class Guard:
         folder: Path | None = None,
         functions: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
-        self._app, self._most = app, max_upload + _ENVELOPE
+        self._app, self._max_body = app, max_upload + _FORM_OVERHEAD
         self._folder, self._functions = folder, functions
-        self._uploading = 0
-        self._names: set[str] | None = None
+        self._running_uploads = 0
+        self._hosts: set[str] | None = None
         if ipaddress.ip_address(address).is_loopback:
-            self._names = {"localhost", "127.0.0.1", "[::1]"}
-            self._names |= {f"[{n}]" if ":" in n else n for n in (host.lower(), address)}
+            self._hosts = {"localhost", "127.0.0.1", "[::1]"}
+            self._hosts |= {f"[{n}]" if ":" in n else n for n in (host.lower(), address)}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        received, started = 0, False
+        received_bytes, answered = 0, False
 
-        async def receiving() -> Any:
-            nonlocal received
+        async def limited_receive() -> Any:
+            nonlocal received_bytes
             message = await receive()
-            received += len(message.get("body", b""))  # whatever its Content-Length says
-            if received > self._most:
-                raise _TooLarge(f"a request has at most {self._most} bytes")
+            # Content-Length may be absent or wrong.
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > self._max_body:
+                raise _TooLarge(f"a request has at most {self._max_body} bytes")
             return message
 
-        async def sending(message: Any) -> None:
-            nonlocal started
+        async def send_with_headers(message: Any) -> None:
+            nonlocal answered
             if message["type"] == "http.response.start":
-                started = True
-                # To the application it was a bad form, or JSON that cannot be read.
-                status = 413 if received > self._most else message["status"]
+                answered = True
+                # The application has taken a cut body for a bad form, or for bad JSON.
+                status = 413 if received_bytes > self._max_body else message["status"]
                 headers = [*message["headers"], *_HEADERS]
                 message = {**message, "status": status, "headers": headers}
             await send(message)
 
-        uploads = scope["method"] == "POST" and scope["path"] == f"{_API}/upload"
-        self._uploading += uploads
+        is_upload = scope["method"] == "POST" and scope["path"] == f"{_API}/upload"
+        self._running_uploads += is_upload
+        app_receive = limited_receive
         try:
-            self._require_expected(scope)
-            if scope["method"] == "POST" and not uploads:
-                receiving = await self._question(scope["path"], receiving)
-            await self._app(scope, receiving, sending)
+            self._check_origin(Headers(scope=scope))
+            self._check_route(scope)
+            if is_upload:
+                self._check_room()
+            elif scope["method"] == "POST":
+                app_receive = await self._checked_question(scope["path"], limited_receive)
+            await self._app(scope, app_receive, send_with_headers)
         except _TooLarge as error:
-            if not started:
-                await PlainTextResponse(str(error), 413)(scope, receive, sending)
-        except _Refused as error:
-            await PlainTextResponse(str(error), error.status)(scope, receive, sending)
+            if not answered:
+                await PlainTextResponse(str(error), 413)(scope, receive, send_with_headers)
+        except HTTPException as error:
+            response = PlainTextResponse(error.detail, error.status_code)
+            await response(scope, receive, send_with_headers)
         finally:
-            self._uploading -= uploads
+            self._running_uploads -= is_upload
 
-    def _require_expected(self, scope: Any) -> None:
-        """Raise _Refused for what can be told without the body."""
-        if why := self._strange(scope["headers"]):
-            raise _Refused(403, why)
-        method, path = scope["method"], scope["path"]
-        route = _ROUTES.get(method)
+    def _check_origin(self, headers: Headers) -> None:
+        host, *more_hosts = [value.lower() for value in headers.getlist("host")] or [""]
+        if self._hosts and (more_hosts or re.sub(r":\d*$", "", host) not in self._hosts):
+            hosts = ", ".join(sorted(self._hosts))
+            raise HTTPException(403, f"this page is for {hosts}; --host sets another name")
+        for origin in headers.getlist("origin"):
+            if origin.lower() not in (f"http://{host}", f"https://{host}"):
+                raise HTTPException(403, "this page takes no requests from pages of other sites")
+
+    def _check_route(self, scope: Any) -> None:
+        path, route = scope["path"], _ROUTES.get(scope["method"])
         if route is None or not route.fullmatch(path):
-            raise _Refused(404, "the page has no such address")
+            raise HTTPException(404, "the page has no such address")
         if "deep_link" in parse_qs(scope.get("query_string", b"").decode("latin-1")):
-            raise _Refused(404, "the page keeps no state")
+            raise HTTPException(404, "the page keeps no state")
         if path.startswith(f"{_API}/file="):
-            self._require_upload(path.partition("=")[2])
-        if method == "POST" and path == f"{_API}/upload":
-            self._require_room()
+            self._check_upload(path.partition("=")[2])
 
-    def _require_room(self) -> None:
-        """Count what lies there, and the most of each upload that comes in now."""
-        kept = _bytes_below(self._folder) if self._folder is not None else 0
-        if kept + self._uploading * self._most > _UPLOADS * self._most:
-            raise _Refused(503, "there are too many uploads; they are deleted after minutes")
+    def _check_room(self) -> None:
+        """Count the uploads on the disk, and each running upload as the largest possible."""
+        stored_bytes = _bytes_below(self._folder) if self._folder is not None else 0
+        if stored_bytes + self._running_uploads * self._max_body > _UPLOADS * self._max_body:
+            raise HTTPException(503, "there are too many uploads; try again after some minutes")
 
-    def _require_upload(self, path: Any) -> None:
+    def _check_upload(self, path: Any) -> None:
+        if not isinstance(path, str) or self._folder is None:
+            raise HTTPException(403, _NOT_UPLOADED)
         try:
-            if not isinstance(path, str) or self._folder is None:
-                raise ValueError("only files that are uploaded are looked at")
-            require_upload(path, self._folder, self._most)
+            require_upload(path, self._folder, self._max_body)
         except ValueError as error:
-            raise _Refused(403, str(error)) from None
+            raise HTTPException(403, str(error)) from None
 
-    async def _question(self, path: str, receive: Any) -> Any:
-        """Read a body of JSON and raise _Refused if it is none of the page's; give it again."""
+    async def _checked_question(self, path: str, receive: Any) -> Any:
+        """Read and check a body of JSON; return a `receive` that gives the body again."""
         body, more = b"", True
         while more:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > _QUESTION:
-                raise _Refused(413, f"a question has at most {_QUESTION} bytes")
-        self._require_question(path, body)
+            if len(body) > _MAX_QUESTION:
+                raise HTTPException(413, f"a question has at most {_MAX_QUESTION} bytes")
+        self._check_question(path, body)
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
-        async def again() -> Any:
+        async def receive_again() -> Any:
             return messages.pop() if messages else await receive()
 
-        return again
+        return receive_again
 
-    def _require_question(self, path: str, body: bytes) -> None:
+    def _check_question(self, path: str, body: bytes) -> None:
         try:
-            asked = json.loads(body or b"{}")
+            question = json.loads(body or b"{}")
         except (ValueError, RecursionError):
-            raise _Refused(400, "the question is not JSON") from None
-        if not isinstance(asked, dict):
-            raise _Refused(400, "the question is not a JSON object")
+            raise HTTPException(400, "the question is not JSON") from None
+        if not isinstance(question, dict):
+            raise HTTPException(400, "the question is not a JSON object")
         for name in ("session_hash", "event_id"):
-            if not isinstance(asked.get(name), str | None):
-                raise _Refused(400, f"{name} must be a text")
+            if not isinstance(question.get(name), str | None):
+                raise HTTPException(400, f"{name} must be a text")
         if not path.endswith(("/queue/join", "/call/classify")):
             return
-        inputs = 1  # of classify
+        inputs = 1  # classify takes one file
         if path.endswith("/queue/join"):
-            number = asked.get("fn_index")
+            number = question.get("fn_index")
             if type(number) is not int or number not in self._functions:
-                raise _Refused(404, f"the page has no function {number!r:.20}")
+                raise HTTPException(404, f"the page has no function {number!r:.20}")
             inputs = self._functions[number]
-        data, event = asked.get("data"), asked.get("event_data")
+        data, event = question.get("data"), question.get("event_data")
         if not isinstance(data, list) or len(data) != inputs:
-            raise _Refused(400, f"data must be a list of {inputs} files")
+            raise HTTPException(400, f"data must be a list of {inputs} files")
         if not inputs and not (
             isinstance(event, dict) and type(event.get("index")) is int and "value" in event
         ):
-            raise _Refused(400, "event_data must name the number of an example")
+            raise HTTPException(400, "event_data must have the number of an example")
         for file in data:
             if file is not None:
-                self._require_upload(file.get("path") if isinstance(file, dict) else None)
-
-    def _strange(self, headers: list[tuple[bytes, bytes]]) -> str | None:
-        """Why the request is refused, or None."""
-        host, *others = [v.decode("latin-1").lower() for k, v in headers if k == b"host"] or [""]
-        if self._names and (others or re.sub(r":\d*$", "", host) not in self._names):
-            return f"this page is for {', '.join(sorted(self._names))}; --host takes another name"
-        for origin in (v.decode("latin-1").lower() for k, v in headers if k == b"origin"):
-            if origin not in (f"http://{host}", f"https://{host}"):
-                return "this page takes no requests from the pages of other sites"
-        return None
+                self._check_upload(file.get("path") if isinstance(file, dict) else None)
 
 
 def _bytes_below(folder: Path) -> int:
     total = 0
     for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # it has just been deleted
+        with contextlib.suppress(FileNotFoundError):  # The file has just been deleted.
             total += path.stat().st_size
     return total

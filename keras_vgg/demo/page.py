@@ -1,4 +1,4 @@
-"""The page: a picture in, its classes and the heat over it out."""
+"""The Gradio page: the user drops a picture and gets its classes and the heat over it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from keras_vgg.demo.answer import Answer, Answerer, Examples, TimeLimit
 from keras_vgg.demo.guard import require_upload
 from keras_vgg.run import Run
 
-# Seconds: so often what was uploaded or drawn is looked at, and so old it is deleted.
-_CLEANED, _KEPT = 60, 300
-_WAITING = 16  # pictures in the queue; who comes then is told to try later
-_LITTLE = 0.25  # of a picture: what recipes without eval_scale see of a large one
-_LOSSLESS = 512 * 512  # pixels up to which the heat is a PNG; of a photograph that takes seconds
+# Gradio checks its temporary files every _CLEANING_INTERVAL seconds, and deletes those that are
+# older than _MAX_AGE seconds.
+_CLEANING_INTERVAL, _MAX_AGE = 60, 300
+_QUEUE_SIZE = 16  # pictures; more users are asked to try again later
+_SMALL_SHARE = 0.25  # A recipe without eval_scale sees less of a large picture: the page says so.
+_MAX_PNG_PIXELS = 512 * 512  # Larger heat is a JPEG: a PNG of a photograph takes seconds.
 
 _STYLE = """
 .gradio-container {width: 100% !important; max-width: 1100px !important;
@@ -48,17 +49,22 @@ _STYLE = """
 """
 _THEME = Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace"])
 
-_TAKEN = "<p>JPEG, PNG, BMP, GIF or WebP, at most {} MB and {} megapixels</p>"
-_DRAWN = "<p>Bright: what speaks for the first class (Grad-CAM). Grey: not seen</p>"
+_UPLOAD_TEXT = "<p>JPEG, PNG, BMP, GIF or WebP, at most {} MB and {} megapixels</p>"
+_HEAT_TEXT = (
+    "<p>Grad-CAM: bright places speak for the first class. The network did not see grey places</p>"
+)
 
-# What `gradio.mount_gradio_app` is given with the page.
+# The look of the page, as arguments for `gradio.mount_gradio_app`.
 LOOKS: dict[str, Any] = {"theme": _THEME, "css": _STYLE, "footer_links": []}
 
 
-async def _uploaded(
+async def _move_upload(
     move: Callable[[str], Awaitable[str | None]], largest: int, path: str
 ) -> str | None:
-    """Gradio's way of an upload to its folder, which would fetch an address and copy any file."""
+    """Let Gradio move a file into its cache if it is an upload.
+
+    Gradio itself would also fetch an address, and copy any file of this machine.
+    """
     try:
         require_upload(path, _upload_folder(), largest)
     except ValueError as error:
@@ -70,17 +76,17 @@ def _upload_folder() -> Path:
     return Path(get_upload_folder())
 
 
-def page(
-    run: Run, answerer: Answerer, offered: Examples, max_mb: int, limit: TimeLimit
+def demo_page(
+    run: Run, answerer: Answerer, examples: Examples, max_mb: int, limit: TimeLimit
 ) -> gr.Blocks:
-    """The page of a finished run, for `gradio.mount_gradio_app`.
+    """Return the page of a finished run, for `gradio.mount_gradio_app`.
 
     Args:
-        run: Whose recipe and results are told.
-        answerer: What is asked.
-        offered: What there is to try; without any, the page says nothing of them.
-        max_mb: How large a file may be, in units of 2^20 bytes.
-        limit: Asks, for so long.
+        run: The run, whose recipe and results the page shows.
+        answerer: The run's network.
+        examples: Images to try. If there are none, the page does not mention them.
+        max_mb: Size of the largest upload, in units of 2^20 bytes.
+        limit: The time limit of an answer.
     """
     largest = max_mb * 2**20
 
@@ -93,21 +99,22 @@ def page(
                 lambda: answerer.of_file(require_upload(path, _upload_folder(), largest))
             )
 
-        return None, *_shown(Path(path).name, answer, path)
+        return None, *_heat_and_table(Path(path).name, answer, path)
 
-    def of_example(chosen: gr.SelectData):
-        return _shown(
-            f"example {chosen.index + 1}",
-            lambda: limit.ask(lambda: answerer.of_image(offered[chosen.index])),
+    def of_example(selected: gr.SelectData):
+        return _heat_and_table(
+            f"example {selected.index + 1}",
+            lambda: limit.ask(lambda: answerer.of_image(examples[selected.index])),
         )
 
     title = f"VGG, configuration {run.recipe.configuration}: {run.directory.resolve().name}"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_CLEANED, _KEPT)) as blocks:
+    cleaning = (_CLEANING_INTERVAL, _MAX_AGE)
+    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=cleaning) as blocks:
         gr.HTML(_about(run, title), elem_classes="vgg")
         with gr.Row():
             with gr.Column(min_width=280):
-                taken = _TAKEN.format(max_mb, MAX_UPLOAD_PIXELS // 10**6)
-                gr.HTML(f"<h2>A picture</h2>{taken}", elem_classes="vgg")
+                upload_text = _UPLOAD_TEXT.format(max_mb, MAX_UPLOAD_PIXELS // 10**6)
+                gr.HTML(f"<h2>A picture</h2>{upload_text}", elem_classes="vgg")
                 upload = gr.File(
                     label="A picture",
                     show_label=False,
@@ -115,13 +122,13 @@ def page(
                     height=180,
                 )
                 move = upload.async_move_resource_to_block_cache
-                # Gradio offers no way but to replace the method.
+                # Gradio has no setting for this, so the method is replaced.
                 upload.async_move_resource_to_block_cache = partial(  # pyright: ignore[reportAttributeAccessIssue]
-                    _uploaded, move, largest
+                    _move_upload, move, largest
                 )
                 answer = gr.HTML("", elem_classes="vgg vgg-answer")
             with gr.Column(min_width=280):
-                gr.HTML(f"<h2>Why</h2>{_DRAWN}", elem_classes="vgg")
+                gr.HTML(f"<h2>Why</h2>{_HEAT_TEXT}", elem_classes="vgg")
                 heat = gr.Image(
                     label="Grad-CAM",
                     show_label=False,
@@ -129,20 +136,23 @@ def page(
                     buttons=["download", "fullscreen"],
                     elem_classes="vgg-heat",
                 )
-        thumbnails = _gallery(offered)
-        # One picture at a time: the largest take half a gigabyte.
+        thumbnails = _gallery(examples)
+        # One picture at a time: the largest ones take half a gigabyte.
         one = {"concurrency_limit": 1, "concurrency_id": "network", "trigger_mode": "once"}
         upload.upload(of_file, upload, [upload, heat, answer], api_name="classify", **one)
         thumbnails.select(of_example, None, [heat, answer], api_visibility="private", **one)
-    return blocks.queue(max_size=_WAITING, api_open=False)
+    return blocks.queue(max_size=_QUEUE_SIZE, api_open=False)
 
 
-def _gallery(offered: Examples) -> gr.Gallery:
-    """Put the examples on the page; without any, it says nothing of them."""
-    some = bool(offered.thumbnails)
-    gr.HTML("<h2>Validation images to try</h2>", elem_classes="vgg", visible=some)
+def _gallery(examples: Examples) -> gr.Gallery:
+    """Put the examples on the page; without examples, title and gallery are hidden.
+
+    `gradio.Examples` would read the file of each example, and so copy the images to the disk.
+    """
+    visible = bool(examples.thumbnails)
+    gr.HTML("<h2>Validation images to try</h2>", elem_classes="vgg", visible=visible)
     return gr.Gallery(
-        offered.thumbnails,
+        examples.thumbnails,
         label="Validation images",
         show_label=False,
         format="png",
@@ -152,33 +162,35 @@ def _gallery(offered: Examples) -> gr.Gallery:
         allow_preview=False,
         interactive=False,
         buttons=[],
-        visible=some,
+        visible=visible,
         elem_classes="vgg-examples",
     )
 
 
-def _shown(name: str, answer: Callable[[], Answer], path: str | None = None) -> tuple[Any, str]:
-    """The picture of the heat and the table, or no picture and what is wrong."""
+def _heat_and_table(
+    name: str, ask: Callable[[], Answer], path: str | None = None
+) -> tuple[Any, str]:
+    """Return the picture of the heat and the table of classes; on an error, None and a message."""
     try:
-        found = answer()
+        answer = ask()
     except (ValueError, OSError, IndexError) as error:
-        # The user knows the file by its name, not by where it lies here.
-        said = str(error).removeprefix(f"{path}: ")
-        return None, f'<p role="alert"><b>{escape(name)}</b>: {escape(said)}</p>'
-    height, width = found.heat.shape[:2]
+        # The user knows the file's name, but not its path on this machine.
+        message = str(error).removeprefix(f"{path}: ")
+        return None, f'<p role="alert"><b>{escape(name)}</b>: {escape(message)}</p>'
+    height, width = answer.heat.shape[:2]
     sides = f"{width} x {height} pixels"
-    if found.seen < _LITTLE:
-        sides += f", of which the network saw the middle {found.seen:.1%}"
-    best = found.classes[0][0]
+    if answer.seen < _SMALL_SHARE:
+        sides += f", of which the network saw the middle {answer.seen:.1%}"
+    best = answer.classes[0][0]
     picture = gr.Image(
-        found.heat,
-        format="png" if height * width <= _LOSSLESS else "jpeg",
+        answer.heat,
+        format="png" if height * width <= _MAX_PNG_PIXELS else "jpeg",
         alt_text=f"{name} with bright places where it speaks for {best}",
     )
     rows = "".join(
         f'<tr><th scope="row">{escape(label)}<span class="bar" style="width:{share:.2%}"></span>'
         f'</th><td class="number">{share:.2%}</td></tr>'
-        for label, share in found.classes
+        for label, share in answer.classes
     )
     return picture, (
         f'<div role="status"><table><caption>{escape(name)}, {sides}</caption>'
@@ -190,9 +202,9 @@ def _shown(name: str, answer: Callable[[], Answer], path: str | None = None) -> 
 
 def _about(run: Run, title: str) -> str:
     recipe, results = run.recipe, run.results
-    said = [f"Trained on {recipe.source}, {len(run.class_names)} classes"]
-    said.append(f"validation accuracy {results['validation_accuracy']:.2%}")
+    facts = [f"Trained on {recipe.source}, {len(run.class_names)} classes"]
+    facts.append(f"validation accuracy {results['validation_accuracy']:.2%}")
     if "test" in results:
-        said.append(f"test accuracy {results['test']['top1']:.2%}")
-    kept = "Pictures stay on the machine that serves this page, and are deleted after minutes."
-    return f"<h1>{escape(title)}</h1><p>{escape(', '.join(said))}.</p><p>{kept}</p>"
+        facts.append(f"test accuracy {results['test']['top1']:.2%}")
+    privacy = "Pictures stay on the machine that serves this page, and are deleted after minutes."
+    return f"<h1>{escape(title)}</h1><p>{escape(', '.join(facts))}.</p><p>{privacy}</p>"

@@ -1,4 +1,4 @@
-"""The page on a port of this machine."""
+"""Serve the page on a port of this machine."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from keras_vgg.demo.answer import TimeLimit
 
-_PATIENCE = 2  # seconds that an open page is given when the server ends
-_LAST = 4  # seconds after which a process that was told to end does so, whatever it is doing
+_SHUTDOWN_SECONDS = 2  # for open connections when the server ends
+_FORCED_END_SECONDS = 4  # after SIGTERM; then the process ends, whatever it is doing
 
 
 def serve(
@@ -36,38 +36,38 @@ def serve(
     layer: str | None = None,
     announce: Callable[[str], Any] = print,
 ) -> None:
-    """Serve a page that names what is on pictures, until Ctrl-C or SIGTERM.
+    """Serve a page that classifies pictures, until Ctrl-C or SIGTERM.
 
     Args:
-        run, host, port, max_upload_mb, layer: As of `serving`.
-        announce: Is told the address when the page is up.
+        run, host, port, max_upload_mb, layer: As for `serving`.
+        announce: Called with the address when the page is up.
 
     Raises:
-        ValueError, OSError: as of `serving`.
+        ValueError, OSError: as for `serving`.
         SystemExit: SIGTERM; the status is 143.
     """
 
     def terminate(number: int, frame: Any) -> None:
         # An answer may hold the process in C++ code, which no exception reaches.
-        last = threading.Timer(_LAST, _end_at_once, (128 + number,))
-        last.daemon = True
-        last.start()
+        forced_end = threading.Timer(_FORCED_END_SECONDS, _end_at_once, (128 + number,))
+        forced_end.daemon = True
+        forced_end.start()
         raise SystemExit(128 + number)
 
-    before = None
+    earlier_handler = None
     if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGTERM, terminate)
+        earlier_handler = signal.signal(signal.SIGTERM, terminate)
     try:
         with (
             serving(run, host=host, port=port, max_upload_mb=max_upload_mb, layer=layer) as address,
             contextlib.suppress(KeyboardInterrupt),
         ):
             announce(address)
-            while True:  # a wait without an end hears no Ctrl-C on Windows
+            while True:  # On Windows, Ctrl-C does not interrupt a wait without an end.
                 time.sleep(1)
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        if earlier_handler is not None:
+            signal.signal(signal.SIGTERM, earlier_handler)
 
 
 @contextlib.contextmanager
@@ -81,37 +81,37 @@ def serving(
     examples: int = 6,
     answer_seconds: float = 60.0,
 ) -> Iterator[str]:
-    """The page, up while the context lasts, in a thread; its address.
+    """Serve the page in a thread while the context lasts, and yield the address.
 
-    What is uploaded or drawn lies in a folder of its own, of which nothing stays. Pages that one
-    process serves at once share the folder, which goes with the last of them.
+    Uploads and drawn pictures lie in a temporary folder, which is removed at the end. Several pages
+    of one process share the folder; it is removed with the last page.
 
-    Only the page itself is listened to: a browser's request that another site's page makes is
-    answered 403, and so is, on an address that this machine alone reaches, one for another name
-    than localhost, 127.0.0.1, [::1] or `host`. A proxy before it must pass the Host header on.
+    A request gets the status 403 if a page of another site makes it. If only this machine reaches
+    the address, a request for another host name than localhost, 127.0.0.1, [::1] or `host` gets 403
+    as well. A proxy in front of the page must pass the Host header on.
 
     Args:
         run: A finished run.
-        host: A name or address of this machine. 127.0.0.1 can be reached from it alone; 0.0.0.0
-            is all of its addresses, and anyone who reaches one can use the page.
-        port: 0 takes a free one.
-        max_upload_mb: Larger files are refused, in units of 2^20 bytes, and so are several that
-            are larger in one request.
-        layer: Whose Grad-CAM is drawn, as `explain.grad_cam` takes it.
-        examples: How many validation images are offered to try.
-        answer_seconds: After so long without an answer a picture gets a message instead.
+        host: A name or address of this machine. Only this machine reaches 127.0.0.1. 0.0.0.0 is
+            every address of this machine: then anyone who reaches the machine can use the page.
+        port: 0 takes a free port.
+        max_upload_mb: Size of the largest upload, in units of 2^20 bytes: of one file, and of all
+            files in one request.
+        layer: The layer for Grad-CAM, as for `explain.grad_cam`.
+        examples: How many validation images the page offers to try.
+        answer_seconds: Time limit of an answer; after it, the page shows a message instead.
 
     Raises:
         ValueError: a number out of range; the run has not finished training or has no such layer;
             Gradio is not installed.
-        OSError: the port is in use or may not be taken, or there is no such address.
+        OSError: the port is in use or may not be used, or the address does not exist.
     """
     if not 0 <= port <= 65_535:
         raise ValueError(f"port must be in [0, 65535], not {port}")
     if max_upload_mb < 1:
         raise ValueError(f"max_upload_mb must be 1 or more, not {max_upload_mb}")
     _require_gradio()
-    with _bound(host, port) as bound, _FOLDER.shared():
+    with _bound_socket(host, port) as bound, _SHARED_FOLDER.shared():
         import uvicorn
 
         from keras_vgg.demo.answer import TimeLimit
@@ -134,8 +134,8 @@ def serving(
                 log_level="critical",
                 access_log=False,
                 lifespan="on",
-                ws="none",  # the page has none, and Guard knows none
-                timeout_graceful_shutdown=_PATIENCE,
+                ws="none",  # The page needs no websockets, and Guard does not check them.
+                timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
             )
         )
         thread = threading.Thread(target=server.run, args=([bound],), name="keras-vgg demo")
@@ -144,7 +144,7 @@ def serving(
             while not server.started and thread.is_alive():
                 thread.join(0.05)
             if not server.started:
-                raise OSError("the server of the page did not start")
+                raise OSError(f"the server did not start on {_address(bound)}; try another port")
             yield _address(bound)
         finally:
             limit.close()
@@ -164,17 +164,17 @@ def _require_gradio() -> None:
 def _application(
     run: Run, layer: str | None, examples: int, max_upload_mb: int, limit: TimeLimit
 ) -> tuple[fastapi.FastAPI, dict[int, int]]:
-    """The page as an application; Gradio's number of each function -> how many inputs it has."""
+    """Return the page as an application, and Gradio's number of each function -> its inputs."""
     import fastapi
     import gradio as gr
 
     from keras_vgg.demo.answer import Answerer, Examples
-    from keras_vgg.demo.page import LOOKS, page
+    from keras_vgg.demo.page import LOOKS, demo_page
 
-    answerer, offered = Answerer(run, layer), Examples(run, examples)
+    answerer, example_images = Answerer(run, layer), Examples(run, examples)
 
-    async def mounted() -> tuple[fastapi.FastAPI, gr.Blocks]:
-        blocks = page(run, answerer, offered, max_upload_mb, limit)
+    async def mounted_page() -> tuple[fastapi.FastAPI, gr.Blocks]:
+        blocks = demo_page(run, answerer, example_images, max_upload_mb, limit)
         app = gr.mount_gradio_app(
             fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
             blocks,
@@ -190,44 +190,47 @@ def _application(
         )
         return app, blocks
 
-    # Where no event loop runs, Gradio opens one for each lock that it makes, and leaves it open.
-    # In a thread, for here one may run already: a notebook's.
+    # Without a running event loop, Gradio opens one for each lock, and leaves it open. The loop
+    # runs in a thread, because a notebook has a running loop in this one.
     with ThreadPoolExecutor(1) as thread:
-        app, blocks = thread.submit(asyncio.run, mounted()).result()
-    # Gradio looks at the paths that a request names only in an application that it launched itself.
+        app, blocks = thread.submit(asyncio.run, mounted_page()).result()
+    # Gradio checks the paths in a request only if it has launched the application itself.
     blocks.has_launched = True
     return app, {number: len(function.inputs) for number, function in blocks.fns.items()}
 
 
 @contextlib.contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket that has the port already, so that another's is found before anything is loaded."""
+def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
+    """Bind a socket first, so that a port in use is an error before anything is loaded."""
     try:
         family, *_, place = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         bound = socket.create_server(place[:2], family=family)
     except OSError as error:
-        why = error.strerror or error
+        reason = error.strerror or error
         raise OSError(
-            f"{host}, port {port}: {why}; --port or --host takes another, --port 0 a free one"
+            f"{host}, port {port}: {reason}; choose another with --port or --host; --port 0 takes"
+            " a free port"
         ) from None
     with bound:
         yield bound
 
 
-class _Folder:
-    """Gradio's temporary files in a folder, which is removed when the last page of the process
-    ends: Gradio asks the environment for it again and again, and so knows but one."""
+class _SharedFolder:
+    """The folder of Gradio's temporary files, which is removed with the last page of the process.
+
+    Gradio reads the folder's path from the environment each time, so all pages must share one.
+    """
 
     def __init__(self) -> None:
-        self._lock, self._pages, self._last = threading.Lock(), 0, contextlib.ExitStack()
+        self._lock, self._pages, self._cleanup = threading.Lock(), 0, contextlib.ExitStack()
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
         with self._lock:
             if not self._pages:
-                self._last.enter_context(_own_folder())
+                self._cleanup.enter_context(_temporary_folder())
             self._pages += 1
         try:
             yield
@@ -235,24 +238,24 @@ class _Folder:
             with self._lock:
                 self._pages -= 1
                 if not self._pages:
-                    self._last.close()
+                    self._cleanup.close()
 
 
 @contextlib.contextmanager
-def _own_folder() -> Iterator[None]:
-    before = os.environ.get("GRADIO_TEMP_DIR")
+def _temporary_folder() -> Iterator[None]:
+    earlier_folder = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="keras-vgg-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder).resolve())
         try:
             yield
         finally:
-            if before is None:
+            if earlier_folder is None:
                 del os.environ["GRADIO_TEMP_DIR"]
             else:
-                os.environ["GRADIO_TEMP_DIR"] = before
+                os.environ["GRADIO_TEMP_DIR"] = earlier_folder
 
 
-_FOLDER = _Folder()
+_SHARED_FOLDER = _SharedFolder()
 
 
 def _end_at_once(status: int) -> None:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -92,9 +93,9 @@ def main(kind: str, path: str, threads: str, images: str, output: str) -> None:
         start = time.perf_counter()
         run(one)
         seconds.append(time.perf_counter() - start)
-    arrays = {"seconds": np.array(seconds)}
+    arrays: dict[str, Any] = {"seconds": seconds}
     if (peak_bytes := _peak_bytes()) is not None:
-        arrays["peak_bytes"] = np.array(peak_bytes)
+        arrays["peak_bytes"] = peak_bytes
     if threads != "1":
         starts = range(0, len(stored), _BATCH)
         answers = [run(np.array(stored[start : start + _BATCH])) for start in starts]

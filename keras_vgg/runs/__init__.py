@@ -1,4 +1,4 @@
-"""What one does with a trained run: test it, name images with it, explain them, export it."""
+"""Use a trained run: evaluate it, classify and explain images with it, report on it, export it."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Why a run's model says what it says of image files, as pictures."""
+"""Draw why a run's model answers as it does on image files."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,11 @@ from keras_vgg.run import Run
 
 HEATS = ("grad-cam", "grad-cam++", "occlusion", "saliency", "smoothgrad")
 METHODS = (*HEATS, "features", "filters")
-_BRIGHTEST = 99  # per cent of a saliency's pixels; what is above is as bright (Smilkov et al.)
+_BRIGHTEST = 99  # Percentile of a saliency map; all brighter pixels are cut to it (Smilkov et al.).
 _FILTERS = 8
-# Pixels of a picture's longer side as it is drawn: of less each is shown as several, as heat is
-# finer than a picture of a few; of more it is scaled down.
-_LEAST, _MOST = 256, 1600
+# Pixels of the longer side of a drawn picture. A smaller picture is enlarged, because the heat is
+# finer than its pixels; a larger one is scaled down.
+_MIN_SIDE, _MAX_SIDE = 256, 1600
 
 
 def explain_files(
@@ -38,22 +38,22 @@ def explain_files(
     out: str | Path | None = None,
     seed: int = 0,
 ) -> list[Path]:
-    """Draw explanations of what a run's best model says of image files.
+    """Draw explanations of what a run's best model answers on image files.
 
-    A picture of heat shows the whole image, upright, and beside it each method's heat over it: on
-    the part that the model saw, as evaluation crops it; the rest is grey. It is drawn at its own
-    size, but scaled down to a longer side of at most 1600 pixels; below 256 each of its pixels
-    becomes a square of them.
+    A picture of heat shows the whole image, upright, and beside it each method's heat over the
+    part that the model saw, as evaluation crops it; the rest is grey. The image is drawn at its own
+    size. It is scaled down if its longer side has more than 1600 pixels; with fewer than 256, each
+    pixel becomes a square of pixels.
 
     Args:
         run: A finished run.
-        paths: Image files; "filters" needs none, and alone it does not look at them.
-        methods: Of HEATS, side by side in IMAGE_METHODS.png; "features", the strongest maps of
-            each block, in IMAGE_features.png; "filters", images that a layer's first filters answer
-            to most, in filters_LAYER.png.
-        layer: The layer that Grad-CAM, features and filters look at; default as `explain`.
+        paths: Image files. "filters" alone does not read them.
+        methods: Some of HEATS, side by side in IMAGE_METHODS.png; "features", the strongest feature
+            maps of each block, in IMAGE_features.png; "filters", images that a layer's first
+            filters answer to most, in filters_LAYER.png.
+        layer: The layer for Grad-CAM, features and filters. None: as in `keras_vgg.explain`.
         class_name: Explain this class instead of the most probable one.
-        out: A folder, made if needed. Default: explain/ in the run directory.
+        out: The folder to write into, made if needed. None: explain/ in the run directory.
         seed: Seed of SmoothGrad's noise and of the filters' first images.
 
     Returns:
@@ -61,109 +61,115 @@ def explain_files(
 
     Raises:
         ValueError: the run has not finished training; an unknown method, layer or class; a file
-            that is no image; no image where one is needed. Nothing has been written then.
-        OSError: a file that is not there, or cannot be written.
+            is not an image; a method needs an image. Then nothing is written.
+        OSError: a file does not exist, or cannot be written.
     """
     methods = _known_methods(methods, has_images=bool(paths))
-    wanted = None if class_name is None else _class(run, class_name)
+    class_number = None if class_name is None else _class_number(run, class_name)
     if methods == ["filters"]:
         paths = ()
     for path in paths:
-        data.load_image(path)  # all of them are whole, before anything is written; none is kept
+        data.load_image(path)  # This raises for a damaged file, before anything is written.
     model = run.model()
     network = opened(model)
     if layer is not None:
         (network.find if methods == ["filters"] else network.place)(layer)
     out = run.directory / "explain" if out is None else Path(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
-    names = _names(paths)
     written = []
-    heats = [method for method in methods if method in HEATS]
-    for name, source in zip(names, paths, strict=True):
-        picture = data.load_image(source)
+    heat_methods = [method for method in methods if method in HEATS]
+    for name, source in zip(_names(paths), paths, strict=True):
+        picture = data.load_image(source, bit_depth=run.recipe.bit_depth)
         image = evaluation_transform(run.recipe)(picture).numpy()
         probabilities = network.probabilities(image[np.newaxis], 1)[0]
-        chosen = int(probabilities.argmax()) if wanted is None else wanted
-        title = _title(run.class_names, probabilities, chosen)
-        if heats:
-            window = central_window(
-                np.array(picture.shape[:2]),
-                size=run.recipe.image_size,
-                scale=run.recipe.eval_scale,
-            )
-            shown = _to_draw(picture)
-            found = {}
-            for method in heats:
-                heat = _heat(model, image, method, chosen, layer, seed)
-                name_of = method if heat.any() else f"{method}: empty"
-                found[name_of] = placed(heat, window, shown.shape[:2])
-            path = out / f"{name}_{'_'.join(heats)}.png"
-            draw.draw_heats(
-                path,
-                shown,
-                found,
-                title=f"{name}: {title}",
-                seen=_frame(window, shown.shape[:2]),
-            )
+        explained = int(probabilities.argmax()) if class_number is None else class_number
+        title = f"{name}: {_title(run.class_names, probabilities, explained)}"
+        if heat_methods:
+            heats = {
+                method: _heat(model, image, method, explained, layer, seed)
+                for method in heat_methods
+            }
+            path = out / f"{name}_{'_'.join(heat_methods)}.png"
+            _draw_heats(path, run, picture, heats, title)
             written.append(path)
         if "features" in methods:
             maps = explain.feature_maps(model, image, [layer] if layer else None)
             path = out / f"{name}_features.png"
-            draw.draw_maps(path, image, maps, title=f"{name}: {title}")
+            draw.draw_maps(path, image, maps, title=title)
             written.append(path)
     if "filters" in methods:
         written.append(_filters(run, model, network, layer, out, seed))
     return written
 
 
+def _draw_heats(
+    path: Path, run: Run, picture: np.ndarray, heats: Mapping[str, np.ndarray], title: str
+) -> None:
+    """Draw a picture, uint8 [h, w, 3], and each method's heat [size, size] over it."""
+    window = central_window(
+        np.array(picture.shape[:2]),
+        size=run.recipe.image_size,
+        scale=run.recipe.eval_scale_side,
+        resize=run.recipe.resize,
+    )
+    resized_picture = _resized_to_draw(picture)
+    sides = resized_picture.shape[:2]
+    placed_heats = {
+        method if heat.any() else f"{method}: empty": place_heat(heat, window, sides)
+        for method, heat in heats.items()
+    }
+    seen = _frame(window, sides)
+    draw.draw_heats(path, resized_picture, placed_heats, title=title, seen=seen)
+
+
 def _known_methods(methods: Sequence[str], has_images: bool) -> list[str]:
-    """Return each method once. ValueError: one is unknown or needs an image, or there is none."""
+    """Return each method once. ValueError: no method, an unknown one, or one without its image."""
     methods = list(dict.fromkeys(methods))
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
-        raise ValueError(f"method must be of {', '.join(METHODS)}, not {', '.join(unknown)!r}")
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {', '.join(unknown)!r}")
     if not has_images and methods != ["filters"]:
         raise ValueError(f"{', '.join(m for m in methods if m != 'filters')} needs an image file")
     return methods
 
 
-def placed(heat: np.ndarray, window: Window, sides: tuple[int, int]) -> np.ndarray:
-    """Heat of what evaluation cut out, where it belongs in the whole picture.
+def place_heat(heat: np.ndarray, window: Window, sides: tuple[int, int]) -> np.ndarray:
+    """Put the heat of the window that evaluation cuts out into the whole picture.
 
     Args:
-        heat: [size, size], of the window's pixels.
-        window: Where of the rescaled picture the pixels are, as `central_window`.
-        sides: (height, width) to show the picture at.
+        heat: [size, size], one value for each pixel of the window.
+        window: The window in the rescaled picture, as `central_window` returns it.
+        sides: (height, width) of the picture to draw.
 
     Returns:
-        float32 [height, width]; NaN where the model saw nothing of the picture.
+        float32 [height, width]; NaN where the model did not see the picture.
     """
     low, high = visible(window)
-    # The rescaled picture is never made: of one a pixel high and a million wide it takes gigabytes.
+    # The picture is not rescaled here: one pixel high and a million wide, it would take gigabytes.
     edges = snapped(np.array(sides), window.scaled, low, high)
     rows, columns = zip(*(edge.numpy() for edge in edges), strict=True)
-    shown = [(edge - window.start).numpy() for edge in (low, high)]
-    part = heat[tuple(slice(*side) for side in zip(*shown, strict=True))]
-    found = np.full(sides, np.nan, "float32")
-    found[slice(*rows), slice(*columns)] = resized(
-        part, (rows[1] - rows[0], columns[1] - columns[0])
+    heat_edges = [(edge - window.start).numpy() for edge in (low, high)]
+    visible_heat = heat[tuple(slice(*side) for side in zip(*heat_edges, strict=True))]
+    placed = np.full(sides, np.nan, "float32")
+    placed[slice(*rows), slice(*columns)] = resized(
+        visible_heat, (rows[1] - rows[0], columns[1] - columns[0])
     )
-    return found
+    return placed
 
 
-def _to_draw(picture: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, 3] -> the same, its longer side _LEAST to about _MOST pixels, undistorted."""
+def _resized_to_draw(picture: np.ndarray) -> np.ndarray:
+    """Resize uint8 [h, w, 3] to a longer side of _MIN_SIDE to about _MAX_SIDE, undistorted."""
     height, width = picture.shape[:2]
-    longer = max(height, width)
-    if longer > _MOST:
-        wide, high = (max(1, round(side * _MOST / longer)) for side in (width, height))
-        return np.asarray(Image.fromarray(picture).resize((wide, high), Image.Resampling.LANCZOS))
-    times = -(-_LEAST // longer)
+    longer_side = max(height, width)
+    if longer_side > _MAX_SIDE:
+        size = [max(1, round(side * _MAX_SIDE / longer_side)) for side in (width, height)]
+        return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+    times = -(-_MIN_SIDE // longer_side)
     return picture.repeat(times, 0).repeat(times, 1)
 
 
 def _frame(window: Window, sides: tuple[int, int]) -> tuple[float, float, float, float] | None:
-    """(top, left, height, width) of the window in a picture of `sides`; None where it is all."""
+    """Return (top, left, height, width) of the window in a picture; None for the whole picture."""
     low, high = (side.numpy() for side in visible(window))
     scaled = window.scaled.numpy()
     if (high - low == scaled).all():
@@ -174,19 +180,19 @@ def _frame(window: Window, sides: tuple[int, int]) -> tuple[float, float, float,
 
 
 def _heat(
-    model, image: np.ndarray, method: str, chosen: int, layer: str | None, seed: int
+    model, image: np.ndarray, method: str, class_number: int, layer: str | None, seed: int
 ) -> np.ndarray:
-    """[size, size] in [0, 1]."""
+    """Return a method's heat for a class, [size, size] in [0, 1]."""
     images = image[np.newaxis]
     if method in cam.METHODS:
-        return explain.grad_cam(model, images, classes=chosen, layer=layer, method=method)[0]
+        return explain.grad_cam(model, images, classes=class_number, layer=layer, method=method)[0]
     if method == "occlusion":
-        # What speaks against the class is not shown.
-        found = explain.occlusion_sensitivity(model, images, classes=chosen)[0]
-        return scaled(np.maximum(found, 0))
+        # Negative values speak against the class. They are not shown.
+        heat = explain.occlusion_sensitivity(model, images, classes=class_number)[0]
+        return scaled(np.maximum(heat, 0))
     options = {"samples": 25, "noise": 0.15} if method == "smoothgrad" else {}
-    found = explain.saliency(model, images, classes=chosen, seed=seed, **options)[0]
-    return scaled(np.minimum(found, np.percentile(found, _BRIGHTEST)))
+    heat = explain.saliency(model, images, classes=class_number, seed=seed, **options)[0]
+    return scaled(np.minimum(heat, np.percentile(heat, _BRIGHTEST)))
 
 
 def _filters(run: Run, model, network: Network, layer: str | None, out: Path, seed: int) -> Path:
@@ -201,32 +207,34 @@ def _filters(run: Run, model, network: Network, layer: str | None, out: Path, se
     return path
 
 
-def _class(run: Run, name: str) -> int:
+def _class_number(run: Run, name: str) -> int:
     if name not in run.class_names:
         close = difflib.get_close_matches(name, run.class_names, 1)
         few = ", ".join(run.class_names[:20]) + (", ..." if len(run.class_names) > 20 else "")
-        hint = f"did you mean {close[0]!r}?" if close else f"they are {few}"
+        hint = f"did you mean {close[0]!r}?" if close else f"the classes are {few}"
         raise ValueError(f"the run has no class {name!r}; {hint}")
     return run.class_names.index(name)
 
 
-def _title(class_names: Sequence[str], probabilities: np.ndarray, chosen: int) -> str:
+def _title(class_names: Sequence[str], probabilities: np.ndarray, explained: int) -> str:
     best = int(probabilities.argmax())
-    title = f"{class_names[chosen]} {probabilities[chosen]:.1%}"
-    return title if best == chosen else f"{title} ({class_names[best]} {probabilities[best]:.1%})"
+    title = f"{class_names[explained]} {probabilities[explained]:.1%}"
+    if best == explained:
+        return title
+    return f"{title} ({class_names[best]} {probabilities[best]:.1%})"
 
 
 def _names(paths: Sequence[str | Path]) -> list[str]:
-    """What each file's pictures begin with: its name, with a number where another has it, too."""
+    """Return a name for each file's pictures: the file's stem, with a number if two are equal."""
     stems = [Path(path).stem for path in paths]
-    count = Counter(stem.casefold() for stem in stems)  # A.png is a.png to some file systems
-    taken = {stem for stem in count if count[stem] == 1}
+    count = Counter(stem.casefold() for stem in stems)  # Some file systems take A.png for a.png.
+    used = {stem for stem in count if count[stem] == 1}
     names = []
     for stem in stems:
         name = stem
         if count[stem.casefold()] > 1:
             numbered = (f"{stem}_{number}" for number in itertools.count(1))
-            name = next(name for name in numbered if name.casefold() not in taken)
-            taken.add(name.casefold())
+            name = next(name for name in numbered if name.casefold() not in used)
+            used.add(name.casefold())
         names.append(name)
     return names

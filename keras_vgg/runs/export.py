@@ -1,4 +1,4 @@
-"""Exports of trained runs and of weight files, proved on the images of a source."""
+"""Export trained runs and weight files, each verified on the images of a source."""
 
 from __future__ import annotations
 
@@ -40,19 +40,20 @@ def export_run(
 ) -> list[export.Artifact]:
     """Export a run's best model, verified on images of its validation split.
 
-    The ranges of litert_int8 are taken from images of its training split, as evaluation sees them.
-    With `compress`, fc1 and fc2 are factorised first (`keras_vgg.export.compress`): every other
-    validation image, and 3,000 training images, choose the ranks, which may cost half of the
-    tolerance; the other validation images verify what was made of them. compression.json and
-    compression.png in the export show what was tried.
+    litert_int8 is calibrated on images of the training split, transformed as for evaluation.
+    `compress` factorises fc1 and fc2 first (`keras_vgg.export.compress`). Every other validation
+    image and 3,000 training images choose the ranks, which may cost half of the tolerance. The
+    remaining validation images verify the export. compression.json and compression.png in the
+    export show the networks that were tried.
 
     Args:
         run: A finished run.
-        directory: Default: export/ in the run directory.
-        images: How many validation images to verify with, evenly spaced; default: all of them.
-            They are held in memory, 12 bytes a pixel.
-        model: The run's model where it is loaded already.
-        compress, fine_tune_steps: As above, and as `keras_vgg.export.compress.compress`.
+        directory: The folder to make. None: export/ in the run directory.
+        images: How many validation images to verify with, evenly spaced. None: all of them. They
+            are held in memory, 12 bytes a pixel.
+        model: The run's model, if it is loaded already.
+        compress: Factorise fc1 and fc2 first.
+        fine_tune_steps: As `keras_vgg.export.compress.compress`.
         formats, options: As `keras_vgg.export.export`.
 
     Raises:
@@ -67,7 +68,7 @@ def export_run(
         model,
         run.class_names,
         directory,
-        _taken(validation, images),
+        _selected(validation, images),
         train,
         evaluation_transform(run.recipe),
         compress=compress,
@@ -90,47 +91,50 @@ def export_weights(
 ) -> list[export.Artifact]:
     """Export the network of a weight file, verified on the validation images of a source.
 
-    The images' smallest side is rescaled to 256 for a network of 224x224, the paper's, and else to
-    its own size; then the centre is taken. Accuracy is stated where the source has as many classes
-    as the network, which are then taken to be the same, in the same order. If not, a network of
-    1000 classes is ImageNet's, and only agreement is stated.
+    An image's smallest side is rescaled to 256 for a network of 224x224, as in the paper, and to
+    the network's own size for any other; then the centre is cropped. If the source has as many
+    classes as the network, they are assumed to be the same, in the same order, and accuracy is
+    stated. Otherwise a network of 1000 classes is assumed to be ImageNet's, and only agreement is
+    stated.
 
     Args:
         path: A weight file in any format of `keras_vgg.weights.read_weights`, with its classifier.
-        source: As `keras_vgg.data.load_source` gives it.
+        source: A source as `keras_vgg.data.load_source` returns it.
         directory, images, formats, compress, fine_tune_steps, options: As `export_run`.
 
     Raises:
-        ValueError: as `keras_vgg.export.export`; the file has no classifier, or does not say which
-            input it expects; the source has no validation images, or other classes.
-        OSError: no such file.
+        ValueError: as `keras_vgg.export.export`; the file has no classifier, or does not state the
+            preprocessing; the source has no validation images, or other classes.
+        OSError: the file does not exist.
     """
     _check(images, formats, compress, fine_tune_steps)
     weights = read_weights(path)
     network = convert.recognise(weights)
     if not network.include_top:
-        raise ValueError(f"{path} has no classifier, so there is nothing to verify an export by")
-    names = source.class_names
-    same = len(names) == network.classes
-    if not same:
+        raise ValueError(f"{path} has no classifier, which an export is verified by")
+    class_names = source.class_names
+    same_classes = len(class_names) == network.classes
+    if not same_classes:
         if network.classes != len(imagenet_names()):
             raise ValueError(
-                f"{path} tells {network.classes} classes apart, source {source.name} has"
-                f" {len(names)}"
+                f"{path} has {network.classes} classes, source {source.name} has"
+                f" {len(class_names)}; choose a source with the network's classes"
             )
-        names = imagenet_names()
+        class_names = imagenet_names()
     if source.validation is None:
-        raise ValueError(f"source {source.name} has no validation split to verify an export on")
+        raise ValueError(
+            f"source {source.name} has no validation split to verify an export on; choose another"
+        )
     side = network.side or DEFAULT_SIZE
     scale = 256 if side == DEFAULT_SIZE else side
     return _export(
-        _probabilities(convert.build(weights, include_preprocessing=True), weights.logits),
-        names,
+        _with_softmax(convert.build(weights, include_preprocessing=True), weights.logits),
+        class_names,
         directory,
-        _taken(source.validation, images),
+        _selected(source.validation, images),
         source.train,
         partial(augment.eval_image, size=side, scale=scale),
-        labelled=same,
+        labelled=same_classes,
         compress=compress,
         fine_tune_steps=fine_tune_steps,
         formats=formats,
@@ -140,9 +144,9 @@ def export_weights(
 
 def _export(
     model: keras.Model,
-    names: Sequence[str],
+    class_names: Sequence[str],
     directory: str | Path,
-    verified: data.Split,
+    validation: data.Split,
     train: data.Split,
     transform: Callable,
     *,
@@ -151,31 +155,35 @@ def _export(
     fine_tune_steps: int,
     **options: Any,
 ) -> list[export.Artifact]:
-    images, labels = _arrays(verified, transform)
+    images, labels = _arrays(validation, transform)
     if "litert_int8" in options["formats"]:
-        options["calibration"], _ = _arrays(_taken(train, CALIBRATION_IMAGES), transform)
+        options["calibration"], _ = _arrays(_selected(train, CALIBRATION_IMAGES), transform)
     if compress:
         if not labelled:
-            raise ValueError("ranks are chosen by accuracy, and these images have other classes")
-        chosen_by = images[::2], labels[::2]
+            raise ValueError(
+                "compress chooses ranks by accuracy, and the images of this source have other"
+                " classes than the network; choose a source with the network's classes"
+            )
+        rank_images, rank_labels = images[::2], labels[::2]
         images, labels = images[1::2], labels[1::2]
         tolerance = options.setdefault("tolerance", export.TOLERANCE)
 
-        def smaller(folder: Path) -> keras.Model:
-            found = compression.compress(
+        def compressed_model(folder: Path) -> keras.Model:
+            result = compression.compress(
                 model,
-                *chosen_by,
-                training=_arrays(_taken(train, COMPRESSION_IMAGES), transform)[0],
+                rank_images,
+                rank_labels,
+                training=_arrays(_selected(train, COMPRESSION_IMAGES), transform)[0],
                 max_drop=tolerance / 2,
                 fine_tune_steps=fine_tune_steps,
             )
-            _show(found, tolerance / 200, folder)
-            return found.model
+            _write_compression(result, tolerance / 200, folder)
+            return result.model
 
-        options["stand_in"] = smaller
+        options["stand_in"] = compressed_model
     return export.export(
         model,
-        names,
+        class_names,
         directory,
         images=images,
         labels=labels if labelled else None,
@@ -184,53 +192,54 @@ def _export(
     )
 
 
-def _show(found: compression.Compression, drop: float, folder: Path) -> None:
-    """compression.json and compression.png: what was tried."""
-    chosen = found.points.index(found.chosen)
+def _write_compression(result: compression.Compression, drop: float, folder: Path) -> None:
+    """Write compression.json and compression.png, which show the networks that were tried."""
+    chosen = result.points.index(result.chosen)
     figures = {
-        "original": asdict(found.original),
-        "points": [asdict(point) for point in found.points],
+        "original": asdict(result.original),
+        "points": [asdict(point) for point in result.points],
         "chosen": chosen,
     }
     write_json(folder / "compression.json", figures)
     report.plot_sizes(
         [
             (p.parameters, p.top1, ", ".join(f"{n} rank {r}" for n, r in p.ranks.items()))
-            for p in found.points
+            for p in result.points
         ],
         chosen,
         folder / "compression.png",
-        original=(found.original.parameters, found.original.top1),
-        allowed=found.original.top1 - drop,
+        original=(result.original.parameters, result.original.top1),
+        allowed=result.original.top1 - drop,
     )
 
 
 def _check(
     images: int | None, formats: Sequence[str], compress: bool, fine_tune_steps: int
 ) -> None:
-    """Before data is read and a network built."""
+    """Check the arguments before any data is read or a network is built."""
     export.check_formats(formats)
-    if fine_tune_steps < 0 or (fine_tune_steps and not compress):
-        raise ValueError(
-            f"{fine_tune_steps} steps of fine tuning: 0 or more, and only with compress"
-        )
+    if fine_tune_steps < 0:
+        raise ValueError(f"fine_tune_steps must be 0 or more, not {fine_tune_steps}")
+    if fine_tune_steps and not compress:
+        raise ValueError(f"fine_tune_steps={fine_tune_steps} needs compress; set both or neither")
     if images is not None and images < 1:
         raise ValueError(f"an export is verified on at least 1 image, not {images}")
 
 
-def _taken(split: data.Split, count: int | None) -> data.Split:
+def _selected(split: data.Split, count: int | None) -> data.Split:
     return split if count is None else split.spread(count)
 
 
 def _arrays(split: data.Split, transform: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """All images of a split, float32 [n, size, size, 3], and their labels."""
+    """Return all images of a split, float32 [n, size, size, 3], and their labels."""
     with data.bad_images_named(split):
         batches = list(data.evaluation_dataset(split, 64, transform).as_numpy_iterator())
     images, labels = zip(*batches, strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _probabilities(model: keras.Model, logits: bool) -> keras.Model:
+def _with_softmax(model: keras.Model, logits: bool) -> keras.Model:
+    """Return a model that gives probabilities; one with logits gets a soft-max layer."""
     import keras
 
     if not logits:

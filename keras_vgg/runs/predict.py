@@ -1,4 +1,4 @@
-"""Name what is on image files by a run."""
+"""Classify image files with a run."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ from keras_vgg.run import Run
 def predict_files(
     run: Run, paths: Sequence[str | Path], top: int = 5
 ) -> list[list[tuple[str, float]]]:
-    """The most probable classes of each image file, most probable first.
+    """Return the most probable classes of each image file, the most probable first.
+
+    Args:
+        run: A finished run.
+        paths: Image files.
+        top: How many classes to return for each file.
+
+    Returns:
+        For each file, a list of (class name, probability).
 
     Raises:
-        FileNotFoundError, ValueError: a file that is not there or is no image; no file has been
-            looked at then.
+        FileNotFoundError, ValueError: a file does not exist or is not an image. Then no file is
+            classified.
     """
     transform = evaluation_transform(run.recipe)
-    images = np.stack([transform(data.load_image(path)).numpy() for path in paths])
+    depth = run.recipe.bit_depth
+    images = np.stack([transform(data.load_image(p, bit_depth=depth)).numpy() for p in paths])
     return evaluation.predict(run.model(), images, run.class_names, top=top)

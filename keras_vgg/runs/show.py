@@ -1,4 +1,4 @@
-"""Draw what a recipe makes of its training images."""
+"""Draw what a recipe's data augmentation makes of its training images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from keras_vgg.recipe import Recipe
 
 
 def show_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, views: int = 5) -> None:
-    """Draw what a recipe makes of its training images, as `keras_vgg.data.contact_sheet`.
+    """Draw what a recipe makes of its training images, as `keras_vgg.data.contact_sheet` does.
+
+    Args:
+        recipe: Its source, seed and data augmentation are used.
+        path: The PNG to write.
+        images: How many rows, one for each image.
+        views: How many augmentations of each image.
 
     Raises:
-        ValueError, OSError: the recipe's source cannot be opened or shown, or `path` not written.
+        ValueError, OSError: the recipe's source cannot be opened or shown, or `path` cannot be
+            written.
     """
     source = load_source(recipe)
     statistics = None
@@ -30,7 +37,8 @@ def show_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, view
         window=partial(
             augment.train_window,
             size=recipe.image_size,
-            scale=recipe.train_scale,
+            scale=recipe.train_scale_range,
+            resize=recipe.resize,
             crop_padding=recipe.crop_padding,
         ),
         images=images,

@@ -1,4 +1,4 @@
-"""The images that tell most of a run, with what spoke for its answers."""
+"""The images that tell most about a run, each with Grad-CAM of the answers."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from keras_vgg.explain.network import opened
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.run import Run
 
-_ANSWERS = 3  # of each picture
-_AT_ONCE = 8  # pictures that Grad-CAM takes
+_ANSWERS = 3  # shown for each image
+_BATCH = 8  # images for Grad-CAM
 
 
-def telling_pictures(
-    run: Run, found: evaluation.Evaluation, split: data.Split, images: int, verbose: bool
+def most_telling_images(
+    run: Run, evaluated: evaluation.Evaluation, split: data.Split, images: int, verbose: bool
 ) -> tuple[list[report.Shown], list[report.Shown], str]:
-    """The most confident mistakes, the least confident hits, and a word on Grad-CAM's layer.
+    """Return the most confident mistakes, the least confident hits, and Grad-CAM's layer as text.
 
     Args:
         run: A finished run.
-        found: Its evaluation on `split`.
-        split: The images, in the order of `found`.
-        images: How many of each, at most.
+        evaluated: The run's evaluation on `split`.
+        split: The images, in the order of `evaluated`.
+        images: How many mistakes, and how many hits, to return at most.
         verbose: Show a progress bar.
     """
-    sure = found.probabilities.max(axis=1)
-    right = found.probabilities.argmax(axis=1) == found.labels
-    falling, rising = (np.argsort(values, kind="stable") for values in (-sure, sure))
-    mistakes, hits = falling[~right[falling]][:images], rising[right[rising]][:images]
+    confidence = evaluated.probabilities.max(axis=1)
+    correct = evaluated.probabilities.argmax(axis=1) == evaluated.labels
+    falling, rising = (np.argsort(values, kind="stable") for values in (-confidence, confidence))
+    mistakes, hits = falling[~correct[falling]][:images], rising[correct[rising]][:images]
     chosen = np.concatenate([mistakes, hits])
     if not len(chosen):
         return [], [], ""
-    taken = split.take(chosen)
+    chosen_images = split.take(chosen)
     transform = evaluation_transform(run.recipe)
-    batches = data.evaluation_dataset(taken, _AT_ONCE, transform).as_numpy_iterator()
+    batches = data.evaluation_dataset(chosen_images, _BATCH, transform).as_numpy_iterator()
     model = run.model()
     place = opened(model).place(None)
     height, width = place.output.shape[1:3]
-    where = f"{place.path}, {height}x{width} places"
-    ranked = np.argsort(-found.probabilities[chosen], axis=1, kind="stable")[:, :_ANSWERS]
-    labels = found.labels[chosen]
-    # Beside the answer: what it should have been, or was next.
+    layer_text = f"{place.path}, {height}x{width} places"
+    ranked = np.argsort(-evaluated.probabilities[chosen], axis=1, kind="stable")[:, :_ANSWERS]
+    labels = evaluated.labels[chosen]
+    # The rival of a wrong answer is the true class; the rival of a right one is the second class.
     rivals = np.where(ranked[:, 0] == labels, ranked[:, 1], labels)
     shown: list[report.Shown] = []
     with progress_bars(verbose) as progress:
@@ -58,43 +58,51 @@ def telling_pictures(
             ]
             for i, (image, *maps) in enumerate(zip(batch, *heats, strict=True), rows.start):
                 name = f"image {chosen[i]}"
-                file = None if taken.paths is None else "/".join(Path(taken.paths[i]).parts[-2:])
-                answers = found.probabilities[chosen[i]]
+                paths = chosen_images.paths
+                file = None if paths is None else "/".join(Path(paths[i]).parts[-2:])
                 shown.append(
-                    _picture(
-                        *(name, file, image, maps, found.class_names, answers),
-                        *(int(labels[i]), ranked[i].tolist(), int(rivals[i])),
+                    _shown_image(
+                        name,
+                        file,
+                        image,
+                        maps,
+                        class_names=evaluated.class_names,
+                        probabilities=evaluated.probabilities[chosen[i]],
+                        label=int(labels[i]),
+                        ranked=ranked[i].tolist(),
+                        rival=int(rivals[i]),
                     )
                 )
             progress.update(task, completed=len(shown))
-    return shown[: len(mistakes)], shown[len(mistakes) :], where
+    return shown[: len(mistakes)], shown[len(mistakes) :], layer_text
 
 
-def _picture(
+def _shown_image(
     name: str,
     file: str | None,
     image: np.ndarray,
     maps: Sequence[np.ndarray],
-    names: Sequence[str],
+    *,
+    class_names: Sequence[str],
     probabilities: np.ndarray,
     label: int,
     ranked: Sequence[int],
     rival: int,
 ) -> report.Shown:
-    answer, sure = names[ranked[0]], f"{100 * probabilities[ranked[0]]:.1f}\N{NO-BREAK SPACE}%"
-    title = (
-        f"{answer}, {sure} sure"
-        if ranked[0] == label
-        else f"{names[label]}, taken for {answer}, {sure} sure"
-    )
+    """Return an image with its answers, and Grad-CAM's heat for the best class and its rival."""
+    names, best = class_names, ranked[0]
+    share = f"{100 * probabilities[best]:.1f}\N{NO-BREAK SPACE}%"
+    title = f"{names[best]}, {share} sure"
+    if best != label:
+        title = f"{names[label]}, taken for {title}"
     pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
     pictures = [report.Picture(pixels, f"{name}, a {names[label]}", name)]
-    for heat, spoken_for in zip(maps, (ranked[0], rival), strict=True):
+    for heat, number in zip(maps, (best, rival), strict=True):
         if heat.any():
-            alt = f"Grad-CAM on {name}: where it spoke for {names[spoken_for]}"
+            alt = f"Grad-CAM on {name}: where it spoke for {names[number]}"
         else:
-            alt = f"Grad-CAM on {name}: empty for {names[spoken_for]}"
-        caption = f"for {names[spoken_for]}" if heat.any() else f"empty for {names[spoken_for]}"
+            alt = f"Grad-CAM on {name}: empty for {names[number]}"
+        caption = f"for {names[number]}" if heat.any() else f"empty for {names[number]}"
         pictures.append(report.Picture(explain.overlay(pixels, heat), alt, caption))
     answers = [*ranked, *([] if label in ranked else [label])]
     return report.Shown(
