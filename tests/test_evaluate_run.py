@@ -17,8 +17,8 @@ from keras_vgg.runs import (
     evaluation_name,
     paper_scales,
     paper_tables,
-    testing,
 )
+from keras_vgg.runs.evaluate import open_split
 from tests.test_fit import TINY
 
 RECIPE = TINY.replace(
@@ -46,7 +46,7 @@ def runs(trained, tmp_path):
 
 
 def images_of(run, split="validation"):
-    found = testing.open_split(run, split)
+    found = open_split(run, split)
     return found.images, found.labels
 
 
