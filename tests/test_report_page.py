@@ -339,6 +339,7 @@ def test_recipes_that_differ_and_a_run_that_is_not_finished(run, trained, tmp_pa
     assert len(rows_of(page, "Table: the runs compared")) == 3
 
 
+@pytest.mark.slow
 def test_the_default_place_of_several_runs_is_the_current_folder(run, tmp_path, monkeypatch):
     copy = Run.open(shutil.copytree(run.directory, tmp_path / "copy"))
     (tmp_path / "here").mkdir()
