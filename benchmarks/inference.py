@@ -1,13 +1,13 @@
-"""How long an answer of VGG-16 takes: Keras, our exports, and other engines, side by side.
+"""Measure the latency of VGG-16 in Keras, in our exports, and in other engines.
 
 python benchmarks/inference.py [--size 224] [--threads 2] [--rounds 5] [--only NAME ...]
 
-The network has 1,000 classes and random weights, which cost what trained ones do. It is exported
-once in every format; each engine then has a process of its own, with that many threads, and the
-engines take turns, so that other work on the machine meets all of them. Printed are milliseconds,
-the median of the rounds, and the share of Keras' time in the same round, with its spread. ONNX
-needs `pip install 'keras-vgg[onnx]'`, OpenVINO `pip install openvino`; what is not installed is
-left out.
+The network has 1,000 classes and random weights, which cost as much as trained weights. It is
+exported once in each format. Each engine then has its own process with the given number of threads.
+The engines take turns, so that other work on the machine slows all of them. The output is
+milliseconds (the median of the rounds), and the share of Keras' time in the same round, with the
+spread. ONNX needs `pip install 'keras-vgg[onnx]'`, and OpenVINO `pip install openvino`; an engine
+that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-BATCHES = {1: 8, 32: 1}  # images -> answers in a round
+BATCHES = {1: 8, 32: 1}  # batch size -> answers in a round
 CLASSES = 1000
 
 Answer = Callable[[np.ndarray], np.ndarray]
@@ -44,7 +44,7 @@ def _keras(folder: Path, threads: int) -> Answer:
     _tensorflow(threads)
     import keras
 
-    import keras_vgg.layers  # noqa: F401  which the model has
+    import keras_vgg.layers  # noqa: F401  registers the model's layers
 
     model = keras.saving.load_model(folder / "model.keras")
     assert isinstance(model, keras.Model)
@@ -72,8 +72,8 @@ def _litert(name: str) -> Callable[[Path, int], Answer]:
 
         interpreter = Interpreter(str(folder / "export" / name), num_threads=threads)
         serve = interpreter.get_signature_runner("serving_default")
-        wanted = serve.get_input_details()["images"]["dtype"]
-        return lambda images: serve(images=images.astype(wanted))["probabilities"]
+        dtype = serve.get_input_details()["images"]["dtype"]
+        return lambda images: serve(images=images.astype(dtype))["probabilities"]
 
     return load
 
@@ -113,26 +113,28 @@ ENGINES: dict[str, Callable[[Path, int], Answer]] = {
 }
 SOURCE = "Keras, predict"
 
-_loaded: Answer  # in an engine's process
+_answer: Answer  # set by _load in an engine's process
 
 
 def _load(name: str, folder: Path, threads: int, size: int) -> None:
-    global _loaded
-    _loaded = ENGINES[name](folder, threads)
+    global _answer
+    _answer = ENGINES[name](folder, threads)
     for count in BATCHES:
-        answer = _loaded(_images(count, size))
-        if answer.shape != (count, CLASSES):
-            raise ValueError(f"{name}: {answer.shape} for {count} images")
+        probabilities = _answer(_images(count, size))
+        if probabilities.shape != (count, CLASSES):
+            raise ValueError(
+                f"{name} answers with shape {probabilities.shape}, not {(count, CLASSES)}"
+            )
 
 
 def _measure(count: int, size: int) -> float:
-    """Milliseconds of an answer: the median of a round's."""
+    """Return the milliseconds of an answer: the median of a round."""
     images = _images(count, size)
-    _loaded(images)  # another batch size makes some engines set up anew
+    _answer(images)  # some engines set up again for another batch size
     seconds = []
     for _ in range(BATCHES[count]):
         start = time.perf_counter()
-        _loaded(images)
+        _answer(images)
         seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds)
 
@@ -160,31 +162,37 @@ def write(folder: Path, size: int, formats: tuple[str, ...]) -> None:
     model.export(folder / "keras_export", verbose=False)
     images = _images(8, size)
     names = [f"class {i}" for i in range(CLASSES)]
-    # A random network's best class wins by little, so 8-bit integers may name another.
+    # A random network's best class is only a little better, so 8-bit integers may name another.
     options = {"images": images, "calibration": images, "tolerance": 100, "verbose": True}
     export(model, names, folder / "export", formats=formats, **options)
 
 
 def _installed(name: str) -> bool:
-    needs = {"onnx": ("onnx", "onnxruntime", "tf2onnx"), "OpenVINO": ("openvino",)}
-    wanted = {p for word, packages in needs.items() if word in name for p in packages}
-    return all(importlib.util.find_spec(package) for package in wanted)
+    packages_of = {"onnx": ("onnx", "onnxruntime", "tf2onnx"), "OpenVINO": ("openvino",)}
+    needed = {p for word, packages in packages_of.items() if word in name for p in packages}
+    return all(importlib.util.find_spec(package) for package in needed)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--size", type=int, default=224, help="pixels a side (224)")
-    parser.add_argument("--threads", type=int, default=2, help="of each engine (2)")
+    parser.add_argument(
+        "--size", type=int, default=224, help="height and width of the images, in pixels (224)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of each engine (2)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each engine (5)")
     parser.add_argument(
-        "--only", nargs="+", choices=ENGINES, metavar="NAME", help="these, and Keras"
+        "--only",
+        nargs="+",
+        choices=ENGINES,
+        metavar="NAME",
+        help="measure only these engines and Keras",
     )
     options = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    chosen = [name for name in ENGINES if not options.only or name in (SOURCE, *options.only)]
-    left_out = [name for name in chosen if not _installed(name)]
-    chosen = [name for name in chosen if name not in left_out]
-    for name in left_out:
+    selected = [name for name in ENGINES if not options.only or name in (SOURCE, *options.only)]
+    missing = [name for name in selected if not _installed(name)]
+    names = [name for name in selected if name not in missing]
+    for name in missing:
         print(f"not installed, left out: {name}", file=sys.stderr)
 
     context = multiprocessing.get_context("spawn")
@@ -192,33 +200,33 @@ def main() -> None:
         from keras_vgg.export import FORMATS
 
         folder = Path(scratch)
-        formats = tuple(f for f in FORMATS if f != "onnx" or any("onnx" in n for n in chosen))
-        with ProcessPoolExecutor(1, context) as writer:  # whose memory is free again after it
+        formats = tuple(f for f in FORMATS if f != "onnx" or any("onnx" in n for n in names))
+        with ProcessPoolExecutor(1, context) as writer:  # its end frees the memory
             writer.submit(write, folder, options.size, formats).result()
-        workers = {name: ProcessPoolExecutor(1, context) for name in chosen}
+        workers = {name: ProcessPoolExecutor(1, context) for name in names}
         try:
             for name, worker in workers.items():
                 print(f"loading {name}", file=sys.stderr)
                 worker.submit(_load, name, folder, options.threads, options.size).result()
-            found = {name: {count: [] for count in BATCHES} for name in chosen}
+            times = {name: {count: [] for count in BATCHES} for name in names}
             for turn in range(options.rounds):
                 for count in BATCHES:
                     for name, worker in workers.items():
-                        took = worker.submit(_measure, count, options.size).result()
-                        found[name][count].append(took)
-                        said = f"round {turn + 1} of {options.rounds}: {name}, batch {count}"
-                        print(f"{said}: {took:.0f} ms", file=sys.stderr, flush=True)
+                        milliseconds = worker.submit(_measure, count, options.size).result()
+                        times[name][count].append(milliseconds)
+                        text = f"round {turn + 1} of {options.rounds}: {name}, batch {count}"
+                        print(f"{text}: {milliseconds:.0f} ms", file=sys.stderr, flush=True)
         finally:
             for worker in workers.values():
                 worker.shutdown(cancel_futures=True)
-    print("| engine |" + "".join(f" batch {n}, ms | of Keras' |" for n in BATCHES))
+    print("| engine |" + "".join(f" batch {n}, ms | share of Keras' |" for n in BATCHES))
     print("|---|" + "---|---|" * len(BATCHES))
-    for name, times in found.items():
+    for name, times_by_batch in times.items():
         cells = []
-        for count, taken in times.items():
-            shares = [t / k for t, k in zip(taken, found[SOURCE][count], strict=True)]
+        for count, own_times in times_by_batch.items():
+            shares = [t / k for t, k in zip(own_times, times[SOURCE][count], strict=True)]
             spread = f"{statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
-            cells += [f"{statistics.median(taken):.0f}", "" if name == SOURCE else spread]
+            cells += [f"{statistics.median(own_times):.0f}", "" if name == SOURCE else spread]
         print(f"| {name} | " + " | ".join(cells) + " |")
 
 

@@ -1,12 +1,13 @@
-"""How many training images a second each input pipeline makes from the same files.
+"""Measure how many training images a second input pipelines make from the same files.
 
 python benchmarks/pipeline.py DIR [--stages] [--rounds 5] [--json OUT]
 
-DIR holds photographs (JPEG files, at any depth). Every pipeline rescales to a smallest side drawn
-from [256, 512], takes a random 224 x 224 crop, mirrors half of them, jitters brightness, contrast,
-saturation (0.4 each) and hue (0.1), and gives uint8 batches of 128. Each runs in a process of its
-own, for some seconds, in turns, round after round; figures are the median and the range over
-rounds. --stages measures what keras_vgg's own steps cost instead. "pillow" needs PyTorch.
+DIR holds photographs (JPEG files, at any depth). Each pipeline rescales an image to a smallest side
+drawn from [256, 512], takes a random 224x224 crop, mirrors half of the crops, jitters brightness,
+contrast, saturation (0.4 each) and hue (0.1), and makes uint8 batches of 128. In each round, the
+pipelines run one after another for some seconds, each in a new process. The figures are the median
+and the range over the rounds. --stages measures the steps of keras_vgg instead. "pillow" needs
+PyTorch.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ STAGES = ("read", "decode whole", "decode window", "+ resample", "+ flip", "+ co
 
 
 def files_in(directory: Path) -> list[str]:
-    found = sorted(
+    files = sorted(
         str(path)
         for path in directory.rglob("*")
         if path.suffix.lower() in (".jpg", ".jpeg") and path.is_file()
     )
-    if not found:
+    if not files:
         raise SystemExit(f"there are no JPEG files in {directory}")
-    return found
+    return files
 
 
 # --- keras_vgg, and its stages ---------------------------------------------------------------
@@ -57,7 +58,7 @@ def ours(files: list[str]) -> Iterator:
 
 
 def mapped(files: list[str], of_image: Callable) -> Iterator:
-    """The usual tf.data pipeline around a function of (path, seed)."""
+    """Return the usual tf.data pipeline around a function of (path, seed)."""
     import tensorflow as tf
 
     paths = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files)).repeat()
@@ -67,7 +68,7 @@ def mapped(files: list[str], of_image: Callable) -> Iterator:
 
 
 def stage(name: str) -> Callable[[list[str]], Iterator]:
-    """The work of keras_vgg up to a stage, in the usual pipeline."""
+    """Return the usual pipeline with keras_vgg's work up to a stage."""
 
     def run(files: list[str]) -> Iterator:
         import tensorflow as tf
@@ -105,7 +106,7 @@ def stage(name: str) -> Callable[[list[str]], Iterator]:
 
 
 def rescaled(path, seed):
-    """Decode a whole file and resize the whole image: what the two TensorFlow peers begin with."""
+    """Decode a whole file and resize the whole image, as the two TensorFlow peers do first."""
     import tensorflow as tf
 
     image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
@@ -140,14 +141,14 @@ def keras_layers(files: list[str]) -> Iterator:
             value_range=(0, 255),
             brightness_factor=JITTER,
             contrast_factor=JITTER,
-            # For these two layers 0.5 changes nothing.
+            # In these two options, 0.5 changes nothing.
             saturation_factor=(0.5 - JITTER / 2, 0.5 + JITTER / 2),
             hue_factor=HUE,
         ),
     ]
 
     def of_image(path, seed):
-        # RandomCrop needs to know the sides beforehand.
+        # RandomCrop needs known sides, so tf.image takes the crop.
         image = tf.image.random_crop(rescaled(path, seed), [SIZE, SIZE, 3])
         for layer in layers:
             image = layer(image, training=True)
@@ -217,33 +218,35 @@ def cores() -> int:
 
 def images_per_second(name: str, files: list[str], seconds: float) -> float:
     batches = PIPELINES[name](files)
-    for _ in range(4):  # tracing, compiling, filling buffers, the first of AUTOTUNE
+    for _ in range(4):  # these trace, compile, fill buffers and start AUTOTUNE
         next(batches)
     count, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < seconds:
+    while (elapsed_seconds := time.perf_counter() - start) < seconds:
         next(batches)
         count += BATCH
-    return count / passed
+    return count / elapsed_seconds
 
 
 def in_new_process(name: str, arguments: argparse.Namespace) -> float:
     command = [sys.executable, __file__, str(arguments.directory), "--only", name]
     command += ["--seconds", str(arguments.seconds)]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr}")
-    return float(done.stdout.split()[-1])
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if process.returncode:
+        raise SystemExit(f"{name} failed:\n{process.stderr}")
+    return float(process.stdout.split()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("directory", type=Path, help="a folder of JPEG photographs")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each pipeline (5)")
-    parser.add_argument("--seconds", type=float, default=6.0, help="length of a run (6)")
-    parser.add_argument("--stages", action="store_true", help="keras_vgg's steps, not its peers")
-    parser.add_argument("--json", type=Path, help="write every figure there")
-    parser.add_argument("--only", choices=PIPELINES, help="one run of one pipeline, here")
+    parser.add_argument("--seconds", type=float, default=6.0, help="seconds of a run (6)")
+    parser.add_argument(
+        "--stages", action="store_true", help="measure keras_vgg's steps, not its peers"
+    )
+    parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--only", choices=PIPELINES, help="run one pipeline once in this process")
     arguments = parser.parse_args()
     files = files_in(arguments.directory)
     if arguments.only:
@@ -266,8 +269,8 @@ def table(runs: dict[str, list[float]]) -> None:
     print("| pipeline | images/s | per core | keras_vgg is faster by |\n|---|---|---|---|")
     for name in COMPARED:
         median = statistics.median(runs[name])
-        # Each round's own ratio, for the machine's speed drifts from round to round.
-        ratios = [mine / other for mine, other in zip(runs["keras_vgg"], runs[name], strict=True)]
+        # A ratio for each round, because the machine's speed drifts.
+        ratios = [own / other for own, other in zip(runs["keras_vgg"], runs[name], strict=True)]
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         spread = f"{median:.0f} ({min(runs[name]):.0f} to {max(runs[name]):.0f})"
         print(f"| {name} | {spread} | {median / cores():.0f} | {ratio} |")
@@ -275,7 +278,7 @@ def table(runs: dict[str, list[float]]) -> None:
 
 def stage_table(runs: dict[str, list[float]]) -> None:
     print(f"{cores()} cores; median of {len(runs[STAGES[0]])} runs\n")
-    print("| up to this stage | images/s | ms an image and core |\n|---|---|---|")
+    print("| up to this stage | images/s | ms for an image on a core |\n|---|---|---|")
     for name in STAGES:
         median = statistics.median(runs[name])
         print(f"| {name} | {median:.0f} | {1000 * cores() / median:.2f} |")

@@ -1,17 +1,19 @@
-"""What the paper's ways of testing cost (section 3.2): one crop, the whole image, 150 crops.
+"""Measure the cost of the paper's test protocols (section 3.2): one crop, whole image, 150 crops.
 
 python benchmarks/testing.py DIR [--configuration D] [--images 4] [--rounds 3]
 
-DIR holds photographs (JPEG files, at any depth), of which some are taken evenly spaced by name. The
-network has full width, 1000 classes, random weights and images of 224 x 224. It sees each image as
-its central crop at scale 256; whole at 256, 384 and 512, with its mirror image; and as 50 crops at
-each of these scales, of the first image only, for crops cost the same whatever the photograph.
-Time is from the file to the posteriors, on the CPU, with the library's own parts as `keras-vgg
-evaluate` uses them. Each way has a process of its own, which is warmed up and then measured in turn
-with the others, round after round; in a round the images are repeated for at least --seconds at
-each scale. Figures are of one image, medians over rounds. CPU seconds, of all cores together, are
-steadier than time where other programs run. Multiply-accumulates (GMAC) are those of the shapes
-that were run; memory is the peak that is resident. Three networks are in memory at a time.
+DIR holds photographs (JPEG files, at any depth); --images of them are selected, evenly spaced by
+name. The network has full width, 1000 classes, random weights and 224x224 images. Three protocols
+are measured: the central crop at scale 256; the whole image and its mirror image at 256, 384 and
+512; and 50 crops at each of these scales. Crops use the first image only, because they cost the
+same for every image.
+
+The time is from the file to the probabilities, on the CPU, with the parts of the library that
+`keras-vgg evaluate` uses. Each protocol has its own process, which is warmed up first. In each
+round, the protocols are measured one after another; the images are repeated for at least --seconds
+at each scale. The figures are for one image, as medians over the rounds. CPU seconds (of all cores)
+vary less than time if other programs run. Multiply-accumulates (GMAC) are for the measured shapes,
+and memory is the peak of resident memory. Three networks are in memory at the same time.
 """
 
 from __future__ import annotations
@@ -36,14 +38,14 @@ import pipeline  # the other benchmark, beside this one
 from keras_vgg import architecture
 
 SIZE, CLASSES, SCALES = 224, 1000, (256, 384, 512)
-# What is tested, at which scales; the views of an image at a scale.
+# Protocol -> its scales, and the views of an image at one scale.
 PROTOCOLS = {"center": (SCALES[:1], 1), "dense": (SCALES, 2), "multi-crop": (SCALES, 50)}
 Setup = tuple[str, str, tuple[str, ...]]  # protocol, configuration, files
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One image's cost: seconds, those of all cores, multiply-accumulates; peak bytes so far."""
+    """One image's seconds, CPU seconds and multiply-accumulates; peak memory so far in bytes."""
 
     seconds: float
     cpu: float
@@ -59,9 +61,9 @@ class Cost:
 def some_files(directory: Path, count: int) -> tuple[str, ...]:
     if not directory.is_dir():
         raise SystemExit(f"there is no folder {directory}")
-    found = pipeline.files_in(directory)
-    count = min(count, len(found))
-    return tuple(found[i * len(found) // count] for i in range(count))
+    files = pipeline.files_in(directory)
+    count = min(count, len(files))
+    return tuple(files[i * len(files) // count] for i in range(count))
 
 
 # --- in the process of a protocol ------------------------------------------------------------
@@ -69,7 +71,7 @@ def some_files(directory: Path, count: int) -> tuple[str, ...]:
 
 @functools.cache
 def prepared(setup: Setup) -> tuple[Callable, dict[int, Any]]:
-    """What runs a protocol, warm, and the images of each scale."""
+    """Return a warmed-up function that runs a protocol, and the images of each scale."""
     import numpy as np
 
     from keras_vgg import augment, data, evaluation, hardware
@@ -98,7 +100,7 @@ def prepared(setup: Setup) -> tuple[Callable, dict[int, Any]]:
         )
         for scale in scales
     }
-    # Two shapes, so that the network is traced for one and then for any.
+    # With a second shape, the network is traced again for any shape.
     square = (SIZE, SIZE, 3)
     shapes = {
         "center": [(1, *square), (2, *square)],
@@ -115,28 +117,28 @@ def prepared(setup: Setup) -> tuple[Callable, dict[int, Any]]:
 
 
 def measured(setup: Setup, scale: int, seconds: float) -> Cost:
-    """All images at a scale, over and over until the time is up."""
+    """Evaluate the images at a scale until the time is up, and return the cost of one image."""
     run, images = prepared(setup)
     from keras_vgg import evaluation
 
     shapes: list[tuple[int, ...]] = []
 
-    def noted() -> Iterator:
+    def with_noted_shapes() -> Iterator:
         for image, label in images[scale].as_numpy_iterator():
             shapes.append(image.shape)
             yield image, label
 
     start, cpu_start = time.perf_counter(), time.process_time()
-    while (passed := time.perf_counter() - start) < seconds or not shapes:
-        for _ in evaluation.posteriors(run, noted(), classes=CLASSES):
+    while (elapsed_seconds := time.perf_counter() - start) < seconds or not shapes:
+        for _ in evaluation.posteriors(run, with_noted_shapes(), classes=CLASSES):
             pass
     macs = statistics.fmean(macs_of(*setup[:2], shape) for shape in shapes)
     cpu = time.process_time() - cpu_start
-    return Cost(passed / len(shapes), cpu / len(shapes), macs, peak_memory())
+    return Cost(elapsed_seconds / len(shapes), cpu / len(shapes), macs, peak_memory())
 
 
 def macs_of(protocol: str, configuration: str, shape: tuple[int, ...]) -> int:
-    """The cost of an image that is run as an array of this shape."""
+    """Return the multiply-accumulates for an image that is an array of this shape."""
     if protocol == "dense":
         options = {"head": "conv", "input_shape": shape, "train_size": SIZE}
         return PROTOCOLS["dense"][1] * architecture.macs(configuration, **options)
@@ -155,10 +157,10 @@ def peak_memory() -> int:
 
 
 def rounds_of(arguments: argparse.Namespace, files: tuple[str, ...]) -> list[dict]:
-    """(protocol, scale) -> Cost, for each round."""
-    # New processes, not copies of this one, so that their memory is their own.
+    """Return each round's costs by (protocol, scale)."""
+    # Spawned processes do not share this process's memory, so that their peaks are their own.
     spawn = multiprocessing.get_context("spawn")
-    found: list[dict[tuple[str, int], Cost]] = []
+    rounds: list[dict[tuple[str, int], Cost]] = []
     with contextlib.ExitStack() as stack:
         pools = {
             name: stack.enter_context(ProcessPoolExecutor(1, mp_context=spawn))
@@ -177,11 +179,11 @@ def rounds_of(arguments: argparse.Namespace, files: tuple[str, ...]) -> list[dic
                 for scale in scales:
                     task = pools[name].submit(measured, setups[name], scale, arguments.seconds)
                     costs[name, scale] = cost = task.result()
-                    text = f"round {number + 1}, {name} {scale}: {cost.seconds:.2f} s an image"
-                    text += f", {cost.cpu:.2f} of CPU"
+                    text = f"round {number + 1}, {name} {scale}: {cost.seconds:.2f} s for an image"
+                    text += f", {cost.cpu:.2f} s of CPU"
                     print(text, file=sys.stderr)
-            found.append(costs)
-    return found
+            rounds.append(costs)
+    return rounds
 
 
 def prepare(setup: Setup) -> None:
@@ -193,17 +195,17 @@ def table(rounds: list[dict], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    shown.add_column("testing", no_wrap=True)
-    for header in ("views", "images/s", "s an image", "CPU s", "GMAC", "time / center", "MB"):
-        shown.add_column(header, justify="right", no_wrap=True)
-    center = one("center", rounds)
+    printed = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    printed.add_column("protocol", no_wrap=True)
+    for header in ("views", "images/s", "s for an image", "CPU s", "GMAC", "time / center", "MB"):
+        printed.add_column(header, justify="right", no_wrap=True)
+    center = costs_of("center", rounds)
     rows = [("center", SCALES[:1]), *(("dense", (scale,)) for scale in SCALES)]
     rows += [("dense", SCALES), ("multi-crop", SCALES)]
     for name, scales in rows:
-        costs = one(name, rounds, scales)
+        costs = costs_of(name, rounds, scales)
         seconds = statistics.median(cost.seconds for cost in costs)
-        shown.add_row(
+        printed.add_row(
             f"{name} {', '.join(map(str, scales))}",
             str(PROTOCOLS[name][1] * len(scales)),
             f"{1 / seconds:.3g}",
@@ -213,11 +215,11 @@ def table(rounds: list[dict], title: str) -> None:
             spread(ratios(costs, center)),
             f"{costs[0].peak / 2**20:,.0f}",
         )
-    # A pipe has no width of its own.
+    # A pipe states no width.
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(shown)
-    dense, crops = one("dense", rounds), one("multi-crop", rounds)
-    cpu = [many.cpu / whole.cpu for many, whole in zip(crops, dense, strict=True)]
+    console.print(printed)
+    dense, crops = costs_of("dense", rounds), costs_of("multi-crop", rounds)
+    cpu = [crop.cpu / whole.cpu for crop, whole in zip(crops, dense, strict=True)]
     console.print(
         f"dense : multi-crop = 1 : {spread(ratios(crops, dense))} in time, 1 : {spread(cpu)} in "
         f"CPU seconds, 1 : {crops[0].macs / dense[0].macs:.2f} in multiply-accumulates",
@@ -225,8 +227,8 @@ def table(rounds: list[dict], title: str) -> None:
     )
 
 
-def one(name: str, rounds: list[dict], scales: tuple[int, ...] | None = None) -> list[Cost]:
-    """The cost of a protocol over some scales, by default all of its own, in each round."""
+def costs_of(name: str, rounds: list[dict], scales: tuple[int, ...] | None = None) -> list[Cost]:
+    """Return the cost of a protocol in each round, at some scales or at all of its scales."""
     scales = scales or PROTOCOLS[name][0]
     return [
         functools.reduce(Cost.__add__, (costs[name, scale] for scale in scales)) for costs in rounds
@@ -234,7 +236,7 @@ def one(name: str, rounds: list[dict], scales: tuple[int, ...] | None = None) ->
 
 
 def ratios(costs: list[Cost], others: list[Cost]) -> list[float]:
-    """Each round's own, for the machine's speed drifts from round to round."""
+    """Return a ratio of times for each round, because the machine's speed drifts."""
     return [cost.seconds / other.seconds for cost, other in zip(costs, others, strict=True)]
 
 
@@ -245,19 +247,23 @@ def spread(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("directory", type=Path, help="a folder of JPEG photographs")
-    parser.add_argument("--configuration", default="D", help="of the paper's Table 1 (D)")
+    parser.add_argument(
+        "--configuration", default="D", help="configuration of the paper's Table 1 (D)"
+    )
     parser.add_argument("--images", type=int, default=4, help="photographs to test (4)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each (3)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="least time of each (2)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (3)")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="least seconds for each measurement (2)"
+    )
     arguments = parser.parse_args()
     for name in ("images", "rounds"):
         if getattr(arguments, name) < 1:
             raise SystemExit(f"--{name} must be 1 or more, not {getattr(arguments, name)}")
     try:
-        found = architecture.get_configuration(arguments.configuration)
+        configuration = architecture.get_configuration(arguments.configuration)
     except ValueError as error:
         raise SystemExit(str(error)) from None
-    arguments.configuration = found.name
+    arguments.configuration = configuration.name
     files = some_files(arguments.directory, arguments.images)
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     try:
@@ -265,9 +271,9 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from None
     except BrokenProcessPool:
-        raise SystemExit("a process was killed: is there memory for three networks?") from None
+        raise SystemExit("a process was killed; three networks need more memory") from None
     cores = len(os.sched_getaffinity(0))
-    title = f"{found.builder}, {len(files)} images, {cores} cores: median (range) of "
+    title = f"{configuration.builder}, {len(files)} images, {cores} cores: median (range) of "
     table(rounds, f"{title}{arguments.rounds} rounds")
 
 

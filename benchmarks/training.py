@@ -1,18 +1,20 @@
-"""How many images a second a training step takes: keras_vgg, keras.applications, PyTorch.
+"""Measure the speed of training: keras_vgg, keras.applications and PyTorch.
 
 python benchmarks/training.py [--cases NAME ...] [--rounds 3] [--seconds 20] [--only NAME ...]
 
-The same network on the same random images, with SGD and momentum: in this package `build_model` and
-`compile_model` with what `choose_engine` picks on this machine, then `model.fit`, with dropout and
-weight decay; keras.applications' model, which has neither, as `compile` and `fit` take it; and a
-plain PyTorch module with both, as it is and at its best on this CPU: channels_last, and bfloat16
-autocast where the processor has bfloat16 (without, a step of VGG-16 took minutes).
+All train the same network on the same random images, with SGD and momentum:
 
-Each has a process of its own, with all cores, and they take turns, so that other work on the
-machine meets all of them. Printed are images a second, the median of the rounds, and how many
-times as fast keras_vgg was in the same round, with its spread. PyTorch is left out where it is
-not installed. The data set of both Keras models is without tf.data's autotuner, whose thread can
-hold up the end of a `fit`, and so of a round, to twice its time (`keras_vgg.data.untuned`).
+- this package: `build_model` and `compile_model` with the choices of `choose_engine`, then
+  `model.fit`, with dropout and weight decay;
+- keras.applications' model, which has neither, with `compile` and `fit`;
+- a plain PyTorch module with both, and the same at its best on this CPU: channels_last, and
+  bfloat16 autocast if the processor has bfloat16 (without it, a step of VGG-16 took minutes).
+
+Each has its own process with all cores. The processes take turns, so that other work on the machine
+slows all of them. The output is images a second (the median of the rounds), and how many times as
+fast keras_vgg was in the same round, with the spread. PyTorch is left out if it is not installed.
+Both Keras models use a data set without tf.data's autotuner, because the autotuner's thread can
+delay the end of a `fit`, and double the time of a round (`keras_vgg.data.untuned`).
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ CASES = {
 }
 OURS = "keras_vgg"
 
-Steps = Callable[[int], None]  # takes so many training steps
+Steps = Callable[[int], None]  # takes the given number of training steps
 
 
 def _keras_vgg(recipe: Recipe) -> Steps:
@@ -58,10 +60,8 @@ def _keras_vgg(recipe: Recipe) -> Steps:
 
     engine = hardware.choose_engine(recipe)
     print(f"    {OURS}: {engine}", file=sys.stderr)
-    statistics = data.ChannelStatistics(
-        np.full(3, 120.0), np.full(3, 60.0), np.ones(3), np.eye(3), 1
-    )
-    model = fit.build_model(recipe, CLASSES, statistics, engine.precision)
+    channels = data.ChannelStatistics(np.full(3, 120.0), np.full(3, 60.0), np.ones(3), np.eye(3), 1)
+    model = fit.build_model(recipe, CLASSES, channels, engine.precision)
     fit.compile_model(model, recipe, engine)
     return _fit(model, recipe)
 
@@ -115,10 +115,10 @@ def _torch(best: bool) -> Callable[[Recipe], Steps]:
         layers.append(nn.Linear(units, CLASSES))
         model = nn.Sequential(*layers)
         images, labels = _batch(recipe)
-        halves = hardware.find_machine("cpu").half is not None
-        form = torch.channels_last if best else torch.contiguous_format
+        has_bfloat16 = hardware.find_machine("cpu").half is not None
+        memory_format = torch.channels_last if best else torch.contiguous_format
         # PyTorch's overloads of `to` lack memory_format alone.
-        model = model.to(memory_format=form)  # pyright: ignore[reportCallIssue]
+        model = model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
         optimizer = torch.optim.SGD(
             model.parameters(),
             recipe.learning_rate,
@@ -128,8 +128,8 @@ def _torch(best: bool) -> Callable[[Recipe], Steps]:
         x, y = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(labels)
 
         def step() -> None:
-            batch = x.contiguous(memory_format=form).float() / 255
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=best and halves):
+            batch = x.contiguous(memory_format=memory_format).float() / 255
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=best and has_bfloat16):
                 loss = nn.functional.cross_entropy(model(batch), y)
             optimizer.zero_grad()
             loss.backward()
@@ -151,7 +151,7 @@ ENGINES: dict[str, Callable[[Recipe], Steps]] = {
     "PyTorch, at its best": _torch(best=True),
 }
 
-_take: Steps  # in an engine's process
+_take: Steps  # set by _load in an engine's process
 
 
 def _load(name: str, recipe: Recipe) -> None:
@@ -161,7 +161,7 @@ def _load(name: str, recipe: Recipe) -> None:
 
 
 def _measure(batch_size: int, seconds: float) -> float:
-    """Images a second, over about so many seconds."""
+    """Return images a second, measured for about the given seconds."""
     start = time.perf_counter()
     _take(2)
     steps = max(1, round(2 * seconds / (time.perf_counter() - start)))
@@ -181,15 +181,18 @@ def _engines(recipe: Recipe, only: list[str] | None) -> list[str]:
     names = [name for name in ENGINES if only is None or name == OURS or name in only]
     if importlib.util.find_spec("torch") is None:
         names = [name for name in names if not name.startswith("PyTorch")]
-    plain = recipe.configuration == "D" and recipe.width_multiplier == 1 and not recipe.batch_norm
-    return names if plain else [name for name in names if name != "keras.applications"]
+    is_vgg16 = recipe.configuration == "D" and recipe.width_multiplier == 1
+    is_published = is_vgg16 and not recipe.batch_norm  # keras.applications has only this network
+    return names if is_published else [name for name in names if name != "keras.applications"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each engine in a round")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="seconds for each engine in a round"
+    )
     parser.add_argument("--only", nargs="+", choices=list(ENGINES), metavar="NAME")
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
@@ -197,20 +200,21 @@ def main() -> None:
         recipe = CASES[case]
         names = _engines(recipe, arguments.only)
         pools = {name: ProcessPoolExecutor(1, context) for name in names}
-        found: dict[str, list[float]] = {name: [] for name in names}
+        rates_by_name: dict[str, list[float]] = {name: [] for name in names}
         try:
             for name, pool in pools.items():
                 pool.submit(_load, name, recipe).result()
             for _ in range(arguments.rounds):
                 for name, pool in pools.items():
                     job = pool.submit(_measure, recipe.batch_size, arguments.seconds)
-                    found[name].append(job.result())
+                    rates_by_name[name].append(job.result())
         finally:
             for pool in pools.values():
                 pool.shutdown()
         print(f"\n| {case} | images/s | {OURS} is faster by |\n|---|---|---|")
-        for name, rates in found.items():
-            ratios = sorted(ours / rate for ours, rate in zip(found[OURS], rates, strict=True))
+        own_rates = rates_by_name[OURS]
+        for name, rates in rates_by_name.items():
+            ratios = sorted(own / rate for own, rate in zip(own_rates, rates, strict=True))
             spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
             print(f"| {name} | {statistics.median(rates):.3g} | {'' if name == OURS else spread} |")
 

@@ -74,7 +74,7 @@ def test_what_is_no_chain():
         paper.chain(Recipe(), Path("r"), ["F"])
     with pytest.raises(ValueError, match=r"scales \(16, 40\) .* are below 32"):
         paper.chain(Recipe(), Path("r"), scales=(16, 40))
-    with pytest.raises(ValueError, match="begins at random, not from init='imagenet'"):
+    with pytest.raises(ValueError, match="must not have init='imagenet'"):
         paper.chain(Recipe(init="imagenet"), Path("r"), scales=(32, 40), jitter=(32, 40))
 
 
@@ -236,5 +236,5 @@ def test_a_seeds_results_are_one_file_that_says_nothing_of_the_machine(tmp_path)
         assert read[which].top1 == given.top1
         between = compare(read[which], read["A", "single"])
         assert between == compare(given, found["A", "single"])
-    with pytest.raises(ValueError, match="of another recipe"):
+    with pytest.raises(ValueError, match="holds results of another recipe"):
         claims.load(path, base.replace(epochs=3))

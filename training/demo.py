@@ -1,4 +1,4 @@
-"""The main job, whole, on embedded data: train, evaluate, export, verify.
+"""Train, evaluate, export and verify a small VGG on embedded data.
 
 command:  make demo (or: python training/demo.py)
 hardware: 2 CPU cores; the figures are in training/README.md
@@ -16,7 +16,7 @@ hardware.prepare_environment()  # before TensorFlow is imported below
 
 from rich.console import Console  # noqa: E402
 
-from keras_vgg.fit import fit  # noqa: E402
+from keras_vgg.fit import train  # noqa: E402
 from keras_vgg.recipe import load_recipe  # noqa: E402
 from keras_vgg.runs import evaluate_run, export_run  # noqa: E402
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"))
     arguments = parser.parse_args()
 
-    run = fit(load_recipe(arguments.recipe), arguments.workdir)
+    run = train(load_recipe(arguments.recipe), arguments.workdir)
     model = run.model()
     test = evaluate_run(run, "test", verbose=True)
     artifacts = export_run(run, model=model, overwrite=True)
@@ -45,8 +45,8 @@ def main() -> None:
     rows += [
         (
             artifact.format,
-            f"{artifact.bytes / 1e6:.2f} MB, agrees on {artifact.agreement:.2%} of "
-            f"{artifact.images} images, max |Δp| {artifact.max_difference:.1e}",
+            f"{artifact.bytes / 1e6:.2f} MB, same class on {artifact.agreement:.2%} of "
+            f"{artifact.images} images, largest difference {artifact.max_difference:.1e}",
         )
         for artifact in artifacts
     ]

@@ -1,13 +1,14 @@
-"""Whether explanations show what a network looks at, measured where the place is known.
+"""Measure whether explanations show what a network looks at, on images with known places.
 
 command:  python training/explanations.py [--pictures 100]
 hardware: 2 CPU cores, a minute
 result:   the table of training/README.md, "Explanations"
 
-A small net learns to tell three digits apart, each somewhere on a larger picture of noise. Of new
-pictures that it gets right: the digit's box's share of the heat, as a multiple of its share of the
-picture, and how much the heat is like that of the same net with random weights (Adebayo et al.,
-Sanity Checks for Saliency Maps, arXiv:1810.03292).
+A small network learns to tell three digits apart; each digit is at a random place of a larger image
+of noise. For new images that the network classifies correctly, two figures are measured: the share
+of the heat in the digit's box, divided by the box's share of the image; and the correlation with
+the heat of the same network with random weights (Adebayo et al., Sanity Checks for Saliency Maps,
+arXiv:1810.03292).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from keras_vgg import explain, vgg  # noqa: E402
 SIDE, BOX = 64, 24
 DIGITS = (0, 1, 7)
 CHANCE = (BOX / SIDE) ** 2
-FINER = "block4_conv2_relu"  # 8x8 places, of which the last convolution has 4x4
+FINER = "block4_conv2_relu"  # 8x8 places; the last convolution has 4x4
 HEATS: dict[str, Callable[..., np.ndarray]] = {
     "Grad-CAM": explain.grad_cam,
     "Grad-CAM++": partial(explain.grad_cam, method="grad-cam++"),
@@ -44,7 +45,7 @@ HEATS: dict[str, Callable[..., np.ndarray]] = {
 
 
 class Pictures(NamedTuple):
-    """float32 [n, SIDE, SIDE, 3] in [0, 255], their classes, and (top, left) of their boxes."""
+    """Images, float32 [n, SIDE, SIDE, 3] in [0, 255], their classes, and (top, left) of boxes."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -52,10 +53,10 @@ class Pictures(NamedTuple):
 
 
 def composed(count: int, seed: int) -> Pictures:
-    """Digits of scikit-learn, three times as large, on noise."""
+    """Return images of scikit-learn's digits, three times as large, on noise."""
     rng = np.random.default_rng(seed)
     digits = load_digits()
-    assert isinstance(digits, Bunch)  # a tuple only with return_X_y
+    assert isinstance(digits, Bunch)  # it is a tuple only with return_X_y
     images = rng.uniform(0, 120, (count, SIDE, SIDE, 3)).astype("float32")
     labels = rng.integers(0, len(DIGITS), count)
     corners = rng.integers(0, SIDE - BOX + 1, (count, 2))
@@ -69,7 +70,7 @@ def composed(count: int, seed: int) -> Pictures:
 
 
 def network(seed: int) -> keras.Model:
-    """With random weights."""
+    """Return the network with random weights."""
     keras.utils.set_random_seed(seed)
     return vgg(
         "A",
@@ -92,21 +93,23 @@ def trained() -> keras.Model:
 
 
 def recognised(model: keras.Model, count: int) -> Pictures:
-    """New pictures that the net gets right, as many as that.
+    """Return `count` new images that the network classifies correctly.
 
     Raises:
-        ValueError: it gets too few right.
+        ValueError: the network classifies too few images correctly.
     """
     pictures = composed(2 * count, seed=1)
-    found = np.asarray(model.predict(pictures.images, verbose=0))  # pyright: ignore[reportArgumentType]
-    right = found.argmax(-1) == pictures.labels
+    probabilities = np.asarray(model.predict(pictures.images, verbose=0))  # pyright: ignore[reportArgumentType]
+    right = probabilities.argmax(-1) == pictures.labels
     if right.sum() < count:
-        raise ValueError(f"of {2 * count} pictures the net gets {right.sum()} right, not {count}")
+        raise ValueError(
+            f"the network classifies {right.sum()} of {2 * count} images correctly, not {count}"
+        )
     return Pictures(*(values[right][:count] for values in pictures))
 
 
 def on_object(heats: np.ndarray, corners: np.ndarray) -> np.ndarray:
-    """The boxes' shares of the heat over their share of the picture: 1 is chance, 7.1 is all."""
+    """Return the boxes' shares of the heat, divided by their share of the image (1 to 7.1: all)."""
     inside = [
         heat[top : top + BOX, left : left + BOX].sum()
         for heat, (top, left) in zip(heats, corners, strict=True)
@@ -117,7 +120,7 @@ def on_object(heats: np.ndarray, corners: np.ndarray) -> np.ndarray:
 
 
 def likeness(heats: np.ndarray, others: np.ndarray) -> float:
-    """The mean of the pictures' correlations; of a map that is 0 all over it is 0."""
+    """Return the mean correlation of two sets of heat maps; a map of zeros has correlation 0."""
     pairs = zip(heats.reshape(len(heats), -1), others.reshape(len(others), -1), strict=True)
     return float(np.mean([np.corrcoef(a, b)[0, 1] if a.any() and b.any() else 0 for a, b in pairs]))
 
@@ -128,15 +131,17 @@ def main() -> None:
     count = parser.parse_args().pictures
     model, random = trained(), network(seed=1)
     images, labels, corners = recognised(model, count)
-    print("| heat | on the object, times chance | pictures above chance | like random weights' |")
+    print("| heat | on the object, times chance | images above chance | like random weights' |")
     print("|---|---|---|---|")
     for name, heat in HEATS.items():
-        # What speaks against the class is not heat.
-        found, other = (np.maximum(heat(net, images, classes=labels), 0) for net in (model, random))
-        times = on_object(found, corners)
+        # Negative values are evidence against the class.
+        trained_heat, random_heat = (
+            np.maximum(heat(net, images, classes=labels), 0) for net in (model, random)
+        )
+        times = on_object(trained_heat, corners)
         print(
             f"| {name} | {times.mean():.2f} | {(times > 1).mean():.0%} "
-            f"| {likeness(found, other):+.2f} |"
+            f"| {likeness(trained_heat, random_heat):+.2f} |"
         )
 
 

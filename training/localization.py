@@ -1,24 +1,27 @@
-"""The paper's localisation experiment (appendix A, Table 8) on articles laid upon photographs.
+"""Repeat the paper's localisation experiment (appendix A, Table 8) with articles on photographs.
 
 command:  python training/localization.py PHOTOS OBJECTS --workdir runs/localization
-          (PHOTOS: a folder of photographs; OBJECTS: Fashion-MNIST's four IDX files; --quick for a
-          minute's trial of everything, whose figures mean nothing)
+          (PHOTOS: a folder of photographs; OBJECTS: Fashion-MNIST's four IDX files; --quick tries
+          everything in a minute, and its figures mean nothing)
 hardware: one CPU core (AVX2) beside other work, 50 minutes
 result:   training/README.md
 
-A scene is an article of clothing, cut out, tinted, of random size and place, upon a part of a
-photograph, so its box is known. Training, validation and test scenes have neither articles nor
-photographs in common. Networks are trained on windows of the scenes, and tested on their centre,
-the true class given, as in Table 8; then on whole scenes, of which nothing is given, both as
-convolutions and window by window.
-As the paper leaves it open, a training window holds at least half of the article (OverFeat's rule).
-Otherwise than in the paper it is Adam that trains, without dropout and weight decay. In short
-trials the classifier with both was still near chance after 160 to 200 steps of SGD (at 0.05, 0.01
-and 0.003; width 1/4 or 1/8); without either, at width 1/8, Adam at 2e-3 had 27 % of validation
-windows right after 240 steps. Which of the differences does it was not tried, nor any other choice.
-The localisers differ in their boxes and in what is trained, not in epochs or learning rates. How
-close boxes are merged, and which localiser is best, is decided on validation scenes; test scenes
-are read once. Every trained network is kept, so an interrupted command goes on.
+A scene is a part of a photograph with an article of clothing on it. The article is cut out and
+tinted, and has a random size and place, so its box is known. Training, validation and test scenes
+have no articles and no photographs in common. Networks are trained on windows of the scenes. They
+are tested on the centre window with the true class given, as in Table 8; then on whole scenes
+without any information, both as convolutions and window by window.
+
+A training window holds at least half of the article (OverFeat's rule; the paper states none).
+Unlike in the paper, Adam trains the networks, without dropout and weight decay. In short trials,
+the classifier with dropout and weight decay was still near chance after 160 to 200 steps of SGD (at
+0.05, 0.01 and 0.003; width 1/4 or 1/8). Without both, at width 1/8, Adam at 2e-3 classified 27 % of
+the validation windows correctly after 240 steps. No other choice was tried, so we do not know which
+difference matters.
+
+The localisers differ in their boxes and in the trained layers, not in epochs or learning rates.
+Validation scenes decide how close boxes are merged, and which localiser is best; test scenes are
+read once. Every trained network is kept, so an interrupted command resumes.
 """
 
 from __future__ import annotations
@@ -45,25 +48,26 @@ from rich.table import Table  # noqa: E402
 from scipy.ndimage import binary_fill_holes  # noqa: E402
 
 from keras_vgg import data, evaluation, localization, models, report  # noqa: E402
-from keras_vgg.files import write_atomically  # noqa: E402
+from keras_vgg.files import write_atomically, write_json  # noqa: E402
 from keras_vgg.fit.batch_norm import fuse  # noqa: E402
 
 ARTICLES = ("T-shirt", "trouser", "pullover", "dress", "coat")
 ARTICLES += ("sandal", "shirt", "sneaker", "bag", "ankle boot")
 MATCHES = (0.0, 0.3, 0.5, 0.7, 0.9, 1.2, 2.0)
-STAGES = {  # name -> whether each class has its own box, and which layers are trained
+STAGES = {  # name -> (whether each class has its own box, the trained layers)
     "SCR, fc": (False, "fc"),
     "PCR, fc": (True, "fc"),
     "PCR, all": (True, "all"),
 }
 
 
-WAYS = {"dense": True, "windows": False}  # how a whole scene is seen -> `predict_boxes`' dense
+# How a whole scene is evaluated -> the argument `dense` of `predict_boxes`.
+WAYS = {"dense": True, "windows": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What decides the figures. Sides are in pixels, `object_sides` in scenes' sides."""
+    """The settings. Sides are in pixels; `object_sides` is a share of a scene's side."""
 
     configuration: str = "A"
     width_multiplier: float = 1 / 4
@@ -71,7 +75,7 @@ class Plan:
     scene: int = 96
     window: int = 64
     object_sides: tuple[float, float] = (0.35, 0.7)
-    train: int = 20_000  # scenes an epoch; no two are the same
+    train: int = 20_000  # scenes in an epoch; no two are the same
     validation: int = 2_000
     test: int = 5_000
     batch_size: int = 64
@@ -98,7 +102,7 @@ QUICK = {
 
 
 class Material(NamedTuple):
-    """What the scenes of one split are made of: grey articles [n, 28, 28], and photographs."""
+    """The parts of one split's scenes: grey articles [n, 28, 28] and photographs."""
 
     name: str
     articles: np.ndarray
@@ -107,7 +111,7 @@ class Material(NamedTuple):
 
 
 class Scenes(NamedTuple):
-    """[n, side, side, 3] uint8, [n] and corners [n, 4] in pixels."""
+    """Images [n, side, side, 3] uint8, labels [n], and boxes' corners [n, 4] in pixels."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -115,27 +119,27 @@ class Scenes(NamedTuple):
 
 
 def materials(photos: Path, objects: Path, plan: Plan) -> tuple[dict[str, Material], str]:
-    """Material of each split, and a digest of what it is. 70, 10 and 20 % of the photographs."""
+    """Return each split's material (70, 10 and 20 % of the photographs), and a digest of all."""
     source = data.load_source(f"idx:{objects}", validation_fraction=0.1, seed=plan.seed)
     if len(source.class_names) != len(ARTICLES):
         raise ValueError(f"{objects} has {len(source.class_names)} classes, not {len(ARTICLES)}")
     paths = sorted(p for p in photos.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if len(paths) < 10:
-        raise ValueError(f"{photos} has {len(paths)} photographs; there must be 10 or more")
+        raise ValueError(f"{photos} has {len(paths)} photographs; 10 or more are needed")
     paths = [paths[i] for i in np.random.default_rng(plan.seed).permutation(len(paths))]
     edges = [0, round(0.7 * len(paths)), round(0.8 * len(paths)), len(paths)]
     digest = hashlib.sha256("/".join(path.name for path in paths).encode())
-    found = {}
+    by_split = {}
     for i, split in enumerate((source.train, source.validation, source.test)):
-        # Of files in MNIST's format there are all three, in memory.
+        # A source of files in MNIST's format has all three splits, in memory.
         assert split is not None
         assert split.images is not None
         assert split.labels is not None
         digest.update(split.fingerprint().encode())
-        chosen = [_photo(path, 2 * plan.scene) for path in paths[edges[i] : edges[i + 1]]]
+        split_photos = [_photo(path, 2 * plan.scene) for path in paths[edges[i] : edges[i + 1]]]
         name = ("train", "validation", "test")[i]
-        found[name] = Material(name, split.images[..., 0], split.labels, chosen)
-    return found, digest.hexdigest()
+        by_split[name] = Material(name, split.images[..., 0], split.labels, split_photos)
+    return by_split, digest.hexdigest()
 
 
 def _photo(path: Path, side: int) -> Image.Image:
@@ -148,7 +152,7 @@ def _photo(path: Path, side: int) -> Image.Image:
 def compose(
     material: Material, index: int, plan: Plan, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A scene of one article: uint8 [side, side, 3], and its box's corners [4] in pixels."""
+    """Return a scene of one article, uint8 [side, side, 3], and its box's corners [4] in pixels."""
     grey = material.articles[index]
     outline = np.asarray(binary_fill_holes(grey > 10))
     if not outline.any():
@@ -170,35 +174,37 @@ def compose(
     photo = material.photos[random.integers(len(material.photos))]
     side = random.uniform(0.5, 1) * min(photo.size)
     left, top = (random.uniform(0, extent - side) for extent in photo.size)
-    around = (left, top, left + side, top + side)
-    scene = np.array(photo.resize((plan.scene, plan.scene), Image.Resampling.BILINEAR, box=around))
+    part_of_photo = (left, top, left + side, top + side)
+    scene = np.array(
+        photo.resize((plan.scene, plan.scene), Image.Resampling.BILINEAR, box=part_of_photo)
+    )
     if random.random() < 0.5:
         scene = scene[:, ::-1].copy()
 
     top, left = random.integers(0, plan.scene - np.array([height, width]) + 1)
-    under = scene[top : top + height, left : left + width]
+    place = scene[top : top + height, left : left + width]
     tinted = article[..., np.newaxis] * random.uniform(0.4, 1, 3)
-    under[:] = np.rint(alpha * tinted + (1 - alpha) * under)
+    place[:] = np.rint(alpha * tinted + (1 - alpha) * place)
     return scene, np.array([left, top, left + width, top + height], float)
 
 
 def window_of(box: np.ndarray, plan: Plan, random: np.random.Generator) -> tuple[int, int]:
-    """(top, left) of a random window that holds at least half of the box."""
+    """Return (top, left) of a random window that holds at least half of the box."""
     starts = np.arange(plan.scene - plan.window + 1)
     shares = [
         np.clip(np.minimum(high, starts + plan.window) - np.maximum(low, starts), 0, None)
         / (high - low)
         for low, high in ((box[1], box[3]), (box[0], box[2]))
     ]
-    good = np.argwhere(np.outer(*shares) >= 0.5)
-    top, left = good[random.integers(len(good))]
+    places = np.argwhere(np.outer(*shares) >= 0.5)
+    top, left = places[random.integers(len(places))]
     return int(top), int(left)
 
 
 class TrainingWindows(keras.utils.PyDataset):
-    """Windows of scenes that are composed anew every epoch: ([n, w, w, 3] float32, labels).
+    """Batches ([n, w, w, 3] float32, labels) of windows; every epoch composes new scenes.
 
-    Labels are [n] classes, or with `boxes` [n, 5], class and relative box.
+    Labels are [n] classes, or with `boxes` [n, 5], the class and the relative box.
     """
 
     def __init__(self, material: Material, plan: Plan, boxes: bool) -> None:
@@ -231,19 +237,19 @@ class TrainingWindows(keras.utils.PyDataset):
 
 
 def fixed(material: Material, count: int, plan: Plan) -> Scenes:
-    """`count` scenes that are always the same, each of another article."""
+    """Return `count` scenes that are always the same, each with another article."""
     count = min(count, len(material.labels))
-    chosen = np.random.default_rng(plan.seed).permutation(len(material.labels))[:count]
+    indices = np.random.default_rng(plan.seed).permutation(len(material.labels))[:count]
     pairs = [
         compose(material, index, plan, np.random.default_rng([plan.seed, index]))
-        for index in chosen
+        for index in indices
     ]
     images, boxes = map(np.stack, zip(*pairs, strict=True))
-    return Scenes(images, material.labels[chosen], boxes)
+    return Scenes(images, material.labels[indices], boxes)
 
 
 def centre(scenes: Scenes, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Centre windows [n, w, w, 3] float32, and their labels [n, 5]."""
+    """Return the centre windows [n, w, w, 3] float32, and their labels [n, 5]."""
     start = (plan.scene - plan.window) // 2
     images = scenes.images[:, start : start + plan.window, start : start + plan.window]
     relative = localization.to_relative(scenes.boxes, plan.window, (start, start))
@@ -255,14 +261,14 @@ def centre(scenes: Scenes, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
 
 
 def stage(workdir: Path, name: str, train: Callable[[], keras.Model]) -> keras.Model:
-    """A trained network, loaded if it is there."""
+    """Return a trained network: load its file if it exists, else train and save it."""
     stem = name.lower().replace(", ", "_")
     path = workdir / f"{stem}.keras"
     if not path.exists():
         print(name, flush=True)
-        started = time.perf_counter()
+        start = time.perf_counter()
         model = train()
-        seconds = round(time.perf_counter() - started, 1)
+        seconds = round(time.perf_counter() - start, 1)
         record = {"seconds": seconds, "history": model.history.history}
         write_json(workdir / f"{stem}.json", record)
         write_atomically(path, model.save)
@@ -327,18 +333,18 @@ def train_localizer(
 
 
 def centre_boxes(model: keras.Model, scenes: Scenes, plan: Plan) -> np.ndarray:
-    """The true class's box, in the centre window alone: corners [n, 4]."""
+    """Return the corners [n, 4] of the true class's box, from the centre window only."""
     images, labels = centre(scenes, plan)
     predicted = np.asarray(model.predict(images, verbose=0))  # pyright: ignore[reportArgumentType]
-    chosen = localization.boxes_of(labels, predicted)
+    true_class_boxes = localization.boxes_of(labels, predicted)
     start = (plan.scene - plan.window) // 2
     return localization.to_corners(
-        np.asarray(keras.ops.convert_to_numpy(chosen)), plan.window, (start, start)
+        np.asarray(keras.ops.convert_to_numpy(true_class_boxes)), plan.window, (start, start)
     )
 
 
 def constant_boxes(material: Material, scenes: Scenes, plan: Plan) -> np.ndarray:
-    """What is to be surpassed: of every class the mean box of training windows."""
+    """Return the baseline: each class's mean box in training windows, corners [n, 4]."""
     windows = TrainingWindows(material, plan, boxes=True)
     labels = np.concatenate([windows[i][1] for i in range(min(len(windows), 30))])
     means = np.stack([labels[labels[:, 0] == c, 1:].mean(0) for c in range(len(ARTICLES))])
@@ -346,16 +352,16 @@ def constant_boxes(material: Material, scenes: Scenes, plan: Plan) -> np.ndarray
     return localization.to_corners(means[scenes.labels], plan.window, (start, start))
 
 
-def whole(
-    found: Sequence[localization.Localization], scenes: Scenes, match: float, how: str
+def whole_scenes(
+    localizations: Sequence[localization.Localization], scenes: Scenes, match: float, how: str
 ) -> dict[str, np.ndarray]:
-    """Which scenes are right [n], all places taken, by how much of the class is given."""
+    """Return which whole scenes are right [n]: true class given, in the top 5, in the top 1."""
     right: dict[str, list[bool]] = {"true class": [], "top-5": [], "top-1": []}
-    for one, label, box in zip(found, scenes.labels, scenes.boxes, strict=True):
-        own = localization.located(one.merged(label, match)[0][0], box)
+    for one, label, box in zip(localizations, scenes.labels, scenes.boxes, strict=True):
+        true_class = localization.located(one.merged(label, match)[0][0], box)
         guesses = one.guesses(5, match=match)
         hits = [g.label == label and localization.located(g.box, box) for g in guesses]
-        for key, hit in zip(right, (own, any(hits), hits[0]), strict=True):
+        for key, hit in zip(right, (true_class, any(hits), hits[0]), strict=True):
             right[key].append(bool(hit))
     return {f"{how}, {key}": np.array(hits) for key, hits in right.items()}
 
@@ -363,7 +369,7 @@ def whole(
 def centre_classes(
     classifier: keras.Model, boxes: np.ndarray, scenes: Scenes, plan: Plan
 ) -> dict[str, np.ndarray]:
-    """The same for the centre window; a class's box counts if the class is among the first."""
+    """Return which centre windows are right [n], with the true class in the top 5 and top 1."""
     images = centre(scenes, plan)[0]
     probabilities = np.asarray(classifier.predict(images, verbose=0))  # pyright: ignore[reportArgumentType]
     located = localization.located(boxes, scenes.boxes)
@@ -373,7 +379,7 @@ def centre_classes(
 
 
 def scored(right: np.ndarray) -> evaluation.Evaluation:
-    """Right or wrong as an evaluation, for its interval and its comparison."""
+    """Return right or wrong as an evaluation, which has an interval and can be compared."""
     shares = np.stack([right, ~right], 1).astype(np.float32)
     return evaluation.Evaluation(np.zeros(len(right), int), shares, ("located", "missed"))
 
@@ -386,45 +392,51 @@ def test(
     plan: Plan,
     sheet: Path,
 ) -> dict:
-    """Everything that is reported, as JSON can hold it. Draws the sheet."""
-    held = {
+    """Return all reported results in a form for JSON, and draw the sheet of scenes."""
+    validation_hits = {
         name: localization.located(centre_boxes(net, validation, plan), validation.boxes)
         for name, net in nets.items()
     }
-    best = max(held, key=lambda name: held[name].mean())
+    best = max(validation_hits, key=lambda name: validation_hits[name].mean())
 
-    def see(scenes: Scenes, how: str) -> list[localization.Localization]:
+    def localize(scenes: Scenes, how: str) -> list[localization.Localization]:
         return localization.predict_boxes(
             nets[best], classifier, scenes.images, dense=WAYS[how], verbose=True
         )
 
-    tried, chosen = {}, {}
+    tried, best_match = {}, {}
     for how in WAYS:
-        found = see(validation, how)
-        tried[how] = {match: whole(found, validation, match, how) for match in MATCHES}
+        localizations = localize(validation, how)
+        tried[how] = {
+            match: whole_scenes(localizations, validation, match, how) for match in MATCHES
+        }
         located = {match: hits[f"{how}, true class"].mean() for match, hits in tried[how].items()}
-        chosen[how] = max(MATCHES, key=lambda match, of=located: of[match])
-        held |= tried[how][chosen[how]]
-    held |= centre_classes(classifier, centre_boxes(nets[best], validation, plan), validation, plan)
+        best_match[how] = max(MATCHES, key=lambda match, of=located: of[match])
+        validation_hits |= tried[how][best_match[how]]
+    validation_hits |= centre_classes(
+        classifier, centre_boxes(nets[best], validation, plan), validation, plan
+    )
 
     scenes = fixed(material["test"], plan.test, plan)  # read once, here
     boxes = {name: centre_boxes(net, scenes, plan) for name, net in nets.items()}
-    right = {name: localization.located(found, scenes.boxes) for name, found in boxes.items()}
+    right = {name: localization.located(corners, scenes.boxes) for name, corners in boxes.items()}
     right |= centre_classes(classifier, boxes[best], scenes, plan)
-    seen = {how: see(scenes, how) for how in WAYS}
-    for how, found in seen.items():
-        right |= whole(found, scenes, chosen[how], how)
+    localized = {how: localize(scenes, how) for how in WAYS}
+    for how, localizations in localized.items():
+        right |= whole_scenes(localizations, scenes, best_match[how], how)
     constant = constant_boxes(material["train"], scenes, plan)
     right["constant box"] = localization.located(constant, scenes.boxes)
-    drawn = max(WAYS, key=lambda how: held[f"{how}, true class"].mean())
-    draw(scenes, seen[drawn], chosen[drawn], sheet)
+    drawn = max(WAYS, key=lambda how: validation_hits[f"{how}, true class"].mean())
+    draw(scenes, localized[drawn], best_match[drawn], sheet)
     evaluations = {name: scored(hits) for name, hits in right.items()}
 
     def error(name: str) -> dict:
         low, high = evaluations[name].interval()
         figures = {"test_error": 1 - evaluations[name].top1, "interval": [1 - high, 1 - low]}
         return figures | (
-            {"validation_error": 1 - float(held[name].mean())} if name in held else {}
+            {"validation_error": 1 - float(validation_hits[name].mean())}
+            if name in validation_hits
+            else {}
         )
 
     pairs = [
@@ -436,16 +448,17 @@ def test(
         ("centre, top-5", "windows, top-5"),
     ]
     classes = {
-        how: np.argmax([one.probabilities for one in found], axis=1) for how, found in seen.items()
+        how: np.argmax([one.probabilities for one in localizations], axis=1)
+        for how, localizations in localized.items()
     }
     return {
         "scenes": {"validation": len(validation.labels), "test": len(scenes.labels)},
         "best_on_validation": best,
-        "match": chosen,
+        "match": best_match,
         "match_tried_on_validation": {
             how: {
-                str(m): {key: 1 - float(hits.mean()) for key, hits in found.items()}
-                for m, found in by_match.items()
+                str(match): {key: 1 - float(hits.mean()) for key, hits in hits_by_class.items()}
+                for match, hits_by_class in by_match.items()
             }
             for how, by_match in tried.items()
         },
@@ -467,12 +480,12 @@ def test(
 
 def draw(
     scenes: Scenes,
-    found: Sequence[localization.Localization],
+    localizations: Sequence[localization.Localization],
     match: float,
     path: Path,
     shape: tuple[int, int] = (5, 8),
 ) -> None:
-    """The first test scenes with the true box (green) and the best guess (red, dashed)."""
+    """Draw the first test scenes with the true box (green) and the best guess (red, dashed)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -482,14 +495,14 @@ def draw(
     axes = figure.subplots(*shape).ravel()
     for axis in axes:
         axis.set_axis_off()
-    rows = zip(axes, scenes.images, scenes.labels, scenes.boxes, found, strict=False)
+    rows = zip(axes, scenes.images, scenes.labels, scenes.boxes, localizations, strict=False)
     for axis, image, label, truth, one in rows:
         guess = one.guesses(1, match=match)[0]
         side = image.shape[0]
         axis.imshow(image, extent=(0, side, side, 0))
         for box, colour, line in ((truth, "#00d000", "-"), (guess.box, "#ff2020", "--")):
             left, top, right, bottom = box
-            # White beneath, to be seen on any ground.
+            # A wider white line below makes the box visible on any background.
             for edge, wide in (("white", 3.2), (colour, 1.8)):
                 corner, sides = (left, top), (right - left, bottom - top)
                 style = {"fill": False, "edgecolor": edge, "linewidth": wide, "linestyle": line}
@@ -498,7 +511,7 @@ def draw(
         agreement = localization.intersection_over_union(guess.box, truth)
         text = f"{ARTICLES[label]}, IoU {agreement:.2f}"
         if guess.label != label:
-            text += f"\nsays {ARTICLES[guess.label]}"
+            text += f"\nanswer: {ARTICLES[guess.label]}"
         axis.set_title(text, fontsize=7)
     write_atomically(path, lambda partial: figure.savefig(partial, format="png"))
 
@@ -507,14 +520,14 @@ def tables(results: dict) -> list[Table]:
     def cells(name: str) -> list[str]:
         figures = results["errors"][name]
         low, high = figures["interval"]
-        held = figures.get("validation_error")
+        validation_error = figures.get("validation_error")
         return [
-            "–" if held is None else f"{held:.1%}",
+            "–" if validation_error is None else f"{validation_error:.1%}",
             f"{figures['test_error']:.1%}",
             f"{low:.1%} to {high:.1%}",
         ]
 
-    heads = ["validation error", "test error", "95 % interval"]
+    headers = ["validation error", "test error", "95 % interval"]
     best = results["best_on_validation"]
     first = [[name, *cells(name)] for name in ("constant box", *STAGES)]
     second = [
@@ -528,7 +541,7 @@ def tables(results: dict) -> list[Table]:
     third = [
         [
             f"{pair['one']} → {pair['other']}",
-            # This is for accuracies; for errors it is the other way round.
+            # The comparison is of accuracies; a difference of errors has the other sign.
             f"{-100 * pair['difference']:+.1f}",
             " to ".join(f"{-100 * end:+.1f}" for end in reversed(pair["interval"])),
             f"{pair['p_value']:.2g}",
@@ -536,9 +549,11 @@ def tables(results: dict) -> list[Table]:
         for pair in results["comparisons"]
     ]
     return [
-        report.table(first, ["network", *heads], "true class given, centre window"),
-        report.table(second, ["seen", "class", *heads], f"{best}, merged at {merged}"),
-        report.table(third, ["change", "of the error", "95 % interval", "p"], "paired, points"),
+        report.table(first, ["network", *headers], "true class given, centre window"),
+        report.table(second, ["evaluation", "class", *headers], f"{best}, merged at {merged}"),
+        report.table(
+            third, ["change", "difference of errors", "95 % interval", "p"], "paired, in points"
+        ),
     ]
 
 
@@ -547,19 +562,14 @@ def show(results: dict, console: Console) -> None:
         console.print(table)
 
 
-def write_json(path: Path, content: dict) -> None:
-    write_atomically(path, lambda to: to.write_text(json.dumps(content, indent=2) + "\n"))
-
-
 def require_same(workdir: Path, settings: dict) -> None:
-    """A folder holds one experiment."""
+    """Refuse a folder that holds an experiment with other settings; note these in a new folder."""
     path = workdir / "settings.json"
     settings = json.loads(json.dumps(settings))
     if not path.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
     elif json.loads(path.read_text()) != settings:
-        raise ValueError(f"{workdir} holds an experiment with other settings: give another folder")
+        raise ValueError(f"{workdir} holds an experiment with other settings; pass another folder")
 
 
 def main() -> None:
@@ -568,10 +578,10 @@ def main() -> None:
     parser.add_argument("objects", type=Path, help="Fashion-MNIST's four IDX files")
     parser.add_argument("--workdir", type=Path, default=Path("runs/localization"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="about a minute, to try it out")
+    parser.add_argument("--quick", action="store_true", help="try everything in about a minute")
     arguments = parser.parse_args()
     plan = Plan(seed=arguments.seed, **(QUICK if arguments.quick else {}))
-    workdir, started = arguments.workdir, time.perf_counter()
+    workdir, start = arguments.workdir, time.perf_counter()
     material, digest = materials(arguments.photos, arguments.objects, plan)
     require_same(workdir, {**dataclasses.asdict(plan), "material": digest})
     path = workdir / "results.json"
@@ -588,7 +598,7 @@ def main() -> None:
             for name in STAGES
         }
         results = test(nets, classifier, material, validation, plan, workdir / "boxes.png")
-        results["seconds"] = round(time.perf_counter() - started, 1)
+        results["seconds"] = round(time.perf_counter() - start, 1)
         with (workdir / "table.txt").open("w") as file:
             show(results, Console(file=file, width=100))
         write_json(path, results)

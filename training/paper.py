@@ -1,17 +1,17 @@
-"""The paper's chain of trainings (sections 3.1 and 4), one run directory a stage.
+"""Run the paper's chain of trainings (sections 3.1 and 4); each stage has a run directory.
 
 command:  python training/paper.py --data-dir DIR --workdir runs/paper
-          python training/paper.py --plan        (the stages and what they cost, nothing is run)
-hardware: needs GPUs for ImageNet; not run. Small: see --recipe, --scales and --jitter
+          python training/paper.py --plan        (print the stages and their costs; train nothing)
+hardware: needs GPUs for ImageNet; not run. For a small chain: --recipe, --scales, --jitter
 
-A is trained at the smaller scale S; the deeper nets begin from A, its first four convolutions and
-its classifier; C, D and E go on at the larger S and then with jittered S, each from the stage
-before, at a tenth of the learning rate (which the paper says of the larger S only). Repeating the
-command skips what is finished and resumes what was interrupted.
+A is trained at the smaller scale S. The deeper networks begin from A's first four convolutions and
+its classifier. C, D and E continue at the larger S, and then with jittered S. Each of these stages
+begins from the one before, at a tenth of the learning rate (the paper states this for the larger S
+only). If the command is repeated, it skips finished stages and resumes an interrupted stage.
 
-The paper draws A's weights from a normal distribution of variance 1e-2. In float32 at full width
-that gives a loss of 6e8 on 16 photographs and NaN two steps later, so A begins from Glorot's, which
-the paper names as well; --initialization normal does it by the letter.
+The paper draws A's weights from a normal distribution of variance 1e-2. In float32 at full width,
+this gives a loss of 6e8 on 16 photographs, and NaN two steps later. So A begins from Glorot's
+initialisation, which the paper names as well; --initialization normal is the paper's.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NETS = ("A", "A-LRN", "B", "C", "D", "E")
-FINE_TUNED = ("C", "D", "E")  # at the larger scale and with jitter, as in Table 3
-IMAGENET_IMAGES = 1_268_355  # 99 % of the training images: the rest selects the model
+FINE_TUNED = ("C", "D", "E")  # also trained at the larger scale and with jitter, as in Table 3
+IMAGENET_IMAGES = 1_268_355  # 99 % of the training images; the others select the model
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training: `begins` says from what."""
+    """One training; `begins` names the stage or the initialisation that it begins from."""
 
     name: str
     begins: str
@@ -50,23 +50,26 @@ def chain(
     scales: tuple[int, int] = (256, 384),
     jitter: tuple[int, int] = (256, 512),
 ) -> list[Stage]:
-    """The stages in order.
+    """Return the stages in order.
 
     Args:
-        base: What all stages share: data, width, schedule.
-        workdir: Where the run directories go.
-        nets: Which configurations; A comes first where a deeper one needs it.
-        scales: S of the first training, and of the second.
-        jitter: Range of S of the third.
+        base: The recipe of all stages: data, width, schedule.
+        workdir: Folder of the run directories.
+        nets: The configurations; A comes first if a deeper network needs it.
+        scales: S of the first and the second training.
+        jitter: Range of S of the third training.
 
     Raises:
-        ValueError: an unknown configuration, scales below the image size, a base with `init`.
+        ValueError: a configuration is unknown, scales are below the image size, or `base` has
+            `init`.
     """
     low, high = scales
     if min(low, high, *jitter) < base.image_size:
         raise ValueError(f"scales {scales} and jitter {jitter} are below {base.image_size}")
     if base.init is not None:
-        raise ValueError(f"the chain begins at random, not from init={base.init!r}")
+        raise ValueError(
+            f"the chain begins from random weights, so the recipe must not have init={base.init!r}"
+        )
     nets = list(dict.fromkeys(architecture.get_configuration(net).name for net in nets))
     if set(nets) - {"A", "A-LRN"}:
         nets = ["A", *(net for net in nets if net != "A")]
@@ -97,9 +100,9 @@ def chain(
 
 
 def training_flop(recipe: Recipe, images: int, classes: int = 1000) -> float:
-    """Floating-point operations of all epochs.
+    """Return the floating-point operations of all epochs.
 
-    A multiply-accumulate is two; backward takes two for each of forward's.
+    A multiply-accumulate is two operations, and backward takes twice as many as forward.
     """
     return 6.0 * architecture.totals(recipe.layers(classes)).macs * images * recipe.epochs
 
@@ -107,12 +110,12 @@ def training_flop(recipe: Recipe, images: int, classes: int = 1000) -> float:
 def hours(
     recipe: Recipe, images: int, gpus: int, tflops: float, gbytes: float, classes: int = 1000
 ) -> tuple[float, float]:
-    """(computing, exchanging gradients) in hours; a trainer hides part of the second in the first.
+    """Return the hours of computing and of exchanging gradients, which can partly overlap.
 
     Args:
-        tflops: What one GPU sustains, in 1e12 floating-point operations a second.
-        gbytes: What one GPU sends in an all-reduce, in 1e9 bytes a second; in a ring each sends
-            2 (n - 1) / n of the gradients, float32.
+        tflops: Sustained speed of one GPU, in 1e12 floating-point operations a second.
+        gbytes: Speed at which one GPU sends in an all-reduce, in 1e9 bytes a second. In a ring of
+            n GPUs, each sends 2 (n - 1) / n of the float32 gradients.
     """
     computing = training_flop(recipe, images, classes) / (tflops * 1e12 * gpus)
     parameters = architecture.totals(recipe.layers(classes)).parameters
@@ -122,7 +125,7 @@ def hours(
 
 
 def plan(stages: Sequence[Stage], images: int, tflops: float, gbytes: float) -> Table:
-    """A table of the stages: what each begins from, and at most costs."""
+    """Return a table of the stages with their start and their largest cost."""
     rows = []
     for stage in stages:
         recipe = stage.recipe
@@ -141,8 +144,8 @@ def plan(stages: Sequence[Stage], images: int, tflops: float, gbytes: float) -> 
     return report.table(
         rows,
         ("stage", "begins from", "learning rate", "FLOP", "hours, 1 GPU", "8 GPUs"),
-        f"{images:,} images, 1000 classes, at most {stages[0].recipe.epochs} epochs a stage; GPUs "
-        f"that sustain {tflops:g} TFLOP/s; 8 of them: computing + all-reduce at {gbytes:g} GB/s",
+        f"{images:,} images, 1000 classes, at most {stages[0].recipe.epochs} epochs in each stage, "
+        f"{tflops:g} TFLOP/s for each GPU; 8 GPUs: computing + all-reduce at {gbytes:g} GB/s",
     )
 
 
@@ -151,16 +154,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--workdir", type=Path, default=Path("runs/paper"))
     parser.add_argument("--recipe", type=Path, default=here / "recipes" / "imagenet_a.py")
-    parser.add_argument("--source", help="instead of the recipe's")
-    parser.add_argument("--data-dir", help="where TFDS's prepared data sets live")
-    parser.add_argument("--initialization", help="of A: normal, glorot, a Keras initializer")
+    parser.add_argument("--source", help="source of images, instead of the recipe's")
+    parser.add_argument("--data-dir", help="folder of TFDS's prepared data sets")
+    parser.add_argument(
+        "--initialization", help="initialisation of A: normal, glorot, or a Keras initializer"
+    )
     parser.add_argument("--nets", nargs="+", default=NETS)
     parser.add_argument("--scales", nargs=2, type=int, default=(256, 384))
     parser.add_argument("--jitter", nargs=2, type=int, default=(256, 512))
     parser.add_argument("--plan", action="store_true", help="print the stages and stop")
-    parser.add_argument("--tflops", type=float, default=100.0, help="sustained by one GPU")
-    parser.add_argument("--gbytes", type=float, default=100.0, help="all-reduce of one GPU")
-    parser.add_argument("--images", type=int, default=IMAGENET_IMAGES, help="for --plan")
+    parser.add_argument("--tflops", type=float, default=100.0, help="TFLOP/s that one GPU sustains")
+    parser.add_argument(
+        "--gbytes", type=float, default=100.0, help="GB/s of one GPU in an all-reduce"
+    )
+    parser.add_argument(
+        "--images", type=int, default=IMAGENET_IMAGES, help="number of training images, for --plan"
+    )
     return parser.parse_args(arguments)
 
 
@@ -178,11 +187,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Console().print(plan(stages, options.images, options.tflops, options.gbytes))
         return
     hardware.prepare_environment()  # before TensorFlow is imported
-    from keras_vgg.fit import fit
+    from keras_vgg.fit import train
 
     for number, stage in enumerate(stages, 1):
         print(f"stage {number} of {len(stages)}: {stage.name}, from {stage.begins}", flush=True)
-        fit(stage.recipe, options.workdir / stage.name)
+        train(stage.recipe, options.workdir / stage.name)
     last = {stage.recipe.configuration: stage.name for stage in stages}
     directories = " ".join(str(options.workdir / name) for name in last.values())
     print(f"next: keras-vgg evaluate {directories} --tables")

@@ -1,7 +1,7 @@
-"""What training VGG-16 on ImageNet costs on 1, 8 and 64 GPUs, by arithmetic: no step is taken.
+"""Calculate what training VGG-16 on ImageNet costs on 1, 8 and 64 GPUs, without training.
 
 command:  python training/scaling.py [--tflops 100] [--gbytes 100] [--batch 32] [--pipeline 467]
-hardware: any; what is assumed of a GPU and a processor core are the options
+hardware: any; the options state the assumed speed of a GPU and of a processor core
 result:   the table of docs/scaling.md
 """
 
@@ -16,22 +16,22 @@ from pathlib import Path
 from keras_vgg import architecture
 from keras_vgg.recipe import Recipe, load_recipe
 
-IMAGES = 1_281_167  # of ILSVRC-2012's training set
-JPEG_KILOBYTES = 110  # its mean file: 138 GB of training images
+IMAGES = 1_281_167  # in ILSVRC-2012's training set
+JPEG_KILOBYTES = 110  # mean size of a file; the training images have 138 GB
 FLOAT = 4  # bytes
 PAPERS_BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Assumed:
-    """What is taken for granted.
+    """The assumptions of the calculation.
 
     Attributes:
-        tflops: What one GPU sustains, in 1e12 floating-point operations a second.
-        gbytes: What one GPU sends in an all-reduce, in 1e9 bytes a second.
+        tflops: Sustained speed of one GPU, in 1e12 floating-point operations a second.
+        gbytes: Speed at which one GPU sends in an all-reduce, in 1e9 bytes a second.
         batch: Images of one GPU in a step.
-        pipeline: Images a second that one processor core decodes and augments.
-        disk: What is written to disk, in 1e9 bytes a second.
+        pipeline: Images that one processor core decodes and augments in a second.
+        disk: Speed of writing to disk, in 1e9 bytes a second.
     """
 
     tflops: float = 100.0
@@ -43,14 +43,14 @@ class Assumed:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The times of a step and of all epochs on some GPUs, nothing overlapping."""
+    """The times of a step and of all epochs on some GPUs, without overlap."""
 
     gpus: int
     computing: float  # seconds of a step
     exchanging: float
     images_per_second: float
     hours: float
-    cores: float  # that the input needs
+    cores: float  # processor cores that the input pipeline needs
     megabytes_per_second: float  # of JPEG files
 
     @property
@@ -59,17 +59,18 @@ class Cost:
 
 
 def network(recipe: Recipe) -> tuple[int, float]:
-    """(parameters, floating-point operations of training on one image)."""
-    found = architecture.totals(recipe.layers())
-    # A multiplication and an addition; forward, and backward to the inputs and to the weights.
-    return found.parameters, 2 * 3 * found.macs
+    """Return the parameters, and the floating-point operations of training on one image."""
+    totals = architecture.totals(recipe.layers())
+    # A multiply-accumulate is 2 operations. There are 3 passes: forward, and backward to the inputs
+    # and to the weights.
+    return totals.parameters, 2 * 3 * totals.macs
 
 
 def cost(recipe: Recipe, gpus: int, assumed: Assumed) -> Cost:
-    """Each GPU takes `assumed.batch` images, so that the batch grows with their number."""
+    """Return the cost on some GPUs; each takes `assumed.batch` images, so the batch grows."""
     parameters, flop = network(recipe)
     computing = assumed.batch * flop / (assumed.tflops * 1e12)
-    # In a ring each GPU sends every gradient twice, but for its own share.
+    # In a ring, each GPU sends every gradient twice, except its own share.
     exchanging = 2 * (gpus - 1) / gpus * FLOAT * parameters / (assumed.gbytes * 1e9)
     rate = gpus * assumed.batch / (computing + exchanging)
     return Cost(
@@ -84,14 +85,14 @@ def cost(recipe: Recipe, gpus: int, assumed: Assumed) -> Cost:
 
 
 def smallest_batch(recipe: Recipe, assumed: Assumed, efficiency: float = 0.9) -> float:
-    """Images that each of many GPUs must take so that so much of the time is computing."""
+    """Return the images of each GPU in a step for which computing takes this share of the time."""
     parameters, flop = network(recipe)
     exchanging = 2 * FLOAT * parameters / (assumed.gbytes * 1e9)
     return exchanging * efficiency / (1 - efficiency) / (flop / (assumed.tflops * 1e12))
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
-    """Weights and momentum."""
+    """Return the bytes of the weights and the momentum."""
     return 2 * FLOAT * network(recipe)[0]
 
 
@@ -139,9 +140,9 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Recipe, Assumed]:
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     options = vars(parser.parse_args(arguments))
     recipe = load_recipe(options.pop("recipe"))
-    wrong = [f"--{name} {value}" for name, value in options.items() if not value > 0]
-    if wrong:
-        raise ValueError(f"must be more than 0: {', '.join(wrong)}")
+    not_positive = [f"--{name} {value}" for name, value in options.items() if not value > 0]
+    if not_positive:
+        raise ValueError(f"must be more than 0: {', '.join(not_positive)}")
     return recipe, Assumed(**options)
 
 

@@ -1,7 +1,7 @@
 """CIFAR-10 with VGG-16 and batch norm at full width, 32x32, pad-4 crop and flip.
 
 command:  keras-vgg train training/recipes/cifar10.py --download True --workdir runs/cifar10
-hardware: needs a GPU: 200 epochs of 45,000 images, 0.31 GMAC an image forward
+hardware: needs a GPU: 200 epochs of 45,000 images, each 0.31 GMAC forward
 result:   not run; others report 93.5 % (geifmany) to 94.2 % (huyvnphan) on the test split
 """
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 from VGG-16's ImageNet convolutions, fine-tuned as a whole at 32x32.
+"""CIFAR-10 with VGG-16's ImageNet convolutions; all layers are fine-tuned at 32x32.
 
 command:  keras-vgg train training/recipes/cifar10_transfer.py --source folder:DIR \
               --init FILE --workdir runs/cifar10_transfer
@@ -20,7 +20,7 @@ RECIPE = Recipe(
     init="imagenet",
     layer_decay=0.8,
     validation_fraction=0.1,
-    test_fraction=0.0,  # of a folder; TFDS has its own test split
+    test_fraction=0.0,  # for a folder; TFDS has its own test split
     train_scale=None,
     eval_scale=None,
     crop_padding=4,

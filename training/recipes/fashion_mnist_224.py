@@ -2,8 +2,7 @@
 
 command:  keras-vgg train training/recipes/fashion_mnist_224.py --download True \
           --workdir runs/fashion_224
-hardware: needs a GPU for its full length: 10 epochs of 54,000 images at 224x224, about 0.5 GMAC
-          an image forward
+hardware: needs a GPU: 10 epochs of 54,000 images at 224x224, each about 0.5 GMAC forward
 result:   not run
 """
 

@@ -6,7 +6,7 @@ command:  keras-vgg train training/recipes/fashion_mnist_long.py --manual-dir DI
           (DIR holds the four official .gz files; or --download True)
 hardware: one CPU core (AVX2) beside other work, 3,678 s
 result:   94.00 % on the 10,000 test images, 94.80 % on the 5,000 validation images (1 run, seed 0),
-          tested with the mirror image; more in training/README.md
+          evaluated with the mirror image; see training/README.md
 """
 
 from pathlib import Path

@@ -1,13 +1,13 @@
-"""Fashion-MNIST with what a search of 45 minutes found on a tenth of the images: a narrow C, no FC.
+"""Fashion-MNIST with the winner of a 45-minute search on a tenth of the images: a narrow C, no FC.
 
 command:  keras-vgg train training/recipes/fashion_mnist_searched.py --manual-dir DIR \\
               --workdir runs/searched
           (DIR holds the four official .gz files; or --download True)
-hardware: one CPU core (AVX2) beside other work, 1,334 s; an image costs 1.0 to 1.14 times what it
-          costs in fashion_mnist, so that 8 epochs take as long as its 9
+hardware: one CPU core (AVX2) beside other work, 1,334 s; an image costs 1.0 to 1.14 times as much
+          as in fashion_mnist, so 8 epochs take as long as 9 epochs there
 result:   93.38 % on the 10,000 test images, 94.00 % on the 5,000 validation images (1 run, seed 0);
-          fashion_mnist in the same circumstances 93.08 % and 93.92 %. With --epochs 7, and tested
-          by --protocol dense: 93.63 % after 9 min 9 s on two cores (training/README.md)
+          under the same conditions, fashion_mnist has 93.08 % and 93.92 %. With --epochs 7 and
+          --protocol dense: 93.63 % after 9 min 9 s on two cores (training/README.md)
 """
 
 from pathlib import Path
