@@ -593,7 +593,7 @@ def test_start_epoch_continues_the_stream_exactly(split: data.Split) -> None:
 @pytest.mark.parametrize(
     ("split", "epoch", "step"),
     [
-        ("images", 0, 3),
+        slow_with("images", 0, 3),
         ("images", 2, 1),
         ("paths", 2, 3),
         slow_with("images", 2, 0),
@@ -707,7 +707,9 @@ def test_records_are_shuffled_anew_each_epoch(shards: data.Split) -> None:
     assert sum(frozenset(found[i : i + 2]) in neighbours for i in range(0, 40, 2)) < 6
 
 
-@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (1, 6), slow_with(1, 0), slow_with(1, 7)])
+@pytest.mark.parametrize(
+    ("epoch", "step"), [slow_with(0, 1), (1, 6), slow_with(1, 0), slow_with(1, 7)]
+)
 def test_records_can_be_begun_at_any_step(shards: data.Split, epoch: int, step: int) -> None:
     transform = partial(augment.train_image, size=6, crop_padding=2, brightness=0.3)
     whole = epochs(data.training_dataset(shards, 5, transform, seed=3), 24)[8 * epoch + step :]

@@ -96,7 +96,15 @@ def test_every_cell_is_the_classifier_on_its_window(head, sides):
 
 @pytest.mark.parametrize(
     ("configuration", "head"),
-    [("A", "fc"), ("A-LRN", "conv"), ("B", "gap"), ("C", "conv"), ("D", "fc"), ("E", "gap")],
+    [
+        ("A", "fc"),
+        ("A-LRN", "conv"),
+        ("B", "gap"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("C", "conv"), ("D", "fc"), ("E", "gap"))
+        ),
+    ],
 )
 def test_at_the_training_size_it_is_the_network(configuration, head):
     model = network(configuration, head=head)

@@ -311,10 +311,8 @@ def address(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.parametrize(
-    ("width", "scheme"),
-    [(390, "dark"), pytest.param(1280, "light", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_in_a_browser(browser: Any, address: str, built: dict[str, Page], width: int, scheme: str):
     """On a phone and a desk: nothing is fetched elsewhere, nothing fails, no page is too wide."""
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)

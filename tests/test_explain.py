@@ -72,7 +72,13 @@ def test_grad_cam_is_cam_before_global_average_pooling():
     assert len({one.tobytes() for one in found}) == 3
 
 
-@pytest.mark.parametrize("model_of", ["sequential", "functional", "two levels"])
+@pytest.mark.parametrize(
+    "model_of",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sequential", "functional")),
+        "two levels",
+    ],
+)
 def test_a_layer_of_a_model_in_a_model(model_of):
     model, images = nested(model_of), noise()
     flat_image = keras.Input((64, 64, 3))
@@ -239,7 +245,7 @@ def test_gradients_are_finite_differences_in_inference():
         np.testing.assert_allclose((found * direction).sum((1, 2, 3)), expected, rtol=1e-2)
 
 
-@pytest.mark.parametrize("head", ["fc", "conv", "gap"])
+@pytest.mark.parametrize("head", ["fc", pytest.param("conv", marks=pytest.mark.slow), "gap"])
 def test_scores_are_those_before_the_softmax(head):
     model, scores = small(head=head), small(head=head, classifier_activation=None)
     scores.set_weights(model.get_weights())
@@ -434,7 +440,7 @@ def test_feature_maps():
     ("layer", "options"),
     [
         ("block2_conv1", {"size": 40}),
-        ("block3_conv1", {}),
+        pytest.param("block3_conv1", {}, marks=pytest.mark.slow),
         ("predictions", {}),
         ("base/block2_conv1", {"size": 32}),
     ],

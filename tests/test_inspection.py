@@ -337,7 +337,7 @@ def first_pixel(image: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(tf.cast(read, tf.float32), [1, 1, 3])
 
 
-@pytest.mark.parametrize("form", ["files", "records"])
+@pytest.mark.parametrize("form", [pytest.param("files", marks=pytest.mark.slow), "records"])
 def test_bad_images_named(form: str, request: pytest.FixtureRequest) -> None:
     split = request.getfixturevalue(form)
     good = Split("test", 1, labels=np.zeros(1, np.int32), images=np.zeros((1, 2, 2, 3)))

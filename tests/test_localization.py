@@ -22,9 +22,13 @@ from keras_vgg.localization import (
 )
 
 CLASSES = 3
-HEADS = ("fc", "conv", "gap")
 SOME_HEADS = ("fc", pytest.param("conv", marks=pytest.mark.slow), "gap")
-PAIRS = (("fc", None), ("conv", CLASSES), ("gap", CLASSES))  # each head, one box and many
+# Each head, one box and many.
+PAIRS = (
+    ("fc", None),
+    pytest.param("conv", CLASSES, marks=pytest.mark.slow),
+    ("gap", CLASSES),
+)
 
 
 def classifier(head="fc", size=64, **options):
@@ -337,7 +341,7 @@ def test_it_has_the_classifiers_weights_and_leaves_it_alone(head, classes):
     np.testing.assert_allclose(model.predict(x, verbose=0), probabilities, atol=1e-6)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", SOME_HEADS)
 def test_only_the_fully_connected_layers(head):
     model = classifier(head, batch_norm=True)
     net = localizer(model, trainable="fc")
@@ -465,7 +469,9 @@ def pool_features(model, image):
     return np.asarray(trunk.predict(image[np.newaxis], verbose=0)[0], np.float64)
 
 
-@pytest.mark.parametrize("head", SOME_HEADS)
+@pytest.mark.parametrize(
+    "head", ["fc", *(pytest.param(head, marks=pytest.mark.slow) for head in ("conv", "gap"))]
+)
 def test_not_dense_it_is_the_localiser_on_what_is_cut_out(head):
     model = classifier(head, batch_norm=True)
     net = localizer(model, CLASSES)

@@ -118,7 +118,14 @@ def test_signature_and_layer_names_are_those_of_keras_applications(monkeypatch, 
 
 @pytest.mark.parametrize("width", [1 / 16, FULL])
 @pytest.mark.parametrize(
-    ("top", "pooling"), [(True, None), (True, "max"), (False, None), (False, "avg"), (False, "max")]
+    ("top", "pooling"),
+    [
+        (True, None),
+        pytest.param(True, "max", marks=pytest.mark.slow),
+        (False, None),
+        (False, "avg"),
+        pytest.param(False, "max", marks=pytest.mark.slow),
+    ],
 )
 def test_outputs_equal_keras_applications(monkeypatch, tmp_path, top, pooling, width):
     arguments = {"include_top": top, "pooling": pooling, "input_shape": (64, 64, 3), "classes": 9}

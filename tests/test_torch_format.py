@@ -86,12 +86,12 @@ def save(net, path, naming="torchvision"):
     ("configuration", "batch_norm", "suffix", "naming"),
     [
         ("A", False, ".safetensors", "torchvision"),
-        ("A", True, ".pth", "timm"),
-        ("B", False, ".pth", "torchvision"),
+        pytest.param("A", True, ".pth", "timm", marks=pytest.mark.slow),
+        pytest.param("B", False, ".pth", "torchvision", marks=pytest.mark.slow),
         ("B", True, ".safetensors", "timm"),
-        ("D", False, ".safetensors", "timm"),
+        pytest.param("D", False, ".safetensors", "timm", marks=pytest.mark.slow),
         ("D", True, ".pth", "torchvision"),
-        ("E", False, ".pth", "timm"),
+        pytest.param("E", False, ".pth", "timm", marks=pytest.mark.slow),
         ("E", True, ".safetensors", "torchvision"),
     ],
 )
