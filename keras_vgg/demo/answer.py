@@ -51,7 +51,7 @@ class Answerer:
         self._model, self._names = run.model(), run.class_names
         self._transform = evaluation_transform(run.recipe)
         self._layer, self._top = layer, top
-        self._bit_depth = run.recipe.bit_depth
+        self._bit_depth: data.BitDepth = run.recipe.bit_depth
         # An unknown layer must raise here, and tracing must not delay the first answer.
         self.of_image(np.zeros((run.recipe.image_size, run.recipe.image_size, 3), np.uint8))
 
