@@ -226,7 +226,7 @@ def test_the_interval_of_top5() -> None:
 def test_intervals_that_there_are_not() -> None:
     with pytest.raises(ValueError, match=r"level must be in \(0, 1\), not 95"):
         right_on(True).interval(level=95)
-    with pytest.raises(ValueError, match="no top-5 accuracy of 2 classes"):
+    with pytest.raises(ValueError, match="no top-5 accuracy for 2 classes"):
         right_on(True).interval(top=5)
     with pytest.raises(ValueError, match=r"level must be in \(0, 1\), not 95"):
         compare(right_on(True), right_on(True), level=95)
@@ -267,13 +267,13 @@ def test_equal_models_do_not_differ() -> None:
 @pytest.mark.parametrize("function", [compare, lambda a, b: fuse([a, b])])
 def test_other_images_or_classes_are_refused(function) -> None:
     one = right_on(True, False)
-    with pytest.raises(ValueError, match="of other images: 2 and 3"):
+    with pytest.raises(ValueError, match="different images: 2 and 3"):
         function(one, right_on(True, False, True))
     labels = Evaluation(np.array([0, 1]), one.probabilities, one.class_names)
-    with pytest.raises(ValueError, match="whose labels differ"):
+    with pytest.raises(ValueError, match="the labels differ"):
         function(one, labels)
     names = Evaluation(one.labels, one.probabilities, ("yes", "no"))
-    with pytest.raises(ValueError, match="other classes"):
+    with pytest.raises(ValueError, match="different classes"):
         function(one, names)
 
 

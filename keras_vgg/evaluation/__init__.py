@@ -1,4 +1,4 @@
-"""How good a model is: the paper's testing protocols (section 3.2), and what their figures mean.
+"""The accuracy of a model: the paper's testing protocols (section 3.2), intervals, calibration.
 
 Images are RGB in [0, 255]; a model ends in soft-max probabilities. Accuracies are fractions in
 [0, 1], never per cent; losses are mean cross-entropies in nats. Every image is counted once.

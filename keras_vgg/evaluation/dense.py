@@ -1,4 +1,4 @@
-"""Dense evaluation (section 3.2): a trained classifier, run as convolutions over a whole image."""
+"""Dense evaluation (section 3.2): a trained classifier as convolutions over a whole image."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ _CLASSIFIER = ("fc1", "fc2", "predictions")
 
 
 def dense_network(model: keras.Model) -> keras.Model:
-    """A trained VGG as a network of convolutions, for images of any size.
+    """Return a trained VGG as a network of convolutions, for images of any size.
 
     "The fully-connected layers are first converted to convolutional layers (the first FC layer to a
-    7x7 conv. layer, the last two FC layers to 1x1 conv. layers)." Nothing is trained: the
-    convolutional part is shared with `model`, the classifier has copies of its weights. Dropout is
-    left out, and so is the soft-max: the output is class scores.
+    7x7 conv. layer, the last two FC layers to 1x1 conv. layers)." Nothing is trained. The new
+    network shares its convolutional part with `model`; its classifier has copies of the weights. It
+    has no dropout and no soft-max: its output is class scores.
 
     Args:
         model: A VGG with its classifier: any configuration, width and number of classes, with or
-            without batch norm and preprocessing, `head="fc"`, `"conv"` or `"gap"`; or one of
-            keras.applications. Channels last. It ends in a soft-max, or in its scores.
+            without batch norm and preprocessing, `head="fc"`, `"conv"` or `"gap"`; or a VGG of
+            keras.applications. Channels last. It ends in a soft-max or in class scores.
 
     Returns:
-        A model from [n, height, width, channels] to the score map [n, rows, columns, classes]. A
-        cell is what the classifier gives for the window of the last block's feature map that it
-        was trained on; the next cell is 32 pixels away. The map has floor(side / 32) features a
-        side (each pool leaves an odd row or column out), less the window's own but one: an
-        image of the training size gives one cell. With "gap" a cell is one feature.
+        A model from [n, height, width, channels] to the score map [n, rows, columns, classes]. The
+        last block's feature map has floor(side / 32) cells a side (each pool leaves out an odd row
+        or column). The classifier slides over it as a window of the size that it was trained on;
+        each place gives one cell of the score map, and neighbours are 32 pixels apart. So an image
+        of the training size gives one cell. With "gap" the window is a single cell.
 
     Raises:
-        ValueError: the model is no VGG, has no classifier, or ends in another activation.
+        ValueError: the model is not a VGG, has no classifier, or ends in another activation.
     """
     layers = {layer.name: layer for layer in model.layers}
     if _LAST_POOL not in layers or "predictions" not in layers:
@@ -46,13 +46,13 @@ def dense_network(model: keras.Model) -> keras.Model:
     final = getattr(model.layers[-1], "activation", None)
     if final not in (keras.activations.softmax, keras.activations.linear):
         raise ValueError(
-            f"dense evaluation needs a model that ends in a soft-max or in its scores; the last "
+            "dense evaluation needs a model that ends in a soft-max or in its scores; the last "
             f"layer of {model.name!r} is {model.layers[-1].name!r}"
         )
     channels = model.inputs[0].shape[-1]
     convolutions = keras.Model(model.inputs[0], layers[_LAST_POOL].output)
     image = keras.Input((None, None, channels), name="image")
-    # The layers themselves, not copies, called on an input of any size.
+    # Call the same layers, not copies of them, on an input of any size.
     features: Any = keras.models.clone_model(
         convolutions, input_tensors=image, clone_function=lambda layer: layer
     ).output
@@ -83,7 +83,7 @@ def _as_convolution(layer: keras.Layer, x: Any, flatten: keras.Layer | None):
     shape = tuple(convolution.kernel.shape)
     if math.prod(shape) != math.prod(kernel.shape):
         raise ValueError(f"layer {layer.name!r} has a kernel {tuple(kernel.shape)}, not {shape}")
-    # A dense kernel's rows are in the order of Flatten: row, column, channel.
+    # The rows of a Dense kernel are in the order of Flatten: row, column, channel.
     convolution.kernel.assign(keras.ops.reshape(kernel, shape))
     convolution.bias.assign(layer.bias)
     return y

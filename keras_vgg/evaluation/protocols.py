@@ -1,4 +1,4 @@
-"""Running a model over images: one crop, the whole image, or a grid of crops (section 3.2)."""
+"""Run a model on images: one crop, the whole image, or a grid of crops (section 3.2)."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
 PROTOCOLS = ("center", "dense", "multi-crop")
 AVERAGES = ("scores", "posteriors")
 
-# Pixels that wait for others of their size, in memory: 400 MB of float32.
+# Pixels in memory that wait for more images of their size: 400 MB of float32.
 _WAITING = 2**25
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How the classes of one rescaled image are found.
+    """How a model classifies one rescaled image.
 
     Attributes:
-        name: "center", the central crop; "dense", the whole image, the classifier run as
-            convolutions; "multi-crop", a grid of crops.
-        average: What is averaged over the places of an image, which are the cells of the score
-            map or the crops: "scores", before the soft-max, or "posteriors", after it. The
-            posteriors of an image and its mirror image are averaged in any case. The paper
-            averages the score map of dense evaluation and the posteriors of crops; these are the
-            defaults.
-        mirror: Whether dense and multi-crop see the mirror image too, as in the paper: right for a
-            network that was trained on mirrored images, wrong for one that tells left from right.
+        name: "center": the central crop. "dense": the whole image, with the classifier as
+            convolutions. "multi-crop": a grid of crops.
+        average: What to average over the cells of the score map or the crops: "scores", before the
+            soft-max, or "posteriors", after it. Default, as in the paper: "scores" for dense,
+            "posteriors" for crops. The posteriors of an image and its mirror image are always
+            averaged.
+        mirror: Whether dense and multi-crop see the mirror image too, as in the paper. Set it to
+            False for a network that was trained without mirrored images, such as one that tells
+            left from right.
 
     Raises:
-        ValueError: there is no such protocol or average.
+        ValueError: an unknown protocol or average.
     """
 
     name: str = "center"
@@ -65,23 +65,23 @@ def posteriors(
     pixels: int = 2**21,
     seconds: float = 30.0,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The posteriors of images, in their order, in blocks that can be kept as they come.
+    """Yield the posteriors of images in their order, in blocks that the caller can store.
 
-    Images of one size are run together. None is padded to another's size: zeros around an image
-    are not zeros any more after a convolution's bias, so padding would change its scores.
+    Images of one size run together. No image is padded to another size: padding would change the
+    scores, because zeros around an image are no longer zeros after a convolution's bias.
 
     Args:
         run: From `runner`.
         images: (image, integer label) pairs, the images as `run` takes them.
-        classes: Classes of the model.
-        pixels: Run at most so many at a time, or one image: what bounds the memory.
-        seconds: Give what is done after so long.
+        classes: Number of classes of the model.
+        pixels: Most pixels in one batch, to limit the memory. A larger image runs alone.
+        seconds: Yield a block after this time.
 
     Yields:
         (labels [n], posteriors [n, classes] float32) of the next n images.
 
     Raises:
-        ValueError: an image or label that does not fit.
+        ValueError: an image or a label does not fit the model.
     """
     block = _Block(run, pixels)
     started = time.perf_counter()
@@ -97,7 +97,7 @@ def posteriors(
 
 
 class _Block:
-    """Images in order, run in batches of one size."""
+    """Images in their order, which run in batches of one size."""
 
     def __init__(self, run: Callable[[np.ndarray], np.ndarray], pixels: int) -> None:
         self._run, self._pixels = run, pixels
@@ -105,52 +105,53 @@ class _Block:
 
     def _clear(self) -> None:
         self.labels: list[np.ndarray] = []
-        self._found: dict[int, np.ndarray] = {}
+        self._posteriors: dict[int, np.ndarray] = {}
         self._waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = {}
-        self._held = 0
+        self._waiting_pixels = 0
 
     def add(self, image: np.ndarray, label: np.ndarray) -> None:
         waiting = self._waiting.setdefault(image.shape, [])
         waiting.append((len(self.labels), image))
         self.labels.append(label)
-        self._held += image.size // 3
+        self._waiting_pixels += image.size // 3
         if (len(waiting) + 1) * image.size // 3 > self._pixels:
             self._flush(image.shape)
-        while self._held > _WAITING:
+        while self._waiting_pixels > _WAITING:
             self._flush(max(self._waiting, key=lambda shape: len(self._waiting[shape])))
 
     def _flush(self, shape: tuple[int, ...]) -> None:
         positions, images = zip(*self._waiting.pop(shape), strict=True)
-        self._held -= sum(image.size // 3 for image in images)
-        self._found.update(zip(positions, self._run(np.stack(images)), strict=True))
+        self._waiting_pixels -= sum(image.size // 3 for image in images)
+        self._posteriors.update(zip(positions, self._run(np.stack(images)), strict=True))
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         for shape in list(self._waiting):
             self._flush(shape)
         labels = np.array(self.labels)
-        found = np.stack([self._found[position] for position in range(len(labels))])
+        in_order = np.stack([self._posteriors[position] for position in range(len(labels))])
         self._clear()
-        return labels, found
+        return labels, in_order
 
 
 def runner(
     model: keras.Model, protocol: Protocol, classes: int
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """What finds the posteriors [n, classes], float32, of n images of one shape by a protocol.
+    """Return a function from n images of one shape to their posteriors [n, classes] float32.
 
-    It takes RGB images in [0, 255], float32: for "center" [n, size, size, 3], of the model's size;
-    for "dense" [n, height, width, 3], of any size from the model's up; for "multi-crop" their crops
-    [n, m, size, size, 3], with `mirror` twice as many, the mirror images last.
+    The function takes RGB images in [0, 255], float32. For "center": [n, size, size, 3], of the
+    model's size. For "dense": [n, height, width, 3], at least of the model's size. For
+    "multi-crop": the crops [n, m, size, size, 3]; with `mirror`, m counts the mirror images too,
+    which come last.
 
     Args:
         model: A VGG from such images to probabilities.
-        protocol: How to run them.
-        classes: Classes of the model.
+        protocol: How to run the images.
+        classes: Number of classes of the model.
 
     Raises:
-        ValueError: as `dense_network`; weights that are not finite; from what is returned, images
-            that are smaller than the model's or not finite, an output of other classes or not
-            finite.
+        ValueError: as for `dense_network`; the weights are not finite. The returned function
+            raises it if images are smaller than the model's or not finite, or if the output is not
+            finite or has another number of classes.
     """
     require_finite_weights(model)
     if protocol.name == "dense":
@@ -161,8 +162,8 @@ def runner(
         def dense(images: np.ndarray) -> np.ndarray:
             if any(side < least for side, least in zip(images.shape[1:3], smallest, strict=True)):
                 raise ValueError(
-                    f"dense evaluation needs images of at least {smallest}, what the network was "
-                    f"trained on, not {images.shape[1:3]}"
+                    f"dense evaluation needs images of at least {smallest}, the size that the "
+                    f"network was trained on, not {images.shape[1:3]}"
                 )
             require_finite_images(images)
             views = []
@@ -188,7 +189,7 @@ def runner(
         mirrors = 2 if many and protocol.mirror else 1
         output = output.reshape(len(images), mirrors, count // mirrors, classes)
         if protocol.average == "scores":
-            # Scores are the logarithms of posteriors but for a number that the soft-max takes out.
+            # The logarithms of posteriors are scores plus a number that cancels in the soft-max.
             logarithms = np.log(np.maximum(output, np.finfo(np.float32).tiny))
             return softmax(logarithms.mean(axis=2)).mean(axis=1)
         return output.mean(axis=(1, 2))
@@ -197,7 +198,7 @@ def runner(
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
-    """[..., classes] scores -> posteriors, of the same dtype."""
+    """Return the posteriors for scores [..., classes], with the same shape and dtype."""
     shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
@@ -210,19 +211,20 @@ def evaluate(
     class_names: Sequence[str],
     verbose: bool = False,
 ) -> Evaluation:
-    """Run a model over a data set once and count every image.
+    """Run a model on a data set once and count every image.
 
     Args:
-        model: maps [n, size, size, 3] float32 RGB in [0, 255] to [n, classes] probabilities.
-        dataset: yields batches of (images, integer labels [n]), tensors or arrays.
-        expected: how many images the data set has; more or fewer is an error, so that a dropped
+        model: A model from [n, size, size, 3] float32 RGB in [0, 255] to probabilities
+            [n, classes].
+        dataset: Batches of (images, integer labels [n]), tensors or arrays.
+        expected: Number of images in the data set. Another number is an error, so that a dropped
             last batch or a repeated epoch cannot pass for a result.
-        class_names: one for each of the model's outputs.
-        verbose: show a progress bar on stderr.
+        class_names: One for each of the model's outputs.
+        verbose: Show a progress bar on stderr.
 
     Raises:
-        ValueError: the count differs from `expected` or is zero; labels are not [n] integers in
-            [0, classes); images, weights or outputs that are not finite; an output that is not
+        ValueError: the number of images differs from `expected` or is zero; labels are not [n]
+            integers in [0, classes); images, weights or outputs are not finite; the output is not
             [n, classes].
 
     Example:
@@ -232,8 +234,8 @@ def evaluate(
 
         model = vgg("A", weights=None, input_shape=(32, 32, 3), classes=2, width_multiplier=1 / 16)
         batches = [(np.zeros((3, 32, 32, 3), "float32"), np.array([0, 1, 1]))]
-        found = evaluate(model, batches, expected=3, class_names=("cat", "dog"))
-        print(found.top1, found.confusion)
+        evaluation = evaluate(model, batches, expected=3, class_names=("cat", "dog"))
+        print(evaluation.top1, evaluation.confusion)
         ```
     """
     labels: list[np.ndarray] = []
@@ -246,10 +248,10 @@ def evaluate(
             batch_labels = np.asarray(batch_labels)
             _check_labels(batch_labels, len(batch_images), len(class_names))
             seen += len(batch_labels)
-            if seen > expected:  # at once, because a repeated data set never ends
+            if seen > expected:  # stop now: a repeated data set never ends
                 break
             require_finite_images(batch_images)
-            # predict() would build a data pipeline for each batch; this is one compiled call.
+            # predict() would build a data pipeline for each batch.
             output = np.asarray(model.predict_on_batch(batch_images), dtype=np.float32)
             _check_output(output, len(batch_labels), len(class_names))
             labels.append(batch_labels)
@@ -265,20 +267,21 @@ def evaluate(
 def predict(
     model: keras.Model, images: np.ndarray, class_names: Sequence[str], top: int = 5
 ) -> list[list[tuple[str, float]]]:
-    """The most probable classes of each image.
+    """Return the most probable classes of each image.
 
     Args:
-        model: maps [n, size, size, 3] float32 RGB in [0, 255] to [n, classes] probabilities.
+        model: A model from [n, size, size, 3] float32 RGB in [0, 255] to probabilities
+            [n, classes].
         images: [n, size, size, 3], RGB in [0, 255], n >= 1.
-        class_names: one for each of the model's outputs.
-        top: how many classes to give, at most all of them.
+        class_names: One for each of the model's outputs.
+        top: Number of classes to return; fewer if the model has fewer.
 
     Returns:
         For each image, (class name, probability) pairs, the most probable first.
 
     Raises:
-        ValueError: images has another rank or is empty; top < 1; images, weights or outputs that
-            are not finite; an output that is not [n, classes].
+        ValueError: images has another rank or is empty; top < 1; images, weights or outputs are
+            not finite; the output is not [n, classes].
     """
     images = np.asarray(images, dtype=np.float32)
     if images.ndim != 4 or len(images) == 0:
@@ -287,7 +290,7 @@ def predict(
         raise ValueError(f"top must be at least 1, not {top}")
     require_finite_weights(model)
     require_finite_images(images)
-    # Keras' annotation, str, forgets the numbers of its documentation.
+    # Keras documents numbers for verbose, but annotates it as str.
     output = model.predict(images, verbose=0)  # pyright: ignore[reportArgumentType]
     output = np.asarray(output, dtype=np.float32)
     _check_output(output, len(images), len(class_names))
@@ -306,7 +309,7 @@ def _check_labels(labels: np.ndarray, images: int, classes: int) -> None:
         )
     wrong = labels[(labels < 0) | (labels >= classes)]
     if wrong.size:
-        raise ValueError(f"label {wrong[0]} is not in [0, {classes}), the classes that have names")
+        raise ValueError(f"label {wrong[0]} is not in [0, {classes}), one for each class name")
 
 
 def _check_output(output: np.ndarray, images: int | None, classes: int) -> None:
@@ -316,4 +319,4 @@ def _check_output(output: np.ndarray, images: int | None, classes: int) -> None:
             f" call for ({images or 'n'}, {classes})"
         )
     if not np.isfinite(output).all():
-        raise ValueError("the model's output is not finite: it has nan or inf in it")
+        raise ValueError("the model's output is not finite: it holds nan or inf")

@@ -1,4 +1,4 @@
-"""What predictions are worth: accuracies with their intervals, fusion, two models compared."""
+"""Results of an evaluation: accuracies with intervals; fusion and comparison of models."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-_CLIP = 1e-7  # keras.config.epsilon(), as Keras' cross-entropy clips
+_CLIP = 1e-7  # keras.config.epsilon(), where Keras' cross-entropy clips
 _RESAMPLINGS = 20_000
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The predictions of one model on one data set, and what follows from them.
+    """The predictions of one model on one data set, and the figures that follow from them.
 
     Attributes:
         labels: [n] integers in [0, classes), the true class of each image.
-        probabilities: [n, classes] float32, row i being the prediction for labels[i].
-        class_names: one name for each class, in the order of the model's outputs.
+        probabilities: [n, classes] float32; row i is the prediction for labels[i].
+        class_names: One name for each class, in the order of the model's outputs.
     """
 
     labels: np.ndarray
@@ -29,7 +29,7 @@ class Evaluation:
 
     @property
     def count(self) -> int:
-        """How many images were evaluated."""
+        """Number of images."""
         return len(self.labels)
 
     @cached_property
@@ -66,7 +66,7 @@ class Evaluation:
 
     @cached_property
     def per_class(self) -> np.ndarray:
-        """[classes] float64: accuracy on the images of each class, nan where there are none."""
+        """[classes] float64: accuracy on the images of each class; nan if it has no images."""
         images = self.confusion.sum(axis=1)
         return np.divide(
             self.confusion.diagonal(),
@@ -77,15 +77,15 @@ class Evaluation:
 
     @cached_property
     def precision(self) -> np.ndarray:
-        """[classes] float64: of the images taken for a class, how many are; nan where none were."""
-        taken = self.confusion.sum(axis=0)
+        """[classes] float64: share of right answers among the answers; nan if there are none."""
+        answers = self.confusion.sum(axis=0)
         return np.divide(
-            self.confusion.diagonal(), taken, out=np.full(len(taken), np.nan), where=taken > 0
+            self.confusion.diagonal(), answers, out=np.full(len(answers), np.nan), where=answers > 0
         )
 
     @cached_property
     def f1(self) -> np.ndarray:
-        """[classes] float64: harmonic mean of per_class and precision; nan where neither is."""
+        """[classes] float64: harmonic mean of per_class and precision; nan if both are nan."""
         either = self.confusion.sum(axis=0) + self.confusion.sum(axis=1)
         return np.divide(
             2 * self.confusion.diagonal(),
@@ -95,7 +95,7 @@ class Evaluation:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures as plain Python values for JSON; per_class is None where it is nan."""
+        """Return all figures as plain Python values for JSON; None stands for nan."""
         return {
             "count": self.count,
             "top1": self.top1,
@@ -109,20 +109,21 @@ class Evaluation:
         }
 
     def interval(self, top: int = 1, level: float = 0.95) -> tuple[float, float]:
-        """Bootstrap interval of the top-1 (or top-k) accuracy: its percentiles over resampled sets.
+        """Return the bootstrap interval of the top-1 or top-5 accuracy, as (low, high).
 
-        Each image is right or wrong, so the number right among n images drawn with replacement is
-        binomial: these are the percentiles of infinitely many resamplings, with no drawing. They
-        say how much the accuracy owes to the choice of images, not how much to the training's seed.
+        The number of right answers among n images drawn with replacement is binomial. So its
+        percentiles are exact, as if there were infinitely many resamplings. The interval covers the
+        choice of images, not the seed of the training.
 
         Raises:
-            ValueError: level is not in (0, 1); top is not 1, or 5 of more than five classes.
+            ValueError: level is not in (0, 1); top is neither 1 nor 5; top is 5 and there are five
+                classes or fewer.
         """
         if not 0 < level < 1:
             raise ValueError(f"level must be in (0, 1), not {level}")
         accuracy = self.top1 if top == 1 else self.top5 if top == 5 else None
         if accuracy is None:
-            raise ValueError(f"there is no top-{top} accuracy of {len(self.class_names)} classes")
+            raise ValueError(f"there is no top-{top} accuracy for {len(self.class_names)} classes")
         from scipy.stats import binom
 
         tails = ((1 - level) / 2, (1 + level) / 2)
@@ -134,7 +135,7 @@ def fuse(evaluations: Sequence[Evaluation]) -> Evaluation:
     """Average the posteriors of several evaluations of the same images (section 4.4).
 
     Raises:
-        ValueError: there are none, or their images or classes differ.
+        ValueError: there is no evaluation, or the images or classes differ.
     """
     if not evaluations:
         raise ValueError("there is no evaluation to fuse")
@@ -152,14 +153,14 @@ def fuse(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two evaluations of the same images, the other minus the one.
+    """The difference of two evaluations, `one` and `other`, of the same images.
 
     Attributes:
-        difference: of the top-1 accuracies.
-        interval: bootstrap interval of the difference, the images resampled in pairs.
-        one_only, other_only: how many images only the one, or only the other, has right.
-        p_value: of McNemar's exact test: how likely at least so uneven a share of the images on
-            which they differ would be, if both were equally good.
+        difference: Top-1 accuracy of `other` minus that of `one`.
+        interval: Bootstrap interval of the difference; both evaluations are resampled together.
+        one_only, other_only: Number of images that only `one`, or only `other`, has right.
+        p_value: McNemar's exact test: if both were equally good, the probability that `one_only`
+            and `other_only` would differ at least as much.
     """
 
     difference: float
@@ -170,10 +171,10 @@ class Comparison:
 
 
 def compare(one: Evaluation, other: Evaluation, level: float = 0.95) -> Comparison:
-    """Whether one of two models is better, from the images on which only one of them is right.
+    """Compare two models by the images on which only one of them is right.
 
     Raises:
-        ValueError: their images or classes differ; level is not in (0, 1).
+        ValueError: the images or classes differ; level is not in (0, 1).
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), not {level}")
@@ -200,11 +201,11 @@ def compare(one: Evaluation, other: Evaluation, level: float = 0.95) -> Comparis
 def _require_same_images(one: Evaluation, other: Evaluation) -> None:
     if one.class_names != other.class_names:
         raise ValueError(
-            f"the evaluations are of other classes: {one.class_names[:5]} and "
-            f"{other.class_names[:5]}, {len(one.class_names)} and {len(other.class_names)} of them"
+            f"the evaluations have different classes: {one.class_names[:5]} and "
+            f"{other.class_names[:5]}, {len(one.class_names)} and {len(other.class_names)} in all"
         )
     if not np.array_equal(one.labels, other.labels):
         raise ValueError(
-            f"the evaluations are of other images: {one.count} and {other.count}, "
-            "whose labels differ"
+            f"the evaluations have different images: {one.count} and {other.count} images, "
+            "and the labels differ"
         )

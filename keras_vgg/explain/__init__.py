@@ -1,6 +1,6 @@
-"""Why a model says what it says: heat on images, feature maps, what filters look for.
+"""Explanations of a model's answers: heat maps, feature maps, images for filters.
 
-Nothing here trains or changes a model. It all runs on TensorFlow, JAX and PyTorch.
+No function trains or changes a model. All run on TensorFlow, JAX and PyTorch.
 """
 
 from keras_vgg.explain.cam import grad_cam

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_vgg.explain.heat import overlay
-from keras_vgg.files import write_atomically
+from keras_vgg.plotting import DPI, INK, save_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DPI = 150
-_INK = "#333333"
 # Inches.
-_GAP, _MARGIN, _LINE = 0.12, 0.16, 0.22  # of whole dots
-_CELL = 0.85  # of a grid
-_SHOWN = 16  # of a layer's channels
+_GAP, _MARGIN, _LINE = 0.12, 0.16, 0.22  # each a whole number of dots
+_CELL = 0.85  # side of a cell of a grid
+_SHOWN = 16  # channels of a layer
 
 
 def draw_heats(
@@ -31,17 +29,19 @@ def draw_heats(
     title: str,
     seen: tuple[float, float, float, float] | None = None,
 ) -> None:
-    """A picture, and beside it each heat over it, one dot a pixel.
+    """Draw a picture and, beside it, each heat over the picture, one dot a pixel.
 
     Args:
-        path: The PNG to write, whole or not at all.
+        path: The PNG, which is written whole or not at all.
         image: uint8 [h, w, 3].
-        heats: What it is called -> as `overlay` takes it.
-        seen: (top, left, height, width) of a frame to draw, in pixels of the picture.
+        heats: Name -> heat, as `overlay` takes it.
+        title: The line above.
+        seen: (top, left, height, width) of a frame around what the model saw, in pixels of the
+            picture.
     """
-    height, width = (side / _DPI for side in image.shape[:2])
+    height, width = (side / DPI for side in image.shape[:2])
     panels = [("", image)] + [(name, overlay(image, heat)) for name, heat in heats.items()]
-    # A column is as wide as what is written over it.
+    # A column is at least as wide as its name.
     lefts = [_MARGIN]
     for name, _ in panels:
         lefts.append(lefts[-1] + max(width, 0.08 * len(name)) + _GAP)
@@ -55,18 +55,18 @@ def draw_heats(
         if seen is not None and i > 0:
             _frame(axes, seen)
         _write(figure, left, _MARGIN + _LINE, name, fontsize=9)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def draw_maps(path: Path, image: np.ndarray, maps: Mapping[str, np.ndarray], *, title: str) -> None:
-    """A row for each layer: its strongest maps of an image, each from dark, 0, to its largest.
+    """Draw a row for each layer: its strongest feature maps, from dark (0) to the largest value.
 
     Args:
-        path: As `draw_heats`.
-        image: [h, w, 3 or 1] in [0, 255], what the model saw.
+        path: As for `draw_heats`.
+        image: [h, w, 3 or 1] in [0, 255], as the model saw it.
         maps: Name -> [h, w, c].
     """
-    rows = [_strongest(found) for found in maps.values()]
+    rows = [_strongest(layer_maps) for layer_maps in maps.values()]
     columns = max(len(row) for row in rows)
     step = _CELL + 0.04
     name_width = 1.15
@@ -84,17 +84,18 @@ def draw_maps(path: Path, image: np.ndarray, maps: Mapping[str, np.ndarray], *, 
         _write(figure, _MARGIN, top + 0.1, name.rsplit("/", 1)[-1], fontsize=7)
         _write(figure, _MARGIN, top + 0.1 + _LINE, f"{height} × {width}", fontsize=7)
         _write(figure, _MARGIN, top + 0.1 + 2 * _LINE, f"{channels} maps", fontsize=7)
-        for c, (channel, found) in enumerate(row):
+        for c, (channel, feature_map) in enumerate(row):
             left = _MARGIN + name_width + c * step
             axes = _place(figure, left, top, _CELL, _CELL)
-            least = min(0.0, float(found.min()))
-            axes.imshow(found, cmap="inferno", vmin=least, aspect="auto", interpolation="nearest")
+            low = min(0.0, float(feature_map.min()))
+            style = {"cmap": "inferno", "aspect": "auto", "interpolation": "nearest"}
+            axes.imshow(feature_map, vmin=low, **style)
             _write(figure, left, top + _CELL + 0.03, f"{channel}", fontsize=6)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def draw_filters(path: Path, images: np.ndarray, names: Sequence[str], *, title: str) -> None:
-    """Images [n, h, w, 3 or 1] in [0, 255] in rows of four, each with its name. As `draw_heats`."""
+    """Draw images [n, h, w, 3 or 1] in [0, 255] in rows of four, each below its name."""
     columns = min(4, len(images))
     rows = math.ceil(len(images) / columns)
     cell = 1.7
@@ -109,11 +110,11 @@ def draw_filters(path: Path, images: np.ndarray, names: Sequence[str], *, title:
         axes = _place(figure, left, top + _LINE, cell, cell)
         axes.imshow(_picture(image), aspect="auto")
         _write(figure, left, top + 0.03, name, fontsize=8)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def _strongest(maps: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """[h, w, c] -> (channel, [h, w]) of those that answer most on average, strongest first."""
+    """Return (channel, map [h, w]) of the channels with the largest means, the largest first."""
     order = np.argsort(-maps.mean((0, 1)), kind="stable")[:_SHOWN]
     return [(int(channel), maps[..., channel]) for channel in order]
 
@@ -127,25 +128,22 @@ def _frame(axes, seen: tuple[float, float, float, float]) -> None:
     from matplotlib.patches import Rectangle
 
     top, left, height, width = seen
-    for colour, line in (("black", 1.6), ("white", 0.8)):  # seen on any picture
+    for colour, line in (("black", 1.6), ("white", 0.8)):  # visible on any picture
         axes.add_patch(
             Rectangle((left - 0.5, top - 0.5), width, height, fill=False, ec=colour, lw=line)
         )
 
 
 def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # What is written cuts off parts of a dot, and 479.999 dots are meant to be 480.
-    wide, high = ((round(side * _DPI) + 0.01) / _DPI for side in (width, height))
-    figure = Figure(figsize=(wide, high), dpi=_DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+    # savefig cuts off parts of a dot, so that 479.999 dots would become 479.
+    wide, high = ((round(side * DPI) + 0.01) / DPI for side in (width, height))
+    return Figure(figsize=(wide, high), dpi=DPI, facecolor="white")
 
 
 def _place(figure: Figure, left: float, top: float, width: float, height: float):
-    """Axes without ticks; inches from the upper left."""
+    """Return axes without ticks at a place in inches from the upper left."""
     w, h = figure.get_size_inches()
     axes = figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
     axes.set_axis_off()
@@ -154,17 +152,6 @@ def _place(figure: Figure, left: float, top: float, width: float, height: float)
 
 def _write(figure: Figure, left: float, top: float, text: str, fontsize: float) -> None:
     w, h = figure.get_size_inches()
-    # A class may be called $x_1$, which is no formula.
-    figure.text(
-        left / w,
-        1 - top / h,
-        text,
-        fontsize=fontsize,
-        color=_INK,
-        va="top",
-        parse_math=False,
-    )
-
-
-def _save(figure: Figure, path: Path) -> None:
-    write_atomically(path, lambda partial: figure.savefig(partial, format="png"))
+    # parse_math: a class called "$x_1$" is a name, not a formula.
+    style = {"fontsize": fontsize, "color": INK, "va": "top", "parse_math": False}
+    figure.text(left / w, 1 - top / h, text, **style)

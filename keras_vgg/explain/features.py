@@ -1,4 +1,4 @@
-"""What layers see: their maps of an image, and the images that their filters look for."""
+"""Feature maps of an image, and images that filters respond to."""
 
 from __future__ import annotations
 
@@ -10,31 +10,25 @@ import numpy as np
 from keras import ops
 
 from keras_vgg.explain.gradient import answer_of, gradient_of
-from keras_vgg.explain.network import (
-    Network,
-    Place,
-    channels_first,
-    channels_last,
-    opened,
-)
+from keras_vgg.explain.network import Network, Place, channels_first, channels_last, opened
 
-_SIDE = 128  # of the images for filters, where the model takes larger ones or any
+_SIDE = 128  # pixels: the largest default side of an image for a filter of a map
 _BLUR_EVERY = 4  # steps
 
 
 def feature_maps(
     model: keras.Model, image: np.ndarray, layers: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Layers' maps of one image: name -> float32 [h, w, c].
+    """Return the feature maps of one image: name -> float32 [h, w, c].
 
     Args:
-        model: As `grad_cam`.
+        model: As for `grad_cam`.
         image: [h, w, c], as the model takes it.
-        layers: Names or paths, as `grad_cam`'s. None: the last maps before each pooling layer, in
-            VGG those of each block.
+        layers: Names or paths, as for `grad_cam`. None: the last map before each pooling layer; in
+            VGG, the last map of each block.
 
     Raises:
-        ValueError: as `grad_cam`.
+        ValueError: as for `grad_cam`.
     """
     network = opened(model)
     images = network.batch(np.asarray(image)[np.newaxis])
@@ -45,8 +39,8 @@ def feature_maps(
     tensors = {name: place.output for name, place in places.items()}
     if not tensors:
         raise ValueError("feature_maps needs at least one layer")
-    found = answer_of(keras.Model([network.image], tensors), [ops.convert_to_tensor(images)])
-    return {name: channels_last(found[name])[0] for name in places}
+    maps = answer_of(keras.Model([network.image], tensors), [ops.convert_to_tensor(images)])
+    return {name: channels_last(maps[name])[0] for name in places}
 
 
 def activation_maximization(
@@ -60,28 +54,28 @@ def activation_maximization(
     rate: float = 0.02,
     value_range: tuple[float, float] = (0.0, 255.0),
 ) -> np.ndarray:
-    """Images that filters answer to most: float32 [len(filters), h, w, c] in [0, 255].
+    """Return images that maximize filters: float32 [len(filters), h, w, c] in [0, 255].
 
-    From grey with a little noise, steps up the gradient of a filter's mean answer, before its
-    activation (Erhan et al., Visualizing Higher-Layer Features of a Deep Network, 2009; for classes
-    Simonyan et al., arXiv:1312.6034, section 2). Against noise that only the filter sees, the image
-    is shifted a little at random before each step (Mordvintsev et al., Inceptionism, 2015) and now
-    and then blurred (Yosinski et al., arXiv:1506.06579).
+    Gradient ascent on a filter's mean output before its activation, from grey with a little noise
+    (Erhan et al., Visualizing Higher-Layer Features of a Deep Network, 2009; for classes Simonyan
+    et al., arXiv:1312.6034, section 2). Two measures suppress high-frequency noise: a small random
+    shift before each step (Mordvintsev et al., Inceptionism, 2015), and a blur after every fourth
+    step (Yosinski et al., arXiv:1506.06579).
 
     Args:
-        model: As `grad_cam`. With the preprocessing inside, it takes RGB in [0, 255].
-        layer: Layer to look at; for the last one, the classes' scores. None: the last convolution.
-        filters: Channels of its map, or its units.
-        steps: How many.
+        model: As for `grad_cam`. With the preprocessing inside, it takes RGB in [0, 255].
+        layer: The layer; for the model's last layer, the class scores. None: the last convolution.
+        filters: Channels of the layer's feature map, or its units.
+        steps: Number of steps.
         seed: Seed of the noise and the shifts.
-        size: The images' side, where the model or, for a map, the layer allows it. Default: the
-            model's own, for a map at most 128.
-        rate: A step's root mean square, as a share of the range.
-        value_range: What the model takes, if the preprocessing is not inside: the least and largest
-            value, which become 0 and 255.
+        size: Side of the images, if the model or, for a feature map, the layer allows it. Default:
+            the model's own side; for a feature map, at most 128.
+        rate: Root mean square of a step, as a share of the value range.
+        value_range: The least and the largest value that the model takes, if the preprocessing is
+            not inside. They become 0 and 255.
 
     Raises:
-        ValueError: no such layer or filter, a size that the layer does not take, a bad option.
+        ValueError: an unknown layer or filter, a size that the layer does not take, a bad option.
     """
     network = opened(model)
     place = network.place(None) if layer is None else network.find(layer)
@@ -100,32 +94,32 @@ def activation_maximization(
         )
     is_map = len(shape) == 4
     channel = 1 if is_map and channels_first() else -1
-    known = shape[channel]
-    wanted = _filter_numbers(filters, known, place.path)
+    count = shape[channel]
+    numbers = _filter_numbers(filters, count, place.path)
     front, shape = _front(network, answers, place, size)
 
     def answer(output: Any, chosen: Any) -> Any:
-        picked = ops.one_hot(chosen, known, dtype="float32")
+        one_hot = ops.one_hot(chosen, count, dtype="float32")
         mean = ops.cast(output, "float32")
         if is_map:
             mean = ops.mean(mean, axis=(2, 3) if channels_first() else (1, 2))
-        return ops.sum(ops.multiply(picked, mean), axis=-1)
+        return ops.sum(ops.multiply(one_hot, mean), axis=-1)
 
     climb = gradient_of(front, answer)
     random = np.random.default_rng(seed)
     rows, columns = (2, 3) if channels_first() else (1, 2)
-    images = random.normal(0, 0.05, (1, *shape)).repeat(len(wanted), 0)  # the range is [-1/2, 1/2]
-    chosen = ops.convert_to_tensor(wanted.astype("int32"))
+    images = random.normal(0, 0.05, (1, *shape)).repeat(len(numbers), 0)  # the range is [-1/2, 1/2]
+    chosen = ops.convert_to_tensor(numbers.astype("int32"))
     shift = max(1, min(shape[rows - 1], shape[columns - 1]) // 16)
     for step in range(steps):
-        by = random.integers(-shift, shift + 1, 2)
-        images = np.roll(images, by, (rows, columns))
-        taken = ((images + 0.5) * (high - low) + low).astype("float32")
-        slope = climb([ops.convert_to_tensor(taken)], chosen)[1]
+        offset = random.integers(-shift, shift + 1, 2)
+        images = np.roll(images, offset, (rows, columns))
+        inputs = ((images + 0.5) * (high - low) + low).astype("float32")
+        slope = climb([ops.convert_to_tensor(inputs)], chosen)[1]
         gradient = np.asarray(ops.convert_to_numpy(slope), "float64")
         length = np.sqrt(np.mean(gradient**2, axis=(1, 2, 3), keepdims=True))
         images = images + rate * np.divide(gradient, length, where=length > 0, out=0 * gradient)
-        images = np.roll(images, -by, (rows, columns))
+        images = np.roll(images, -offset, (rows, columns))
         if step % _BLUR_EVERY == 0 and step < steps - 1:
             for axis in (rows, columns):
                 images = _blurred(images, axis)
@@ -134,20 +128,20 @@ def activation_maximization(
     return np.moveaxis(images, 1, -1) if channels_first() else images
 
 
-def _filter_numbers(filters: Any, known: int, layer: str) -> np.ndarray:
-    """Return the numbers of a layer's filters. ValueError: the layer has no such filters."""
-    wanted = np.asarray(filters)
-    if wanted.ndim != 1 or not len(wanted) or wanted.dtype.kind not in "iu":
-        raise ValueError(f"filters must be a list of whole numbers, not {wanted.tolist()}")
-    if wanted.min() < 0 or wanted.max() >= known:
-        raise ValueError(f"layer {layer!r} has filters 0 to {known - 1}, not {wanted.tolist()}")
-    return wanted
+def _filter_numbers(filters: Any, count: int, layer: str) -> np.ndarray:
+    """Return filters as an array. ValueError: the layer has no such filters."""
+    numbers = np.asarray(filters)
+    if numbers.ndim != 1 or not len(numbers) or numbers.dtype.kind not in "iu":
+        raise ValueError(f"filters must be a list of whole numbers, not {numbers.tolist()}")
+    if numbers.min() < 0 or numbers.max() >= count:
+        raise ValueError(f"layer {layer!r} has filters 0 to {count - 1}, not {numbers.tolist()}")
+    return numbers
 
 
 def _front(
     network: Network, answers: Any, place: Place, size: int | None
 ) -> tuple[keras.Model, tuple[int, ...]]:
-    """The model as far as the layer, and the shape of an image for it."""
+    """Return the model up to a layer, and the shape of an image for it."""
     front = keras.Model([network.image], answers)
     shape = list(network.image.shape[1:])
     sides = (1, 2) if channels_first() else (0, 1)
@@ -164,12 +158,12 @@ def _front(
         shape[side] = size
     image = keras.Input(shape)
     try:
-        # Convolutions take images of another size than the model does.
+        # Convolutions also take images that are not of the model's size.
         other = keras.models.clone_model(front, input_tensors=[image], clone_function=lambda x: x)
-        cause, left = None, other.outputs[0].shape[1:]
+        cause, output_shape = None, other.outputs[0].shape[1:]
     except (ValueError, RuntimeError, TypeError) as error:  # TensorFlow's, PyTorch's, JAX's
-        cause, left = error, (0,)
-    if any(side is not None and side < 1 for side in left):
+        cause, output_shape = error, (0,)
+    if any(side is not None and side < 1 for side in output_shape):
         or_own = "" if None in own else f", or the model's own, {own[0]} x {own[1]}"
         raise ValueError(
             f"layer {place.path!r} takes no image of size {size}: give a larger size{or_own}"
@@ -178,10 +172,10 @@ def _front(
 
 
 def _blurred(images: np.ndarray, axis: int) -> np.ndarray:
-    """By 1/4, 1/2, 1/4 along an axis; beyond the border is what is at it."""
-    around = [(0, 0)] * images.ndim
-    around[axis] = (1, 1)
-    padded = np.pad(images, around, mode="edge")
+    """Blur with 1/4, 1/2, 1/4 along an axis; the border's values continue beyond the border."""
+    widths = [(0, 0)] * images.ndim
+    widths[axis] = (1, 1)
+    padded = np.pad(images, widths, mode="edge")
     side = images.shape[axis]
     before, here, after = (np.take(padded, range(i, i + side), axis) for i in range(3))
     return before / 4 + here / 2 + after / 4

@@ -1,9 +1,9 @@
-"""The gradient of a network's output: the one thing of explanations that each backend says itself.
+"""The gradient of a network's output, in the way of each backend.
 
-Keras has no function for it. What its public API has is one step of SGD on weights of zeros that
-are added to the map. It gives the same numbers, from a model that must be compiled and traced for
-every batch size; and on PyTorch it computes the gradient of all other weights too, which takes
-three times as long, and leaves it there.
+Keras has no public function for a gradient. One step of SGD on zero weights that are added to the
+map would give the same numbers. But that model must be compiled and traced for every batch size;
+and PyTorch would also compute the gradients of all other weights, three times as slowly, and keep
+them.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ Gradient = Callable[[Sequence[Any], Any], tuple[Any, Any]]
 
 
 def gradient_of(network: keras.Model, objective: Callable[[Any, Any], Any]) -> Gradient:
-    """(inputs, chosen) -> the network's output, and how its objective changes with its last input.
+    """Return a function (inputs, chosen) -> (output, gradient by the last input).
 
-    `objective` maps (output, chosen) to one number an image, [n]. No image influences another's, so
-    the gradient of their sum is each one's own. The network is in inference, no weight or state of
-    it changes, and it is compiled once where the backend compiles.
+    `objective` maps (output, chosen) to one number an image, [n]. No image influences the number of
+    another, so the gradient of the sum holds each image's own gradient. The network runs in
+    inference: no weight or state changes. It is compiled once if the backend compiles.
 
     Raises:
         NotImplementedError: Keras runs on a backend that is not TensorFlow, JAX or PyTorch.
     """
     backend = backend_name()
     if backend not in _BACKENDS:
-        raise NotImplementedError(f"gradients are not known of Keras' backend {backend!r}")
+        raise NotImplementedError(
+            f"explanations need the gradients of TensorFlow, JAX or PyTorch, not of {backend!r}"
+        )
     return _BACKENDS[backend](network, objective)
 
 
 def answer_of(network: keras.Model, inputs: Sequence[Any]) -> Any:
-    """The network's output, in inference; PyTorch keeps nothing of the way there."""
+    """Return the network's output in inference, without PyTorch's record for gradients."""
     if not is_torch():
         return network(inputs, training=False)
     import torch
@@ -59,7 +61,7 @@ def _on_tensorflow(network: keras.Model, objective: Callable) -> Gradient:
             value, inputs[-1], unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
 
-    # Traced once, here: of functions made anew for each network TensorFlow warns as of retracing.
+    # Trace now: TensorFlow would warn about retracing, as each network has a new function.
     traced = gradient.get_concrete_function()
     return lambda inputs, chosen: traced(list(inputs), chosen)
 
@@ -70,9 +72,9 @@ def _on_jax(network: keras.Model, objective: Callable) -> Gradient:
     @jax.jit
     def gradient(weights, state, inputs, chosen):
         def value(last):
-            given = [*inputs[:-1], last]
             # Weights are arguments: as constants they would be compiled in.
-            output = network.stateless_call(weights, state, given, training=False)[0]
+            all_inputs = [*inputs[:-1], last]
+            output = network.stateless_call(weights, state, all_inputs, training=False)[0]
             return objective(output, chosen).sum(), output
 
         return jax.grad(value, has_aux=True)(inputs[-1])
@@ -93,10 +95,10 @@ def _on_torch(network: keras.Model, objective: Callable) -> Gradient:
         last = inputs[-1].detach().clone().requires_grad_(True)
         with torch.enable_grad():
             output = network([*inputs[:-1], last], training=False)
-            # The sum over no elements adds 0, and a gradient of 0 where the score does not depend
-            # on this layer.
+            # The sum of no elements adds 0. It gives a gradient of 0 if the score does not depend
+            # on the last input, where PyTorch would raise an error.
             value = objective(output, chosen).sum() + last[:0].sum()
-        # Unlike backward(), it leaves no gradient at the weights.
+        # Unlike backward(), grad() stores no gradients at the weights.
         return output.detach(), torch.autograd.grad(value, last)[0]
 
     return gradient

@@ -1,6 +1,6 @@
-"""A model rebuilt layer by layer around the same weights; the model itself stays as it was.
+"""Rebuild a model layer by layer around the same weights, without a change to the model.
 
-Models inside of it are taken apart, at any depth: a layer of theirs is as near as any other.
+A model inside the model is rebuilt the same way, at any depth, so all layers can be reached.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from keras import ops
 
 
 class Place(NamedTuple):
-    """A layer where it is called. `path`: "block5_conv3", or "vgg16/block5_conv3" in a model."""
+    """A call of a layer. `path`: "block5_conv3"; in an inner model "vgg16/block5_conv3"."""
 
     path: str
     layer: Any
@@ -22,7 +22,7 @@ class Place(NamedTuple):
 
 @keras.saving.register_keras_serializable("keras_vgg")
 class _Borrowed(keras.layers.Layer):
-    """A layer of another model, which does not notice: it gets no node of a graph, and no name."""
+    """Call a layer of another model, without a new node in the layer's graph."""
 
     def __init__(self, layer: Any, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
@@ -34,7 +34,7 @@ class _Borrowed(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_vgg")
 class _BeforeActivation(keras.layers.Layer):
-    """What a dense layer or convolution gives before its activation, float32."""
+    """The output of a dense layer or convolution before its activation, float32."""
 
     def __init__(self, layer: keras.layers.Dense | keras.layers.Conv2D, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
@@ -44,48 +44,54 @@ class _BeforeActivation(keras.layers.Layer):
         rank = len(inputs.shape)
         inputs, kernel = ops.cast(inputs, "float32"), ops.cast(self.layer.kernel, "float32")
         if isinstance(self.layer, keras.layers.Dense):
-            found = ops.matmul(inputs, kernel)
+            output = ops.matmul(inputs, kernel)
         else:
-            found = self.layer.convolution_op(inputs, kernel)
+            output = self.layer.convolution_op(inputs, kernel)
         if self.layer.bias is None:
-            return found
+            return output
         shape = [1] * rank
         last = isinstance(self.layer, keras.layers.Dense)
         last = last or self.layer.data_format == "channels_last"
         shape[-1 if last else 1] = -1
-        return ops.add(found, ops.reshape(ops.cast(self.layer.bias, "float32"), shape))
+        return ops.add(output, ops.reshape(ops.cast(self.layer.bias, "float32"), shape))
 
 
 def holds_layers(layer: Any) -> bool:
+    """Return whether a layer is a model, which is rebuilt too."""
     return isinstance(layer, keras.Model) and bool(getattr(layer, "inputs", None))
 
 
-def taken_apart(model: keras.Model, image: Any, instead: dict[str, Any]) -> tuple[Any, list[Place]]:
-    """(the output of a model on `image`, its places); `instead` has tensors for layers' outputs."""
+def rebuild(model: keras.Model, image: Any, instead: dict[str, Any]) -> tuple[Any, list[Place]]:
+    """Return the output of a model on `image`, and all calls of its layers in order.
+
+    Args:
+        instead: Path -> a tensor to use in place of that layer's output.
+    """
     places: list[Place] = []
     names: dict[str, int] = {}
 
     def call(layer: Any, path: str, *args: Any, **kwargs: Any) -> Any:
-        kwargs.pop("training", None)  # a dropout that was meant to go on does not, either
-        given = next(iter((*args, *kwargs.values())), None)  # also of layer(inputs=x)
+        kwargs.pop("training", None)  # all layers run in inference, even a dropout with True
+        inputs = next(iter((*args, *kwargs.values())), None)  # also for layer(inputs=x)
         if isinstance(layer, keras.Sequential):
-            output = given
+            output = inputs
             for inner in layer.layers:
                 output = call(inner, f"{path}/{inner.name}", output)
         elif holds_layers(layer):
-            output = inside(layer, f"{path}/", given)
+            output = inside(layer, f"{path}/", inputs)
         else:
             names[path] = names.get(path, 0) + 1
             name = f"{path.replace('/', '.')}.{names[path]}"
             output = _Borrowed(layer, name=name)(*args, **kwargs)
-        places.append(Place(path, layer, given, output))
+        places.append(Place(path, layer, inputs, output))
         return instead.get(path, output)
 
     def inside(model: keras.Model, prefix: str, inputs: Any) -> Any:
-        """The public way along a graph is clone_model, which makes a model of what it finds.
+        """Return the outputs of a functional model on new inputs.
 
-        That one goes from stand-ins for the inputs to themselves and is thrown away; the tensors
-        that `call` gave are caught at marks behind the outputs.
+        The public way along a graph is clone_model, which must end in a new model. That model
+        leads from stand-ins for the inputs to the stand-ins, and is thrown away. Layers that are
+        appended as marks catch the tensors that `call` returns.
         """
         flat = keras.tree.flatten(model.output)
         marks = [keras.layers.Identity(name=f"explained_output_{i}") for i in range(len(flat))]
@@ -97,8 +103,7 @@ def taken_apart(model: keras.Model, image: Any, instead: dict[str, Any]) -> tupl
         real = {id(x): y for x, y in zip(pairs, keras.tree.flatten(inputs), strict=True)}
 
         def step(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            given = args, kwargs
-            replaced: Any = keras.tree.map_structure(lambda x: real.get(id(x), x), given)
+            replaced: Any = keras.tree.map_structure(lambda x: real.get(id(x), x), (args, kwargs))
             args, kwargs = replaced
             for i, mark in enumerate(marks):
                 if layer is mark:
@@ -106,7 +111,7 @@ def taken_apart(model: keras.Model, image: Any, instead: dict[str, Any]) -> tupl
                     return first
             return call(layer, prefix + layer.name, *args, **kwargs)
 
-        # A model of its own, for a compiled one would be compiled again.
+        # clone_model would compile the clone of a compiled model. A new model is not compiled.
         view = keras.Model(model.input, [mark(x) for mark, x in zip(marks, flat, strict=True)])
         keras.models.clone_model(
             view, input_tensors=stand_ins, clone_function=lambda layer: layer, call_function=step
@@ -123,10 +128,10 @@ def taken_apart(model: keras.Model, image: Any, instead: dict[str, Any]) -> tupl
 
 
 def before_activation(place: Place) -> Any:
-    """The tensor that a layer's activation is given; its output where it has none, or another's."""
+    """Return the input of a layer's activation, or the layer's output if that is not known."""
     if isinstance(place.layer, keras.layers.Activation | keras.layers.ReLU | keras.layers.Softmax):
         return place.inputs
-    # Not its subclasses, which compute something else.
+    # A subclass computes something else.
     if type(place.layer) in (keras.layers.Dense, keras.layers.Conv2D):
         return _BeforeActivation(place.layer, name="before_activation")(place.inputs)
     return place.output

@@ -1,4 +1,4 @@
-"""Heat: one number a pixel; brought to a size, to [0, 1], and over a picture."""
+"""Heat, which is one number a pixel: resize it, scale it to [0, 1], draw it over a picture."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def resized(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[h, w] -> float32 [height, width], bilinear; the outer pixels' centres keep their values."""
+    """Resize heat [h, w] bilinearly to `size`, float32."""
     if heat.shape == tuple(size):
         return np.asarray(heat, "float32")
     picture = Image.fromarray(np.asarray(heat, "float32"))
@@ -15,29 +15,28 @@ def resized(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def scaled(heat: np.ndarray) -> np.ndarray:
-    """[h, w], 0 or more -> float32 in [0, 1]: divided by its maximum, if that is not 0."""
-    most = heat.max()
-    return (heat / most if most > 0 else np.zeros_like(heat)).astype("float32")
+    """Divide heat [h, w], 0 or more, by its maximum: float32 in [0, 1]. Zeros stay zeros."""
+    largest = heat.max()
+    return (heat / largest if largest > 0 else np.zeros_like(heat)).astype("float32")
 
 
-_PIXELS = 2**18  # that are floats at a time: about 100 bytes each
-_ROUNDING = 0.01  # by which resampling as float32 may leave [0, 255]
+_PIXELS = 2**18  # pixels drawn at a time, in about 100 bytes each
+_ROUNDING = 0.01  # resampling as float32 can exceed [0, 255] by this
 
 
 def overlay(image: np.ndarray, heat: np.ndarray, alpha: float = 0.5) -> np.ndarray:
-    """Heat over a picture, at the picture's size: uint8 [h, w, 3].
+    """Return a picture with heat over it: uint8 [h, w, 3], the picture's size.
 
-    Colours are matplotlib's inferno, whose lightness grows with the heat: cold is dark, hot bright,
-    also in grey and to the colour-blind.
+    The colours are Matplotlib's inferno: hotter is lighter, also in grey and for the colour-blind.
 
     Args:
         image: [h, w, 3] RGB, or grey [h, w, 1] or [h, w], in [0, 255].
-        heat: [h', w'] in [0, 1], brought to the picture's size bilinearly. NaN: a place that the
-            model did not see; the picture is shown there dimmed and grey.
-        alpha: How much of the colour is the heat's, in [0, 1].
+        heat: [h', w'] in [0, 1], which is resized to the picture bilinearly. NaN: a place that the
+            model did not see; the picture is dimmed and grey there.
+        alpha: The heat's share of the colour, in [0, 1].
 
     Raises:
-        ValueError: another shape, range or `alpha`.
+        ValueError: a wrong shape, range or `alpha`.
     """
     import matplotlib
 
@@ -53,7 +52,7 @@ def overlay(image: np.ndarray, heat: np.ndarray, alpha: float = 0.5) -> np.ndarr
         raise ValueError(f"alpha must be in [0, 1], not {alpha}")
     if not (image.min() >= -_ROUNDING and image.max() <= 255 + _ROUNDING):
         raise ValueError("overlay needs an image in [0, 255]")
-    if np.fmin.reduce(heat, None) < 0 or np.fmax.reduce(heat, None) > 1:  # of those that are no NaN
+    if np.fmin.reduce(heat, None) < 0 or np.fmax.reduce(heat, None) > 1:  # ignores NaN
         raise ValueError("overlay needs heat in [0, 1]")
     size = image.shape[:2]
     if heat.shape != size:

@@ -1,4 +1,4 @@
-"""A trained model, opened for explanation: its layers by name, its maps, its class scores."""
+"""A trained model for explanations: its layers by name, its feature maps, its class scores."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 from keras import ops
 
 from keras_vgg.explain.gradient import Gradient, answer_of, gradient_of
-from keras_vgg.explain.graph import Place, before_activation, holds_layers, taken_apart
+from keras_vgg.explain.graph import Place, before_activation, holds_layers, rebuild
 from keras_vgg.finite import require_finite_images, require_finite_weights
 
-# Convolutions that are VGG's classifier with head="conv": their maps are class scores.
+# The convolutions of VGG's classifier with head="conv". Their maps are class scores.
 _CLASSIFIER = ("fc1", "fc2", "predictions")
 _PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid, ops.softmax, ops.sigmoid)
-# In inference they give what they are given, if it is [n, classes] or [n, 1, 1, classes].
+# In inference these return their inputs if those are [n, classes] or [n, 1, 1, classes].
 _PASSING = (
     keras.layers.Dropout,
     keras.layers.Flatten,
@@ -26,24 +26,24 @@ _PASSING = (
     keras.layers.Identity,
     keras.layers.Reshape,
 )
-_BEST = -1  # in place of a class: the one that the network finds
+_BEST = -1  # in place of a class: the most probable class
 
 
 class Network:
-    """A model, opened. Use `opened`, which keeps it with the model.
+    """A model that is ready for explanations. Use `opened`, which keeps it with the model.
 
     Attributes:
-        places: Every layer where it is called, in the graph's order.
-        output: The tensor that the model gives.
-        scores: Images -> [n, classes], before a soft-max or sigmoid.
-        activation: From scores to probabilities, a function, or None where the model has none.
+        places: Every call of a layer, in the graph's order.
+        output: The model's output tensor.
+        scores: A model from images to scores [n, classes], before a soft-max or sigmoid.
+        activation: The function from scores to probabilities. None: the model ends in scores.
     """
 
     def __init__(self, model: keras.Model) -> None:
         if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
             raise ValueError(
-                "explanations need a functional or Sequential model that is built (call it once); "
-                f"{getattr(model, 'name', model)!r} is none"
+                "explanations need a built functional or Sequential model, not "
+                f"{getattr(model, 'name', model)!r}; call it once first"
             )
         if len(model.inputs) != 1 or len(model.outputs) != 1 or len(model.inputs[0].shape) != 4:
             raise ValueError(
@@ -55,7 +55,7 @@ class Network:
         self.layers = list(model.layers)
         self._model = weakref.ref(model)
         self.image = self._new_image()
-        self.output, self.places = taken_apart(model, self.image, {})
+        self.output, self.places = rebuild(model, self.image, {})
         self._score_tensor, self.activation = _class_scores(self.output, self.places)
         self.scores = keras.Model([self.image], self._score_tensor)
         self._functions: dict[Any, Any] = {}
@@ -67,35 +67,41 @@ class Network:
         return keras.Input(batch_shape=(None, *image.shape[1:]), dtype="float32", name="image")
 
     def place(self, name: str | None) -> Place:
-        """The one layer of that name whose output is a map; None: the last convolution.
+        """Return the layer with this name or path, which must have a feature map.
 
-        To it belong a batch norm and an activation that follow; where there is no convolution, it
-        is the last layer that gives a map.
+        None stands for the last convolution, with the batch norm and activation that follow it, or
+        for the last layer with a feature map if there is no convolution.
 
         Raises:
-            ValueError: there is none, it is in several places, or gives no map.
+            ValueError: the layer is unknown, is in several places, or has no feature map.
         """
         if name is None:
             return self._last_convolution()
-        found = self.find(name)
-        if len(getattr(found.output, "shape", ())) != 4:
+        place = self.find(name)
+        if not _is_map(place.output):
             raise ValueError(
                 f"layer {name!r} of {self.name!r} gives no map [n, h, w, c] but "
-                f"{getattr(found.output, 'shape', 'several outputs')}; those with maps are "
+                f"{getattr(place.output, 'shape', 'several outputs')}; those with maps are "
                 f"{self._maps()}"
             )
-        return found
+        return place
 
     def find(self, name: str) -> Place:
-        """The one layer of that name, or path from any model down."""
-        found = [p for p in self.places if p.path == name]
-        found = found or [p for p in self.places if p.path.endswith(f"/{name}")]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            paths = sorted({p.path for p in found})
-            which = f"give its path: {', '.join(paths)}" if len(paths) > 1 else "choose another"
-            raise ValueError(f"layer {name!r} is in {len(found)} places of {self.name!r}; {which}")
+        """Return the layer with this name, or this path from any model down.
+
+        Raises:
+            ValueError: the layer is unknown, or is in several places.
+        """
+        matches = [p for p in self.places if p.path == name]
+        matches = matches or [p for p in self.places if p.path.endswith(f"/{name}")]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            paths = sorted({p.path for p in matches})
+            advice = f"give its path: {', '.join(paths)}" if len(paths) > 1 else "choose another"
+            raise ValueError(
+                f"layer {name!r} is in {len(matches)} places of {self.name!r}; {advice}"
+            )
         close = difflib.get_close_matches(str(name), [p.path for p in self.places], 1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(
@@ -110,29 +116,30 @@ class Network:
         maps = [p for p in self.places if _is_map(p.output)]
         if not maps:
             raise ValueError(f"{self.name!r} has no layer that gives a map [n, h, w, c]")
-        found = maps[-1]
+        last = maps[-1]
         for place in reversed(maps):
             own_name = place.path.rsplit("/", 1)[-1]
             if hasattr(place.layer, "kernel_size") and own_name not in _CLASSIFIER:
-                found = place
+                last = place
                 break
-        after = (keras.layers.BatchNormalization, keras.layers.Activation, keras.layers.ReLU)
+        followers = (keras.layers.BatchNormalization, keras.layers.Activation, keras.layers.ReLU)
         for place in maps:
-            if isinstance(place.layer, after) and place.inputs is found.output:
-                found = place
-        return found
+            if isinstance(place.layer, followers) and place.inputs is last.output:
+                last = place
+        return last
 
     def maps(self, place: Place) -> keras.Model:
-        """Images -> the layer's output."""
+        """Return a model from images to the layer's output."""
         key = ("maps", place.path)
         if key not in self._functions:
             self._functions[key] = keras.Model([self.image], place.output)
         return self._functions[key]
 
     def score_gradient(self, place: Place | None) -> Gradient:
-        """`gradient_of` the chosen classes' scores: by ([images, maps], classes), or images alone.
+        """Return `gradient_of` for class scores, by the layer's maps, or by the images if None.
 
-        The maps take the place of the layer's output. A class of -1 is the network's best.
+        Its inputs are [images, maps] or [images]; maps replace the layer's output. A class of -1
+        stands for the most probable class.
         """
         key = ("gradient", place and place.path)
         if key not in self._functions:
@@ -143,95 +150,99 @@ class Network:
                 maps = keras.Input(
                     batch_shape=(None, *place.output.shape[1:]), dtype=place.output.dtype
                 )
-                output, places = taken_apart(model, image, {place.path: maps})
+                output, places = rebuild(model, image, {place.path: maps})
                 network = keras.Model([image, maps], _class_scores(output, places)[0])
             self._functions[key] = gradient_of(network, _score)
         return self._functions[key]
 
     def batch(self, images: Any) -> np.ndarray:
-        """Images as float32 that fit the model.
+        """Return images as float32.
 
         Raises:
-            ValueError: they do not, there are none, or they or the weights are not finite.
+            ValueError: there are no images, they do not fit the model, or images or weights are
+                not finite.
         """
         images = np.asarray(images, "float32")
-        wanted = self.image.shape[1:]
+        own_shape = self.image.shape[1:]
         fits = images.ndim == 4 and all(
-            w in (None, g) for w, g in zip(wanted, images.shape[1:], strict=True)
+            own in (None, side) for own, side in zip(own_shape, images.shape[1:], strict=True)
         )
         if not fits or not len(images):
-            shape = ", ".join("any" if side is None else str(side) for side in wanted)
+            shape = ", ".join("any" if side is None else str(side) for side in own_shape)
             raise ValueError(f"{self.name!r} takes images [n, {shape}], not {images.shape}")
         require_finite_images(images)
         require_finite_weights(self._model())
         return images
 
     def classes(self, classes: int | Sequence[int] | None, count: int) -> np.ndarray:
-        """int32 [count], -1 where the network chooses.
+        """Return int32 [count]: a class for each image, or -1 for the most probable class.
 
         Raises:
-            ValueError: no such class, or not one for each image.
+            ValueError: a class is unknown, or there is not one for each image.
         """
-        known = self._score_tensor.shape[-1]
+        class_count = self._score_tensor.shape[-1]
         if classes is None:
             return np.full(count, _BEST, "int32")
         chosen = np.asarray(classes)
         if chosen.ndim > 1 or (chosen.ndim == 1 and len(chosen) != count):
             raise ValueError(f"classes must be one number, or one for each of {count} images")
-        if chosen.dtype.kind not in "iu" or (chosen < 0).any() or (chosen >= known).any():
-            raise ValueError(f"classes must be whole numbers from 0 to {known - 1}, not {classes}")
+        if chosen.dtype.kind not in "iu" or (chosen < 0).any() or (chosen >= class_count).any():
+            raise ValueError(
+                f"classes must be whole numbers from 0 to {class_count - 1}, not {classes}"
+            )
         return np.broadcast_to(chosen, count).astype("int32")
 
     def chosen(self, images: np.ndarray, classes: Any, batch_size: int) -> np.ndarray:
-        """As `classes`, with the network's best where it chooses."""
-        wanted = self.classes(classes, len(images))
-        if (wanted == _BEST).any():
-            wanted = self.probabilities(images, batch_size).argmax(-1).astype("int32")
-        return wanted
+        """Return `classes` with the most probable class in place of -1."""
+        labels = self.classes(classes, len(images))
+        if (labels == _BEST).any():
+            labels = self.probabilities(images, batch_size).argmax(-1).astype("int32")
+        return labels
 
     def probabilities(self, images: np.ndarray, batch_size: int) -> np.ndarray:
-        """float32 [n, classes]; of a model that ends in scores, their soft-max."""
-        found = []
+        """Return float32 [n, classes]; for a model that ends in scores, their soft-max."""
+        batches = []
         for start in range(0, len(images), batch_size):
             batch = ops.convert_to_tensor(images[start : start + batch_size])
             scores = ops.cast(answer_of(self.scores, [batch]), "float32")
-            found.append(ops.convert_to_numpy((self.activation or ops.softmax)(scores)))
-        return np.concatenate(found)
+            batches.append(ops.convert_to_numpy((self.activation or ops.softmax)(scores)))
+        return np.concatenate(batches)
 
     def output_before_activation(self, place: Place) -> Any:
-        """`before_activation` of a layer; of the last one the class scores."""
+        """Return `before_activation` of a layer; for the model's last layer, the class scores."""
         return self._score_tensor if place.output is self.output else before_activation(place)
 
     def block_ends(self) -> list[Place]:
-        """What goes into each pooling layer: the last maps at each resolution."""
+        """Return the inputs of the pooling layers: the last map at each resolution."""
         pools = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
         pooled = [p.inputs for p in self.places if isinstance(p.layer, pools)]
         ends = [p for p in self.places if any(p.output is x for x in pooled)]
         return [p for p in ends if not holds_layers(p.layer)] or [self.place(None)]
 
 
-_KEPT: weakref.WeakKeyDictionary[keras.Model, Network] = weakref.WeakKeyDictionary()
+_NETWORKS: weakref.WeakKeyDictionary[keras.Model, Network] = weakref.WeakKeyDictionary()
 
 
 def opened(model: keras.Model) -> Network:
-    """The model, opened once and kept as long as it lives, with all that was compiled for it.
+    """Return the `Network` of a model, which is made once and kept as long as the model.
 
     Raises:
-        ValueError: it is no built functional or Sequential model from images to classes.
+        ValueError: the model is not a built functional or Sequential model from images to classes.
     """
-    kept = _KEPT.get(model) if isinstance(model, keras.Model) else None
-    if kept is None or kept.layers != model.layers:  # a Sequential may have got other layers
-        kept = Network(model)
-        _KEPT[model] = kept
-    return kept
+    network = _NETWORKS.get(model) if isinstance(model, keras.Model) else None
+    if network is None or network.layers != model.layers:  # the layers of a Sequential can change
+        network = Network(model)
+        _NETWORKS[model] = network
+    return network
 
 
 def channels_first() -> bool:
+    """Return whether Keras' image format is channels first."""
     return keras.config.image_data_format() == "channels_first"
 
 
 def channels_last(maps: Any) -> np.ndarray:
-    """A tensor of images or maps, in Keras' format -> float32 [n, h, w, c]."""
+    """Return a tensor of images or maps in Keras' format as float32 [n, h, w, c]."""
     maps = ops.convert_to_numpy(ops.cast(maps, "float32"))
     return np.moveaxis(maps, 1, -1) if channels_first() else maps
 
@@ -241,7 +252,7 @@ def _is_map(output: Any) -> bool:
 
 
 def _score(scores: Any, chosen: Any) -> Any:
-    """[n, classes], [n] -> [n]."""
+    """Return the scores of the chosen classes: [n, classes], [n] -> [n]."""
     scores = ops.cast(scores, "float32")
     best = ops.cast(ops.argmax(scores, axis=-1), "int32")
     chosen = ops.where(chosen < 0, best, chosen)
@@ -249,16 +260,16 @@ def _score(scores: Any, chosen: Any) -> Any:
 
 
 def _class_scores(output: Any, places: Sequence[Place]) -> tuple[Any, Callable | None]:
-    """The tensor of class scores, and what the model makes of it."""
+    """Return the tensor of class scores, and the function that makes probabilities of it."""
     if len(output.shape) != 2 or output.shape[-1] is None:
         raise ValueError(f"explanations need class scores [n, classes], not {tuple(output.shape)}")
     last = None
     while last is None or _passes_on(last):
         end = output if last is None else last.inputs
-        found = [p for p in places if p.output is end and not holds_layers(p.layer)]
-        if not found:  # maps that are given in the place of a layer's output
+        makers = [p for p in places if p.output is end and not holds_layers(p.layer)]
+        if not makers:  # maps replace the output of the last layer
             return output, None
-        last = found[-1]
+        last = makers[-1]
     activation = getattr(last.layer, "activation", last.layer)
     if isinstance(activation, keras.layers.Softmax):
         activation = keras.activations.softmax
@@ -268,7 +279,7 @@ def _class_scores(output: Any, places: Sequence[Place]) -> tuple[Any, Callable |
     if scores is last.output:
         raise ValueError(
             f"the scores before the {activation.__name__} of layer {last.path!r} are not known: "
-            "it is no Dense, convolution or Activation"
+            "the layer is not a Dense, a convolution or an Activation"
         )
     if len(scores.shape) != 2:
         scores = keras.layers.Reshape((output.shape[-1],), dtype=scores.dtype)(scores)
@@ -276,7 +287,7 @@ def _class_scores(output: Any, places: Sequence[Place]) -> tuple[Any, Callable |
 
 
 def _passes_on(place: Place) -> bool:
-    """Whether a layer gives, in inference, the class scores or probabilities that it is given."""
+    """Return whether a layer only passes on class scores or probabilities in inference."""
     layer = place.layer
     linear = (
         isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.linear

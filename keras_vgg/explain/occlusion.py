@@ -1,4 +1,4 @@
-"""Occlusion: what a class loses when a part of the image is covered."""
+"""Occlusion: the probability that a class loses when a part of the image is covered."""
 
 from __future__ import annotations
 
@@ -21,24 +21,25 @@ def occlusion_sensitivity(
     fill: float | None = None,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """How much of the class's probability a window takes that covers a pixel: float32 [n, h, w].
+    """Return how much the class's probability drops if a pixel is covered: float32 [n, h, w].
 
-    A square slides over the image; at each place the class's probability without it less that with
-    it is noted, and a pixel has the mean of all squares that cover it (Zeiler & Fergus, ECCV 2014,
-    arXiv:1311.2901, section 4.2). Positive: the pixel speaks for the class; in [-1, 1].
+    A square slides over the image. At each place, the drop is the class's probability without the
+    square minus that with the square. A pixel gets the mean drop of all squares that cover it
+    (Zeiler & Fergus, ECCV 2014, arXiv:1311.2901, section 4.2). Values are in [-1, 1]; a positive
+    value means that the pixel speaks for the class.
 
     Args:
-        model, images, classes: As `grad_cam`.
+        model, images, classes: As for `grad_cam`.
         window: Side of the square in pixels. Default: a 7th of the image's smaller side.
-        stride: Pixels from one place to the next; the last ends at the image's border. Default:
-            half the window.
-        fill: What the square is filled with, in the image's unit. Default: the image's own mean of
+        stride: Pixels from one place to the next; the last square ends at the image's border.
+            Default: half the window.
+        fill: Value that fills the square, in the image's unit. Default: the image's own mean of
             each channel.
         batch_size: Covered images at a time.
 
     Raises:
-        ValueError: a window that is larger than the image, or a stride that is larger than the
-            window or below 1; and as `grad_cam`.
+        ValueError: the window is larger than the image; the stride is larger than the window or
+            below 1; as for `grad_cam`.
     """
     network = opened(model)
     images = network.batch(images)
@@ -51,8 +52,8 @@ def occlusion_sensitivity(
         raise ValueError(f"window must be 1 to {min(height, width)} pixels, not {window}")
     if not 1 <= stride <= window:
         raise ValueError(
-            f"stride must be 1 to {window} pixels, the window's side, not {stride}: else there are "
-            "pixels that no window covers"
+            f"stride must be 1 to {window} pixels, the window's side, not {stride}: a larger one "
+            "leaves pixels that no window covers"
         )
     corners = list(itertools.product(*(_starts(side, window, stride) for side in (height, width))))
 
@@ -61,10 +62,10 @@ def occlusion_sensitivity(
             np.moveaxis(batch, -1, 1) if channels_first() else batch, batch_size
         )
 
-    whole = probabilities(images)
-    wanted = network.classes(classes, len(images))
-    wanted = np.where(wanted < 0, whole.argmax(-1), wanted)
-    found = np.zeros(images.shape[:3])
+    uncovered = probabilities(images)
+    labels = network.classes(classes, len(images))
+    labels = np.where(labels < 0, uncovered.argmax(-1), labels)
+    sums = np.zeros(images.shape[:3])
     covers = np.zeros((height, width))
     for top, left in corners:
         covers[top : top + window, left : left + window] += 1
@@ -75,12 +76,12 @@ def occlusion_sensitivity(
             batch = np.repeat(image[np.newaxis], len(part), 0)
             for covered, (top, left) in zip(batch, part, strict=True):
                 covered[top : top + window, left : left + window] = filling
-            drops = whole[i, wanted[i]] - probabilities(batch)[:, wanted[i]]
+            drops = uncovered[i, labels[i]] - probabilities(batch)[:, labels[i]]
             for drop, (top, left) in zip(drops, part, strict=True):
-                found[i, top : top + window, left : left + window] += drop
-    return (found / covers).astype("float32")
+                sums[i, top : top + window, left : left + window] += drop
+    return (sums / covers).astype("float32")
 
 
 def _starts(side: int, window: int, stride: int) -> list[int]:
-    """Where windows begin, so that every pixel is covered."""
+    """Return where windows begin, so that they cover every pixel."""
     return sorted({*range(0, side - window, stride), side - window})
