@@ -1,6 +1,6 @@
-"""griffe extension: what reading the source alone cannot tell of keras_vgg, and what to leave out.
+"""griffe extension: add the builders' arguments to the API pages, and leave out empty headings.
 
-A function makes the builders, so that the source shows none of their arguments.
+A function makes the builders, so their arguments are not in the source.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Builders(griffe.Extension):
         self._tidy(pkg)
 
     def _builders(self, models: griffe.Module) -> None:
-        """VGG11 = _builder("A"): `vgg` without its first parameter, as `__signature__` has it."""
+        """Document each builder as `vgg` without its first parameter, as `__signature__` states."""
         vgg = models["vgg"]
-        os.environ.setdefault("KERAS_BACKEND", "numpy")  # the one that is imported at once
-        built = importlib.import_module(models.path)
+        os.environ.setdefault("KERAS_BACKEND", "numpy")  # the backend that imports fastest
+        module = importlib.import_module(models.path)
         for name, member in list(models.members.items()):
             if member.is_alias or not (
                 member.is_attribute and str(member.value).startswith("_builder(")
             ):
                 continue
-            builder = getattr(built, name)
+            builder = getattr(module, name)
             parameters = [
                 griffe.Parameter(p.name, annotation=p.annotation, kind=p.kind, default=p.default)
                 for p in list(vgg.parameters)[1:]
@@ -55,10 +55,10 @@ class Builders(griffe.Extension):
             models.set_member(name, function)
 
     def _tidy(self, obj: griffe.Object) -> None:
-        """`keras_vgg.vgg` in a docstring becomes a link, where there is such a place.
+        """Link `keras_vgg.vgg` in a docstring to its page, if there is one; remove empty headings.
 
-        Special methods, and fields that a class explains under Attributes or not at all, would be
-        headings with nothing below them; the signature has the fields.
+        Special methods have no text, and a class explains its fields under Attributes or not at
+        all. They would be headings without text; the signature shows the fields.
         """
         if obj.docstring is not None:
             obj.docstring.value = _NAME.sub(
@@ -67,9 +67,11 @@ class Builders(griffe.Extension):
         for name, member in list(obj.members.items()):
             if member.is_alias:
                 continue
-            field = member.is_attribute and "property" not in member.labels
-            special = name.startswith("__") and name != "__init__"  # which is the signature
-            if obj.is_class and not member.docstring and (field or special):
+            is_field = member.is_attribute and "property" not in member.labels
+            is_special = (
+                name.startswith("__") and name != "__init__"
+            )  # __init__ shows the signature
+            if obj.is_class and not member.docstring and (is_field or is_special):
                 obj.del_member(name)
             else:
                 self._tidy(member)

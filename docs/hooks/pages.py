@@ -1,7 +1,7 @@
-"""mkdocs hook: pages that lie elsewhere in the repository, and pages made from the code.
+"""mkdocs hook: add files from outside docs/ to the site, and pages made from the code.
 
-A file appears on the site where `place` says; links between such files are followed there, so that
-one text is right in the repository and on the site.
+`place` gives a file's page on the site. Links between files are changed to links between pages, so
+the same text works in the repository and on the site.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _CODE = re.compile(r"(^```.*?^```$|^~~~.*?^~~~$|`[^`\n]+`)", re.MULTILINE | re.D
 
 
 def place(path: str) -> str:
-    """A file's path in the repository -> its page (with an anchor) on the site."""
+    """Return the page (with an anchor) on the site for a file's path in the repository."""
     folder, name = posixpath.split(path)
     if path in INCLUDED:
         return INCLUDED[path]
@@ -43,30 +43,30 @@ def place(path: str) -> str:
         return f"recipes.md#{name.removesuffix('.py')}"
     if folder == "notebooks" and name.endswith(".ipynb"):
         return f"notebooks/{name.removesuffix('.ipynb')}.md"
-    if path.startswith("keras_vgg/"):  # a page for each module and package, not for what is in it
+    if path.startswith("keras_vgg/"):  # each module or package in keras_vgg/ has one page
         return f"api/{path.split('/')[1].removesuffix('.py')}.md"
     return path.removeprefix("docs/")
 
 
 def links_on_site(text: str, path: str, uri: str) -> str:
-    """The Markdown of a repository's file, its relative links made right for the page `uri`."""
+    """Return a file's Markdown with its relative links changed for the page `uri`."""
 
-    def follow(found: re.Match) -> str:
-        target, hash_, anchor = found[1].partition("#")
+    def follow(match: re.Match) -> str:
+        target, hash_, anchor = match[1].partition("#")
         if not target or ":" in target:
-            return found[0]
-        there = place(posixpath.normpath(posixpath.join(posixpath.dirname(path), target)))
+            return match[0]
+        page = place(posixpath.normpath(posixpath.join(posixpath.dirname(path), target)))
         if hash_:
-            there = f"{there.partition('#')[0]}#{anchor}"
-        return f"]({posixpath.relpath(there, posixpath.dirname(uri) or '.')})"
+            page = f"{page.partition('#')[0]}#{anchor}"
+        return f"]({posixpath.relpath(page, posixpath.dirname(uri) or '.')})"
 
-    parts = _CODE.split(text)  # every other part is code
+    parts = _CODE.split(text)  # the parts at odd places are code
     parts[::2] = [_TARGET.sub(follow, part) for part in parts[::2]]
     return "".join(parts)
 
 
 def notebook_page(notebook: dict) -> str:
-    """A Jupyter notebook (format 4) -> Markdown: its cells, and the text that they printed."""
+    """Return a Jupyter notebook (format 4) as Markdown: its cells, and their output."""
     parts = []
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
@@ -88,17 +88,17 @@ def notebook_page(notebook: dict) -> str:
 
 
 def title_of(text: str, default: str) -> str:
-    """The first heading of a page; in code, # begins a comment."""
-    found = re.search(r"^# (.+)$", _CODE.sub("", text), re.MULTILINE)
-    return found[1] if found else default
+    """Return the first heading of a page; code is ignored, because # begins a comment there."""
+    heading = re.search(r"^# (.+)$", _CODE.sub("", text), re.MULTILINE)
+    return heading[1] if heading else default
 
 
 def recipes_page() -> str:
-    """Every file of training/recipes: its docstring is the experiment's record."""
+    """Return the page of all files in training/recipes."""
     parts = [
         "# Recipes",
-        "Each is one experiment; its docstring is the record: command, hardware, result. "
-        "What the fields mean: [training and recipes](training.md#every-field-of-a-recipe).",
+        "Each recipe is one experiment. Its docstring is the record: command, hardware, result. "
+        "[Training and recipes](training.md#every-field-of-a-recipe) explains the fields.",
     ]
     for path in sorted((ROOT / "training" / "recipes").glob("*.py")):
         source = path.read_text().rstrip()
@@ -108,17 +108,17 @@ def recipes_page() -> str:
 
 
 def notebooks() -> dict[str, str]:
-    """Page -> Markdown, of every notebook and of their list; nothing where there are none."""
+    """Return the Markdown of each notebook's page and of their list; empty without notebooks."""
     folder = ROOT / "notebooks"
-    found = {
+    texts = {
         path: notebook_page(json.loads(path.read_text())) for path in sorted(folder.glob("*.ipynb"))
     }
-    if not found:
+    if not texts:
         return {}
     pages = {}
     readme = folder / "README.md"
     listed = readme.read_text() if readme.is_file() else "# Notebooks\n"
-    for path, text in found.items():
+    for path, text in texts.items():
         uri = f"notebooks/{path.stem}.md"
         pages[uri] = links_on_site(text, f"notebooks/{path.name}", uri)
         if f"({path.name})" not in listed:

@@ -3,8 +3,8 @@
 command:  python docs/hooks/rooms.py
 
 A room is a module or a package directly inside `keras_vgg`. Its floor is its line in the import
-contract of pyproject.toml, so every line of the picture goes down. A line that other lines imply is
-left out: where A imports B, and B imports C, the picture has no line from A to C.
+contract of pyproject.toml, so every line of the picture goes down. The picture leaves out a line
+that other lines imply: if A imports B, and B imports C, there is no line from A to C.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ ROOT = Path(__file__).parents[2]
 PICTURE = ROOT / "docs" / "architecture.svg"
 PACKAGE = "keras_vgg"
 
-# Pixels.
+# All sizes are in pixels.
 WIDTH, MARGIN = 760, 24
 BOX, FLOOR = 28, 66  # heights
 LETTER, PADDING = 7.6, 11
-GAP, LANE = 14, 11  # between boxes; what a line that passes a floor takes there
+GAP, LANE = 14, 11  # space between boxes; width for a line that passes a floor
 
 
 def floors() -> list[list[str]]:
-    """The rooms of each floor, the highest first, as the import contract has them."""
+    """Return the rooms of each floor, the highest first, from the import contract."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     (layers,) = (
         contract["layers"]
@@ -38,7 +38,7 @@ def floors() -> list[list[str]]:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The rooms that a module names in its imports, those inside functions too."""
+    """Yield the rooms that a module imports, also inside functions."""
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import):
@@ -52,7 +52,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def imports(rooms: set[str]) -> dict[str, set[str]]:
-    """Room -> the other rooms that it imports."""
+    """Return the other rooms that each room imports."""
     graph: dict[str, set[str]] = {room: set() for room in rooms}
     for room in rooms:
         path = ROOT / PACKAGE / room
@@ -62,7 +62,7 @@ def imports(rooms: set[str]) -> dict[str, set[str]]:
 
 
 def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The graph without the lines that the others imply."""
+    """Return the graph without the lines that other lines imply."""
 
     def below(room: str) -> set[str]:
         return graph[room].union(*(below(other) for other in graph[room]))
@@ -70,13 +70,14 @@ def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     return {room: names - set().union(*map(below, names)) for room, names in graph.items()}
 
 
-Node = tuple[int, str, bool]  # floor, room, whether it is the room's box: else a line on its way
+# Floor, room, and whether the node is the room's box or a line to the room that passes the floor.
+Node = tuple[int, str, bool]
 
 
 def drawn(rows: list[list[str]], graph: dict[str, set[str]]) -> tuple[list[list[Node]], set]:
-    """The nodes of each floor, and the lines between nodes of neighbouring floors.
+    """Return the nodes of each floor, and the lines between nodes of neighbouring floors.
 
-    All lines to one room join on their way down, in one node on each floor that they pass.
+    All lines to one room join in one node on each floor that they pass.
     """
     floor = {room: number for number, row in enumerate(rows) for room in row}
     nodes = [[(number, room, True) for room in row] for number, row in enumerate(rows)]
@@ -96,11 +97,11 @@ def width(node: Node) -> float:
     return LETTER * len(node[1]) + 2 * PADDING + GAP if node[2] else LANE
 
 
-def spread(wanted: list[float], widths: list[float]) -> list[float]:
-    """The places nearest to the wanted ones, in their order, with no two nodes overlapping."""
+def spread(targets: list[float], widths: list[float]) -> list[float]:
+    """Return the places nearest to the target places, in their order and without overlaps."""
     offsets = [sum(widths[:i]) + widths[i] / 2 for i in range(len(widths))]
-    blocks: list[list[float]] = []  # sum and count of what lies side by side
-    for place, offset in zip(wanted, offsets, strict=True):
+    blocks: list[list[float]] = []  # sum and count of starts, for nodes that touch each other
+    for place, offset in zip(targets, offsets, strict=True):
         blocks.append([place - offset, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
             total, count = blocks.pop()
@@ -116,7 +117,7 @@ def spread(wanted: list[float], widths: list[float]) -> list[float]:
 
 
 def arranged(nodes: list[list[Node]], lines: set) -> dict[Node, float]:
-    """Node -> the x of its middle: near the middle of what it is joined to."""
+    """Return the x of each node's middle, near the middle of the nodes that it is joined to."""
     joined: dict[Node, list[Node]] = {node: [] for row in nodes for node in row}
     for start, end in sorted(lines):
         joined[start].append(end)
@@ -127,21 +128,21 @@ def arranged(nodes: list[list[Node]], lines: set) -> dict[Node, float]:
         places |= dict(zip(row, spread(even, [width(node) for node in row]), strict=True))
     for turn in range(60):
         for row in nodes if turn % 2 else reversed(nodes):
-            wanted = {
+            targets = {
                 node: sum(places[other] for other in joined[node]) / len(joined[node])
                 if joined[node]
                 else places[node]
                 for node in row
             }
-            order = sorted(row, key=lambda node: (round(wanted[node], 3), node[1]))
+            order = sorted(row, key=lambda node: (round(targets[node], 3), node[1]))
             widths = [width(node) for node in order]
-            middles = spread([wanted[node] for node in order], widths)
+            middles = spread([targets[node] for node in order], widths)
             places |= dict(zip(order, middles, strict=True))
     return places
 
 
 def picture() -> str:
-    """The SVG: a box for each room, a line for each import that no others imply."""
+    """Return the SVG: a box for each room, a line for each import that no others imply."""
     rows = floors()
     nodes, lines = drawn(rows, reduced(imports({room for row in rows for room in row})))
     places = arranged(nodes, lines)
@@ -165,10 +166,10 @@ def picture() -> str:
     for number, row in enumerate(rows):
         for room in row:
             x, y = places[number, room, True], MARGIN + FLOOR * number
-            wide = width((number, room, True)) - GAP
+            box_width = width((number, room, True)) - GAP
             parts.append(
-                f'<rect x="{x - wide / 2:.0f}" y="{y}" width="{wide:.0f}" height="{BOX}" rx="5" '
-                f'fill="#e3ebf6" stroke="#4a6a96"/>'
+                f'<rect x="{x - box_width / 2:.0f}" y="{y}" width="{box_width:.0f}" height="{BOX}" '
+                f'rx="5" fill="#e3ebf6" stroke="#4a6a96"/>'
                 f'<text x="{x:.0f}" y="{y + 18}" fill="#16283f">{html.escape(room)}</text>'
             )
     return "\n".join([*parts, "</g>", "</svg>"]) + "\n"
