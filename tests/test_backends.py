@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 
 def on_jax(*command):
     environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # half the time to compile
     done = subprocess.run(
         [sys.executable, *command],
         cwd=HERE.parent,
