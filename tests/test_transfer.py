@@ -74,8 +74,12 @@ def test_pooling(network):
         (["fc1", "fc1"], None, "one or more different names"),
         ("fc1", "mean", "pooling must be None, 'avg', 'max' or a number, not 'mean'"),
         ("fc1", 0, "pooling must be"),
-        ("block5_pool", 2, "a map of known size, at least that large; block5_pool gives 1 x 1"),
-        ("block2_pool", 3, "gives 8 x 8, which no 3 x 3 divides"),
+        (
+            "block5_pool",
+            2,
+            "a map of known size, at least as large as the grid; block5_pool gives 1 x 1",
+        ),
+        ("block2_pool", 3, "gives 8 x 8, which 3 x 3 parts do not divide"),
     ],
 )
 def test_features_that_cannot_be_had(network, layers, pooling, message):
@@ -465,8 +469,8 @@ def test_perceptual_loss_compares_images_of_one_size():
         ({"layers": "fc9"}, "has no layer 'fc9'; did you mean 'fc"),
         ({"distance": "cosine"}, "distance must be 'l2' or 'l1'"),
         ({"value_range": (1, 1)}, "value_range must rise"),
-        ({"preprocessing": None}, "no preprocessing inside: pass what it was trained on"),
-        ({"preprocessing": True}, "no preprocessing inside: pass what it was trained on"),
+        ({"preprocessing": None}, "no preprocessing inside: pass that of its training"),
+        ({"preprocessing": True}, "no preprocessing inside: pass that of its training"),
     ],
 )
 def test_perceptual_losses_that_make_no_sense(network, options, message):

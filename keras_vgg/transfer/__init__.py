@@ -1,4 +1,4 @@
-"""A trained VGG put to another use: features, descriptors, frozen blocks, perceptual losses."""
+"""Transfer learning: features, image descriptors, frozen blocks, probes, perceptual losses."""
 
 from keras_vgg.transfer.features import embed, feature_extractor, freeze
 from keras_vgg.transfer.perceptual import PerceptualLoss

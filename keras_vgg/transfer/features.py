@@ -1,4 +1,4 @@
-"""Frozen blocks, features of several layers in one pass, and the paper's image descriptor."""
+"""Frozen blocks, the outputs of several layers in one pass, and the paper's image descriptor."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ BLOCKS = ("block1", "block2", "block3", "block4", "block5")
 
 
 def freeze(model: keras.Model, until: str) -> tuple[str, ...]:
-    """Keep the blocks before `until` as they are in training; call it before `compile`.
+    """Freeze the blocks before `until`, so that training does not change them.
 
-    A frozen batch normalisation uses its statistics and does not change them.
+    Call this before `compile`. A frozen batch normalisation uses its statistics and does not change
+    them.
 
     Args:
         model: A VGG.
-        until: "none" or "block1": every layer is trained; "block2" ... "block5": the blocks before
-            it are not; "all": no block is, only the classifier.
+        until: "none" or "block1": freeze nothing. "block2" to "block5": freeze the blocks before
+            this one. "all": freeze all blocks and train only the classifier.
 
     Returns:
-        The frozen layers that have weights.
+        The names of the frozen layers that have weights.
 
     Raises:
-        ValueError: another `until`; a model whose own layers are no VGG's.
+        ValueError: an unknown `until`; the model's own layers are not those of a VGG.
     """
     frozen_blocks = {"none": 0, "all": len(BLOCKS)} | {b: i for i, b in enumerate(BLOCKS)}
     if until not in frozen_blocks:
@@ -38,7 +39,7 @@ def freeze(model: keras.Model, until: str) -> tuple[str, ...]:
     blocks = {layer: re.match(r"block(\d)_", layer.name) for layer in model.layers}
     if frozen_blocks[until] and not any(blocks.values()):
         raise ValueError(f"{model.name} has no layers block1_...: freeze the VGG that it holds")
-    model.trainable = True  # where it is False, Keras trains no layer whatever the layer says
+    model.trainable = True  # if this is False, Keras trains none of the layers
     for layer, block in blocks.items():
         layer.trainable = not (block and int(block[1]) <= frozen_blocks[until])
     return tuple(layer.name for layer in model.layers if layer.weights and not layer.trainable)
@@ -47,18 +48,18 @@ def freeze(model: keras.Model, until: str) -> tuple[str, ...]:
 def feature_extractor(
     model: keras.Model, layers: str | Iterable[str], pooling: str | int | None = None
 ) -> keras.Model:
-    """Several layers' outputs in one pass, as a model of images -> {layer name: tensor}.
+    """Return a model from images to {layer name: output}, for several layers in one pass.
 
     Args:
-        model: A VGG; the extractor shares its weights.
+        model: A VGG. The extractor shares its weights.
         layers: Names, such as "block4_pool".
-        pooling: None: maps as they are, [n, h, w, c]; "avg" or "max": over the whole map, [n, c];
-            a number g: averaged over a grid of g x g parts, [n, g*g*c] in the order row, column,
-            channel. Outputs that are not maps stay as they are.
+        pooling: None: feature maps stay as they are, [n, h, w, c]. "avg" or "max": pool over the
+            map, [n, c]. A number g: average over a grid of g x g parts, [n, g*g*c] in the order
+            row, column, channel. Outputs that are not maps stay as they are.
 
     Raises:
-        ValueError: a layer that there is not, twice the same, or none; another pooling; a map
-            that is smaller than the grid or of unknown size.
+        ValueError: there is no layer, a layer is unknown or named twice; an unknown pooling; a map
+            is smaller than the grid, not divisible by it, or of unknown size.
     """
     names = [layers] if isinstance(layers, str) else list(layers)
     if not names or len(set(names)) != len(names):
@@ -95,22 +96,24 @@ def _pooled(feature_map: Any, pooling: str | int | None, name: str) -> Any:
         return keras.layers.GlobalAveragePooling2D(name=f"{name}_avg")(feature_map)
     if pooling == "max":
         return keras.layers.GlobalMaxPooling2D(name=f"{name}_max")(feature_map)
-    assert isinstance(pooling, int), "feature_extractor has looked"
+    assert isinstance(pooling, int), "feature_extractor checks it"
     first = channel_axis() == 1
     height, width = feature_map.shape[2:] if first else feature_map.shape[1:3]
     if None in (height, width) or min(height, width) < pooling:
         raise ValueError(
-            f"a grid of {pooling} x {pooling} needs a map of known size, at least that large; "
-            f"{name} gives {height} x {width}"
+            f"a grid of {pooling} x {pooling} needs a map of known size, at least as large as the "
+            f"grid; {name} gives {height} x {width}"
         )
     window = (height // pooling, width // pooling)
     x = keras.layers.AveragePooling2D(window, name=f"{name}_grid")(feature_map)
     if first:
         x = keras.layers.Permute((2, 3, 1), name=f"{name}_rows")(x)
     x = keras.layers.Reshape((-1, x.shape[-1]), name=f"{name}_parts")(x)
-    # A map that is no multiple of the grid leaves more parts than asked for.
+    # A map that is not a multiple of the grid gives more parts.
     if x.shape[1] != pooling**2:
-        raise ValueError(f"{name} gives {height} x {width}, which no {pooling} x {pooling} divides")
+        raise ValueError(
+            f"{name} gives {height} x {width}, which {pooling} x {pooling} parts do not divide"
+        )
     return keras.layers.Flatten(name=f"{name}_flat")(x)
 
 
@@ -125,27 +128,28 @@ def embed(
     batch_size: int = 32,
     verbose: int = 0,
 ) -> np.ndarray:
-    """The paper's image descriptor (appendix B): float32 [n, d], each of length 1.
+    """Return the paper's image descriptors (appendix B): float32 [n, d], each of length 1.
 
-    Each image, whole, is rescaled to each smallest side Q. The layer's map is averaged over the
-    image, then over the image and its mirror image, and divided by its length. Several scales are
-    stacked, or averaged, and divided by the length again.
+    Each image is rescaled without a crop to each smallest side Q. The layer's feature map is
+    averaged over the places, then over the image and its mirror image, and divided by its length.
+    Several scales are stacked or averaged, and divided by the length again.
 
     Args:
-        model: A VGG for images of any size: without the top, or with head="conv". Of one size: the
-            images have to fit.
+        model: A VGG that takes any size: without the top, or with head="conv". Or a VGG of one
+            size, which all images must have.
         images: [n, h, w, 3], or a list of [h, w, 3] of any sizes, uint8 or float, in the model's
             range: RGB in [0, 255] if the preprocessing is inside.
         layer: A layer's name. Default: "fc2" with head="conv", as in the paper, else "block5_pool".
-        sizes: The smallest sides Q, such as (256, 384, 512); None: the images as they are.
-        combine: "stack" or "average" over scales.
-        flip: Use the mirror image.
+        sizes: The smallest sides Q, such as (256, 384, 512). None: do not rescale.
+        combine: "stack" or "average" the scales.
+        flip: Whether to use the mirror image too.
         batch_size: Images of one size at a time.
         verbose: 1 shows a progress bar.
 
     Raises:
-        ValueError: no image; an image that is none, not finite, too small, or does not fit the
-            model's input; weights that are not finite; another `combine`, `sizes` or `batch_size`.
+        ValueError: there is no image; an image has another rank, is not finite, is too small, or
+            does not fit the model's input; weights are not finite; a bad `combine`, `sizes` or
+            `batch_size`.
     """
     if combine not in ("stack", "average"):
         raise ValueError(f"combine must be 'stack' or 'average', not {combine!r}")
@@ -167,49 +171,50 @@ def embed(
         maps = [x.name for x in model.layers if len(np.shape(x.output)) == 4]
         layer = "fc2" if "fc2" in maps else "block5_pool"
     extractor = feature_extractor(model, layer, pooling="avg")
-    groups = [_by_shape(model, images, size) for size in sides]  # refuses before the work begins
+    groups = [_by_shape(model, images, size) for size in sides]  # raises errors before the work
     progress = keras.utils.Progbar(len(images) * len(sides), verbose=verbose, unit_name="image")
     scales = []
     for size, shapes in zip(sides, groups, strict=True):
-        found: dict[int, np.ndarray] = {}
+        descriptors: dict[int, np.ndarray] = {}
         for shape, members in shapes.items():
             for start in range(0, len(members), batch_size):
-                chosen = members[start : start + batch_size]
-                batch = np.stack([np.asarray(images[i], "float32") for i in chosen])
+                numbers = members[start : start + batch_size]
+                batch = np.stack([np.asarray(images[i], "float32") for i in numbers])
                 if size:
                     batch = ops.image.resize(
                         batch, shape, antialias=True, data_format="channels_last"
                     )
-                found.update(zip(chosen, _descriptors(extractor, batch, layer, flip), strict=True))
-                progress.add(len(chosen))
-        scales.append(_unit(np.stack([found[i] for i in range(len(images))])))
+                rows = _descriptors(extractor, batch, layer, flip)
+                descriptors.update(zip(numbers, rows, strict=True))
+                progress.add(len(numbers))
+        scales.append(_unit(np.stack([descriptors[i] for i in range(len(images))])))
     return _unit(np.concatenate(scales, 1) if combine == "stack" else np.mean(scales, 0))
 
 
 def _by_shape(
     model: keras.Model, images: np.ndarray | Sequence[np.ndarray], size: int | None
 ) -> dict[tuple[int, int], list[int]]:
-    """(height, width) after rescaling -> the images that have it; each fits the model's input."""
+    """Return (height, width) after rescaling -> numbers of the images; check that they fit."""
     groups: dict[tuple[int, int], list[int]] = {}
     axis = channel_axis()
-    wanted = list(model.inputs[0].shape[1:])
-    wanted = [*wanted[1:], wanted[0]] if axis == 1 else wanted
+    own_shape = list(model.inputs[0].shape[1:])
+    own_shape = [*own_shape[1:], own_shape[0]] if axis == 1 else own_shape
     for i, image in enumerate(images):
         shape = _rescaled(np.shape(image), size)
         if min(shape) < 32:
             raise ValueError(f"image {i} is {shape}, smaller than 32x32: give sizes")
-        given = (*shape, np.shape(image)[2])
-        if any(w not in (None, g) for w, g in zip(wanted, given, strict=True)):
+        image_shape = (*shape, np.shape(image)[2])
+        if any(own not in (None, side) for own, side in zip(own_shape, image_shape, strict=True)):
             raise ValueError(
-                f"image {i} comes as {given}, {model.name} takes {tuple(wanted)}; a VGG without "
-                'the top or with head="conv" takes any height and width'
+                f"image {i} comes as {image_shape}, {model.name} takes {tuple(own_shape)}; a VGG "
+                'without the top or with head="conv" takes any height and width'
             )
         groups.setdefault(shape, []).append(i)
     return groups
 
 
 def _rescaled(shape: Sequence[int], size: int | None) -> tuple[int, int]:
-    """(height, width) with the smallest side `size`, the aspect kept."""
+    """Return (height, width) with the smallest side `size` and the same aspect ratio."""
     height, width = shape[:2]
     if size is None:
         return height, width
@@ -218,7 +223,7 @@ def _rescaled(shape: Sequence[int], size: int | None) -> tuple[int, int]:
 
 
 def _descriptors(extractor: keras.Model, batch: Any, layer: str, flip: bool) -> np.ndarray:
-    """[n, h, w, channels] -> [n, d] float32, averaged over the views of an image."""
+    """Return [n, d] float32 for images [n, h, w, channels], averaged over the views of each."""
     views = [batch, ops.flip(batch, axis=2)] if flip else [batch]
     if channel_axis() == 1:
         views = [ops.moveaxis(view, -1, 1) for view in views]
@@ -228,5 +233,6 @@ def _descriptors(extractor: keras.Model, batch: Any, layer: str, flip: bool) -> 
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
+    """Divide each row by its length; zeros stay zeros."""
     length = np.linalg.norm(values, axis=1, keepdims=True)
     return (values / np.where(length > 0, length, 1)).astype("float32")

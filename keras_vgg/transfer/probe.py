@@ -1,4 +1,4 @@
-"""How much a linear classifier gets out of features."""
+"""Linear probes: the accuracy of a linear classifier on features."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbe:
-    """A linear classifier on features, and how its regularisation was chosen."""
+    """A linear classifier on features, with the results that chose its regularisation."""
 
     classifier: Any
     """A scikit-learn pipeline: predict, and with kind="logistic" predict_proba."""
     C: float
     validation_accuracy: float
     tried: tuple[tuple[float, float], ...]
-    """(C, validation accuracy) of everything tried."""
+    """(C, validation accuracy) for each C."""
     converged: bool
 
     def predict(self, features: np.ndarray) -> np.ndarray:
@@ -41,7 +41,9 @@ def linear_probe(
     max_iter: int = 200,
     seed: int = 0,
 ) -> LinearProbe:
-    """Fit a linear classifier for each C and keep the best on validation (of equals, the least C).
+    """Fit a linear classifier for each C and return the most accurate on validation.
+
+    If several are equally accurate, the smallest C wins.
 
     Args:
         train_features: [n, d].
@@ -50,12 +52,12 @@ def linear_probe(
         validation_labels: [m].
         C: Inverse strengths of the regularisation, as in scikit-learn.
         kind: "logistic" (multinomial, L-BFGS) or "svm" (linear, one against the rest; the paper's).
-        standardize: Give every feature mean 0 and deviation 1 over the training images first.
-        max_iter: Iterations at most; `LinearProbe.converged` tells whether they sufficed.
+        standardize: Whether to give every feature mean 0 and deviation 1 over the training images.
+        max_iter: Most iterations. `LinearProbe.converged` tells whether they were enough.
         seed: Seed of the SVM's solver.
 
     Raises:
-        ValueError: lengths or widths that differ, features that are not finite, one class, no C.
+        ValueError: lengths or widths differ; features are not finite; there is one class, or no C.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -80,23 +82,23 @@ def linear_probe(
             f"{np.shape(validation_features)[1]}"
         )
     if len(np.unique(train_labels)) < 2:
-        raise ValueError("the training labels are all the same: there is nothing to tell apart")
+        raise ValueError("the training labels are all the same; a probe needs at least 2 classes")
     tried, best = [], None
     for c in strengths:
         steps = [StandardScaler()] if standardize else []
         classifier = make_pipeline(*steps, makers[kind](c))
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             classifier.fit(train_features, train_labels)
-        others = [w for w in said if not issubclass(w.category, ConvergenceWarning)]
-        converged = len(others) == len(said)
+        others = [w for w in caught if not issubclass(w.category, ConvergenceWarning)]
+        converged = len(others) == len(caught)
         for w in others:
             warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
         accuracy = float(classifier.score(validation_features, validation_labels))
         tried.append((c, accuracy))
         if best is None or accuracy > best[1]:
             best = (c, accuracy, classifier, converged)
-    assert best is not None, "there are strengths to try"
+    assert best is not None, "there is at least one C"
     c, accuracy, classifier, converged = best
     return LinearProbe(classifier, c, accuracy, tuple(tried), converged)
 
