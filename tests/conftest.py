@@ -22,7 +22,23 @@ gc.freeze()
 
 # The files that take longest. A process takes whole files (pytest -n 2 --dist loadfile), so they
 # begin first, and the last ones to end are short.
-LONGEST = ("hosts", "distribution", "tuning", "survive", "export", "cli", "fit_transfer", "demo")
+LONGEST = (
+    "hosts",
+    "data",
+    "tuning",
+    "report_page",
+    "records",
+    "evaluate_run",
+    "demo",
+    "inspection",
+    "cli",
+    "survive",
+    "export",
+    "localization",
+    "fit",
+    "distribution",
+    "fit_transfer",
+)
 NO_DATA = "no real data at"
 CHECK_HDF5 = containers._check_hdf5
 
@@ -71,6 +87,19 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KERAS_VGG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def blank_plots() -> Iterator[None]:
+    """The plots of runs are files without a picture, which takes 0.4 s each time."""
+    from matplotlib.figure import Figure
+
+    def blank(figure: Figure, path: Path, **options: object) -> None:
+        Path(path).write_bytes(b"blank")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", blank)
         yield
 
 

@@ -18,6 +18,8 @@ from keras_vgg.recipe import Recipe
 from tests.test_fit import TINY, fit_interrupted
 from tests.test_fit_transfer import FIXED
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 TWO = TINY.replace(epochs=2)
 LINE = re.compile(
     r"epoch (\d+)/(\d+)  loss (\S+)  accuracy (\S+) %  val_loss (\S+)  val_accuracy (\S+) %  "
@@ -290,7 +292,8 @@ def test_lines_of_a_run(tmp_path, capsys):
     assert printed.err == ""
     intro = "digits: 319 training, 40 validation images, 10 classes\nvgg11: "
     assert printed.out.startswith(intro)
-    found = [LINE.fullmatch(line) for line in printed.out.splitlines()[2:]]
+    lines = printed.out.splitlines()[2:]
+    found = [match for match in map(LINE.fullmatch, lines) if match]
     require_same(found, run.history, epochs=2)
     assert found[0][11] is not None
     assert found[0][10] is None  # nothing ends this run early
@@ -358,7 +361,10 @@ def test_a_run_on_a_terminal(tmp_path, capsys, screen):
     for step, rate in steps.items():
         if (step + 1) % 9:  # after the last, the bar is validation's
             assert float(rate) == pytest.approx(learning_rate(TWO, step, 9), rel=6e-3), step
-    assert len(capsys.readouterr().out.splitlines()) == 2  # what fit says at the start
+    out = capsys.readouterr().out.splitlines()
+    assert out[0].startswith("digits: 319 training")
+    assert out[1].startswith("vgg11: ")
+    assert out[2].startswith("this network is of no use")  # after two epochs
 
 
 @pytest.mark.slow

@@ -17,6 +17,8 @@ from keras_vgg.fit.optimizer import LayerwiseSGD
 from keras_vgg.recipe import Recipe
 from tests.test_fit import fit_interrupted
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 # Images that are the same every epoch, a mirror image apart.
 FIXED = Recipe(
     width_multiplier=1 / 16,
