@@ -141,23 +141,30 @@ def test_predict(run, tmp_path, capsys):
     assert out.count("%") == 3
 
 
-def test_export(run, tmp_path, capsys):
-    arguments = ["export", run.directory, "--output", tmp_path / "e", "--images", "5"]
+@pytest.mark.parametrize(
+    ("flags", "files"),
+    [
+        (["--format", "litert"], {"litert": "model.tflite"}),
+        pytest.param(
+            [], {"saved_model": "saved_model", "litert": "model.tflite"}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_export(run, flags, files, tmp_path, capsys):
+    arguments = ["export", run.directory, "--output", tmp_path / "e", "--images", "5", *flags]
     assert cli.main([*map(str, arguments)]) == cli.OK
     out = capsys.readouterr().out
     assert "verified on 5 validation images" in out
-    assert {"the model, float32", "saved_model", "litert"} <= {
-        line[2:22].strip() for line in out.splitlines()
-    }
-    assert out.count("100.00%") >= 2  # agreement
+    assert {"the model, float32", *files} <= {line[2:22].strip() for line in out.splitlines()}
+    assert out.count("100.00%") >= len(files)  # agreement
     assert {p.name for p in (tmp_path / "e").iterdir()} == {
-        "saved_model",
-        "model.tflite",
+        *files.values(),
         "class_names.txt",
         "export.json",
     }
     assert "exists" in error_of(capsys, *arguments)
-    assert cli.main([*map(str, arguments), "--overwrite", "--format", "litert"]) == cli.OK
+    arguments = [*map(str, arguments[:6]), "--overwrite", "--format", "litert"]
+    assert cli.main(arguments) == cli.OK
     assert not (tmp_path / "e" / "saved_model").exists()
 
 
@@ -289,7 +296,7 @@ def test_a_process_says_one_line_and_its_status(tmp_path):
 
 
 def test_the_traceback_is_shown_if_asked():
-    with pytest.raises(ValueError, match="nowhere is not a run directory"):
+    with pytest.raises(FileNotFoundError, match="nowhere is not a run directory"):
         cli.main(["evaluate", "nowhere", "--debug"])
 
 

@@ -117,8 +117,8 @@ def test_the_whole_path(
     assert [line for line in lines if "[Gloo]" not in line] == []  # which JAX's library says
     assert_same_losses(alone(*flags), folder)
     assert main(["evaluate", str(folder), "--split", "validation"]) == 0
-    assert main(["export", str(folder), "--format", "saved_model", "--tolerance", "100"]) == 0
-    assert "saved_model" in capsys.readouterr().out
+    assert main(["export", str(folder), "--format", "litert", "--tolerance", "100"]) == 0
+    assert "litert" in capsys.readouterr().out
 
 
 @pytest.mark.slow
