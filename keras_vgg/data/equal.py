@@ -113,7 +113,7 @@ def _keys(splits: Mapping[str, Split]) -> dict[str, list[object]]:
     keys: dict[str, list[object]] = {}
     for name, split in splits.items():
         if split.images is not None:
-            keys[name] = [hashlib.sha256(np.ascontiguousarray(i)).digest() for i in split.images]
+            keys[name] = [hashlib.sha256(image.tobytes()).digest() for image in split.images]
         elif split.paths is not None:
             keys[name] = [hashes.get(str(path)) for path in split.paths]
     return keys

@@ -10,9 +10,11 @@ import keras
 import numpy as np
 
 from keras_vgg.fit import checkpoint, hosts
+from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.keeping import Keeper
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
 from keras_vgg.fit.stopping import StopRequest
+from keras_vgg.fit.verdict import Commonest
 from keras_vgg.run import Run
 
 
@@ -33,6 +35,7 @@ class Recorder(keras.callbacks.Callback):
         steps_per_epoch: Steps of the optimiser in an epoch.
         full_model: The network to save if only its head is trained; None: the trained one.
         stop: The request to stop, from a signal.
+        commonest: What always naming one class would have right; None: nothing to compare with.
     """
 
     def __init__(
@@ -41,10 +44,13 @@ class Recorder(keras.callbacks.Callback):
         steps_per_epoch: int,
         full_model: keras.Model | None = None,
         stop: StopRequest | None = None,
+        commonest: Commonest | None = None,
     ) -> None:
         super().__init__()
         self._keeper = Keeper(run, full_model)
         self._stop = stop or StopRequest()
+        self.averages: Averages | None = None  # for validations
+        self.commonest = commonest or Commonest(None, 0.0, 1)
         self.run = run
         self.steps_per_epoch = steps_per_epoch
         self.history: list[dict[str, float]] = []
@@ -102,6 +108,10 @@ class Recorder(keras.callbacks.Callback):
         self._sums = checkpoint.metric_values(self._trained())  # the validation resets the metrics
         if self._is_due(self.steps_per_epoch):
             self._save_steps(self.steps_per_epoch, self._sums, stops=False)
+        if self.averages is not None:
+            steps = (self._epoch + 1) * self.steps_per_epoch
+            batches = steps * self.run.recipe.gradient_accumulation
+            self.averages.enter(self._trained(), self._epoch, batches)
 
     def on_test_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         # Not on_test_batch_end: with that method, Keras fetches the losses of every batch.
@@ -149,6 +159,8 @@ class Recorder(keras.callbacks.Callback):
 
     def _save(self, progress: checkpoint.Progress) -> None:
         self._saved_at = time.perf_counter()
+        if self.averages is not None:
+            self.averages.leave()
         self._keeper.write_checkpoint(self._trained(), progress)
 
     def _trained(self) -> keras.Model:

@@ -17,6 +17,7 @@ import keras
 from keras_vgg.console import duration
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.timing import Timing
+from keras_vgg.fit.verdict import is_due
 from keras_vgg.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -205,6 +206,18 @@ class TrainingProgress(keras.callbacks.Callback):
             self._print_above(table_row(figures))
         elif self._lines:
             print(log_line(figures), flush=True)
+        if not is_last and is_due(epoch + 1, self._recorder.run.recipe):
+            self._say_if_useless(epoch + 1)
+
+    def _say_if_useless(self, epoch: int) -> None:
+        accuracy = self._recorder.history[-1]["val_accuracy"]
+        if not self._recorder.commonest.explains(accuracy):
+            return
+        line = self._recorder.commonest.line(accuracy, epoch)
+        if self._live is not None:
+            self._print_above(line)
+        elif self._lines:
+            print(line, flush=True)
 
     def _print_above(self, line: str) -> None:
         """Print above the bar, cut at the terminal's width."""

@@ -18,7 +18,8 @@ import tensorflow as tf
 from keras_vgg import __version__, data, hardware, report, transfer
 from keras_vgg import weights as weight_files
 from keras_vgg.backend import backend_name, is_tensorflow
-from keras_vgg.fit import distribution, frozen, hosts
+from keras_vgg.fit import distribution, frozen, hosts, verdict
+from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.checkpoint import Progress
 from keras_vgg.fit.inputs import (
@@ -40,12 +41,15 @@ from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.versions import package_versions
 
+_MEASURED_IMAGES = 1000  # training images that the kept model is tested on
+
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
     """A run's data and networks, before the first step.
 
     Attributes:
+        recipe: The run's, with batches that the training split fills.
         source: The splits.
         described: Class names, and size and fingerprint of each split.
         inventory: What the source holds and what it leaves out.
@@ -56,6 +60,7 @@ class _Prepared:
         trained: The network that model.fit trains: the head, or the full network.
     """
 
+    recipe: Recipe
     source: data.Source
     described: dict[str, Any]
     inventory: data.Inventory
@@ -83,18 +88,24 @@ def run_training(
     verbose = verbose if first else 0
     keras.utils.set_random_seed(recipe.seed)
     prepared = _prepare(run, engine, is_new)
+    # The directory keeps the recipe as it is; a small set has smaller batches.
+    original, recipe = run, prepared.recipe
+    run = dataclasses.replace(run, recipe=recipe)
     source, trained = prepared.source, prepared.trained
     steps = data.steps_per_epoch(source.train, recipe.batch_size // hosts.count(), hosts.count())
     stop = StopRequest()
-    recorder = Recorder(run, steps, full_model=prepared.full_model, stop=stop)
+    commonest = _commonest(prepared)
+    recorder = Recorder(run, steps, full_model=prepared.full_model, stop=stop, commonest=commonest)
     start = recorder.restore(trained)
     # Compare first: then the first host writes files that the others read.
     hosts.require_same("checkpoint", [start.epoch, start.step])
     if is_new and first:
-        _write_first_files(run, engine, prepared)
+        _write_first_files(original, engine, prepared)
     if verbose:
-        _announce(prepared, recipe, engine, start)
+        _announce(prepared, original.recipe, engine, start)
     training, validation = _datasets(run, prepared, verbose)
+    if hosts.count() == 1:
+        recorder.averages = Averages(training)
     batches = -(-prepared.validation.size // recipe.part_size)
     progress = TrainingProgress(recorder, batches, verbose)
     all_callbacks = [recorder, progress, *callbacks]
@@ -112,15 +123,15 @@ def run_training(
             parts = steps * recipe.gradient_accumulation
             _fit(trained, training(epoch), validation, all_callbacks, epoch, recipe.epochs, parts)
     if first:
-        _write_results(run, recorder.history, prepared.full_model, engine)
+        _write_results(run, recorder, prepared, engine, verbose)
     hosts.wait("finished")
-    return run
+    return original
 
 
 def _prepare(run: Run, engine: hardware.Engine, is_new: bool) -> _Prepared:
     """Open the data, and build and compile the network."""
-    recipe = run.recipe
-    source = load_source(recipe)
+    source = load_source(run.recipe)
+    recipe = _with_fitting_batches(run.recipe, source.train.size, len(engine.devices))
     if source.validation is None:
         raise ValueError(
             f"{recipe.source} has no validation images to select the best epoch; "
@@ -144,7 +155,34 @@ def _prepare(run: Run, engine: hardware.Engine, is_new: bool) -> _Prepared:
     compile_model(trained, recipe, engine)
     trained.optimizer.build(trained.trainable_variables)
     inventory = data.take_inventory(source)
-    return _Prepared(source, described, inventory, statistics, initial, model, base, trained)
+    return _Prepared(
+        recipe, source, described, inventory, statistics, initial, model, base, trained
+    )
+
+
+def _with_fitting_batches(recipe: Recipe, images: int, devices: int) -> Recipe:
+    """Return a recipe whose batches are no larger than the training split.
+
+    Several hosts share the batches, so they must be given a batch size that fits.
+    """
+    if images >= recipe.batch_size or hosts.count() > 1:
+        return recipe
+    batch_size = images - images % devices if images > devices else images
+    accumulation = recipe.gradient_accumulation
+    if batch_size % accumulation:
+        accumulation = 1
+    return recipe.replace(batch_size=batch_size, gradient_accumulation=accumulation)
+
+
+def _commonest(prepared: _Prepared) -> verdict.Commonest:
+    """Return what answers without looking at an image would have right."""
+    names = prepared.source.class_names
+    labels = prepared.validation.labels
+    if labels is None:  # in TFRecord files; no class is less common than this
+        return verdict.Commonest(None, 1 / len(names), prepared.validation.size)
+    counts = np.bincount(labels)
+    share = float(counts.max() / counts.sum())
+    return verdict.Commonest(names[int(counts.argmax())], share, prepared.validation.size)
 
 
 def _write_first_files(run: Run, engine: hardware.Engine, prepared: _Prepared) -> None:
@@ -160,14 +198,20 @@ def _write_first_files(run: Run, engine: hardware.Engine, prepared: _Prepared) -
 
 
 def _announce(
-    prepared: _Prepared, recipe: Recipe, engine: hardware.Engine, start: Progress
+    prepared: _Prepared, original: Recipe, engine: hardware.Engine, start: Progress
 ) -> None:
+    recipe = prepared.recipe
     source, model = prepared.source, prepared.full_model
     print(
         f"{source.name}: {source.train.size} training, {prepared.validation.size} validation "
         f"images, {len(source.class_names)} classes\n{model.name}: {model.count_params():,} "
         f"parameters; {engine}{_start_note(start)}"
     )
+    if recipe.batch_size != original.batch_size:
+        print(
+            f"batches of {recipe.batch_size}: there are {source.train.size} training images, "
+            f"fewer than batch_size ({original.batch_size})"
+        )
     for line in prepared.inventory.lines():
         print(line)
     if recipe.freeze_until == "all" and is_tensorflow():
@@ -187,9 +231,10 @@ def _datasets(
 
 
 def _write_results(
-    run: Run, history: list[dict[str, float]], model: keras.Model, engine: hardware.Engine
+    run: Run, recorder: Recorder, prepared: _Prepared, engine: hardware.Engine, verbose: int | str
 ) -> None:
     """Write the curve and results.json. The run is then finished."""
+    history = recorder.history
     report.plot_history(history, run.directory / "training_curve.png")
     best = best_row(history)
     run.add_results(
@@ -197,10 +242,40 @@ def _write_results(
         best_epoch=best["epoch"],
         validation_accuracy=best["val_accuracy"],
         validation_loss=best["val_loss"],
-        parameters=model.count_params(),
+        training_accuracy=_training_accuracy(run, prepared),
+        parameters=prepared.full_model.count_params(),
         training_seconds=round(sum(row["seconds"] for row in history), 1),
         peak_memory=hardware.peak_memory(engine),
     )
+    if verbose:
+        _print_verdict(run, recorder, prepared)
+
+
+def _training_accuracy(run: Run, prepared: _Prepared) -> float:
+    """Return the kept model's accuracy on at most 1,000 training images, in evaluation mode."""
+    split = prepared.source.train.spread(_MEASURED_IMAGES)
+    batches = data.evaluation_dataset(split, 32, evaluation_transform(run.recipe))
+    model: Any = keras.saving.load_model(run.model_path, compile=False)
+    right = 0
+    for images, labels in batches.as_numpy_iterator():
+        probabilities = np.asarray(keras.ops.convert_to_numpy(model(images)))
+        right += int((probabilities.argmax(axis=1) == labels).sum())
+    return right / split.size
+
+
+def _print_verdict(run: Run, recorder: Recorder, prepared: _Prepared) -> None:
+    """Say what a user should know of a run that has ended, where there is something to say."""
+    recipe, best = run.recipe, best_row(recorder.history)
+    if recorder.commonest.explains(best["val_accuracy"]):
+        print(recorder.commonest.final_line(best["val_accuracy"]))
+        print(verdict.advice(recipe, recorder.history, recorder.commonest.share))
+    batches = int(best["epoch"]) * recorder.steps_per_epoch * recipe.gradient_accumulation
+    images = min(prepared.source.train.size, _MEASURED_IMAGES)
+    gap = verdict.gap_line(
+        recipe, best["accuracy"], run.results["training_accuracy"], images, batches
+    )
+    if gap:
+        print(gap)
 
 
 def _fit(

@@ -1,0 +1,116 @@
+"""Batch norm's moving averages, estimated anew where training has been too short for them.
+
+A moving average begins at 0 or 1, and keeps momentum ** steps of that. After 20 steps with momentum
+0.9 that is 12 %, and the averages also lag behind weights that change quickly: a network can be
+right about every image in training and wrong about a third of the same images in evaluation.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vgg.backend import is_jax, is_tensorflow
+from keras_vgg.fit.batch_norm import batch_norms
+
+_RESIDUE = 1e-3  # of the first value, from which on an average has settled
+_BATCHES = 32  # that an estimate is the mean of
+
+
+class Averages:
+    """Estimates for a validation, in place of averages that have not settled.
+
+    Training goes on with the averages of its own: `leave` puts them back, so that a checkpoint
+    holds them, and a run that is resumed goes on exactly.
+
+    Args:
+        batches: An epoch's number, from 0 -> training batches, (images, targets).
+    """
+
+    def __init__(self, batches: Callable[[int], Iterable[tuple[Any, Any]]]) -> None:
+        self._batches = batches
+        self._own: list[tuple[Any, np.ndarray]] = []
+
+    def enter(self, model: keras.Model, epoch: int, batches_taken: int) -> None:
+        """Put estimates from this epoch's batches into the model, if its averages need them.
+
+        Args:
+            batches_taken: Training batches that the averages have seen.
+        """
+        layers = unsettled(model, batches_taken)
+        if not layers or self._own:
+            return
+        variables: list[Any] = [
+            v for layer in layers for v in (layer.moving_mean, layer.moving_variance)
+        ]
+        values = _estimate(model, layers, itertools.islice(self._batches(epoch), _BATCHES))
+        self._own = [(v, np.asarray(keras.ops.convert_to_numpy(v))) for v in variables]
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+    def leave(self) -> None:
+        """Put the averages of training back."""
+        for variable, value in self._own:
+            variable.assign(value)
+        self._own = []
+
+
+def unsettled(model: keras.Model, batches_taken: int) -> list[keras.layers.BatchNormalization]:
+    """Return the batch norm layers whose averages still hold a part of their first values."""
+    return [
+        layer
+        for layer in batch_norms(model)
+        if layer.trainable and layer.momentum**batches_taken > _RESIDUE
+    ]
+
+
+def _estimate(
+    model: keras.Model,
+    layers: list[keras.layers.BatchNormalization],
+    batches: Iterable[tuple[Any, Any]],
+) -> list[np.ndarray]:
+    """Return mean and variance of each layer: the mean over the batches, with today's weights."""
+    places = {id(v): place for place, v in enumerate(model.non_trainable_variables)}
+    rows = [
+        (places[id(variable)], 1.0 - layer.momentum)
+        for layer in layers
+        for variable in (layer.moving_mean, layer.moving_variance)
+    ]
+    trainable = [v.value for v in model.trainable_variables]
+    state = [v.value for v in model.non_trainable_variables]
+    for place, _ in rows:  # an average from 0 on is (1 - momentum) of its batch
+        state[place] = keras.ops.zeros_like(state[place])
+
+    def statistics(trainable: list, state: list, images: Any) -> list:
+        result: Any = model.stateless_call(trainable, state, images, training=True)
+        after = result[1]  # the other variables, as the batch leaves them
+        return [after[place] for place, _ in rows]
+
+    run = _compiled(statistics)
+    sums = [np.zeros(model.non_trainable_variables[place].shape) for place, _ in rows]
+    count = 0
+    for images, _ in batches:
+        for total, value in zip(sums, run(trainable, state, _tensor(images)), strict=True):
+            total += np.asarray(keras.ops.convert_to_numpy(value))
+        count += 1
+    return [total / share / count for total, (_, share) in zip(sums, rows, strict=True)]
+
+
+def _compiled(function: Callable) -> Callable:
+    if is_tensorflow():
+        import tensorflow as tf
+
+        return tf.function(function)
+    if is_jax():
+        import jax
+
+        return jax.jit(function)
+    return function
+
+
+def _tensor(images: Any) -> Any:
+    return images if is_tensorflow() else keras.ops.convert_to_tensor(np.asarray(images))

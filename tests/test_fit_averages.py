@@ -1,0 +1,182 @@
+"""keras_vgg.fit.averages and verdict: what batch norm has averaged, and what a run has learned."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vgg import data
+from keras_vgg.fit import fit, verdict
+from keras_vgg.fit.averages import Averages, unsettled
+from keras_vgg.recipe import Recipe
+
+SMALL = Recipe(
+    width_multiplier=1 / 16,
+    hidden_units=16,
+    test_fraction=0.8,
+    batch_size=32,
+    epochs=2,
+    learning_rate=0.01,
+    dropout=0.0,
+)
+
+
+def network() -> keras.Model:
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, name="conv")(inputs)
+    x = keras.layers.BatchNormalization(momentum=0.9, name="first")(x)
+    x = keras.layers.Dropout(0.5, seed=1)(x)
+    x = keras.layers.Conv2D(4, 3)(x)
+    x = keras.layers.BatchNormalization(momentum=0.9, name="second")(x)
+    return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(x))
+
+
+def batches(count: int) -> list[tuple[np.ndarray, None]]:
+    rng = np.random.default_rng(0)
+    return [(rng.normal(3, 2, (16, 8, 8, 3)).astype("float32"), None) for _ in range(count)]
+
+
+@pytest.mark.parametrize("taken", [1, 20, 65])
+def test_estimates_are_the_mean_over_the_batches(taken: int) -> None:
+    model = network()
+    before = model.get_weights()
+    averages = Averages(lambda epoch: batches(5))
+    averages.enter(model, 0, taken)
+    first = model.get_layer("first")
+    outputs = [keras.ops.convert_to_numpy(model.get_layer("conv")(x)) for x, _ in batches(5)]
+    mean = np.mean([x.mean(axis=(0, 1, 2)) for x in outputs], axis=0)
+    variance = np.mean([x.var(axis=(0, 1, 2)) for x in outputs], axis=0)
+    np.testing.assert_allclose(first.moving_mean.numpy(), mean, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(first.moving_variance.numpy(), variance, rtol=1e-4)
+    averages.leave()
+    for now, was in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, was)
+
+
+def test_averages_that_have_settled_are_left_alone() -> None:
+    model = network()
+    assert len(unsettled(model, 65)) == 2
+    assert unsettled(model, 66) == []
+    model.get_layer("second").trainable = False
+    assert [layer.name for layer in unsettled(model, 1)] == ["first"]
+    before = model.get_weights()
+
+    def never(epoch: int) -> list:
+        raise AssertionError("no batch is needed")
+
+    Averages(never).enter(model, 0, 66)
+    for now, was in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, was)
+
+
+def test_a_short_training_keeps_a_model_that_is_as_right_as_training_was(tmp_path: Path) -> None:
+    recipe = SMALL.replace(epochs=4, learning_rate=0.05, warmup_epochs=0.0)
+    run = fit(recipe, tmp_path / "run", verbose=0)
+    best = run.history[run.results["best_epoch"] - 1]
+    assert best["accuracy"] > 0.5
+    assert run.results["training_accuracy"] > best["accuracy"] - 0.05
+
+
+def test_training_goes_on_with_averages_of_its_own(tmp_path: Path, monkeypatch) -> None:
+    """What is trained is the same, bit for bit, with and without estimates for validations."""
+    fit(SMALL, tmp_path / "with", verbose=0)
+    monkeypatch.setattr(Averages, "enter", lambda *arguments: None)
+    fit(SMALL, tmp_path / "without", verbose=0)
+    name = "checkpoints/epoch-000002.npz"
+    kept, plain = (np.load(tmp_path / run / name) for run in ("with", "without"))
+    pairs = [
+        (key, kept[other], plain[key])
+        for key, other in zip(plain.files, kept.files, strict=True)
+        if key.split(" ")[0].isdigit()
+    ]
+    assert len(pairs) > 30
+    assert [key for key, one, other in pairs if not np.array_equal(one, other)] == []
+
+
+# --- what a run has learned ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "images", "share", "explained"),
+    [
+        (0.27, 100, 0.25, True),
+        (0.40, 100, 0.25, False),
+        (0.34, 100, 0.25, False),
+        (0.32, 100, 0.25, True),
+        (0.10, 100, 0.25, True),
+        (0.79, 29, 24 / 29, True),
+        (1.0, 3, 0.5, True),  # three right answers may be luck
+        (1.0, 10, 0.5, False),
+    ],
+)
+def test_an_accuracy_that_one_answer_has_is_explained(
+    accuracy: float, images: int, share: float, explained: bool
+) -> None:
+    assert verdict.Commonest("cat", share, images).explains(accuracy) is explained
+
+
+def test_it_is_looked_at_after_warm_up_and_ever_more_rarely() -> None:
+    recipe = Recipe(warmup_epochs=2.5, epochs=40)
+    assert [e for e in range(1, 41) if verdict.is_due(e, recipe)] == [3, 4, 6, 10, 18, 34]
+    recipe = Recipe(warmup_epochs=0, epochs=10)
+    assert [e for e in range(1, 11) if verdict.is_due(e, recipe)] == [1, 2, 4, 8]
+
+
+def test_a_useless_run_says_so_and_what_to_change(tmp_path: Path, capsys) -> None:
+    recipe = SMALL.replace(
+        configuration="D",
+        batch_norm=False,
+        initialization="glorot_uniform",
+        learning_rate=1e-6,
+        epochs=3,
+        warmup_epochs=1.0,
+    )
+    fit(recipe, tmp_path / "run", verbose=2)
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert sum(line.startswith("after epoch 1, validation accuracy") for line in lines) == 1
+    assert sum(line.startswith("after epoch 2, validation accuracy") for line in lines) == 1
+    assert "no better than always answering" in out
+    last, changes = lines[-2:]
+    assert last.startswith("this network is of no use: its best validation accuracy, ")
+    assert "--batch-norm True" in changes
+    assert "another --learning-rate than 1e-06: the loss has hardly moved" in changes
+
+
+def test_a_run_that_learns_says_nothing(tmp_path: Path, capsys) -> None:
+    fit(SMALL.replace(epochs=3, learning_rate=0.05), tmp_path / "run", verbose=2)
+    out = capsys.readouterr().out
+    assert "no better" not in out
+    assert "of no use" not in out
+    assert "training reported" not in out
+
+
+@pytest.mark.parametrize(
+    ("own", "evaluated", "batch_norm", "expected"),
+    [
+        (1.0, 0.67, True, "batch norm's moving averages have not settled after 20 batches"),
+        (0.9, 0.5, False, "compare train_scale (32, 40) with eval_scale 36"),
+        (0.6, 0.58, True, None),
+        (0.5, 0.9, True, None),
+    ],
+)
+def test_the_kept_model_is_compared_with_training(
+    own: float, evaluated: float, batch_norm: bool, expected: str | None
+) -> None:
+    line = verdict.gap_line(Recipe(batch_norm=batch_norm), own, evaluated, 300, 20)
+    assert (expected in line) if expected else line is None
+
+
+# --- a small set -----------------------------------------------------------------------------
+
+
+def test_a_small_set_has_smaller_batches_and_the_recipe_stays(tmp_path: Path, capsys) -> None:
+    recipe = SMALL.replace(test_fraction=0.98, validation_fraction=0.3, batch_size=64)
+    images = data.load_source("digits", test_fraction=0.98, validation_fraction=0.3).train.size
+    assert images < 64
+    run = fit(recipe, tmp_path / "run", verbose=2)
+    line = f"batches of {images}: there are {images} training images, fewer than batch_size (64)"
+    assert line in capsys.readouterr().out.splitlines()
+    assert run.recipe.batch_size == 64
+    assert fit(recipe, tmp_path / "run", verbose=0).history == run.history
