@@ -401,7 +401,7 @@ def test_of_a_network_of_keras_applications():
         (
             lambda: classifier("conv", 96, train_size=64),
             {},
-            r"takes images of \(96, 96\) and its fc1 sees \(64, 64\)",
+            r"takes images of \(96, 96\), but the window of its fc1 is \(64, 64\)",
         ),
     ],
 )
@@ -509,7 +509,7 @@ def test_images_of_many_sizes_come_back_in_order():
 def test_a_head_that_takes_any_size_needs_its_window_said():
     model = classifier("gap", size=None)
     net = localizer(model)
-    with pytest.raises(ValueError, match="'vgg11_boxes' takes any size: say the window"):
+    with pytest.raises(ValueError, match="'vgg11_boxes' takes any size: give the window"):
         predict_boxes(net, model, images(1, 96, 64, 3))
     found = predict_boxes(net, model, images(1, 96, 64, 3), window=64)[0]
     assert found.boxes.shape == (2, 1, 1, 4)
@@ -519,9 +519,9 @@ def test_models_and_images_that_do_not_fit():
     model, net = classifier(), localizer(classifier(classes=5), 5)
     with pytest.raises(ValueError, match="has 20 outputs; 3 classes need 4 or 12"):
         predict_boxes(net, model, images(1, 64, 64, 3))
-    with pytest.raises(ValueError, match="are of different windows"):
+    with pytest.raises(ValueError, match="have different windows"):
         predict_boxes(localizer(classifier(size=32)), model, images(1, 64, 64, 3))
-    with pytest.raises(ValueError, match=r"window=\(32, 32\), and 'vgg11_boxes' was made for"):
+    with pytest.raises(ValueError, match=r"window is \(32, 32\), but 'vgg11_boxes' was made for"):
         predict_boxes(net, model, images(1, 64, 64, 3), window=32)
     with pytest.raises(ValueError, match="there are no images"):
         predict_boxes(localizer(model), model, [])

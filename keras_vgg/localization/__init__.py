@@ -1,7 +1,7 @@
-"""Where in an image an object is: the paper's appendix A, a VGG that predicts bounding boxes.
+"""Localization (the paper's appendix A): a VGG that predicts bounding boxes.
 
-A trained classifier becomes a `localizer`, trained with `EuclideanLoss`; `predict_boxes` runs both
-over whole images and merges what their places say.
+`localizer` makes a box predictor of a trained classifier, and `EuclideanLoss` trains it.
+`predict_boxes` runs both on whole images; `Localization` merges the boxes of an image's places.
 """
 
 from keras_vgg.localization.boxes import (
@@ -15,14 +15,8 @@ from keras_vgg.localization.boxes import (
     to_corners,
     to_relative,
 )
-from keras_vgg.localization.network import (
-    EuclideanLoss,
-    Guess,
-    Localization,
-    boxes_of,
-    localizer,
-    predict_boxes,
-)
+from keras_vgg.localization.network import EuclideanLoss, boxes_of, localizer
+from keras_vgg.localization.predict import Guess, Localization, predict_boxes
 
 __all__ = [
     "MATCH",

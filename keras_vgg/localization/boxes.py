@@ -1,9 +1,9 @@
-"""Boxes: two ways to write them down, how well two agree, and how many are merged into a few.
+"""Boxes: two formats, the overlap of two boxes, and the merging of many boxes into a few.
 
-A box is one of
-- relative: (centre x, centre y, width, height), as shares of the window in which it is predicted:
-  x and width of the window's width, y and height of its height, x to the right and y down. This
-  is what a localiser's outputs are ("a 4-D vector storing its center coordinates, width, and
+A box has one of two formats:
+- relative: (centre x, centre y, width, height), as shares of the window that the box was predicted
+  in: x and width of the window's width, y and height of its height, x to the right and y down. A
+  localiser's outputs have this format ("a 4-D vector storing its center coordinates, width, and
   height", appendix A). A box may reach beyond its window.
 - corners: (left, top, right, bottom) in pixels of the image, not rounded. Pixel (row, column)
   covers column ... column + 1 and row ... row + 1, so a whole image is (0, 0, width, height).
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 
-THRESHOLD = 0.5  # of the intersection over union; appendix A, as in the ILSVRC
-# Two boxes of one size, a third of it apart along one side, match at 0.7; they overlap at 0.5.
+THRESHOLD = 0.5  # intersection over union of a correct box; appendix A, as in the ILSVRC
+# Two equal boxes that are shifted by a third of a side have a match score of 0.7, and an
+# intersection over union of 0.5.
 MATCH = 0.7
 
 
@@ -23,16 +24,16 @@ def to_corners(
     window: int | tuple[int, int],
     offset: tuple[np.ndarray | float, np.ndarray | float] = (0, 0),
 ) -> np.ndarray:
-    """Relative boxes [..., 4] as corners, float64.
+    """Return relative boxes [..., 4] as corners, float64.
 
     Args:
-        boxes: Relative. A width or height below 0, which a regressor may give, counts as 0.
-        window: Its side, or (height, width), in pixels.
+        boxes: Relative. A negative width or height, which a regressor can predict, counts as 0.
+        window: The side of the window, or (height, width), in pixels.
         offset: (top, left) of the window in the image, in pixels: numbers, or arrays that fit
             boxes[..., 0].
 
     Raises:
-        ValueError: not four numbers a box; a window without extent.
+        ValueError: a box does not have four numbers; the window has no area.
     """
     x, y, width, height = _columns(boxes)
     rows, columns = _sides(window)
@@ -54,7 +55,7 @@ def to_relative(
     window: int | tuple[int, int],
     offset: tuple[np.ndarray | float, np.ndarray | float] = (0, 0),
 ) -> np.ndarray:
-    """What `to_corners` undoes: corners [..., 4] as relative boxes, float64; arguments as there."""
+    """Return corners [..., 4] as relative boxes, float64: the inverse of `to_corners`."""
     left, top, right, bottom = _columns(corners)
     rows, columns = _sides(window)
     start_row, start_column = offset
@@ -70,17 +71,17 @@ def to_relative(
 
 
 def intersection_over_union(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """How well boxes agree: the area that both cover over the area that either does, in [0, 1].
+    """Return the area that both boxes cover over the area that either covers, in [0, 1].
 
     Args:
         one: Corners [..., 4].
-        other: Likewise, of a shape that broadcasts: [n, 1, 4] and [m, 4] give [n, m].
+        other: Corners of a shape that broadcasts: [n, 1, 4] and [m, 4] give [n, m].
 
     Returns:
-        [...] float64. A box without area (turned inside out, or with a nan) agrees with none: 0.
+        [...] float64; 0 for a box without area (right before left, bottom before top, or nan).
 
     Raises:
-        ValueError: not four numbers a box.
+        ValueError: a box does not have four numbers.
     """
     left, top, right, bottom = _columns(one)
     left_other, top_other, right_other, bottom_other = _columns(other)
@@ -90,18 +91,18 @@ def intersection_over_union(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     area = np.maximum(right - left, 0) * np.maximum(bottom - top, 0)
     area_other = np.maximum(right_other - left_other, 0) * np.maximum(bottom_other - top_other, 0)
     either = area + area_other - both
-    good = (area > 0) & (area_other > 0)
-    return np.divide(both, either, out=np.zeros(either.shape), where=good)
+    have_area = (area > 0) & (area_other > 0)
+    return np.divide(both, either, out=np.zeros(either.shape), where=have_area)
 
 
 def located(boxes: np.ndarray, truth: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
-    """Whether boxes are where they should be: bool [...], as `intersection_over_union` broadcasts.
+    """Return whether boxes are correct: bool [...], broadcast as in `intersection_over_union`.
 
     "The bounding box prediction is deemed correct if its intersection over union ratio with the
-    ground-truth bounding box is above 0.5" (appendix A): above, so one of just 0.5 is wrong.
+    ground-truth bounding box is above 0.5" (appendix A): a ratio of exactly 0.5 is wrong.
 
     Raises:
-        ValueError: there is no box, or it is not four numbers; threshold is not in [0, 1).
+        ValueError: there is no box; a box does not have four numbers; threshold is not in [0, 1).
     """
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold must be in [0, 1), not {threshold}")
@@ -112,27 +113,26 @@ def located(boxes: np.ndarray, truth: np.ndarray, threshold: float = THRESHOLD) 
 
 
 def localization_error(boxes: np.ndarray, truth: np.ndarray, threshold: float = THRESHOLD) -> float:
-    """The share of boxes that are not `located`, in [0, 1]; arguments and errors as there."""
+    """Return the share of boxes that are not `located`, in [0, 1]. Raises what `located` raises."""
     return float(1 - located(boxes, truth, threshold).mean())
 
 
 def match_score(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """How far boxes are from being the same, in [0, 2]: what greedy merging goes by.
+    """Return how different two boxes are, in [0, 2]: `merge_boxes` merges the least different.
 
-    The distance of the centres plus what the boxes do not share. OverFeat adds "the distance
-    between centers" and "the intersection area", and does not say in which units, nor how a larger
-    intersection makes a better match. Here the distance is a share of the diagonal of the smallest
-    box around both, and what is not shared is 1 - intersection over union: no unit is left, and 0
-    is the same box twice. A box without area shares nothing.
+    The score is the distance of the centres, as a share of the diagonal of the smallest box around
+    both, plus 1 - intersection over union. It has no unit, and is 0 for equal boxes. OverFeat adds
+    "the distance between centers" and "the intersection area", but names no units, and does not say
+    how a larger intersection makes a better match. The intersection with a box without area is 0.
 
-    Args and raises: as `intersection_over_union`. A nan gives a nan.
+    Arguments and errors are those of `intersection_over_union`. A nan gives a nan.
     """
     one, other = (np.asarray(boxes, np.float64) for boxes in (one, other))
-    apart = 1 - intersection_over_union(one, other)  # refuses what is not boxes
+    apart = 1 - intersection_over_union(one, other)  # raises an error if these are not boxes
     difference = (one[..., :2] + one[..., 2:] - other[..., :2] - other[..., 2:]) / 2
     distance = np.hypot(difference[..., 0], difference[..., 1])
     low, high = np.minimum(one, other), np.maximum(one, other)
-    # The extremes of all corners, for a box may be turned inside out.
+    # Take the extremes of all corners: the right of a box may lie before its left.
     around = np.maximum(high[..., 2:], high[..., :2]) - np.minimum(low[..., :2], low[..., 2:])
     diagonal = np.hypot(around[..., 0], around[..., 1])
     return apart + np.divide(distance, diagonal, out=np.zeros(distance.shape), where=diagonal != 0)
@@ -143,25 +143,26 @@ def merge_boxes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Merge the predictions of many places greedily, in the manner of OverFeat (arXiv:1312.6229).
 
-    The two boxes with the lowest `match_score` become one, again and again, until the lowest is
-    `match` or more. A merged box is rated by the class scores of the places that it comes from.
-    The papers leave open, and here is so:
+    The two boxes with the lowest `match_score` become one box, until the lowest score is `match` or
+    more. The rating of a merged box comes from the class scores of its places. The papers leave
+    three points open. Here:
 
-    - the average of two merged boxes is that of their members, so that no place counts for more
-      than another. Coordinates are averaged as they are, whatever a place's score;
-    - the rating is the sum of the members' scores, as in OverFeat ("cumulatively adding");
-    - of equally good pairs the one that comes first in `boxes` is merged.
+    - A merged box is the mean of its original boxes, so that all places count the same, whatever
+      their scores.
+    - The rating is the sum of the original boxes' scores, as in OverFeat ("cumulatively adding").
+    - If several pairs match equally well, the first in the order of `boxes` is merged.
 
     Args:
         boxes: Corners [n, 4], one or more, finite.
-        scores: [n], of the boxes' class at their places, such as posteriors.
-        match: In [0, 2]; 0 merges nothing. The best value depends on how far places are apart.
+        scores: [n]: the scores of the boxes' class at their places, such as posteriors.
+        match: In [0, 2]; 0 merges nothing. The best value depends on the distance of the places.
 
     Returns:
-        Boxes [m, 4] and ratings [m], float64, the best rated first; m <= n.
+        Boxes [m, 4] and ratings [m], float64, the highest rating first; m <= n.
 
     Raises:
-        ValueError: there is no box; another shape; not finite; match outside [0, 2].
+        ValueError: there is no box; a shape is wrong; a value is not finite; match is not in
+            [0, 2].
     """
     boxes, scores = np.array(boxes, np.float64), np.array(scores, np.float64)
     if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) == 0:
@@ -173,7 +174,7 @@ def merge_boxes(
     if not 0 <= match <= 2:
         raise ValueError(f"match must be in [0, 2], not {match}")
     members = np.ones(len(boxes))
-    # The upper triangle: every pair once. inf: no pair, or merged away.
+    # Only the upper triangle counts: every pair once. inf: not a pair, or a box that is merged.
     pairs = match_score(boxes[:, np.newaxis], boxes)
     pairs[np.tril_indices(len(boxes))] = np.inf
     kept = np.ones(len(boxes), bool)
@@ -188,9 +189,9 @@ def merge_boxes(
         members[first] = count
         kept[second] = False
         pairs[second] = pairs[:, second] = np.inf
-        anew = np.where(kept, match_score(boxes[first], boxes), np.inf)
-        pairs[first, first + 1 :] = anew[first + 1 :]
-        pairs[:first, first] = anew[:first]
+        new_scores = np.where(kept, match_score(boxes[first], boxes), np.inf)
+        pairs[first, first + 1 :] = new_scores[first + 1 :]
+        pairs[:first, first] = new_scores[:first]
     order = np.argsort(-scores[kept], kind="stable")
     return boxes[kept][order], scores[kept][order]
 
