@@ -34,7 +34,7 @@ def parse(command: str) -> Any:
     Recipes are the repository's. Another stands for one that a search has written.
     """
     words = command.replace("'", "").replace('"', "").split()
-    name, arguments = cli._name_of(words[words.index("keras-vgg") + 1 :])
+    name, arguments = cli._split_name(words[words.index("keras-vgg") + 1 :])
     if name is None:
         if words[-1] in ("--version", "--help"):
             return None
