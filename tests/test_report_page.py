@@ -168,7 +168,7 @@ def test_recipe_and_history_are_those_of_the_run(run):
     assert epochs == [f"{n} (best)" if n == best else f"{n}" for n in (1, 2, 3)]
     for title in ("Loss", "Accuracy (%)", "Learning rate", "Training images per second"):
         assert f"<figcaption>{title}</figcaption><svg" in page
-    assert "No pictures were asked for: --images 12" in text_of(page)
+    assert "The report was made without pictures: --images 12" in text_of(page)
 
 
 def test_pictures_are_the_surest_mistakes_and_the_least_sure_hits(found, written):

@@ -1,6 +1,6 @@
-"""What a page shows, as plain values: `keras_vgg.runs.report` gathers them, the page draws them.
+"""The content of a report as plain values, which `keras_vgg.runs.report` gathers.
 
-Fractions are in [0, 1]. Every text may be anybody's.
+Fractions are in [0, 1]. Any text may be hostile.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose answer is as sure as (low, high]; the last two are None without images."""
+    """Images with a confidence in (low, high]; without images, the last two are None."""
 
     low: float
     high: float
@@ -25,7 +25,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """What is right of one class; None where there is nothing to divide by."""
+    """The scores of one class; None for a share of zero images."""
 
     name: str
     images: int
@@ -36,7 +36,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Scores:
-    """How good a run is on a split, as `keras_vgg.evaluation` found it; fractions in [0, 1]."""
+    """The evaluation of a run on a split."""
 
     count: int
     top1: float
@@ -56,7 +56,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Picture:
-    """uint8 [h, w, 3] RGB, and what it shows."""
+    """An image, uint8 [h, w, 3] RGB, with its alternative text and caption."""
 
     pixels: np.ndarray
     alt: str
@@ -65,7 +65,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shown:
-    """An image with the network's answers (class, probability, whether it is the true one)."""
+    """An image with the network's answers: (class, probability, whether it is the true class)."""
 
     title: str
     file: str | None
@@ -75,7 +75,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An entry of results.json; fractions in [0, 1]."""
+    """An entry of results.json."""
 
     name: str
     count: int
@@ -87,7 +87,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Exported:
-    """A row of the exports' table; None where it was not measured."""
+    """A row of the table of exports; None for a value that was not measured."""
 
     format: str
     bytes: int
@@ -104,12 +104,12 @@ class RunContent:
     """One run.
 
     Attributes:
-        number: From 1; what a plot calls it.
-        changes: (field, its value, the default) of what is not as in `Recipe()`.
-        split: The split that `scores`, `mistakes` and `hits` are of.
-        explained: The layer whose map their pictures have over them.
-        missing: Section (evaluation, evaluations, export, metrics) -> why it is not there and how
-            to get it.
+        number: From 1; plots label the run with it.
+        changes: (field, value, default) of the fields that differ from `Recipe()`.
+        split: The split of `scores`, `mistakes` and `hits`.
+        explained: The layer whose Grad-CAM is over the pictures.
+        missing: Section (evaluation, evaluations, export, metrics) -> why it is missing, and how to
+            get it.
     """
 
     number: int
@@ -134,14 +134,14 @@ class RunContent:
 
     @property
     def best_accuracy(self) -> float | None:
-        """On the validation images, at the best epoch."""
+        """Validation accuracy of the best epoch."""
         rows = [row for row in self.history if row.get("epoch") == self.best_epoch]
         return rows[0].get("val_accuracy") if rows else None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run beside the first: the difference of the top-1 accuracies, and McNemar's p."""
+    """A run compared with the first: the difference of the top-1 accuracies, and McNemar's p."""
 
     difference: float
     interval: tuple[float, float]
@@ -150,13 +150,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Page:
-    """All of a report.
+    """The content of a report.
 
     Attributes:
-        comparisons: One for each run after the first; empty where they were not compared.
-        differences: (field, each run's value) of what the recipes do not share.
-        not_compared: Why there is no comparison of several runs, and how to get it.
-        made: When, and by which version.
+        made: The date and the version of the package.
+        comparisons: One for each run after the first; empty if the runs are not compared.
+        differences: (field, value of each run) of the fields in which the recipes differ.
+        not_compared: Why several runs are not compared, and how to compare them.
     """
 
     title: str
