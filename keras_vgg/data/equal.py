@@ -16,8 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from keras_vgg.console import progress_bars
 from keras_vgg.data.left_out import printable
 from keras_vgg.data.split import Split, labels_of
