@@ -32,7 +32,9 @@ IMAGE = '"><img src=x onerror=alert(1)>'
 LONG = "a name without an end " * 4 + "x" * 80
 
 
-RECIPE = TINY.replace(hidden_units=64, dropout=0.0, brightness=0.0, rgb_shift=0.0, epochs=3)
+RECIPE = TINY.replace(
+    hidden_units=64, dropout=0.0, brightness=0.0, rgb_shift=0.0, epochs=3, train_scale=(32, 40)
+)
 
 
 @pytest.fixture(scope="module")

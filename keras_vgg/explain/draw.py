@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -88,8 +88,8 @@ def draw_maps(path: Path, image: np.ndarray, maps: Mapping[str, np.ndarray], *, 
             left = _MARGIN + name_width + c * step
             axes = _place(figure, left, top, _CELL, _CELL)
             low = min(0.0, float(feature_map.min()))
-            style = {"cmap": "inferno", "aspect": "auto", "interpolation": "nearest"}
-            axes.imshow(feature_map, vmin=low, **style)
+            style: dict[str, Any] = {"cmap": "inferno", "interpolation": "nearest"}
+            axes.imshow(feature_map, vmin=low, aspect="auto", **style)
             _write(figure, left, top + _CELL + 0.03, f"{channel}", fontsize=6)
     save_png(figure, path)
 
