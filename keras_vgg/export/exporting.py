@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_vgg import augment
 from keras_vgg.console import progress_bars
+from keras_vgg.data.decode import BitDepth
 from keras_vgg.export.checks import check_images, check_model, check_tolerance, square_side
 from keras_vgg.export.fold import folded, in_float32
 from keras_vgg.export.folder import whole_folder
@@ -47,6 +48,7 @@ def export(
     formats: Sequence[str] = DEFAULT_FORMATS,
     tolerance: float = TOLERANCE,
     transform: Callable[[Any], Any] | None = None,
+    bit_depth: BitDepth = "16",
     top: int = 5,
     stand_in: Callable[[Path], keras.Model] | None = None,
     overwrite: bool = False,
@@ -89,6 +91,8 @@ def export(
             probable class unless the model's two best are tied (nearer than 1e-5).
         transform: What `classify` does with a decoded image, uint8 [h, w, 3] -> [size, size, 3] in
             [0, 255]. None: rescale the smallest side to the model's size and take the centre.
+        bit_depth: How `classify` decodes a 16-bit PNG: which of its bits carry the image, as
+            `Recipe.bit_depth`.
         top: How many classes `classify` names.
         stand_in: Returns a model to write instead, such as a compressed one. It is compared with
             `model`, and `tolerance` holds for every format. It is called with the folder that is
@@ -121,6 +125,7 @@ def export(
     options = {
         "class_names": class_names,
         "transform": transform,
+        "bit_depth": bit_depth,
         "top": top,
         "calibration": calibration,
     }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from keras_vgg.data.decode import BitDepth
 from keras_vgg.export.litert import write_litert, write_source
 from keras_vgg.export.onnx import require_packages, write_onnx
 from keras_vgg.export.saved_model import write_saved_model
@@ -50,6 +51,7 @@ def write_format(
     *,
     class_names: Sequence[str],
     transform: Callable,
+    bit_depth: BitDepth,
     top: int,
     calibration: np.ndarray | None,
 ) -> None:
@@ -67,7 +69,9 @@ def write_format(
         # What the converters' C++ code prints says nothing more than their exceptions.
         with without_native_stderr():
             if format == "saved_model":
-                write_saved_model(model, path, class_names, transform=transform, top=top)
+                write_saved_model(
+                    model, path, class_names, transform=transform, bit_depth=bit_depth, top=top
+                )
             elif format == "onnx":
                 write_onnx(model, path)
             else:

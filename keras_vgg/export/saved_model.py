@@ -10,7 +10,13 @@ import keras
 import tensorflow as tf
 
 from keras_vgg.augment import may_take_pictures
-from keras_vgg.data.decode import MAX_UPLOAD_PIXELS, decode, encoded_sides, transform_encoded
+from keras_vgg.data.decode import (
+    MAX_UPLOAD_PIXELS,
+    BitDepth,
+    decode,
+    encoded_sides,
+    transform_encoded,
+)
 from keras_vgg.export.warmup import write_warmup
 from keras_vgg.transfer import feature_extractor
 
@@ -23,6 +29,7 @@ def write_saved_model(
     class_names: Sequence[str],
     *,
     transform: Callable,
+    bit_depth: BitDepth = "16",
     top: int = 5,
 ) -> None:
     """Write a model with these signatures, each for any batch size:
@@ -48,6 +55,7 @@ def write_saved_model(
         model: images [n, size, size, 3] -> probabilities [n, classes].
         class_names: One name for each output, without line breaks.
         transform: A decoded image, uint8 [h, w, 3] -> float32 [size, size, 3] in [0, 255].
+        bit_depth: How `classify` decodes a 16-bit PNG, as `keras_vgg.data.decode`.
         top: How many classes `classify` names, at most all of them.
     """
     shape = tuple(model.input_shape[1:])
@@ -81,7 +89,7 @@ def write_saved_model(
         archive.track(names)
         archive.add_endpoint(
             "classify",
-            _classify(model, names, transform, min(top, len(class_names))),
+            _classify(model, names, transform, bit_depth, min(top, len(class_names))),
             [tf.TensorSpec((None,), tf.string, name="image_bytes")],
         )
         if (layer := _last_feature_map(model)) is not None:
@@ -100,7 +108,11 @@ def write_saved_model(
 
 
 def _classify(
-    model: keras.Model, names: tf.lookup.StaticHashTable, transform: Callable, top: int
+    model: keras.Model,
+    names: tf.lookup.StaticHashTable,
+    transform: Callable,
+    bit_depth: BitDepth,
+    top: int,
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     shape = [None if side is None else int(side) for side in model.input_shape[1:]]
     decodes_lazily = may_take_pictures(transform)
@@ -110,9 +122,9 @@ def _classify(
         with tf.control_dependencies(_header_checks(index, encoded)):
             encoded = tf.identity(encoded)
         if decodes_lazily:
-            transformed = transform_encoded(encoded, transform, MAX_UPLOAD_PIXELS)
+            transformed = transform_encoded(encoded, transform, MAX_UPLOAD_PIXELS, bit_depth)
         else:
-            transformed = transform(decode(encoded, MAX_UPLOAD_PIXELS))
+            transformed = transform(decode(encoded, MAX_UPLOAD_PIXELS, bit_depth))
         return tf.cast(transformed, tf.float32)
 
     def classify(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:

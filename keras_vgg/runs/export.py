@@ -71,6 +71,7 @@ def export_run(
         _selected(validation, images),
         train,
         evaluation_transform(run.recipe),
+        bit_depth=run.recipe.bit_depth,
         compress=compress,
         fine_tune_steps=fine_tune_steps,
         formats=formats,

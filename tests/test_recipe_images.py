@@ -1,0 +1,134 @@
+"""A recipe's resize and bit_depth hold wherever a run is used."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_vgg import export, runs
+from keras_vgg.demo import Answerer
+from keras_vgg.explain import draw
+from keras_vgg.export.saved_model import write_saved_model
+from keras_vgg.fit import Run, describe, fit, load_source
+from keras_vgg.recipe import Recipe
+from tests.test_decode import png_of_16_bits
+
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
+CLASSES = ("blue", "red")
+
+
+def picture(class_name: str, seed: int) -> bytes:
+    """A PNG of 40x300 pixels and 12 of 16 bits: dim noise, and a coloured square at one end."""
+    values = np.random.default_rng(seed).integers(1000, 1100, (40, 300, 3), np.uint16)
+    values[5:35, 2:60, 0 if class_name == "red" else 2] = 4000
+    return png_of_16_bits(values)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(24):
+        for class_name in CLASSES:
+            path = folder / class_name / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(picture(class_name, seed=number))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Run:
+    recipe = Recipe(
+        source=f"folder:{folder}",
+        resize="squash",
+        bit_depth="12",
+        width_multiplier=1 / 16,
+        head="gap",
+        batch_size=8,
+        learning_rate=0.02,
+        epochs=6,
+        validation_fraction=0.25,
+        test_fraction=0.25,
+    )
+    return fit(recipe, folder.parent / "run", verbose=0)
+
+
+def classify(saved_model: Path, files: list[Path]) -> list[list[tuple[str, float]]]:
+    signature = tf.saved_model.load(str(saved_model)).signatures["classify"]
+    answers = signature(image_bytes=tf.constant([file.read_bytes() for file in files]))
+    return [
+        [(name.decode(), float(share)) for name, share in zip(*rows, strict=True)]
+        for rows in zip(answers["classes"].numpy(), answers["probabilities"].numpy(), strict=True)
+    ]
+
+
+def require_equal(
+    answers: list[list[tuple[str, float]]], expected: list[list[tuple[str, float]]]
+) -> None:
+    for answer, other in zip(answers, expected, strict=True):
+        assert [name for name, _ in answer] == [name for name, _ in other]
+        shares = [[share for _, share in ranked] for ranked in (answer, other)]
+        np.testing.assert_allclose(*shares, atol=1e-5)
+
+
+def test_an_object_at_one_end_is_seen_by_every_use_of_a_squashing_run(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [folder / class_name / f"{n}.png" for n in (0, 1) for class_name in CLASSES]
+    expected = [file.parent.name for file in files]
+
+    for protocol in ("center", "dense", "multi-crop"):
+        assert runs.evaluate_run(run, protocol=protocol).top1 == 1
+
+    predicted = runs.predict_files(run, files)
+    assert [ranked[0][0] for ranked in predicted] == expected
+
+    runs.export_run(run, tmp_path / "export", formats=["saved_model"], images=4)
+    require_equal(classify(tmp_path / "export" / "saved_model", files), predicted)
+
+    answerer = Answerer(run)
+    answers = [answerer.of_file(file) for file in files]
+    require_equal([answer.classes for answer in answers], predicted)
+    assert min(answer.seen for answer in answers) > 0.75
+
+    drawn: dict = {}
+    monkeypatch.setattr(draw, "draw_heats", lambda path, image, heats, **rest: drawn.update(rest))
+    runs.explain_files(run, files[:1], out=tmp_path / "explain")
+    top, left, height, width = drawn["seen"]
+    assert (top, left) == pytest.approx((40 / 18, 300 / 18), abs=0.2)
+    assert (height, width) == pytest.approx((40 * 8 / 9, 300 * 8 / 9), abs=0.2)
+
+
+@pytest.mark.parametrize(("resize", "bit_depth"), [("pad", "stretch"), ("squash", "stretch")])
+def test_classify_answers_like_predict(
+    resize: str,
+    bit_depth: str,
+    run: Run,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(run.directory, tmp_path / "run")
+    other = Run(tmp_path / "run", run.recipe.replace(resize=resize, bit_depth=bit_depth))
+    other.write_recipe()
+    other.write_json("data.json", describe(load_source(other.recipe)))
+    asked: dict = {}
+    monkeypatch.setattr(export, "export", lambda *_, **options: asked.update(options))
+    runs.export_run(other, images=1)
+    write_saved_model(
+        other.model(),
+        tmp_path / "saved_model",
+        other.class_names,
+        transform=asked["transform"],
+        bit_depth=asked["bit_depth"],
+    )
+    tall = tmp_path / "tall.jpg"
+    ramp = np.mgrid[0:300, 0:40].sum(0, dtype=np.uint8)
+    tall.write_bytes(tf.io.encode_jpeg(np.stack([ramp, ramp // 2, 255 - ramp], 2)).numpy())
+    files = [folder / "red" / "0.png", folder / "blue" / "1.png", tall]
+
+    require_equal(classify(tmp_path / "saved_model", files), runs.predict_files(other, files))
