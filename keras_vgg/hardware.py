@@ -23,6 +23,7 @@ _FLOAT16_CAPABILITY = (7, 0)
 _BFLOAT16_CAPABILITY = (8, 0)
 # Flags of x86 processors. Without one of these, a processor emulates bfloat16.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+_BACKENDS = ("tensorflow", "jax", "torch", "numpy", "openvino")  # those of Keras
 _CPUINFO = Path("/proc/cpuinfo")
 
 # Lines that TensorFlow's C++ code writes on stderr before it reads its log level: notes, warnings,
@@ -47,10 +48,14 @@ def prepare_environment(backend: str | None = None) -> None:
         backend: The backend of Keras. None: KERAS_BACKEND decides.
 
     Raises:
-        ValueError: the backend is not installed, or Keras already runs on another backend.
+        ValueError: Keras has no such backend, the backend is not installed, or Keras already runs
+            on another backend.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     quiet = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") not in ("0", "1")
+    variable = os.environ.get("KERAS_BACKEND")
+    if backend is None and variable and variable not in _BACKENDS:
+        raise ValueError(f"KERAS_BACKEND must be one of {', '.join(_BACKENDS)}, not {variable!r}")
     if backend is not None:
         if importlib.util.find_spec(backend) is None:
             raise ValueError(

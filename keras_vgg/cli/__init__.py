@@ -28,6 +28,15 @@ from keras_vgg.recipe import Recipe, load_recipe
 OK, DIVERGED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 COMMANDS = {
+# The optional packages, by the extra that installs them: pip install 'keras-vgg[EXTRA]'.
+_EXTRAS = {
+    "tune": ("keras_tuner",),
+    "jax": ("jax", "jaxlib"),
+    "torch": ("torch",),
+    "onnx": ("onnx", "onnxruntime", "tf2onnx"),
+    "demo": ("gradio",),
+}
+
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
@@ -87,6 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, NotImplementedError, ArithmeticError, MemoryError) as error:
         if debug:
             raise
+    except ImportError as error:
+        own_fault = (error.name or "").partition(".")[0] == "keras_vgg"
+        if debug or own_fault:
+            raise
+        print(f"keras-vgg: error: {_missing_package(error)}", file=sys.stderr)
+        return BAD_INPUT
         print(f"keras-vgg: error: {' '.join(str(error).split())}", file=sys.stderr)
         return DIVERGED if isinstance(error, ArithmeticError) else BAD_INPUT
 
@@ -94,6 +109,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _split_name(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """Return a command's name, of one word or two, and its options; None: no such command."""
     for words in (1, 2):
+def _missing_package(error: ImportError) -> str:
+    """Return which package cannot be imported, and how to install it, on one line."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return text if "pip install" in text else f"a package cannot be imported: {text}"
+    package = error.name.partition(".")[0]
+    backend = os.environ.get("KERAS_BACKEND")
+    reason = f", which KERAS_BACKEND={backend} needs," if package == backend else ""
+    extras = [extra for extra, packages in _EXTRAS.items() if package in packages]
+    if package == backend and not extras:
+        advice = "set KERAS_BACKEND=tensorflow"
+    else:
+        advice = f"pip install 'keras-vgg[{extras[0]}]'" if extras else "pip install keras-vgg"
+    return f"the package {package}{reason} is not installed: {advice}"
+
+
         name = " ".join(arguments[:words])
         if name in COMMANDS:
             return name, list(arguments[words:])

@@ -1,0 +1,90 @@
+"""A command that needs a package that is not installed says so in one line, with status 2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from keras_vgg import cli
+
+
+def error_without(package: str, arguments: list[str], **environment: str) -> str:
+    """Run a command in a process that cannot import a package; return its error."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; from keras_vgg import cli; "
+        f"sys.exit(cli.main({arguments!r}))"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=300,
+    )
+    assert process.returncode == cli.BAD_INPUT, process.stderr
+    assert process.stderr.startswith("keras-vgg: error: ")
+    assert process.stderr.count("\n") == 1, process.stderr
+    return process.stderr
+
+
+def test_tune_without_keras_tuner(tmp_path) -> None:
+    error = error_without("keras_tuner", ["tune", "--workdir", str(tmp_path / "search")])
+    assert "pip install 'keras-vgg[tune]'" in error
+    assert not (tmp_path / "search").exists()
+
+
+@pytest.mark.parametrize("package", ["torch", "jax"])
+def test_a_backend_that_is_not_installed(package: str, tmp_path) -> None:
+    arguments = ["train", "--workdir", str(tmp_path / "run")]
+    error = error_without(package, arguments, KERAS_BACKEND=package)
+    assert f"the package {package}, which KERAS_BACKEND={package} needs, is not installed" in error
+    assert f"pip install 'keras-vgg[{package}]'" in error
+
+
+def test_backend_jax_without_jax(tmp_path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jax", None)
+    arguments = ["train", "--workdir", str(tmp_path / "run"), "--backend", "jax"]
+    assert cli.main(arguments) == cli.BAD_INPUT
+    assert "pip install 'keras-vgg[jax]'" in capsys.readouterr().err
+
+
+def test_a_plot_without_matplotlib() -> None:
+    error = error_without("matplotlib", ["summary", "D", "--plot", "layers.png"])
+    assert "the package matplotlib is not installed: pip install keras-vgg" in error
+
+
+def test_a_backend_that_keras_does_not_have(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "JAX")
+    assert cli.main(["predict", "run", "a.jpg"]) == cli.BAD_INPUT
+    assert "KERAS_BACKEND must be one of tensorflow, jax, torch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "text"),
+    [
+        (ImportError("libcudnn.so.9: cannot open"), "a package cannot be imported: libcudnn.so.9"),
+        (ModuleNotFoundError("No module", name="tf2onnx.x"), "pip install 'keras-vgg[onnx]'"),
+        (ModuleNotFoundError("No module", name="gradio"), "pip install 'keras-vgg[demo]'"),
+    ],
+)
+def test_other_imports(raised, text, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self) -> None:
+        raise raised
+
+    monkeypatch.setattr(cli.Summary, "__call__", fail)
+    assert cli.main(["summary", "D"]) == cli.BAD_INPUT
+    assert text in capsys.readouterr().err
+    with pytest.raises(ImportError):
+        cli.main(["summary", "D", "--debug"])
+
+
+def test_a_fault_of_this_package_has_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self) -> None:
+        raise ImportError("cannot import name 'x' from 'keras_vgg.run'", name="keras_vgg.run")
+
+    monkeypatch.setattr(cli.Summary, "__call__", fail)
+    with pytest.raises(ImportError):
+        cli.main(["summary", "D"])
