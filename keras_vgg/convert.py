@@ -66,7 +66,7 @@ def recognise(weights: Weights) -> Network:
             batch_norm="block1_conv1_bn" in tensors,
             include_top=bool(top),
             head=("fc" if has_all else "gap") if top else None,
-            channels=kernels["block1_conv1"][2],
+            channels=1 if weights.grey else kernels["block1_conv1"][2],
             hidden_units=tensors["fc1"][1].shape[0] if has_all else None,
             classes=tensors["predictions"][1].shape[0] if top else None,
             side=_side(weights, filters) if has_all else None,
@@ -144,6 +144,10 @@ def build(weights: Weights, include_preprocessing: bool = False) -> keras.Model:
     preprocessing = include_preprocessing and weights.preprocessing
     if preprocessing is None:
         raise ValueError(f"{weights.source} does not say which input its network was trained on")
+    # Without its preprocessing, a network for grey images takes the three channels it makes of them.
+    channels = network.channels
+    if preprocessing is False:
+        channels = weights.tensors["block1_conv1"][0].shape[2]
     options = {}
     if network.hidden_units:
         options["hidden_units"] = network.hidden_units
@@ -154,7 +158,7 @@ def build(weights: Weights, include_preprocessing: bool = False) -> keras.Model:
         network.configuration,
         weights=None,
         include_top=network.include_top,
-        input_shape=(side, side, network.channels),
+        input_shape=(side, side, channels),
         batch_norm=network.batch_norm,
         width_multiplier=network.width_multiplier,
         include_preprocessing=preprocessing,

@@ -91,18 +91,26 @@ def _finite_numbers(name: str, values: Sequence[float]) -> tuple[float, ...]:
     return numbers
 
 
+def bgr_order(channels: int) -> list[int]:
+    """Return which input channel each output channel of "bgr" is: 2, 1, 0, 5, 4, 3 and so on."""
+    threes = channels // 3 * 3
+    return [i // 3 * 3 + 2 - i % 3 if i < threes else i for i in range(channels)]
+
+
 @keras.saving.register_keras_serializable("keras_vgg")
 class ImagePreprocessing(keras.layers.Layer):
     """Preprocess images as a network expects them: (x - mean) / std, as RGB or BGR.
 
     The input is [n, height, width, channels] (or channels first), RGB in [0, 255], of any dtype.
     The output has the same shape and the layer's compute dtype. The arithmetic is in float32, so
-    that half precision loses nothing.
+    that half precision loses nothing. Grey images, of one channel, become three channels if `mean`
+    has three values: a network for RGB then sees what it would see for R = G = B.
 
     Args:
         mean: One value for each channel, in RGB order, in units of [0, 255].
         std: As `mean`; a single 1.0 keeps the scale.
-        channel_order: Order of the output's channels, "rgb" or "bgr".
+        channel_order: Order of the output's channels, "rgb" or "bgr". "bgr" reverses each three
+            channels, and leaves a rest of one or two as it is.
         data_format: "channels_last" or "channels_first"; None for Keras' default.
 
     Raises:
@@ -142,7 +150,7 @@ class ImagePreprocessing(keras.layers.Layer):
         return cls([255 * m for m in mean], [255 * s for s in std], "rgb", **kwargs)
 
     def build(self, input_shape) -> None:
-        channels = input_shape[1 if self.data_format == "channels_first" else -1]
+        channels = self.compute_output_shape(input_shape)[self._axis]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, channels):
                 raise ValueError(
@@ -151,18 +159,29 @@ class ImagePreprocessing(keras.layers.Layer):
                 )
 
     def call(self, inputs):
-        first = self.data_format == "channels_first"
-        shape = (-1, 1, 1) if first else (-1,)
+        shape = (-1, 1, 1) if self._axis == 1 else (-1,)
         x: Any = ops.cast(inputs, "float32")
         mean = ops.reshape(ops.convert_to_tensor(self.mean, "float32"), shape)
         scale = ops.reshape(ops.convert_to_tensor([1 / s for s in self.std], "float32"), shape)
-        x = (x - mean) * scale
+        x = (x - mean) * scale  # a single channel becomes as many as there are means
         if self.channel_order == "bgr":
-            x = ops.flip(x, axis=1 if first else 3)
+            channels = x.shape[self._axis]
+            if channels == 3:
+                x = ops.flip(x, axis=self._axis)
+            else:
+                x = ops.take(x, bgr_order(channels), axis=self._axis)
         return ops.cast(x, self.compute_dtype)
 
+    @property
+    def _axis(self) -> int:
+        """The axis of the channels."""
+        return 1 if self.data_format == "channels_first" else 3
+
     def compute_output_shape(self, input_shape):
-        return input_shape
+        shape = list(input_shape)
+        if shape[self._axis] == 1 and len(self.mean) == 3:
+            shape[self._axis] = 3
+        return tuple(shape)
 
     def get_config(self) -> dict[str, Any]:
         return {

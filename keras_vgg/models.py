@@ -58,11 +58,15 @@ def vgg(
         weights: None for random weights; "imagenet" for the best-known published checkpoint of the
             configuration; "torchvision" for torchvision's; or the path of a weight file in any
             format of `keras_vgg.weights.read_weights`. Without the top, a file's classifier is
-            ignored. For the input that a checkpoint expects, see `include_preprocessing`.
+            ignored. For the input that a checkpoint expects, see `include_preprocessing`; for
+            images of other than three channels, `input_shape`.
         input_tensor: A Keras tensor to use as the input.
         input_shape: (height, width, channels), or (channels, height, width) if that is Keras'
             data format; at least 32x32. With the top and `head="fc"`, height and width must be
             known; otherwise they may be None. Default: 224x224x3; without the top, any size.
+            Weights for three channels fit any number of channels. One channel gives exactly what
+            R = G = B gives. With more, the first kernel is repeated, cut to the number of channels
+            n and multiplied by 3 / n (`keras_vgg.weights.for_channels`).
         pooling: Without the top, "avg" or "max" pools the feature map to [n, 512]; None keeps it.
         classes: Number of classes.
         classifier_activation: "softmax", or None for logits.
@@ -122,10 +126,13 @@ def vgg(
         return {"kernel_initializer": initializer, "kernel_regularizer": kernel_regularizer}
 
     x = image = layers.Input(shape=shape) if input_tensor is None else input_tensor
+    channel_axis = 1 if keras.config.image_data_format() == "channels_first" else -1
     if include_preprocessing is True:
-        include_preprocessing = _preprocessing(loaded)
+        include_preprocessing = _preprocessing(loaded, x.shape[channel_axis])
     if include_preprocessing:
         x = include_preprocessing(x)
+    if loaded is not None:
+        loaded = weight_files.for_channels(loaded, x.shape[channel_axis])
     x = _convolutions(x, architecture, width_multiplier, batch_norm, options)
     if include_top:
         if train_size is None:
@@ -154,7 +161,7 @@ def _unshared(initializer: Any) -> Any:
     return initializer.clone() if is_unseeded else initializer
 
 
-def _preprocessing(loaded: weight_files.Weights | None) -> ImagePreprocessing:
+def _preprocessing(loaded: weight_files.Weights | None, channels: int) -> ImagePreprocessing:
     if loaded is None:
         return ImagePreprocessing.caffe(name="preprocessing")
     if loaded.preprocessing is None:
@@ -163,7 +170,7 @@ def _preprocessing(loaded: weight_files.Weights | None) -> ImagePreprocessing:
             "include_preprocessing=True, pass ImagePreprocessing.caffe(), "
             "ImagePreprocessing.torchvision() or another ImagePreprocessing"
         )
-    config = loaded.preprocessing.get_config()
+    config = weight_files.preprocessing_for(loaded.preprocessing, channels).get_config()
     del config["data_format"]
     return ImagePreprocessing.from_config(config | {"name": "preprocessing"})
 
@@ -299,12 +306,10 @@ def _input_shape(
     if channels is None:
         raise ValueError(f"`input_shape` must state the channels, not {shape}")
     published = weights in weight_files.NAMES
-    if published and channels != 3:
-        raise ValueError(f"ImageNet weights need 3 input channels, not `input_shape={shape}`")
     if published and flatten and _sides(shape) != (DEFAULT_SIZE, DEFAULT_SIZE):
         raise ValueError(
             f"with `include_top=True` and `weights={weights!r}`, `input_shape` must be "
-            f"{(3, 224, 224) if channels_first else (224, 224, 3)}, not {shape}"
+            f"{(channels, 224, 224) if channels_first else (224, 224, channels)}, not {shape}"
         )
     if channels not in (1, 3, 4):
         warnings.warn(

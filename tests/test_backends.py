@@ -41,6 +41,7 @@ def on_jax(*command):
         "test_layers.py",
         "test_models.py",
         "test_weights.py",
+        "test_channels.py",
         "test_imagenet.py",
         "test_transfer.py",
     ],

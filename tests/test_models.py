@@ -325,7 +325,10 @@ def test_mixed_precision_keeps_probabilities_in_float32():
         ({"weights": "imagnet"}, "there is no file 'imagnet'"),
         ({"weights": "imagenet", "classes": 10}, "`classes` must be 1000, not 10"),
         ({"weights": "imagenet", "input_shape": (32, 32, 3)}, r"must be \(224, 224, 3\)"),
-        ({"weights": "imagenet", "input_shape": (224, 224, 1)}, "need 3 input channels"),
+        (
+            {"weights": "imagenet", "input_shape": (200, 200, 1)},
+            r"must be \(224, 224, 1\), not \(200, 200, 1\)",
+        ),
         ({"weights": "imagenet", "input_shape": None, "width_multiplier": 0.5}, "needs `width_mul"),
         ({"weights": "imagenet", "input_shape": None, "head": "gap"}, "use include_top=False"),
         ({"weights": "torchvision", "input_shape": None, "hidden_units": 8}, "hidden_units=4096"),

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.layers import ImagePreprocessing, bgr_order
 
 
 def in_float32(model: keras.Model) -> keras.Model:
@@ -85,7 +85,7 @@ def _folded_weights(
         bias = [((bias[0] if bias else 0.0) - mean) * scale + offset]
     if preprocessing is not None:
         if _reverses(preprocessing):
-            kernel = kernel[:, :, ::-1]
+            kernel = kernel[:, :, bgr_order(kernel.shape[2])]
         kernel = kernel / np.reshape(preprocessing.std, (-1, 1))
     return [kernel, *bias]
 

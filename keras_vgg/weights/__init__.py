@@ -14,8 +14,10 @@ __all__ = [
     "copy_weights",
     "fetch",
     "find",
+    "for_channels",
     "load_weights",
     "obtain",
+    "preprocessing_for",
     "read_weights",
     "tensors_of",
 ]
@@ -23,6 +25,7 @@ __all__ = [
 # A type checker and an editor read the imports; at run time a name is imported when it is first
 # used, so that the table below and `keras-vgg --help` load no framework.
 if TYPE_CHECKING:
+    from keras_vgg.weights.channels import for_channels, preprocessing_for
     from keras_vgg.weights.download import fetch
     from keras_vgg.weights.loading import (
         assign,
@@ -43,6 +46,8 @@ else:
         "TOP": "tensors",
         "Tensors": "tensors",
         "Weights": "tensors",
+        "for_channels": "channels",
+        "preprocessing_for": "channels",
         "fetch": "download",
         "assign": "loading",
         "copy_weights": "loading",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import keras
 import numpy as np
 
 from keras_vgg.containers import require_archive, require_hdf5
@@ -51,7 +52,18 @@ def read_archive(path: Path) -> Weights:
     }
     # In the convolutional head, a separate layer "probabilities" applies the activation.
     logits = activations.get("probabilities", activations.get("predictions")) == "linear"
-    return Weights(tensors, str(path), preprocessing, lrn=lrn, logits=logits)
+    grey = preprocessing is not None and len(preprocessing.mean) == 3 and _takes_grey(objects)
+    return Weights(tensors, str(path), preprocessing, lrn=lrn, logits=logits, grey=grey)
+
+
+def _takes_grey(objects: list[Mapping[str, Any]]) -> bool:
+    """Return whether the network of a Keras configuration takes images of one channel."""
+    inputs = [o.get("config") for o in objects if o.get("class_name") == "InputLayer"]
+    shapes = [values.get("batch_shape") for values in inputs if isinstance(values, Mapping)]
+    axis = 1 if keras.config.image_data_format() == "channels_first" else -1
+    return bool(shapes) and all(
+        isinstance(shape, list) and len(shape) == 4 and shape[axis] == 1 for shape in shapes
+    )
 
 
 def _preprocessing(layer: Mapping[str, Any]) -> ImagePreprocessing:

@@ -24,10 +24,11 @@ _KINDS = tuple(np.dtype(kind) for kind in ("float16", "float32", "float64"))
 class Weights:
     """The weights of a file by layer name; each layer's weights are in Keras' order.
 
-    `preprocessing` is that of the training images, or None if the file does not state it. `note` is
-    added to errors and explains what is unusual in the file. `lrn` and `logits` are known only from
-    a file that holds the network: whether it has response normalisation, and whether it ends
-    without soft-max.
+    `preprocessing` is that of the training images, or None if the file does not state it. `note`
+    says what is unusual in the file and what was done about it; commands print it, and errors end
+    with it. `lrn`, `logits` and `grey` are known only from a file that holds the network: whether
+    it has response normalisation, whether it ends without soft-max, and whether it takes images of
+    one channel, which its preprocessing repeats.
     """
 
     tensors: Tensors
@@ -36,6 +37,11 @@ class Weights:
     note: str = ""
     lrn: bool = False
     logits: bool = False
+    grey: bool = False
+
+    def with_note(self, note: str) -> Weights:
+        """Return the weights with one more note."""
+        return dataclasses.replace(self, note="; ".join(filter(None, (self.note, note))))
 
     def sha256(self) -> str:
         """Return the hash of the numbers, which does not depend on the file's format."""
