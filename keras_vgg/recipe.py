@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import json
 import runpy
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 from keras_vgg import recipe_checks
 from keras_vgg.architecture import MINIMUM_SIZE, Layer, get_configuration, layers
 from keras_vgg.recipe_checks import LARGEST_SCALE, Interval
+from keras_vgg.recipe_faults import describe_fault, describe_missing, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,8 +271,7 @@ class Recipe:
         known = [field.name for field in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
-                close = difflib.get_close_matches(name, known, 1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
+                hint = did_you_mean(name, known)
                 raise ValueError(f"a recipe has no field {recipe_checks.quote(name)}{hint}")
         return dataclasses.replace(self, **changes)
 
@@ -321,19 +320,28 @@ def load_recipe(path: str | Path) -> Recipe:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file defines no RECIPE, or cannot be read.
+        ValueError: the file defines no RECIPE, or cannot be read. The error names the file, the
+            line and the text there.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no recipe at {path}")
+        is_run = (path / "recipe.json").is_file()
+        hint = f"; the recipe of this run is {path / 'recipe.json'}" if is_run else ""
+        raise FileNotFoundError(f"no recipe at {path}{hint}")
     if path.suffix == ".json":
-        return Recipe.from_json(path.read_text())
+        try:
+            return Recipe.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"recipe {path}: {error}") from error
     if path.suffix != ".py":
         raise ValueError(f"a recipe is a .py or .json file, not {path}")
     try:
-        recipe = runpy.run_path(str(path)).get("RECIPE")
-    except Exception as error:
-        raise ValueError(f"recipe {path} cannot be run: {error!r}") from error
+        values = runpy.run_path(str(path))
+    except (Exception, SystemExit) as error:
+        fields = [field.name for field in dataclasses.fields(Recipe)]
+        fault = describe_fault(path, error, fields)
+        raise ValueError(f"recipe {path} cannot be run: {fault}") from error
+    recipe = values.get("RECIPE")
     if not isinstance(recipe, Recipe):
-        raise ValueError(f"recipe {path} defines no RECIPE = Recipe(...)")
+        raise ValueError(describe_missing(path, values, Recipe))
     return recipe

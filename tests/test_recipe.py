@@ -104,15 +104,47 @@ def test_bad_fields(changes, message):
         Recipe().replace(**changes)
 
 
+IMPORT = "from keras_vgg import Recipe\n"
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("a.py", "x = 1", "defines no RECIPE"),
-        ("a.py", "x = (", "cannot be run"),
-        ("a.py", "import nowhere_at_all", "cannot be run"),
-        ("a.py", "1 / 0", "cannot be run: ZeroDivisionError"),
+        ("a.py", "\nx = (", r"line 2, 'x = \(': '\(' was never closed"),
+        (
+            "a.py",
+            "import nowhere_at_all",
+            "cannot be run: line 1, 'import nowhere_at_all': No module",
+        ),
+        ("a.py", "1 / 0", "cannot be run: line 1, '1 / 0': ZeroDivisionError: division"),
+        ("a.py", f"{IMPORT}r = Recipe()", "defines no RECIPE = .*; rename 'r' to RECIPE"),
+        ("a.py", "RECIPE = {'epochs': 3}", "its RECIPE is of type dict"),
+        ("a.py", f"{IMPORT}RECIPE = Recipe", "its RECIPE is the class Recipe"),
+        (
+            "a.py",
+            "RECIPE = Recipe()",
+            "'Recipe' is not defined; write first: from keras_vgg import",
+        ),
+        ("a.py", f"{IMPORT}RECIPE = Recip()", "did you mean 'Recipe'"),
+        ("a.py", "from keras_vgg import Recip", "line 1, .*did you mean 'Recipe'"),
+        ("a.py", "from keras_vg import Recipe", "line 1, .*did you mean 'keras_vgg'"),
+        ("a.py", f"{IMPORT}RECIPE = Recipe(eopchs=3)", "line 2, .*'eopchs'; did you mean 'epochs'"),
+        ("a.py", f"{IMPORT}RECIPE = Recipe(Epochs=3)", "did you mean 'epochs'"),
+        ("a.py", f"{IMPORT}RECIPE = Recipe(\n  seed=1,\n  eopchs=3,\n)", "line 4, 'eopchs=3,'"),
+        (
+            "a.py",
+            f"{IMPORT}RECIPE = Recipe(\n  seed=1,\n  head='mlp',\n)",
+            "line 4, .*one of fc, conv",
+        ),
+        ("a.py", f"{IMPORT}RECIPE = Recipe().replace(\n  eopchs=3)", "line 3, .*did you mean"),
+        ("a.py", f"{IMPORT}RECIPE = Recipe().replase()", "line 2, .*did you mean 'replace'"),
+        ("a.py", "def f():\n  return 1 / 0\nf()", "line 2, 'return 1 / 0'"),
+        ("a.py", "if True:\nx = 1", "line 2, 'x = 1': expected an indented block"),
+        ("a.py", "import sys\nsys.exit(3)", "line 2, .*it ends the program"),
+        ("a.py", "x = '\0'", "null bytes"),
         ("a.txt", "", "is a .py or .json file"),
-        ("a.json", "{", "JSON cannot be read"),
+        ("a.json", "{", r"a\.json: .*JSON cannot be read: .*line 1"),
         ("a.json", "[1]", "must be an object"),
         ("a.json", '{"colour": 1}', "no field 'colour'"),
         ("a.json", '{"self": 1}', "no field 'self'"),
@@ -125,6 +157,32 @@ def test_bad_files(tmp_path, name, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_recipe(path)
+
+
+def test_a_fault_in_another_file_names_both(tmp_path):
+    (tmp_path / "base.py").write_text(f"{IMPORT}RECIPE = Recipe(epochs=0)")
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"import keras_vgg\nRECIPE = keras_vgg.load_recipe({str(path.parent)!r} + '/base.py')"
+    )
+    with pytest.raises(
+        ValueError, match=r"mine\.py .*line 2, .*base\.py .*line 2, .*epochs must be"
+    ):
+        load_recipe(path)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "a.py").write_bytes(b"x = '\xe9'\n")
+    (tmp_path / "a.json").write_bytes(b'{"source": "\xe9"}')
+    for name in ("a.py", "a.json"):
+        with pytest.raises(ValueError, match=rf"{name}.*utf-8"):
+            load_recipe(tmp_path / name)
+
+
+def test_a_run_directory_is_not_a_recipe(tmp_path):
+    (tmp_path / "recipe.json").write_text(Recipe().to_json())
+    with pytest.raises(FileNotFoundError, match=r"the recipe of this run is .*recipe\.json"):
+        load_recipe(tmp_path)
 
 
 def test_missing_file():
