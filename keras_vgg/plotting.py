@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import xml.etree.ElementTree as ET
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -118,13 +119,17 @@ def log_ticks(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def save_png(figure: Figure, path: str | Path) -> None:
+def save_png(figure: Figure, path: str | Path, texts: Mapping[str, str] | None = None) -> None:
     """Write a figure as a PNG, whole or not at all; the folder must exist.
+
+    `texts` go into the file's metadata, by PNG keyword.
 
     Raises:
         OSError: the file cannot be written.
     """
-    write_atomically(Path(path), lambda partial: figure.savefig(partial, format="png"))
+    write_atomically(
+        Path(path), lambda partial: figure.savefig(partial, format="png", metadata=texts)
+    )
 
 
 def to_svg(figure: Figure, label: str, name: str) -> str:

@@ -90,18 +90,62 @@ def test_images_of_one_name_do_not_overwrite_each_other(run, photo, tmp_path):
     other = tmp_path / "other" / "photo.png"
     Image.open(photo).save(other)
     written = explain_files(run, [photo, other], methods=["saliency"], out=tmp_path / "out")
-    assert [path.name for path in written] == ["photo_1_saliency.png", "photo_2_saliency.png"]
+    assert [path.name for path in written] == ["photo_saliency.png", "photo_2_saliency.png"]
 
 
 @pytest.mark.parametrize(
-    ("paths", "names"),
+    ("stems", "names"),
     [
-        (["a/x.png", "b/x.png", "c/x_1.png"], ["x_2", "x_3", "x_1"]),
-        (["A.png", "b/a.png", "c.png"], ["A_1", "a_2", "c"]),
+        (["x", "x", "x_2"], ["x_a", "x_2_a", "x_2_2_a"]),
+        (["A", "a", "c"], ["A_a", "a_2_a", "c_a"]),
+        (["x_2", "x", "x"], ["x_2_a", "x_a", "x_3_a"]),
     ],
 )
-def test_no_two_images_have_a_name(paths, names):
-    assert explaining._names(paths) == names
+def test_no_two_images_have_a_name(stems, names, tmp_path):
+    written = {}
+    for number, stem in enumerate(stems):
+        path = explaining._free_path(tmp_path, stem, "a", str(number), written)
+        path.touch()
+        written[path] = str(number)
+    assert [path.stem for path in written] == names
+
+
+def test_no_picture_is_overwritten_but_by_itself(run, photo, tmp_path):
+    for name, seed in (("cat", 1), ("dog", 2)):
+        (tmp_path / name).mkdir()
+        pixels = np.random.default_rng(seed).integers(0, 256, (40, 60, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name / "0000.jpg")
+    cat, dog = (tmp_path / name / "0000.jpg" for name in ("cat", "dog"))
+    out = tmp_path / "out"
+
+    def explain(*images, **options):
+        written = explain_files(run, images, methods=["saliency"], out=out, **options)
+        return [path.name for path in written]
+
+    assert explain(cat) == ["0000_saliency.png"]
+    first = (out / "0000_saliency.png").read_bytes()
+    assert explain(dog) == ["0000_2_saliency.png"]
+    assert (out / "0000_saliency.png").read_bytes() == first
+    # The same picture has the same name again, and is drawn once.
+    assert explain(dog, cat) == ["0000_2_saliency.png", "0000_saliency.png"]
+    assert explain(cat, cat) == ["0000_saliency.png"]
+    assert (out / "0000_saliency.png").read_bytes() == first
+    # Another class, and another image in the same file.
+    assert explain(cat, class_name="7") == ["0000_3_saliency.png"]
+    dog.replace(cat)
+    assert explain(cat) == ["0000_4_saliency.png"]
+    # A file that is not ours.
+    (out / "photo_saliency.png").write_text("notes")
+    assert explain(photo) == ["photo_2_saliency.png"]
+    assert (out / "photo_saliency.png").read_text() == "notes"
+    assert len(list(out.iterdir())) == 6
+
+
+def test_a_title_names_folder_file_and_class(run, photo, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(draw, "draw_heats", lambda path, *rest, title, **more: titles.append(title))
+    explain_files(run, [photo], methods=["saliency"], out=tmp_path, class_name="7")
+    assert titles[0].startswith(f"{photo.parent.name}/photo.jpg: 7 ")
 
 
 def test_images_are_not_held_together(run, tmp_path, monkeypatch):
@@ -110,9 +154,9 @@ def test_images_are_not_held_together(run, tmp_path, monkeypatch):
         Image.fromarray(np.full((8, 8, 3), 100, "uint8")).save(path)
     load, held = data.load_image, []
 
-    def load_image(path):
+    def load_image(path, **options):
         assert sum(one() is not None for one in held) <= 1  # the one before
-        image = np.array(load(path))
+        image = np.array(load(path, **options))
         held.append(weakref.ref(image))
         return image
 

@@ -28,6 +28,7 @@ def draw_heats(
     *,
     title: str,
     seen: tuple[float, float, float, float] | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Draw a picture and, beside it, each heat over the picture, one dot a pixel.
 
@@ -38,6 +39,7 @@ def draw_heats(
         title: The line above.
         seen: (top, left, height, width) of a frame around what the model saw, in pixels of the
             picture.
+        texts: The PNG's metadata, as for `save_png`.
     """
     height, width = (side / DPI for side in image.shape[:2])
     panels = [("", image)] + [(name, overlay(image, heat)) for name, heat in heats.items()]
@@ -55,14 +57,21 @@ def draw_heats(
         if seen is not None and i > 0:
             _frame(axes, seen)
         _write(figure, left, _MARGIN + _LINE, name, fontsize=9)
-    save_png(figure, path)
+    save_png(figure, path, texts)
 
 
-def draw_maps(path: Path, image: np.ndarray, maps: Mapping[str, np.ndarray], *, title: str) -> None:
+def draw_maps(
+    path: Path,
+    image: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    *,
+    title: str,
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Draw a row for each layer: its strongest feature maps, from dark (0) to the largest value.
 
     Args:
-        path: As for `draw_heats`.
+        path, texts: As for `draw_heats`.
         image: [h, w, 3 or 1] in [0, 255], as the model saw it.
         maps: Name -> [h, w, c].
     """
@@ -91,10 +100,17 @@ def draw_maps(path: Path, image: np.ndarray, maps: Mapping[str, np.ndarray], *, 
             style: dict[str, Any] = {"cmap": "inferno", "interpolation": "nearest"}
             axes.imshow(feature_map, vmin=low, aspect="auto", **style)
             _write(figure, left, top + _CELL + 0.03, f"{channel}", fontsize=6)
-    save_png(figure, path)
+    save_png(figure, path, texts)
 
 
-def draw_filters(path: Path, images: np.ndarray, names: Sequence[str], *, title: str) -> None:
+def draw_filters(
+    path: Path,
+    images: np.ndarray,
+    names: Sequence[str],
+    *,
+    title: str,
+    texts: Mapping[str, str] | None = None,
+) -> None:
     """Draw images [n, h, w, 3 or 1] in [0, 255] in rows of four, each below its name."""
     columns = min(4, len(images))
     rows = math.ceil(len(images) / columns)
@@ -110,7 +126,7 @@ def draw_filters(path: Path, images: np.ndarray, names: Sequence[str], *, title:
         axes = _place(figure, left, top + _LINE, cell, cell)
         axes.imshow(_picture(image), aspect="auto")
         _write(figure, left, top + 0.03, name, fontsize=8)
-    save_png(figure, path)
+    save_png(figure, path, texts)
 
 
 def _strongest(maps: np.ndarray) -> list[tuple[int, np.ndarray]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import itertools
-from collections import Counter
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,6 +28,7 @@ _FILTERS = 8
 # Pixels of the longer side of a drawn picture. A smaller picture is enlarged, because the heat is
 # finer than its pixels; a larger one is scaled down.
 _MIN_SIDE, _MAX_SIDE = 256, 1600
+_KEYWORD = "Explanation"  # the PNG metadata that tells which picture a file holds
 
 
 def explain_files(
@@ -50,14 +53,15 @@ def explain_files(
         paths: Image files. "filters" alone does not read them.
         methods: Some of HEATS, side by side in IMAGE_METHODS.png; "features", the strongest feature
             maps of each block, in IMAGE_features.png; "filters", images that a layer's first
-            filters answer to most, in filters_LAYER.png.
+            filters answer to most, in filters_LAYER.png. If the name is taken, a number follows
+            IMAGE or LAYER: only a picture of the same image with the same options is replaced.
         layer: The layer for Grad-CAM, features and filters. None: as in `keras_vgg.explain`.
         class_name: Explain this class instead of the most probable one.
         out: The folder to write into, made if needed. None: explain/ in the run directory.
         seed: Seed of SmoothGrad's noise and of the filters' first images.
 
     Returns:
-        The files written, in the order of `paths`.
+        The files written, in the order of `paths`, each once.
 
     Raises:
         ValueError: the run has not finished training; an unknown method, layer or class; a file
@@ -76,34 +80,46 @@ def explain_files(
         (network.find if methods == ["filters"] else network.place)(layer)
     out = run.directory / "explain" if out is None else Path(out).expanduser()
     out.mkdir(parents=True, exist_ok=True)
-    written = []
+    written: dict[Path, str] = {}
+    options = {"layer": layer, "seed": seed}
     heat_methods = [method for method in methods if method in HEATS]
-    for name, source in zip(_names(paths), paths, strict=True):
+    for source in paths:
         picture = data.load_image(source, bit_depth=run.recipe.bit_depth)
         image = evaluation_transform(run.recipe)(picture).numpy()
         probabilities = network.probabilities(image[np.newaxis], 1)[0]
         explained = int(probabilities.argmax()) if class_number is None else class_number
-        title = f"{name}: {_title(run.class_names, probabilities, explained)}"
+        options["image"] = _digest(Path(source))
+        options["class"] = explained
+        shown_name = "/".join(Path(source).parts[-2:])
+        title = f"{shown_name}: {_title(run.class_names, probabilities, explained)}"
         if heat_methods:
             heats = {
                 method: _heat(model, image, method, explained, layer, seed)
                 for method in heat_methods
             }
-            path = out / f"{name}_{'_'.join(heat_methods)}.png"
-            _draw_heats(path, run, picture, heats, title)
-            written.append(path)
+            identity = _identity(run, methods=heat_methods, **options)
+            path = _free_path(out, Path(source).stem, "_".join(heat_methods), identity, written)
+            _draw_heats(path, run, picture, heats, title, {_KEYWORD: identity})
+            written[path] = identity
         if "features" in methods:
             maps = explain.feature_maps(model, image, [layer] if layer else None)
-            path = out / f"{name}_features.png"
-            draw.draw_maps(path, image, maps, title=title)
-            written.append(path)
+            identity = _identity(run, methods=["features"], **options)
+            path = _free_path(out, Path(source).stem, "features", identity, written)
+            draw.draw_maps(path, image, maps, title=title, texts={_KEYWORD: identity})
+            written[path] = identity
     if "filters" in methods:
-        written.append(_filters(run, model, network, layer, out, seed))
-    return written
+        path, identity = _filters(run, model, network, layer, out, seed)
+        written[path] = identity
+    return list(written)
 
 
 def _draw_heats(
-    path: Path, run: Run, picture: np.ndarray, heats: Mapping[str, np.ndarray], title: str
+    path: Path,
+    run: Run,
+    picture: np.ndarray,
+    heats: Mapping[str, np.ndarray],
+    title: str,
+    texts: Mapping[str, str],
 ) -> None:
     """Draw a picture, uint8 [h, w, 3], and each method's heat [size, size] over it."""
     window = central_window(
@@ -119,7 +135,7 @@ def _draw_heats(
         for method, heat in heats.items()
     }
     seen = _frame(window, sides)
-    draw.draw_heats(path, resized_picture, placed_heats, title=title, seen=seen)
+    draw.draw_heats(path, resized_picture, placed_heats, title=title, seen=seen, texts=texts)
 
 
 def _known_methods(methods: Sequence[str], has_images: bool) -> list[str]:
@@ -195,16 +211,20 @@ def _heat(
     return scaled(np.minimum(heat, np.percentile(heat, _BRIGHTEST)))
 
 
-def _filters(run: Run, model, network: Network, layer: str | None, out: Path, seed: int) -> Path:
+def _filters(
+    run: Run, model, network: Network, layer: str | None, out: Path, seed: int
+) -> tuple[Path, str]:
     place = network.place(None) if layer is None else network.find(layer)
     count = network.output_before_activation(place).shape[-1]
     filters = list(range(min(count, _FILTERS)))
     images = explain.activation_maximization(model, layer, filters, seed=seed)
     classes = run.class_names if place.output is network.output else None
     names = [classes[i] if classes else f"filter {i}" for i in filters]
-    path = out / f"filters_{place.path.replace('/', '_')}.png"
-    draw.draw_filters(path, images, names, title=f"what {place.path} answers to most")
-    return path
+    identity = _identity(run, methods=["filters"], layer=place.path, seed=seed)
+    path = _free_path(out, f"filters_{place.path.replace('/', '_')}", "", identity, {})
+    title = f"what {place.path} answers to most"
+    draw.draw_filters(path, images, names, title=title, texts={_KEYWORD: identity})
+    return path, identity
 
 
 def _class_number(run: Run, name: str) -> int:
@@ -224,17 +244,48 @@ def _title(class_names: Sequence[str], probabilities: np.ndarray, explained: int
     return f"{title} ({class_names[best]} {probabilities[best]:.1%})"
 
 
-def _names(paths: Sequence[str | Path]) -> list[str]:
-    """Return a name for each file's pictures: the file's stem, with a number if two are equal."""
-    stems = [Path(path).stem for path in paths]
-    count = Counter(stem.casefold() for stem in stems)  # Some file systems take A.png for a.png.
-    used = {stem for stem in count if count[stem] == 1}
-    names = []
-    for stem in stems:
-        name = stem
-        if count[stem.casefold()] > 1:
-            numbered = (f"{stem}_{number}" for number in itertools.count(1))
-            name = next(name for name in numbered if name.casefold() not in used)
-            used.add(name.casefold())
-        names.append(name)
-    return names
+def _identity(run: Run, **options: Any) -> str:
+    """Return a text that differs between two pictures of different content."""
+    model = run.model_path.stat()
+    described = {"model": [str(run.model_path.resolve()), model.st_size, model.st_mtime_ns]}
+    text = json.dumps(described | options, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(path: Path) -> list[str]:
+    """Return what tells an image file from others: its place and its content."""
+    path = path.expanduser().resolve()
+    return [repr(str(path)), hashlib.sha256(path.read_bytes()).hexdigest()]
+
+
+def _free_path(
+    out: Path, stem: str, methods: str, identity: str, written: Mapping[Path, str]
+) -> Path:
+    """Return the first of STEM_METHODS.png, STEM_2_METHODS.png ... that holds no other picture.
+
+    Args:
+        out: The folder.
+        stem: The image file's name without its suffix.
+        methods: The end of the name, or an empty text.
+        identity: What `_identity` returns for the picture.
+        written: The pictures of this call, path -> identity.
+    """
+    # Some file systems take A.png for a.png.
+    others = {path.name.casefold() for path, other in written.items() if other != identity}
+    for number in itertools.count(1):
+        parts = [stem, *([str(number)] if number > 1 else []), *([methods] if methods else [])]
+        path = out / f"{'_'.join(parts)}.png"
+        if path.name.casefold() in others:
+            continue
+        if not path.exists() or _identity_in(path) == identity:
+            return path
+    raise AssertionError("itertools.count ends")
+
+
+def _identity_in(path: Path) -> str | None:
+    """Return the identity in a PNG that this module wrote; None for any other file."""
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(_KEYWORD)
+    except (OSError, ValueError, SyntaxError):  # Pillow's errors for what is not an image
+        return None
