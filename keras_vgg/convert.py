@@ -25,7 +25,8 @@ class Network:
     """The network that a file's tensors belong to, as far as the tensors show it.
 
     A has the same tensors as A-LRN. `side` is the side in pixels of the images that the classifier
-    was trained on. Without the classifier, `side`, `hidden_units` and `classes` are None.
+    was trained on. Without the classifier, `side`, `hidden_units` and `classes` are None. `note` is
+    that of the weights.
     """
 
     configuration: str
@@ -37,6 +38,7 @@ class Network:
     hidden_units: int | None
     classes: int | None
     side: int | None
+    note: str = ""
 
 
 def recognise(weights: Weights) -> Network:
@@ -70,6 +72,7 @@ def recognise(weights: Weights) -> Network:
             hidden_units=tensors["fc1"][1].shape[0] if has_all else None,
             classes=tensors["predictions"][1].shape[0] if top else None,
             side=_side(weights, filters) if has_all else None,
+            note=weights.note,
         )
     listed = ", ".join(sorted(tensors)[:12])
     raise ValueError(f"{weights.source} is none of the paper's configurations; it holds {listed}")
@@ -144,7 +147,7 @@ def build(weights: Weights, include_preprocessing: bool = False) -> keras.Model:
     preprocessing = include_preprocessing and weights.preprocessing
     if preprocessing is None:
         raise ValueError(f"{weights.source} does not say which input its network was trained on")
-    # Without its preprocessing, a network for grey images takes the three channels it makes of them.
+    # Without the preprocessing, the network for grey images takes three channels.
     channels = network.channels
     if preprocessing is False:
         channels = weights.tensors["block1_conv1"][0].shape[2]
@@ -174,6 +177,7 @@ def convert_weights(
     naming: str = "torchvision",
     overwrite: bool = False,
     preprocessing: str | None = None,
+    include_top: bool = True,
 ) -> Network:
     """Write a weight file's tensors in another format; every weight stays the same, bit by bit.
 
@@ -190,6 +194,8 @@ def convert_weights(
         preprocessing: The input that the network expects, "caffe" or "torchvision", for a source
             that does not state it, such as Keras' `.h5` and `.weights.h5`. Only `.keras` and
             `.safetensors` keep it.
+        include_top: False leaves out all layers but the convolutions and their batch normalisation,
+            whatever head the source has.
 
     Returns:
         The network that the weights belong to.
@@ -208,10 +214,17 @@ def convert_weights(
         raise ValueError(f"{target} exists; pass overwrite=True to replace it")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent}")
-    weights = weight_files.read_weights(source)
+    weights = weight_files.read_weights(source, include_top)
     if preprocessing is not None:
         weights = _with_preprocessing(weights, preprocessing)
-    network = recognise(weights)
+    try:
+        network = recognise(weights)
+    except ValueError as error:
+        if include_top and len(weights.base().tensors) < len(weights.tensors):
+            raise ValueError(
+                f"{error}; include_top=False (--no-include-top) converts the convolutions alone"
+            ) from error
+        raise
     write_atomically(target, lambda path: _save(weights, path, suffix, naming))
     return network
 

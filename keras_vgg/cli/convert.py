@@ -27,11 +27,20 @@ class Convert:
     """Replace an existing file."""
     preprocessing: Literal["caffe", "torchvision"] | None = None
     """The preprocessing that the network expects, if the source does not state it."""
+    include_top: bool = True
+    """Convert the classifier too. Without it, any head of the source is left out."""
 
     def __call__(self) -> None:
         from keras_vgg import convert
 
         network = convert.convert_weights(
-            self.source, self.target, self.naming, self.overwrite, self.preprocessing
+            self.source,
+            self.target,
+            self.naming,
+            self.overwrite,
+            self.preprocessing,
+            self.include_top,
         )
         print(f"{self.target}: {convert.describe(network)}")
+        if network.note:
+            print(network.note)

@@ -28,9 +28,18 @@ class Weights:
             return
         from keras_vgg import convert
         from keras_vgg.weights import read_weights
+        from keras_vgg.weights.tensors import is_base
 
         weights = read_weights(self.file)
-        print(f"{self.file}: {convert.describe(convert.recognise(weights))}")
+        try:
+            network = convert.recognise(weights)
+        except ValueError:
+            # The file may have a head that is not VGG's.
+            if not any(map(is_base, weights.tensors)):
+                raise
+            weights = weights.base()
+            network = convert.recognise(weights)
+        print(f"{self.file}: {convert.describe(network)}")
         if weights.preprocessing is None:
             print("input: the file does not state the preprocessing of its network")
         else:

@@ -17,7 +17,14 @@ import numpy as np
 from keras_vgg.containers import require_archive, require_hdf5
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.weights.published import CHECKPOINTS
-from keras_vgg.weights.tensors import TOP, Tensors, Weights
+from keras_vgg.weights.tensors import (
+    TOP,
+    Tensors,
+    Weights,
+    is_base,
+    require_one_piece,
+    unnested,
+)
 
 _CAFFE_FILES = {c.file for c in CHECKPOINTS if c.preprocessing == "caffe"}
 
@@ -27,9 +34,13 @@ def read_h5(path: Path) -> Weights:
     require_hdf5(path)
     with _opening(path), h5py.File(path, "r") as file:
         tensors = _tensors(file)
+        is_ordered = "layer_names" in _model(file).attrs
+    tensors, note = unnested(tensors, str(path))
+    if is_ordered:
+        require_one_piece(tensors, [name.rsplit("/", 1)[-1] for name in tensors], str(path))
     # These formats state no preprocessing; the published files are known by their names.
     preprocessing = ImagePreprocessing.caffe() if path.name in _CAFFE_FILES else None
-    return Weights(tensors, str(path), preprocessing)
+    return Weights(tensors, str(path), preprocessing, note)
 
 
 def read_archive(path: Path) -> Weights:
@@ -51,9 +62,17 @@ def read_archive(path: Path) -> Weights:
         str(o["name"]): o["activation"] for o in objects if "name" in o and "activation" in o
     }
     # In the convolutional head, a separate layer "probabilities" applies the activation.
+    tensors, note = unnested(tensors, str(path))
+    configs = [o.get("config") for o in objects]
+    order = [
+        str(values["name"])
+        for values in configs
+        if isinstance(values, Mapping) and "name" in values
+    ]
+    require_one_piece(tensors, order, str(path))
     logits = activations.get("probabilities", activations.get("predictions")) == "linear"
     grey = preprocessing is not None and len(preprocessing.mean) == 3 and _takes_grey(objects)
-    return Weights(tensors, str(path), preprocessing, lrn=lrn, logits=logits, grey=grey)
+    return Weights(tensors, str(path), preprocessing, note, lrn=lrn, logits=logits, grey=grey)
 
 
 def _takes_grey(objects: list[Mapping[str, Any]]) -> bool:
@@ -83,13 +102,24 @@ def read_preset(folder: Path) -> Weights:
         if path.is_file():
             require_hdf5(path)
             with _opening(path), h5py.File(path, "r") as file:
-                tensors |= _tensors(file)
+                tensors |= _by_layer(_tensors(file))
     preprocessing = None
     path = folder / "preprocessor.json"
     if path.is_file():
         with _opening(path, "no KerasHub preprocessor"):
             preprocessing = _converter(json.loads(path.read_text(encoding="utf-8")))
     return Weights(tensors, str(folder), preprocessing)
+
+
+def _by_layer(tensors: Tensors) -> Tensors:
+    """Return the tensors by the names of their layers alone."""
+    layers: Tensors = {}
+    for name, values in tensors.items():
+        layer = name.rsplit("/", 1)[-1]
+        if layer in layers:
+            raise ValueError(f"two layers of it are called {layer}")
+        layers[layer] = values
+    return layers
 
 
 def _converter(config: Mapping[str, Any]) -> ImagePreprocessing | None:
@@ -140,19 +170,29 @@ def _opening(
 
 
 def _tensors(file: h5py.File) -> Tensors:
+    """Return the weights of each layer; a layer inside a layer has the names of both."""
+    model = _model(file)
+    return _legacy(model) if "layer_names" in model.attrs else _keras3(model)
+
+
+def _model(file: h5py.File) -> h5py.Group:
     # model.save("x.h5") writes a whole model, with its weights in this group.
     group = file.get("model_weights", file)
     if not isinstance(group, h5py.Group):
         raise ValueError("model_weights is an array, not a group")
-    return _legacy(group) if "layer_names" in group.attrs else _keras3(group)
+    return group
 
 
 def _legacy(model: h5py.Group) -> Tensors:
     tensors: Tensors = {}
     for name in _strings(model, "layer_names"):
         weight_names = _strings(model[name], "weight_names")
-        if weight_names:
-            tensors[name] = [_values(model, f"{name}/{n}") for n in weight_names]
+        # A network inside the network is one group; its layers are in the names of the weights.
+        inner = [weight_name.rpartition("/")[0] for weight_name in weight_names]
+        is_nested = any(is_base(layer.rsplit("/", 1)[-1]) for layer in inner) and not is_base(name)
+        for weight_name, layer in zip(weight_names, inner, strict=True):
+            key = f"{name}/{layer}" if is_nested else name
+            tensors.setdefault(key, []).append(_values(model, f"{name}/{weight_name}"))
     return tensors
 
 
@@ -174,17 +214,28 @@ def _strings(item: h5py.HLObject, attribute: str) -> list[str]:
 
 
 def _keras3(model: h5py.Group) -> Tensors:
-    tensors: Tensors = {}
+    groups: dict[str, h5py.Group] = {}  # by the path of the layer; the network's own is ""
 
     def visit(path: str, item: h5py.Group | h5py.Dataset) -> None:
-        is_layer = "optimizer" not in path.split("/") and path.endswith("vars")
-        if is_layer and isinstance(item, h5py.Group) and len(item):
-            name = str(item.attrs.get("name", path))
-            if name in tensors:
-                raise ValueError(f"two layers of it are called {name}")
-            tensors[name] = [_values(item, key) for key in sorted(item, key=int)]
+        layer, _, last = path.rpartition("/")
+        is_layer = "optimizer" not in path.split("/") and last == "vars"
+        if is_layer and isinstance(item, h5py.Group):
+            groups[layer] = item
 
     model.visititems(visit)
+    tensors: Tensors = {}
+    for path, group in groups.items():
+        if not len(group):
+            continue
+        parts = path.split("/")
+        outer = ["/".join(parts[:i]) for i in range(1, len(parts))]
+        names = [
+            str(groups[p].attrs["name"]) for p in outer if p in groups and "name" in groups[p].attrs
+        ]
+        name = "/".join([*names, str(group.attrs.get("name", f"{path}/vars"))])
+        if name in tensors:
+            raise ValueError(f"two layers of it are called {name}")
+        tensors[name] = [_values(group, key) for key in sorted(group, key=int)]
     return tensors
 
 

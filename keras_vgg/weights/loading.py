@@ -13,7 +13,7 @@ from keras_vgg.containers import require_archive
 from keras_vgg.finite import is_finite
 from keras_vgg.weights import keras_format, torch_format
 from keras_vgg.weights.published import NAMES, find
-from keras_vgg.weights.tensors import TOP, Tensors, Weights, check
+from keras_vgg.weights.tensors import Tensors, Weights, check
 
 _FORMATS = (
     "Keras .h5, .weights.h5 or .keras, .safetensors, PyTorch .pth, a KerasHub preset's folder, "
@@ -21,12 +21,18 @@ _FORMATS = (
 )
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | Path, include_top: bool = True) -> Weights:
     """Read a weight file without building its network; the content decides the format.
+
+    A VGG inside another network is found, and wrappers of PyTorch checkpoints are opened: a key
+    such as state_dict, and names such as module. before every tensor. `note` of the result says
+    so.
 
     Args:
         path: Keras' legacy `.h5`, `.weights.h5` or `.keras`; `.safetensors` or PyTorch's `.pth` in
             torchvision's or timm's naming; the folder of a KerasHub VGG preset, or of a run.
+        include_top: False leaves out all layers but the convolutions and their batch normalisation,
+            whatever head the file has.
 
     Returns:
         The tensors in Keras' layout, by layer name, and the preprocessing that they expect.
@@ -43,6 +49,8 @@ def read_weights(path: str | Path) -> Weights:
     if not path.exists():
         raise FileNotFoundError(f"no weight file at {path}")
     weights = _reader(path)(path)
+    if not include_top:
+        weights = weights.base()
     check(weights)
     return weights
 
@@ -91,8 +99,7 @@ def obtain(
         from keras_vgg.weights.download import fetch  # loads network clients
 
         weights = fetch(find(str(weights), configuration, batch_norm, include_top))
-    loaded = read_weights(weights)
-    return loaded if include_top else loaded.without(TOP)
+    return read_weights(weights, include_top)
 
 
 def load_weights(model: keras.Model, path: str | Path, drop: Sequence[str] = ()) -> Weights:

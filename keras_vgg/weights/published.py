@@ -116,14 +116,26 @@ CHECKPOINTS: tuple[Checkpoint, ...] = (
     ),
     _torchvision("A", "vgg11_bn", 70.370, 89.810),
     _torchvision("B", "vgg13", 69.928, 89.246),
-    _torchvision("B", "vgg13_bn", 71.586, 90.374),
+    _torchvision(
+        *("B", "vgg13_bn", 71.586, 90.374),
+        "7dae235e35772693cd527e7ac9ef8f6594707a14a8d26aabdb83c0baa6847861",
+    ),
     _torchvision(
         *("D", "vgg16", 71.592, 90.382),
         "57b026918159a6bf9faf8405c3a551903768e7138989d9c6224a14227203fad8",
     ),
-    _torchvision("D", "vgg16_bn", 73.360, 91.516),
-    _torchvision("E", "vgg19", 72.376, 90.876),
-    _torchvision("E", "vgg19_bn", 74.218, 91.842),
+    _torchvision(
+        *("D", "vgg16_bn", 73.360, 91.516),
+        "88bbedbc8e780413736db38ac4efd41b06fc0e93fd5b8879b584bba63a950129",
+    ),
+    _torchvision(
+        *("E", "vgg19", 72.376, 90.876),
+        "11aea017b543ff59233749d8f1cf544cda749378f5790d2fedab841fb86b7669",
+    ),
+    _torchvision(
+        *("E", "vgg19_bn", 74.218, 91.842),
+        "f8249087e63bae61c6166bb23d7c26efe1b2a43fd9fb5cd60ac6ce00535ba312",
+    ),
 )
 
 # The names that `weights=` accepts, and the sources of each name, best known first.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -13,6 +15,8 @@ Tensors = dict[str, list[np.ndarray]]
 
 # The names of the classifier's layers in every head.
 TOP = ("fc1", "fc2", "predictions")
+
+_BASE = re.compile(r"block\d_conv\d+(_bn)?")
 
 # A batch normalisation has gamma, beta, moving mean and moving variance, in this order.
 BATCH_NORM_ARRAYS = 4
@@ -54,6 +58,69 @@ class Weights:
     def without(self, layers: tuple[str, ...]) -> Weights:
         kept = {name: values for name, values in self.tensors.items() if name not in layers}
         return dataclasses.replace(self, tensors=kept)
+
+    def base(self) -> Weights:
+        """Return the weights of the convolutions and their batch normalisation, without any head.
+
+        The note names the layers that are left out.
+        """
+        head = tuple(name for name in self.tensors if not is_base(name))
+        return self.without(head).with_note(f"left out: {listed(head)}") if head else self
+
+
+def is_base(layer: str) -> bool:
+    """Return whether a layer of this name is a convolution of VGG, or its batch normalisation."""
+    return _BASE.fullmatch(layer) is not None
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return at most twelve names, and the number of the others."""
+    names = sorted(names)
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def unnested(tensors: Tensors, source: str) -> tuple[Tensors, str]:
+    """Return the tensors with VGG's layers under VGG's names, and a note; "" if they were.
+
+    A VGG that is a layer of another network has the names of both, such as vgg16/block1_conv1. The
+    other network's layers keep their names; one that is called like a layer of VGG gets a mark.
+
+    Raises:
+        ValueError: there are several VGGs.
+    """
+    first = "block1_conv1"
+    prefixes = [n.removesuffix(first) for n in tensors if n == first or n.endswith(f"/{first}")]
+    if len(prefixes) > 1:
+        places = ", ".join(prefix.rstrip("/") or "the network itself" for prefix in prefixes)
+        raise ValueError(f"{source} holds several VGGs: {places}; save one of them alone")
+    if not prefixes or not prefixes[0]:
+        return tensors, ""
+    prefix = prefixes[0]
+    inner = {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+    outer = {n: v for n, v in tensors.items() if not n.startswith(prefix)}
+    outer = {f"{n} (outside)" if n in inner else n: v for n, v in outer.items()}
+    return {**inner, **outer}, f"the VGG is the layer {prefix.rstrip('/')} of a larger network"
+
+
+def require_one_piece(tensors: Tensors, order: Sequence[str], source: str) -> None:
+    """Raise a ValueError if layers with weights lie between VGG's convolutions.
+
+    Args:
+        tensors: From `unnested`.
+        order: The layers' names in the network's order, at least those of `tensors`.
+        source: The file.
+    """
+    places = {name: place for place, name in enumerate(order)}
+    base = [places[name] for name in tensors if is_base(name) and name in places]
+    if not base:
+        return
+    between = [
+        name
+        for name in tensors
+        if not is_base(name) and min(base) < places.get(name.rsplit("/", 1)[-1], -1) < max(base)
+    ]
+    if between:
+        raise ValueError(f"{source} is no VGG: {listed(between)} lie between the convolutions")
 
 
 def check(weights: Weights) -> None:

@@ -8,6 +8,7 @@ and fc1's rows are in the order row, column, channel.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import math
@@ -15,9 +16,9 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import safe_open
@@ -25,7 +26,7 @@ from safetensors.numpy import save_file
 
 from keras_vgg.containers import require_archive, require_plausible_size
 from keras_vgg.layers import ImagePreprocessing
-from keras_vgg.weights.tensors import TOP, Tensors, Weights
+from keras_vgg.weights.tensors import TOP, Tensors, Weights, listed
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,8 @@ NAMINGS = {
 }
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 _PREPROCESSING_FIELDS = ("mean", "std", "channel_order")
+_FIRST = "features.0.weight"
+_WRAPPERS = ("module", "_orig_mod")  # of DataParallel and of torch.compile
 _COUNTER = "num_batches_tracked"  # PyTorch has this tensor in batch norm, Keras does not
 
 
@@ -58,7 +61,11 @@ def _widened(value: np.ndarray) -> np.ndarray:
 
 
 def read_pth(path: Path) -> Weights:
-    """Read a state dict that `torch.save` wrote; create no objects other than its tensors."""
+    """Read a state dict that `torch.save` wrote, alone or within a checkpoint.
+
+    The reader creates no objects other than tensors, Python's containers, numbers and texts, and
+    the argparse.Namespace in which scripts keep their options.
+    """
     if importlib.util.find_spec("torch") is None:
         raise ValueError(
             f"{path} is a PyTorch file, and PyTorch is not installed: pip install torch, or use "
@@ -69,10 +76,12 @@ def read_pth(path: Path) -> Weights:
     if zipfile.is_zipfile(path):
         require_archive(path)
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # warnings about types that are refused below
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        with (
+            # The warnings are about types that are refused below.
+            warnings.catch_warnings(action="ignore"),
+            torch.serialization.safe_globals([argparse.Namespace]),
+        ):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is refused: it is damaged, or its pickle asks for objects that are not "
@@ -82,8 +91,7 @@ def read_pth(path: Path) -> Weights:
         raise
     except Exception as error:  # a damaged pickle can raise any type of error
         raise ValueError(f"{path} is damaged, or no PyTorch file: {error}") from error
-    if not isinstance(state, Mapping) or not all(torch.is_tensor(v) for v in state.values()):
-        raise ValueError(f"{path} is no state dict: a state dict maps names to tensors")
+    state, note = _state_dict(content, path)
     key_types = {type(name).__name__ for name in state if not isinstance(name, str)}
     if key_types:
         raise ValueError(
@@ -92,7 +100,7 @@ def read_pth(path: Path) -> Weights:
     unusual = [f"{name} ({kind})" for name, value in state.items() if (kind := _unusual(value))]
     if unusual:
         raise ValueError(
-            f"{path} holds tensors that are not dense floating-point numbers: {_listed(unusual)}; "
+            f"{path} holds tensors that are not dense floating-point numbers: {listed(unusual)}; "
             "save them as dense float32"
         )
     require_plausible_size(path, sum(v.numel() * v.element_size() for v in state.values()))
@@ -100,7 +108,80 @@ def read_pth(path: Path) -> Weights:
         name: (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
         for name, value in state.items()
     }
-    return _weights(arrays, str(path), None)
+    return _weights(arrays, str(path), None, note)
+
+
+def _state_dict(content: Any, path: Path) -> tuple[Mapping[Any, torch.Tensor], str]:
+    """Return the state dict of a checkpoint, and a note that says where it was; "" if at the top.
+
+    Raises:
+        ValueError: the checkpoint holds no state dict, or those of several VGGs.
+    """
+    states = dict(_state_dicts(content))
+    if len(states) > 1:  # such as an optimizer's, beside the network's
+        states = {key: state for key, state in states.items() if _first_convolutions(state)}
+    if len(states) > 1:
+        raise ValueError(
+            f"{path} holds several networks: {listed(states)}; save the state dict of one alone"
+        )
+    for key, state in states.items():
+        return state, f"the weights are the checkpoint's {key}" if key else ""
+    raise ValueError(
+        f"{path} is no state dict: a state dict maps names to tensors, and a checkpoint holds one "
+        "under a name such as state_dict"
+    )
+
+
+def _state_dicts(content: Any, key: str = "", depth: int = 3) -> Iterator[tuple[str, Mapping]]:
+    """Yield (key, mapping of tensors) of a checkpoint, such as ("state_dict", ...)."""
+    import torch
+
+    if not isinstance(content, Mapping):
+        return
+    if content and all(torch.is_tensor(value) for value in content.values()):
+        yield key, content
+    elif depth:
+        for name, value in content.items():
+            yield from _state_dicts(value, f"{key}.{name}" if key else str(name), depth - 1)
+
+
+def _first_convolutions(state: Mapping[Any, Any]) -> list[str]:
+    """Return the names that may be the kernel of a VGG's first convolution."""
+    names = [name for name in state if isinstance(name, str)]
+    return [n for n in names if re.search(rf"(^|\.){re.escape(_FIRST)}$", _without_wrappers(n))]
+
+
+def _without_wrappers(name: str) -> str:
+    """Return a tensor's name without what DataParallel and torch.compile put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _unwrapped(
+    state: Mapping[str, np.ndarray], source: str
+) -> tuple[Mapping[str, np.ndarray], str]:
+    """Return the tensors of a VGG by its own names, and a note; "" if the file has these.
+
+    Names such as module. and _orig_mod. are left out, and so is what stands before features. if
+    the VGG is a part of another network. The other tensors keep their names.
+    """
+    plain = {_without_wrappers(name): name for name in state}
+    prefixes = [name.removesuffix(_FIRST) for name in plain if _first_convolutions({name: None})]
+    if not prefixes:
+        return state, ""
+    if len(prefixes) > 1 or len(plain) < len(state):
+        places = [n.removesuffix(_FIRST) or "features." for n in _first_convolutions(state)]
+        raise ValueError(f"{source} holds several VGGs: {listed(places)}; save one of them alone")
+    prefix = prefixes[0]
+    names = {
+        n.removeprefix(prefix): original for n, original in plain.items() if n.startswith(prefix)
+    }
+    for name, original in plain.items():
+        if not name.startswith(prefix):  # a tensor of the other network, maybe of the same name
+            names[f"{name} (outside)" if name in names else name] = original
+    removed = {part for name in state for part in name.split(".") if part in _WRAPPERS}
+    removed |= {prefix.rstrip(".")} if prefix else set()
+    note = f"without {' and '.join(f'{part}.' for part in sorted(removed))} in the tensors' names"
+    return {name: state[original] for name, original in names.items()}, note if removed else ""
 
 
 def _unusual(value: torch.Tensor) -> str | None:
@@ -163,8 +244,9 @@ def _is_torchvision(preprocessing: ImagePreprocessing | None) -> bool:
 
 
 def _weights(
-    state: Mapping[str, np.ndarray], source: str, preprocessing_json: str | None
+    state: Mapping[str, np.ndarray], source: str, preprocessing_json: str | None, note: str = ""
 ) -> Weights:
+    state, names_note = _unwrapped(state, source)
     tensors = from_torch(state, source)
     preprocessing: ImagePreprocessing | None = ImagePreprocessing.torchvision()
     if preprocessing_json:
@@ -178,22 +260,25 @@ def _weights(
                 f"{source} states a preprocessing that cannot be read: "
                 f"{preprocessing_json[:200]} ({error})"
             ) from error
-    note = ""
+    broken_note = ""
     broken = [n for n in TOP if n in tensors and not np.isfinite(tensors[n][0]).any()]
     if broken == list(TOP) and not preprocessing_json:
         # torchvision's vgg16_features, the base of amdegroot's SSD, holds Oxford's tensors.
         tensors = {name: values for name, values in tensors.items() if name not in TOP}
         mean = [255 * m for m in (0.48235, 0.45882, 0.40784)]
         preprocessing = ImagePreprocessing(mean, (1.0,), "rgb")
-        note = (
+        broken_note = (
             f"its {', '.join(broken)} hold nothing but NaN: the file holds features only, such "
-            "as torchvision's vgg16_features; use include_top=False"
+            "as torchvision's vgg16_features, for include_top=False"
         )
-    return Weights(tensors, source, preprocessing, note)
+    notes = (note, names_note, broken_note)
+    return Weights(tensors, source, preprocessing, "; ".join(filter(None, notes)))
 
 
 def from_torch(state: Mapping[str, np.ndarray], source: str) -> Tensors:
     """Return the tensors of a VGG state dict by Keras layer name, in Keras' layout.
+
+    Tensors of another head than VGG's keep their names and their layout.
 
     Raises:
         ValueError: names or shapes are not VGG's in either naming. The error lists them.
@@ -208,11 +293,11 @@ def from_torch(state: Mapping[str, np.ndarray], source: str) -> Tensors:
     if not convolutions:
         raise ValueError(
             f"{source} holds no VGG in torchvision's or timm's naming (features.0.weight ...): "
-            f"its tensors are {_listed(state)}"
+            f"its tensors are {listed(state)}"
         )
     empty = [name for name, value in rest.items() if value.size == 0]
     if empty:
-        raise ValueError(f"{source} holds tensors without values: {_listed(empty)}")
+        raise ValueError(f"{source} holds tensors without values: {listed(empty)}")
     tensors: Tensors = {}
     missing = []
 
@@ -231,14 +316,15 @@ def from_torch(state: Mapping[str, np.ndarray], source: str) -> Tensors:
             tensors[f"{layer}_bn"] = [take(f"features.{index + 1}.{n}") for n in _BATCH_NORM]
     for naming in NAMINGS.values():
         for layer, name in zip(TOP, naming, strict=True):
-            if f"{name}.weight" in rest:
+            if _is_dense(rest, name, layer, filters):
                 kernel, bias = take(f"{name}.weight"), take(f"{name}.bias")
-                tensors[layer] = [_from_dense(kernel, layer, filters, source), bias]
-    if missing or rest:
+                tensors[layer] = [_from_dense(kernel, layer, filters), bias]
+    if missing or any(name.startswith("features.") for name in rest):
         raise ValueError(
             f"{source} is not a VGG in torchvision's or timm's naming: "
-            f"missing {_listed(missing) or 'nothing'}; left over {_listed(rest) or 'nothing'}"
+            f"missing {listed(missing) or 'nothing'}; left over {listed(rest) or 'nothing'}"
         )
+    tensors |= {name: [value] for name, value in rest.items()}
     return tensors
 
 
@@ -301,20 +387,22 @@ def _blocks(indices: list[int], has_norm: bool, source: str) -> Iterator[tuple[i
         place, expected = place + 1, index + step
 
 
-def _from_dense(kernel: np.ndarray, layer: str, filters: int, source: str) -> np.ndarray:
+def _is_dense(state: Mapping[str, np.ndarray], name: str, layer: str, filters: int) -> bool:
+    """Return whether a kernel and a bias are those of a layer of VGG's classifier."""
+    kernel = state.get(f"{name}.weight")
+    if kernel is None or f"{name}.bias" not in state or kernel.ndim not in (2, 4):
+        return False
+    # fc1 sees a feature map of `filters` channels.
+    return layer != "fc1" or kernel.ndim == 4 or kernel.shape[1] % filters == 0
+
+
+def _from_dense(kernel: np.ndarray, layer: str, filters: int) -> np.ndarray:
     """Return a kernel of the classifier in Keras' layout."""
-    if kernel.ndim == 2 and layer == "fc1":
-        if kernel.shape[1] % filters:
-            raise ValueError(
-                f"{source}: fc1 has {kernel.shape[1]} inputs, which is no feature map of {filters} "
-                "channels"
-            )
-        kernel = kernel.reshape(len(kernel), filters, -1).transpose(2, 1, 0)
-        return kernel.reshape(-1, kernel.shape[2])
     if kernel.ndim == 4:
         return kernel.transpose(2, 3, 1, 0)
-    if kernel.ndim != 2:
-        raise ValueError(f"{source}: the kernel of {layer} is {kernel.shape}, not [units, inputs]")
+    if layer == "fc1":
+        kernel = kernel.reshape(len(kernel), filters, -1).transpose(2, 1, 0)
+        return kernel.reshape(-1, kernel.shape[2])
     return kernel.T
 
 
@@ -327,8 +415,3 @@ def _side(inputs: int, filters: int, layer: str) -> int:
             "of rows and columns cannot be known"
         )
     return side
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
