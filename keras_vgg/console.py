@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
     from rich.progress import Progress
-    from rich.table import Table
+    from rich.table import Column, Table
+
+_GAP = 2  # spaces between the columns of a narrow table
+_NARROWEST = 12  # characters of a column whose words are broken into lines
+_WIDEST = 40  # characters that a column of text asks for; the others are on further lines
 
 
 def progress_bars(shown: bool) -> Progress:
@@ -41,18 +48,121 @@ def new_table(title: str, *headers: str) -> Table:
     return table
 
 
+@dataclasses.dataclass(frozen=True)
+class FittedTable:
+    """A table that rich prints without cutting a number, in a terminal of any width.
+
+    A table that is too wide gets headers of several lines, then names of several lines. If that is
+    not enough, the columns are printed in groups, one below the other, each with the names.
+    """
+
+    table: Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | str]:
+        width, columns = options.max_width, [_measured(column) for column in self.table.columns]
+        if _needed_width(self.table) <= width:
+            yield self.table
+            return
+        names, *others = columns
+        rest = sum(_GAP + column.narrow for column in others)
+        if min(names.narrow, 16) + rest <= width:
+            yield _narrow_table(self.table, columns, width)
+            return
+        groups: list[list[_Measured]] = []
+        for column in others:
+            group = groups[-1] if groups else []
+            taken = min(names.narrow, 16) + sum(_GAP + other.narrow for other in group)
+            if group and taken + _GAP + column.narrow <= width:
+                group.append(column)
+            else:
+                groups.append([column])
+        for number, group in enumerate(groups):
+            if number:
+                yield ""
+            yield _narrow_table(self.table, [names, *group], width)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Measured:
+    """A column of a table, and its widths in characters: with its header on one line, and less.
+
+    A `narrow` column has a header of several lines; a column of text has cells of several lines.
+    """
+
+    column: Column
+    header: tuple[str, ...]
+    cells: tuple[str, ...]
+    wide: int
+    narrow: int
+
+
+def _measured(column: Column) -> _Measured:
+    from rich.cells import cell_len
+
+    header, *cells = (str(cell) for cell in (column.header, *column.cells))
+    longest = max((cell_len(line) for cell in cells for line in cell.split("\n")), default=0)
+    if not column.no_wrap:
+        longest = min(longest, _WIDEST)
+    words = tuple(header.split())
+    return _Measured(
+        column,
+        words,
+        tuple(cells),
+        max(longest, cell_len(header)),
+        max([longest, *map(cell_len, words)]),
+    )
+
+
+def _needed_width(table: Table) -> int:
+    """Return the width of a table of `new_table`, in which every column has three more."""
+    return 1 + sum(3 + _measured(column).wide for column in table.columns)
+
+
+def _narrow_table(table: Table, columns: Sequence[_Measured], width: int) -> Table:
+    """Return some columns as a table of at most `width`; the first one gives way, then the last."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    widths = [column.narrow for column in columns]
+    space = width - _GAP * (len(columns) - 1)
+    for place in (0, -1):
+        excess = sum(widths) - space
+        widths[place] -= max(0, min(excess, widths[place] - _NARROWEST))
+    narrow = Table(
+        show_header=table.show_header,
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, _GAP - 1, 0, 0),
+    )
+    for column, column_width in zip(columns, widths, strict=True):
+        narrow.add_column(
+            Text("\n".join(column.header)),
+            justify=column.column.justify,
+            width=column_width,
+            overflow="fold",
+        )
+    for cells, row in zip(zip(*(c.cells for c in columns), strict=True), table.rows, strict=True):
+        narrow.add_row(*map(Text, cells), end_section=row.end_section)
+    return narrow
+
+
 def show(content: str | Table) -> None:
-    """Print a line or a table on stdout."""
+    """Print a line or a table on stdout. No table is cut: see `FittedTable`."""
     from rich.console import Console
 
+    if isinstance(content, str):
+        Console(markup=False, highlight=False).print(content, soft_wrap=True)
+        return
     # A pipe has no width. Without markup, a class may have a name such as [red].
-    width = None if sys.stdout.isatty() else 120
+    width = None if sys.stdout.isatty() else max(120, _needed_width(content))
     console = Console(width=width, markup=False, highlight=False)
-    if not isinstance(content, str) and content.title:
+    if content.title:
         # rich folds a title to its table's width, but a path in a title must stay on one line.
         console.print(content.title, style="italic", soft_wrap=True)
         content.title = None
-    console.print(content, soft_wrap=isinstance(content, str))
+    console.print(FittedTable(content))
 
 
 def percent(share: float | None) -> str:

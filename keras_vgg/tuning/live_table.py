@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from keras_vgg.console import duration, new_table, percent
+from keras_vgg.console import FittedTable, duration, new_table, percent
 from keras_vgg.tuning.results import Attempt, attempts, best
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class LiveTable:
         from rich.console import Group
         from rich.text import Text
 
-        return Group(trial_table(trials[-_SHOWN:]), Text(self._footer(trials, spent)))
+        return Group(FittedTable(trial_table(trials[-_SHOWN:])), Text(self._footer(trials, spent)))
 
 
 def trial_line(trial: Attempt) -> str:
