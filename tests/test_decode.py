@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
+from keras_vgg import augment
 from keras_vgg.augment import Picture
 from keras_vgg.data import decode as decoding
 from keras_vgg.data.decode import decode, encoded_sides, load_image, transform_encoded, why_bad
@@ -568,6 +569,42 @@ def test_a_picture_knows_its_sides() -> None:
     assert both_ways(ask, UPRIGHT).tolist() == [HEIGHT, WIDTH]
     turned = with_exif(UPRIGHT, exif("II", 6), True)
     assert both_ways(ask, turned).tolist() == [-WIDTH, -HEIGHT]
+
+
+def large_jpeg(height: int, width: int) -> bytes:
+    rows, columns = np.mgrid[:height, :width]
+    waves = [np.sin(rows / 19 + i) + np.cos(columns / (23 + i)) for i in range(3)]
+    pixels = (127 + 60 * np.stack(waves, -1)).astype(np.uint8)
+    return saved(Image.fromarray(pixels), "JPEG", quality=95, subsampling=0)
+
+
+@pytest.mark.parametrize("halvings", range(4))
+def test_a_jpeg_is_decoded_at_a_half_a_quarter_and_an_eighth(halvings: int) -> None:
+    encoded = large_jpeg(301, 411)
+    whole = tf.io.decode_jpeg(encoded, ratio=2**halvings).numpy()
+    pictures = []
+    transform_encoded(
+        tf.constant(encoded), lambda picture: pictures.append(picture) or tf.constant(0)
+    )
+    reduced = pictures[0].reduced(tf.constant(halvings))
+    assert reduced.sides.numpy().tolist() == list(whole.shape[:2])
+    part = reduced.read(tf.constant([3, 5, 20, 30])).numpy()
+    assert np.abs(part.astype(int) - whole[3:23, 5:35]).max() <= 2
+    assert reduced.reduced is None
+
+
+@pytest.mark.parametrize("scale", [32, 60, 90, 150, 299])
+def test_training_decodes_a_large_jpeg_smaller_and_sees_the_same(scale: int) -> None:
+    """Within a pixel's shift of the exact window, at every ratio."""
+    encoded = large_jpeg(301, 411)
+    crop = partial(augment.train_image, seed=[1, 2], size=32, scale=(scale, scale), flip=False)
+    quick = transform_encoded(tf.constant(encoded), augment.takes_pictures(crop)).numpy()
+    exact = augment.train_window(
+        tf.constant([301, 411]), tf.constant([1, 2]), size=32, scale=(scale, scale)
+    )
+    expected = augment.resample(decode(encoded), exact).numpy()
+    assert np.abs(quick - expected).mean() < 60 / 19 * 301 / scale  # the steepest wave's slope
+    assert np.corrcoef(quick.ravel(), expected.ravel())[0, 1] > 0.97
 
 
 def test_what_lies_below_a_window_is_not_decoded() -> None:

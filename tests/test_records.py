@@ -121,6 +121,39 @@ def test_files_are_packed_byte_for_byte_in_a_random_order(folder: Path, tmp_path
     assert {label for _, label in contents(packed.train)[:7]} == {0, 1}
 
 
+def test_larger_images_are_packed_smaller(tmp_path: Path) -> None:
+    smooth = np.linspace(0, 255, 120 * 200 * 3).reshape(120, 200, 3).astype(np.uint8)
+    for name, kind in (("a/large.jpg", "JPEG"), ("a/large.png", "PNG"), ("b/turned.jpg", "JPEG")):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tags = Image.Exif()
+        tags[0x0112] = 6 if "turned" in name else 1
+        Image.fromarray(smooth).save(path, kind, exif=tags)
+    write_image(tmp_path / "images/b/small.png", 0, 40)
+    options = {"validation_fraction": 0, "test_fraction": 0}
+    source = load_source(f"folder:{tmp_path / 'images'}", **options)
+    manifest = records.pack(source, tmp_path / "out", max_side=50)
+    assert manifest["max_side"] == 50
+    records_of = contents(records.load(tmp_path / "out").train)
+    packed = dict(zip(written(source.train), records_of, strict=True))
+    files = [Path(path) for path in source.train.paths]
+    images = {file.name: packed[i][0] for i, file in enumerate(files)}
+    assert images["small.png"] == files[[f.name for f in files].index("small.png")].read_bytes()
+    opened = {name: Image.open(io.BytesIO(encoded)) for name, encoded in images.items()}
+    assert {name: (image.format, image.size) for name, image in opened.items()} == {
+        "large.jpg": ("JPEG", (50, 30)),
+        "large.png": ("PNG", (50, 30)),
+        "turned.jpg": ("JPEG", (30, 50)),
+        "small.png": ("PNG", (42, 40)),
+    }
+    expected = tf.image.resize(smooth, [30, 50], antialias=True)
+    assert np.abs(np.asarray(opened["large.png"], float) - expected).max() <= 0.51
+    with pytest.raises(ValueError, match="max_side differ; choose another folder"):
+        records.pack(source, tmp_path / "out", max_side=60)
+    with pytest.raises(ValueError, match="max_side=0 must be at least 1 pixel"):
+        records.pack(source, tmp_path / "other", max_side=0)
+
+
 def test_arrays_are_packed_as_png(tmp_path: Path) -> None:
     source = load_source("digits")
     manifest = records.pack(source, tmp_path, shard_images=500)

@@ -18,11 +18,14 @@ class Picture(NamedTuple):
     """An image of which any part can be read without the rest.
 
     `sides`: int32 [2], height and width. `read` maps an int32 [4], (top, left, height, width), to
-    that part, [height, width, 3].
+    that part, [height, width, 3]. `reduced` maps an int32 scalar, 0 to 3, to the Picture that is
+    1, 2, 4 or 8 times smaller, sides rounded up: a JPEG is decoded at that size. None: there is
+    no such Picture.
     """
 
     sides: tf.Tensor
     read: Callable[[tf.Tensor], tf.Tensor]
+    reduced: Callable[[tf.Tensor], Picture] | None = None
 
 
 class Window(NamedTuple):
@@ -229,7 +232,9 @@ def resample(image: tf.Tensor | Picture, window: Window, exact: bool = True) -> 
     Only the pixels that matter are read. `exact` equals resizing the whole image with
     `tf.image.resize(antialias=True)` and cropping. Otherwise the window is moved to whole pixels
     of the source, by at most half of one, and resized without antialiasing, which is twice as
-    fast; but an image that is shrunk or enlarged more than twofold is still resampled exactly.
+    fast; but an image that is shrunk or enlarged more than twofold is still resampled exactly. A
+    JPEG that is at least 2, 4 or 8 times as large as the window needs is decoded so much smaller
+    first, which moves the window by at most a pixel of the smaller image.
     """
     image = picture_of(image)
     low, high = visible(window)
@@ -237,6 +242,11 @@ def resample(image: tf.Tensor | Picture, window: Window, exact: bool = True) -> 
         part = _exactly(image, window.scaled, low, high)
     else:
         sides = tf.cast(image.sides, tf.int64)
+        if image.reduced is not None:
+            halved = tf.stack([sides // 2, sides // 4, sides // 8])
+            fitting = tf.reduce_all(halved >= window.scaled, axis=1)
+            image = image.reduced(tf.reduce_sum(tf.cast(fitting, tf.int32)))
+            sides = tf.cast(image.sides, tf.int64)
         part = tf.cond(
             tf.reduce_all((2 * sides >= window.scaled) & (sides <= 2 * window.scaled)),
             lambda: tf.image.resize(

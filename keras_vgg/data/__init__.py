@@ -22,6 +22,7 @@ from keras_vgg.data.pipeline import (
 )
 from keras_vgg.data.records import pack, verify
 from keras_vgg.data.show import contact_sheet
+from keras_vgg.data.sides import median_smallest_side
 from keras_vgg.data.sources import load_source
 from keras_vgg.data.split import Records, Shard, Source, Split
 
@@ -40,6 +41,7 @@ __all__ = [
     "find_bad_images",
     "load_image",
     "load_source",
+    "median_smallest_side",
     "pack",
     "raise_for_bad_images",
     "statistics",

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_vgg.augment import rescale
 from keras_vgg.console import progress_bars
-from keras_vgg.data.decode import decode, reason
+from keras_vgg.data.decode import BitDepth, decode, reason
 from keras_vgg.data.inspection import find_bad_images
 from keras_vgg.data.left_out import printable
 from keras_vgg.data.options import untuned
@@ -27,6 +28,7 @@ _MANIFEST, _PROGRESS = "manifest.json", "progress.json"
 _SPLITS = ("train", "validation", "test")
 _FIELDS = {"source": str, "class_names": list, "splits": dict}
 _SPLIT_FIELDS = {"images": int, "fingerprint": str, "class_counts": list, "shards": list}
+_QUALITY = 95  # of a JPEG that is stored smaller
 _SHARD_FIELDS = {"file": str, "images": int, "bytes": int, "sha256": str}
 
 
@@ -45,13 +47,15 @@ def pack(
     out: str | os.PathLike[str],
     *,
     shard_images: int = 1024,
+    max_side: int | None = None,
     verbose: bool = False,
 ) -> dict[str, Any]:
-    """Write every split of the source to `out` in shards of `shard_images`; the manifest.
+    """Write every split of the source to `out` in shards of `shard_images`; return the manifest.
 
     Files are stored byte for byte, arrays as PNG, in one fixed random order so that every shard is
     mixed; records as they are, in their order. Each image is decoded first, so that a pack holds
-    no damaged one.
+    no damaged one. An image whose longest side is more than `max_side` is resized to that, with
+    antialiasing, and stored upright, a JPEG as a JPEG of quality 95 and any other file as a PNG.
     A call that was stopped is gone on with by the same call: its finished shards are hashed and
     left alone. The same source is one of the same class names, sizes and fingerprints, wherever it
     lies. If `out` is finished already, one line on stderr says so. One call at a time.
@@ -63,7 +67,7 @@ def pack(
     """
     out = Path(out).expanduser()
     splits = {name: split for name in _SPLITS if (split := getattr(source, name)) is not None}
-    manifest = _plan(source, splits, shard_images)
+    manifest = _plan(source, splits, shard_images, max_side)
     if (out / _MANIFEST).exists():
         there = _read(out / _MANIFEST)
         _refuse_another(out, there, manifest)
@@ -89,7 +93,9 @@ def pack(
                 else:
                     shard_counts = np.zeros_like(counts)
                     with _whole(out / file) as path, tf.io.TFRecordWriter(str(path)) as writer:
-                        for encoded, label in _images(split, order, first, stop, len(counts)):
+                        for encoded, label in _images(
+                            split, order, first, stop, len(counts), max_side
+                        ):
                             writer.write(_serialize(encoded, label))
                             shard_counts[label] += 1
                             bars.advance(task)
@@ -144,11 +150,17 @@ def verify(path: str | os.PathLike[str]) -> None:
 # --- the manifest ----------------------------------------------------------------------------
 
 
-def _plan(source: Source, splits: dict[str, Split], shard_images: int) -> dict[str, Any]:
+def _plan(
+    source: Source, splits: dict[str, Split], shard_images: int, max_side: int | None
+) -> dict[str, Any]:
     """The manifest before there is a shard: nothing counted or hashed."""
     if shard_images < 1:
         raise ValueError(f"shard_images={shard_images} must be at least 1")
+    if max_side is not None and max_side < 1:
+        raise ValueError(f"max_side={max_side} must be at least 1 pixel")
     manifest = {**_FORMAT, "source": source.name, "class_names": list(source.class_names)}
+    if max_side is not None:
+        manifest["max_side"] = max_side
     manifest["splits"] = {}
     for name, split in splits.items():
         if split.size == 0:
@@ -180,7 +192,7 @@ def _refuse_another(out: Path, there: dict[str, Any], here: dict[str, Any]) -> N
 
 
 def _parts(manifest: dict[str, Any]) -> dict[str, Any]:
-    parts = {"class names": manifest["class_names"]}
+    parts = {"class names": manifest["class_names"], "max_side": manifest.get("max_side")}
     for name, split in manifest["splits"].items():
         parts[f"{name} size"] = split["images"]
         parts[f"{name} fingerprint"] = split["fingerprint"]
@@ -262,10 +274,15 @@ def _shard_files(root: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, d
 
 
 def _images(
-    split: Split, order: np.ndarray | None, start: int, stop: int, classes: int
+    split: Split,
+    order: np.ndarray | None,
+    start: int,
+    stop: int,
+    classes: int,
+    max_side: int | None,
 ) -> Iterator[tuple[bytes, int]]:
     """(encoded image, label) `start` to `stop` of the order, each decoded to see that it can be."""
-    images = _dataset(split, order, start, stop).as_numpy_iterator()
+    images = _dataset(split, order, start, stop, max_side).as_numpy_iterator()
     for position in range(start, stop):
         index = position if order is None else order[position]
         image = f"image {index} of split {split.name!r}"
@@ -283,7 +300,9 @@ def _images(
         yield encoded, int(label)
 
 
-def _dataset(split: Split, order: np.ndarray | None, start: int, stop: int) -> tf.data.Dataset:
+def _dataset(
+    split: Split, order: np.ndarray | None, start: int, stop: int, max_side: int | None
+) -> tf.data.Dataset:
     if split.records is not None:
         items = split.records.between(start, stop).dataset()  # no shard before is read
     else:
@@ -298,6 +317,8 @@ def _dataset(split: Split, order: np.ndarray | None, start: int, stop: int) -> t
             item = tf.io.read_file(item)
         elif split.images is not None:
             item = tf.io.encode_png(item)
+        if max_side is not None:
+            item = _shrunk(item, tf.constant(max_side), split.bit_depth)
         return item, label, _sides(item)
 
     items = items.map(decoded, num_parallel_calls=tf.data.AUTOTUNE)
@@ -308,6 +329,22 @@ def _dataset(split: Split, order: np.ndarray | None, start: int, stop: int) -> t
 def _sides(encoded: tf.Tensor) -> tf.Tensor:
     """int32 [3]: a use of the image, without which the decoding would be pruned away."""
     return tf.shape(decode(encoded))
+
+
+@tf.function  # traced once, not for each shard
+def _shrunk(encoded: tf.Tensor, max_side: tf.Tensor, bit_depth: BitDepth) -> tf.Tensor:
+    """The bytes of an image whose longest side is at most `max_side`; as they are where it is."""
+    image = decode(encoded, bit_depth=bit_depth)
+
+    def smaller() -> tf.Tensor:
+        pixels = tf.cast(rescale(image, max_side, resize="pad") + 0.5, tf.uint8)
+        return tf.cond(
+            tf.io.is_jpeg(encoded),
+            lambda: tf.io.encode_jpeg(pixels, quality=_QUALITY),
+            lambda: tf.io.encode_png(pixels),
+        )
+
+    return tf.cond(tf.reduce_max(tf.shape(image)[:2]) > max_side, smaller, lambda: encoded)
 
 
 def _serialize(encoded: bytes, label: int) -> bytes:
