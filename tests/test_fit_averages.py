@@ -106,7 +106,7 @@ def test_training_goes_on_with_averages_of_its_own(tmp_path: Path, monkeypatch) 
         (0.32, 100, 0.25, True),
         (0.10, 100, 0.25, True),
         (0.79, 29, 24 / 29, True),
-        (1.0, 3, 0.5, True),  # three right answers may be luck
+        (0.5, 4, 0.5, False),  # even four right answers may be luck
         (1.0, 10, 0.5, False),
     ],
 )
@@ -114,6 +114,16 @@ def test_an_accuracy_that_one_answer_has_is_explained(
     accuracy: float, images: int, share: float, explained: bool
 ) -> None:
     assert verdict.Commonest("cat", share, images).explains(accuracy) is explained
+
+
+def test_too_few_images_to_tell() -> None:
+    few = verdict.Commonest("cat", 0.5, 4)
+    assert not few.can_be_beaten
+    assert few.too_few_line() == (
+        "4 validation images are too few to say whether this network is better than always "
+        "answering 'cat' (50.00% of 4 images)"
+    )
+    assert verdict.Commonest("cat", 0.5, 5).can_be_beaten
 
 
 def test_it_is_looked_at_after_warm_up_and_ever_more_rarely() -> None:

@@ -28,11 +28,16 @@ class Commonest:
     share: float
     images: int
 
+    @property
+    def can_be_beaten(self) -> bool:
+        """Whether there are enough images for an accuracy of 100 % to be significant."""
+        return 0 < self.share < 1 and self.share**self.images <= _LEVEL
+
     def explains(self, accuracy: float) -> bool:
         """Return whether this accuracy may be had so: a one-sided binomial test, level 5 %."""
         from scipy.stats import binomtest
 
-        if self.share in (0, 1):
+        if not self.can_be_beaten:
             return False
         right = round(accuracy * self.images)
         test = binomtest(right, self.images, self.share, alternative="greater")
@@ -50,6 +55,13 @@ class Commonest:
         return (
             f"this network is of no use: its best validation accuracy, {accuracy:.2%}, is no "
             f"better than {self._answer()}"
+        )
+
+    def too_few_line(self) -> str:
+        """Return what to say at the end of a run that has too few validation images."""
+        return (
+            f"{self.images:,} validation images are too few to say whether this network is better "
+            f"than {self._answer()}"
         )
 
     def _answer(self) -> str:
