@@ -56,10 +56,10 @@ def vgg(
         configuration: "A", "A-LRN", "B", "C", "D", "E", or a builder's name such as "VGG16".
         include_top: Whether to add the classifier after the convolutions.
         weights: None for random weights; "imagenet" for the best-known published checkpoint of the
-            configuration; "torchvision" for torchvision's; or the path of a weight file in any
-            format of `keras_vgg.weights.read_weights`. Without the top, a file's classifier is
-            ignored. For the input that a checkpoint expects, see `include_preprocessing`; for
-            images of other than three channels, `input_shape`.
+            configuration; "torchvision" for torchvision's; or the path of a weight file, or
+            "hf://OWNER/NAME", as `keras_vgg.weights.read_weights` takes them. Without the top, a
+            file's head is left out, whatever it is. For the input that a checkpoint expects, see
+            `include_preprocessing`; for other than three channels, `input_shape`.
         input_tensor: A Keras tensor to use as the input.
         input_shape: (height, width, channels), or (channels, height, width) if that is Keras'
             data format; at least 32x32. With the top and `head="fc"`, height and width must be
@@ -246,11 +246,12 @@ def _check(
     dropout: float,
 ) -> None:
     published = weights in weight_files.NAMES
-    if not published and weights is not None and not Path(weights).exists():
+    is_path = weights is not None and weight_files.hub_repository(weights) is None
+    if not published and is_path and not Path(weights).exists():
         error = FileNotFoundError if Path(weights).suffix else ValueError
         raise error(
-            "`weights` must be None (random), 'imagenet', 'torchvision', or the path of a weight "
-            f"file; there is no file {str(weights)!r}"
+            "`weights` must be None (random), 'imagenet', 'torchvision', hf://OWNER/NAME, or the "
+            f"path of a weight file; there is no file {str(weights)!r}"
         )
     if published and include_top and classes != 1000:
         raise ValueError(

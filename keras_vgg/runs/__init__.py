@@ -14,6 +14,7 @@ from keras_vgg.runs.evaluate import (
 from keras_vgg.runs.explain import explain_files
 from keras_vgg.runs.export import export_run, export_weights
 from keras_vgg.runs.predict import predict_files
+from keras_vgg.runs.push import model_card, push_run
 from keras_vgg.runs.report import report_runs
 from keras_vgg.runs.show import show_augmentation
 
@@ -25,9 +26,11 @@ __all__ = [
     "explain_files",
     "export_run",
     "export_weights",
+    "model_card",
     "paper_scales",
     "paper_tables",
     "predict_files",
+    "push_run",
     "report_runs",
     "run_names",
     "show_augmentation",

@@ -15,6 +15,7 @@ __all__ = [
     "fetch",
     "find",
     "for_channels",
+    "hub_repository",
     "load_weights",
     "obtain",
     "preprocessing_for",
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from keras_vgg.weights.loading import (
         assign,
         copy_weights,
+        hub_repository,
         load_weights,
         obtain,
         read_weights,
@@ -51,6 +53,7 @@ else:
         "fetch": "download",
         "assign": "loading",
         "copy_weights": "loading",
+        "hub_repository": "loading",
         "load_weights": "loading",
         "obtain": "loading",
         "read_weights": "loading",

@@ -1,4 +1,4 @@
-"""Download published checkpoints once, and verify them at every use."""
+"""Download published checkpoints, and repositories of the hub; verify them at every use."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from pathlib import Path
 
 import huggingface_hub
 import keras
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
 from keras_vgg.weights.published import Checkpoint
 
@@ -95,6 +100,75 @@ def _from_hub(checkpoint: Checkpoint) -> Path:
     if fault is not None:
         raise ValueError(f"{fault}; it came from {url} and was not kept")
     return path
+
+
+# The files of a repository that may hold its weights, the preferred first. Beside Keras'
+# model.weights.h5, other files say which network it belongs to.
+_WEIGHT_FILES = ("model.keras", "model.weights.h5", "model.safetensors", "pytorch_model.bin")
+_KERAS_FILES = ("config.json", "task.weights.h5", "preprocessor.json")
+
+
+def fetch_repository(repository: str) -> Path:
+    """Return the weights of a repository on the hub: a local file, or a folder of Keras' files.
+
+    The hub says whether the cache has the newest version; without a connection, the cached version
+    is returned. Large files are verified as `fetch` verifies them.
+
+    Args:
+        repository: OWNER/NAME.
+
+    Raises:
+        ValueError: this is no name of a repository, the repository has no weights, or a download
+            has another hash than the hub states.
+        OSError: there is no such repository, or no connection.
+    """
+    try:
+        huggingface_hub.utils.validate_repo_id(repository)
+    except ValueError as error:
+        raise ValueError(f"hf://{repository} must be hf://OWNER/NAME: {error}") from error
+    if repository.count("/") != 1:
+        raise ValueError(f"hf://{repository} must be hf://OWNER/NAME")
+    for name in _WEIGHT_FILES:
+        path = _newest(repository, name)
+        if path is None:
+            continue
+        if name != "model.weights.h5":
+            return path
+        for other in _KERAS_FILES:
+            _newest(repository, other)
+        return path.parent
+    raise ValueError(f"hf://{repository} has no weights: none of {', '.join(_WEIGHT_FILES)}")
+
+
+def _newest(repository: str, file: str) -> Path | None:
+    """Return the newest version of a file on the hub; None: the repository has no such file."""
+    for is_last in (False, True):
+        try:
+            path = Path(huggingface_hub.hf_hub_download(repository, file))
+        except LocalEntryNotFoundError as error:
+            raise _unavailable(repository, error.__cause__ or error) from error
+        except EntryNotFoundError:
+            return None
+        # The errors of the system, httpx and Xet have no narrower class in common.
+        except Exception as error:
+            raise _unavailable(repository, error) from error
+        etag = path.readlink().name if path.is_symlink() else None
+        fault = _fault(path, _sha256(etag))
+        if fault is None:
+            return path
+        _remove(path)
+        if is_last:
+            raise ValueError(f"{fault}; it came from hf://{repository} and was not kept")
+        warnings.warn(f"{fault}: it is downloaded again", stacklevel=4)
+    return None
+
+
+def _unavailable(repository: str, cause: BaseException) -> OSError:
+    if isinstance(cause, RepositoryNotFoundError):
+        reason = "there is no such repository, or it is private and you are not logged in"
+        return OSError(f"hf://{repository} cannot be downloaded: {reason} (hf auth login)")
+    reason = str(cause).partition("\n")[0] or type(cause).__name__
+    return OSError(f"hf://{repository} cannot be downloaded: {reason}")
 
 
 def _sha256(etag: str | None) -> str | None:

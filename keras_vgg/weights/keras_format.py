@@ -50,29 +50,49 @@ def read_archive(path: Path) -> Weights:
     with _opening(path), zipfile.ZipFile(path) as archive:
         content = io.BytesIO(archive.read("model.weights.h5"))
         config = json.loads(archive.read("config.json"))
-        if not isinstance(config, Mapping):
-            raise ValueError(f"config.json holds a {type(config).__name__}, not an object")
-        objects = list(_objects(config))
         with h5py.File(content, "r") as file:
-            tensors = _tensors(file)
-        layers = [o for o in objects if o.get("class_name") == "ImagePreprocessing"]
-        preprocessing = _preprocessing(layers[0]) if len(layers) == 1 else None
+            return _saved_network(_tensors(file), config, str(path))
+
+
+def read_folder(folder: Path) -> Weights:
+    """Read the files of a `.keras` archive from a folder, as Keras saves a network on the hub."""
+    weights_path, config_path = folder / "model.weights.h5", folder / "config.json"
+    require_hdf5(weights_path)
+    with _opening(config_path, "no configuration of Keras"):
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    with _opening(weights_path), h5py.File(weights_path, "r") as file:
+        return _saved_network(_tensors(file), config, str(folder))
+
+
+def is_preset(folder: Path) -> bool:
+    """Return whether a folder with model.weights.h5 is a KerasHub preset."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return True
+    with _opening(path, "no configuration of Keras"):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return str(config.get("registered_name")).startswith("keras_hub>")
+
+
+def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
+    """Return the weights of a network, with what its configuration says about them."""
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config.json holds a {type(config).__name__}, not an object")
+    objects = list(_objects(config))
+    layers = [o for o in objects if o.get("class_name") == "ImagePreprocessing"]
+    preprocessing = _preprocessing(layers[0]) if len(layers) == 1 else None
     lrn = any(o.get("class_name") == "LocalResponseNormalization" for o in objects)
     activations = {
         str(o["name"]): o["activation"] for o in objects if "name" in o and "activation" in o
     }
     # In the convolutional head, a separate layer "probabilities" applies the activation.
-    tensors, note = unnested(tensors, str(path))
-    configs = [o.get("config") for o in objects]
-    order = [
-        str(values["name"])
-        for values in configs
-        if isinstance(values, Mapping) and "name" in values
-    ]
-    require_one_piece(tensors, order, str(path))
     logits = activations.get("probabilities", activations.get("predictions")) == "linear"
+    tensors, note = unnested(tensors, source)
+    configs = [o["config"] for o in objects if isinstance(o.get("config"), Mapping)]
+    order = [str(values["name"]) for values in configs if "name" in values]
+    require_one_piece(tensors, order, source)
     grey = preprocessing is not None and len(preprocessing.mean) == 3 and _takes_grey(objects)
-    return Weights(tensors, str(path), preprocessing, note, lrn=lrn, logits=logits, grey=grey)
+    return Weights(tensors, source, preprocessing, note, lrn=lrn, logits=logits, grey=grey)
 
 
 def _takes_grey(objects: list[Mapping[str, Any]]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from keras_vgg.weights.tensors import Tensors, Weights, check
 
 _FORMATS = (
     "Keras .h5, .weights.h5 or .keras, .safetensors, PyTorch .pth, a KerasHub preset's folder, "
-    "or a run directory"
+    "a run directory, or hf://OWNER/NAME"
 )
 
 
@@ -30,7 +32,8 @@ def read_weights(path: str | Path, include_top: bool = True) -> Weights:
 
     Args:
         path: Keras' legacy `.h5`, `.weights.h5` or `.keras`; `.safetensors` or PyTorch's `.pth` in
-            torchvision's or timm's naming; the folder of a KerasHub VGG preset, or of a run.
+            torchvision's or timm's naming; the folder of a KerasHub VGG preset, or of a run; or
+            "hf://OWNER/NAME", a repository of the Hugging Face hub that holds one of these.
         include_top: False leaves out all layers but the convolutions and their batch normalisation,
             whatever head the file has.
 
@@ -39,20 +42,36 @@ def read_weights(path: str | Path, include_top: bool = True) -> Weights:
 
     Raises:
         FileNotFoundError: there is no file at the path.
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened or downloaded.
         ValueError: the file has another format, is damaged, claims more bytes than its size can
             explain, or takes too long to read (`keras_vgg.containers` states the limits); or the
             file holds objects other than tensors, or values that are not floating-point numbers,
             not finite, or negative variances. The error names the file.
     """
+    repository = hub_repository(path)
+    if repository is not None:
+        from keras_vgg.weights.download import fetch_repository  # loads network clients
+
+        path = fetch_repository(repository)
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no weight file at {path}")
     weights = _reader(path)(path)
+    if repository is not None:
+        weights = dataclasses.replace(weights, source=f"hf://{repository}")
     if not include_top:
         weights = weights.base()
     check(weights)
     return weights
+
+
+def hub_repository(path: str | Path) -> str | None:
+    """Return OWNER/NAME for hf://OWNER/NAME; None for a path.
+
+    A Path has one slash where the text has two.
+    """
+    match = re.fullmatch("hf://?(.*)", str(path), re.DOTALL)
+    return match[1] if match else None
 
 
 def _reader(path: Path) -> Callable[[Path], Weights]:
@@ -61,7 +80,8 @@ def _reader(path: Path) -> Callable[[Path], Weights]:
         if (path / "model.keras").is_file():
             return lambda folder: keras_format.read_archive(folder / "model.keras")
         if (path / "model.weights.h5").is_file():
-            return keras_format.read_preset
+            is_preset = keras_format.is_preset(path)
+            return keras_format.read_preset if is_preset else keras_format.read_folder
         raise ValueError(f"{path} is a folder without weights; pass {_FORMATS}")
     with path.open("rb") as file:
         start = file.read(16)

@@ -1,0 +1,216 @@
+"""Push a run to the Hugging Face hub, with a model card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import HfHubHTTPError
+
+from keras_vgg import __version__
+from keras_vgg.architecture import get_configuration
+from keras_vgg.containers import require_archive, require_hdf5
+from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
+
+# The members of a .keras archive: as a folder, they are how Keras saves a network on the hub.
+_MEMBERS = ("metadata.json", "config.json", "model.weights.h5")
+
+
+def push_run(run: Run, repository: str, *, private: bool = False) -> str:
+    """Upload a run's best model to a repository of the Hugging Face hub, with a model card.
+
+    The repository gets the model as Keras saves models there, so `keras.saving.load_model`,
+    `vgg(weights=...)` and `--init` take hf://OWNER/NAME; and `README.md`, the card, with the
+    network, the recipe, the data and the figures of `results.json`; and `recipe.json`,
+    `results.json` and `class_names.json`. Folders of this machine are left out of these. A
+    repository that does not exist is made. The hub client has its login (`hf auth login`, or
+    HF_TOKEN).
+
+    Args:
+        run: A finished run.
+        repository: OWNER/NAME.
+        private: Make a new repository private.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        ValueError: the run has not finished training, a file of the run is damaged, or
+            `repository` is not OWNER/NAME. Nothing is uploaded.
+        FileNotFoundError: the run's model is missing.
+        OSError: the hub refuses the upload, or cannot be reached.
+    """
+    repository = repository.removeprefix("hf://")
+    try:
+        huggingface_hub.utils.validate_repo_id(repository)
+    except ValueError as error:
+        raise ValueError(f"the repository must be OWNER/NAME, not {repository!r}") from error
+    if repository.count("/") != 1:
+        raise ValueError(f"the repository must be OWNER/NAME, not {repository!r}")
+    if not run.finished:
+        raise ValueError(f"{run.directory} has not finished training; resume it first")
+    run.require_model()
+    require_archive(run.model_path)
+    require_hdf5(run.model_path, "model.weights.h5")
+    with tempfile.TemporaryDirectory() as folder:
+        _write_files(run, repository, Path(folder))
+        api = huggingface_hub.HfApi(library_name="keras_vgg", library_version=__version__)
+        try:
+            api.create_repo(repository, private=private or None, exist_ok=True)
+            api.upload_folder(
+                repo_id=repository,
+                folder_path=folder,
+                commit_message=f"Push a run of keras_vgg {__version__}",
+            )
+        # The errors of the system, httpx and Xet have no narrower class in common.
+        except Exception as error:
+            raise _refusal(run, repository, error) from error
+    return f"{api.endpoint}/{repository}"
+
+
+def _refusal(run: Run, repository: str, error: Exception) -> OSError:
+    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+    reason = str(cause).partition("\n")[0] or type(cause).__name__
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    remedy = ""
+    if status in (401, 403):
+        remedy = ". Log in with a token that may write there: hf auth login, or HF_TOKEN"
+    return OSError(f"{run.directory} could not be pushed to hf://{repository}: {reason}{remedy}")
+
+
+def _write_files(run: Run, repository: str, folder: Path) -> None:
+    with zipfile.ZipFile(run.model_path) as archive:
+        missing = [name for name in _MEMBERS if name not in archive.namelist()]
+        if missing:
+            raise ValueError(f"{run.model_path} is damaged: it has no {', '.join(missing)}")
+        for name in _MEMBERS:
+            archive.extract(name, folder)
+    recipe = _without_folders(run.recipe)
+    documents = {
+        "recipe.json": dataclasses.asdict(recipe),
+        "results.json": run.results,
+        "class_names.json": run.class_names,
+    }
+    for name, content in documents.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(run, repository), encoding="utf-8")
+
+
+def _without_folders(recipe: Recipe) -> Recipe:
+    """Return a recipe that does not name the folders of this machine."""
+    kind, colon, path = recipe.source.partition(":")
+    changes: dict[str, Any] = {"data_dir": None, "manual_dir": None}
+    if colon and kind in ("folder", "records", "idx"):
+        changes["source"] = f"{kind}:{PurePath(path).name}"
+    for name in ("init", "initialization"):
+        value = getattr(recipe, name)
+        if value is not None and "/" in value and not value.startswith("hf://"):
+            changes[name] = PurePath(value).name
+    # A recipe is checked as it is made, and a run's name alone is no initialization that exists.
+    return dataclasses.replace(recipe, **changes)
+
+
+def model_card(run: Run, repository: str) -> str:
+    """Return the model card of a run as Markdown, with the metadata that the hub reads."""
+    recipe, results = _without_folders(run.recipe), run.results
+    name = repository.partition("/")[2]
+    figures = list(_figures(results))
+    card_data = huggingface_hub.ModelCardData(
+        library_name="keras",
+        pipeline_tag="image-classification",
+        tags=["vgg", "keras_vgg"],
+        model_name=name,
+        eval_results=[
+            huggingface_hub.EvalResult(
+                task_type="image-classification",
+                dataset_type=recipe.source.partition(":")[0],
+                dataset_name=recipe.source,
+                dataset_split=split,
+                metric_type="accuracy",
+                metric_name=f"top-1 accuracy, {protocol}",
+                metric_value=round(top1, 4),
+            )
+            for split, protocol, _, top1, _ in figures
+        ],
+    )
+    return f"---\n{card_data.to_yaml()}\n---\n\n{_body(run, recipe, repository, figures)}"
+
+
+def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, str, int | None, float, Any]]:
+    """Yield (split, protocol, images, top-1, top-5) of results.json, accuracies in [0, 1]."""
+    accuracy = results["validation_accuracy"]
+    yield "validation", "while training", None, accuracy, None
+    for name, figures in results.items():
+        if isinstance(figures, Mapping) and isinstance(figures.get("top1"), float):
+            split, _, protocol = name.partition("_")
+            yield (
+                split,
+                protocol.replace("_", " ") or "center",
+                figures.get("count"),
+                figures["top1"],
+                figures.get("top5"),
+            )
+
+
+def _body(run: Run, recipe: Recipe, repository: str, figures: list[tuple]) -> str:
+    configuration = get_configuration(recipe.configuration)
+    network = f"{configuration.builder} (configuration {configuration.name})"
+    width = "" if recipe.width_multiplier == 1 else f", width {recipe.width_multiplier:g}"
+    norm = ", batch norm" if recipe.batch_norm else ""
+    classes, side = run.class_names, recipe.image_size
+    splits = run.read_json("data.json")["splits"]
+    sizes = ", ".join(f"{values['images']:,} {split}" for split, values in splits.items())
+    differences = recipe.differences(Recipe())
+    rows = "\n".join(
+        f"| {split} | {protocol} | {'' if count is None else format(count, ',')} | {top1:.2%} | "
+        f"{'' if top5 is None else format(top5, '.2%')} |"
+        for split, protocol, count, top1, top5 in figures
+    )
+    fields = "\n".join(f"| {field} | `{value!r}` |" for field, (value, _) in differences.items())
+    listed = ", ".join(classes[:50]) + (f" and {len(classes) - 50} more" if classes[50:] else "")
+    return f"""# {repository.partition("/")[2]}
+
+{network}{width}{norm}, head `{recipe.head}`, {run.results["parameters"]:,} parameters: a network of
+*Very Deep Convolutional Networks for Large-Scale Image Recognition* (arXiv:1409.1556), trained with
+keras_vgg {__version__}. It takes RGB images in [0, 255], {side}x{side}, and gives the probabilities
+of {len(classes)} classes. The preprocessing is its first layer.
+
+## Use it
+
+```python
+import keras
+import keras_vgg  # registers the layers of the network
+
+model = keras.saving.load_model("hf://{repository}")
+```
+
+`keras_vgg.vgg(..., weights="hf://{repository}")` and `keras-vgg train --init hf://{repository}`
+load the weights into another network.
+
+## Accuracy
+
+| split | protocol | images | top-1 | top-5 |
+|---|---|---|---|---|
+{rows}
+
+The best epoch was selected by the accuracy on the validation split.
+
+## Data
+
+`{recipe.source}`: {sizes} images. Classes: {listed}.
+
+## Recipe
+
+`recipe.json` holds every field. These differ from the defaults:
+
+| field | value |
+|---|---|
+{fields}
+"""
