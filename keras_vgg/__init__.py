@@ -35,6 +35,7 @@ __all__ = [
     "predict_files",
     "preprocess_input",
     "read_weights",
+    "recipe_for",
     "train",
     "vgg",
 ]
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from keras_vgg.data import load_source
     from keras_vgg.evaluation import evaluate
     from keras_vgg.explain import grad_cam, overlay
-    from keras_vgg.fit import train
+    from keras_vgg.fit import recipe_for, train
     from keras_vgg.imagenet import decode_predictions, preprocess_input
     from keras_vgg.layers import ImagePreprocessing, LocalResponseNormalization
     from keras_vgg.models import VGG11, VGG11LRN, VGG13, VGG16, VGG16C, VGG19, vgg
@@ -80,6 +81,7 @@ else:
         "Recipe": "recipe",
         "load_recipe": "recipe",
         "Run": "run",
+        "recipe_for": "fit",
         "train": "fit",
         "evaluate_run": "runs",
         "predict_files": "runs",

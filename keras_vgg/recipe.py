@@ -156,6 +156,9 @@ class Recipe:
     """Weight decay as in the paper: this times a kernel is added to the kernel's gradient."""
     label_smoothing: Annotated[float, Interval(0, 1, closed=False)] = 0.0
     """Share of the target that is spread over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the classes in the training loss and accuracy. balanced: every class counts the
+    same, however many training images it has. Validation has no weights."""
     schedule: Literal["constant", "step", "cosine", "plateau"] = "cosine"
     """Learning-rate schedule; the paper's is plateau."""
     warmup_epochs: Annotated[float, Interval(0, 1e6)] = 1.0

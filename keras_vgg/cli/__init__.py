@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import tyro
 
 from keras_vgg import __version__
+from keras_vgg.architecture import MINIMUM_SIZE
 from keras_vgg.cli.convert import Convert
 from keras_vgg.cli.data import DataCheck, DataPack, DataShow, DataStats
 from keras_vgg.cli.demo import Demo
@@ -18,6 +21,7 @@ from keras_vgg.cli.evaluate import Evaluate
 from keras_vgg.cli.explain import Explain
 from keras_vgg.cli.export import Export
 from keras_vgg.cli.predict import Predict
+from keras_vgg.cli.push import Push
 from keras_vgg.cli.report import Report
 from keras_vgg.cli.summary import Summary
 from keras_vgg.cli.train import Train
@@ -25,9 +29,6 @@ from keras_vgg.cli.tune import Tune
 from keras_vgg.cli.weights import Weights
 from keras_vgg.recipe import Recipe, load_recipe
 
-OK, DIVERGED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
-
-COMMANDS = {
 # The optional packages, by the extra that installs them: pip install 'keras-vgg[EXTRA]'.
 _EXTRAS = {
     "tune": ("keras_tuner",),
@@ -37,12 +38,16 @@ _EXTRAS = {
     "demo": ("gradio",),
 }
 
+OK, DIVERGED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+
+COMMANDS = {
     "train": Train,
     "evaluate": Evaluate,
     "predict": Predict,
     "explain": Explain,
     "export": Export,
     "report": Report,
+    "push": Push,
     "demo": Demo,
     "tune": Tune,
     "summary": Summary,
@@ -93,22 +98,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(devnull, sys.stdout.fileno())
         os.close(devnull)
         return PIPE_CLOSED
-    except (ValueError, OSError, NotImplementedError, ArithmeticError, MemoryError) as error:
-        if debug:
-            raise
     except ImportError as error:
         own_fault = (error.name or "").partition(".")[0] == "keras_vgg"
         if debug or own_fault:
             raise
         print(f"keras-vgg: error: {_missing_package(error)}", file=sys.stderr)
         return BAD_INPUT
+    except (ValueError, OSError, NotImplementedError, ArithmeticError, MemoryError) as error:
+        if debug:
+            raise
         print(f"keras-vgg: error: {' '.join(str(error).split())}", file=sys.stderr)
         return DIVERGED if isinstance(error, ArithmeticError) else BAD_INPUT
 
 
-def _split_name(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Return a command's name, of one word or two, and its options; None: no such command."""
-    for words in (1, 2):
 def _missing_package(error: ImportError) -> str:
     """Return which package cannot be imported, and how to install it, on one line."""
     text = " ".join(str(error).split())
@@ -125,6 +127,9 @@ def _missing_package(error: ImportError) -> str:
     return f"the package {package}{reason} is not installed: {advice}"
 
 
+def _split_name(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return a command's name, of one word or two, and its options; None: no such command."""
+    for words in (1, 2):
         name = " ".join(arguments[:words])
         if name in COMMANDS:
             return name, list(arguments[words:])
@@ -157,6 +162,29 @@ def _parse(name: str, arguments: list[str]):
             raise ValueError(f"the recipe comes first: keras-vgg train {late[0]} --workdir ...")
         recipe = load_recipe(arguments.pop(0)) if recipe_first else Recipe()
         tyro_options["default"] = Train(workdir=tyro.MISSING, recipe=recipe)
+        if not recipe_first:
+            command = _parse_with_tyro(name, arguments, tyro_options)
+            return dataclasses.replace(command, defaults=_fields_without_option(arguments))
+    return _parse_with_tyro(name, arguments, tyro_options)
+
+
+def _fields_without_option(arguments: list[str]) -> tuple[str, ...]:
+    """Return the fields of the recipe that a source may decide, as no option of train does.
+
+    With another default, such a field has another value after parsing.
+    """
+    others = {"image_size": 2 * MINIMUM_SIZE, "horizontal_flip": True}
+    recipes = [
+        _parse_with_tyro(
+            "train", arguments, {"default": Train(workdir=tyro.MISSING, recipe=recipe)}
+        ).recipe
+        for recipe in (Recipe(), Recipe(**others))
+    ]
+    first, second = (dataclasses.asdict(recipe) for recipe in recipes)
+    return tuple(name for name in others if first[name] != second[name])
+
+
+def _parse_with_tyro(name: str, arguments: list[str], tyro_options: dict[str, Any]):
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):

@@ -16,11 +16,12 @@ from keras_vgg.recipe import Recipe
 class Train:
     """Train a network: keras-vgg train [RECIPE.py] --workdir RUN [--field value ...]
 
-    Without a recipe, the network learns scikit-learn's handwritten digits. Every field of the
-    recipe is an option below; the defaults are those of the recipe. The run directory gets the
-    recipe, the environment, metrics.csv, TensorBoard logs, checkpoints and model.keras, the best
-    epoch by validation accuracy. Repeat the command to resume an interrupted training. On SIGTERM
-    (exit status 143) and Ctrl-C (130), the current step is finished and saved first.
+    Without a recipe, the network learns scikit-learn's handwritten digits. With --source and no
+    recipe, the defaults are those for photographs: mirror images, and a size by the images. Every
+    field of the recipe is an option below, and options win. The run directory gets the recipe, the
+    environment, metrics.csv, TensorBoard logs, checkpoints and model.keras, the best epoch by
+    validation accuracy. Repeat the command to resume an interrupted training. On SIGTERM (exit
+    status 143) and Ctrl-C (130), the current step is finished and saved first.
     """
 
     workdir: Path
@@ -40,15 +41,24 @@ class Train:
     """Number of processes that train together."""
     process: int | None = None
     """Number of this process, from 0 (default: JOB_COMPLETION_INDEX, which Kubernetes sets)."""
+    defaults: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The recipe's fields that the source decides, because neither a recipe nor an option does."""
 
     def __call__(self) -> None:
-        from keras_vgg.fit import fit, hosts
+        from keras_vgg.fit import describe_defaults, hosts, recipe_for, train
 
         if self.coordinator is not None:
             hosts.join(self.coordinator, self.processes, self.process)
         elif (self.processes, self.process) != (None, None):
             raise ValueError("--processes and --process need --coordinator HOST:PORT")
-        run = fit(self.recipe, self.workdir, verbose=2 if self.quiet else "auto")
+        recipe = self.recipe
+        if self.defaults and recipe.source != "digits":
+            fields = dataclasses.asdict(recipe)
+            options = {name: value for name, value in fields.items() if name not in self.defaults}
+            recipe = recipe_for(workdir=self.workdir, **options)
+            if not hosts.index():
+                show(describe_defaults(recipe, self.defaults))
+        run = train(recipe, self.workdir, verbose=2 if self.quiet else "auto")
         if hosts.index():
             return
         results = run.results

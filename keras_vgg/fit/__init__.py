@@ -13,6 +13,7 @@ from keras_vgg import hardware
 from keras_vgg.backend import backend_name
 from keras_vgg.fit import distribution, hosts
 from keras_vgg.fit.callbacks import TrainingDiverged
+from keras_vgg.fit.defaults import describe_defaults, recipe_for
 from keras_vgg.fit.inputs import (
     describe,
     evaluation_transform,
@@ -34,11 +35,13 @@ __all__ = [
     "build_model",
     "compile_model",
     "describe",
+    "describe_defaults",
     "evaluation_transform",
     "fit",
     "learning_rate",
     "load_source",
     "plateau_drops",
+    "recipe_for",
     "require_same_data",
     "train",
     "training_transform",

@@ -93,7 +93,7 @@ def _estimate(
     run = _compiled(statistics)
     sums = [np.zeros(model.non_trainable_variables[place].shape) for place, _ in rows]
     count = 0
-    for images, _ in batches:
+    for images, *_ in batches:
         for total, value in zip(sums, run(trainable, state, _tensor(images)), strict=True):
             total += np.asarray(keras.ops.convert_to_numpy(value))
         count += 1

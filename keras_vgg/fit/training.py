@@ -15,13 +15,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg import __version__, data, hardware, report, transfer
+from keras_vgg import __version__, data, hardware, recipe_checks, report, transfer
 from keras_vgg import weights as weight_files
 from keras_vgg.backend import backend_name, is_tensorflow
 from keras_vgg.fit import distribution, frozen, hosts, verdict
 from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.checkpoint import Progress
+from keras_vgg.fit.class_weights import class_weights, describe_weights, weighted
 from keras_vgg.fit.inputs import (
     channel_statistics,
     describe,
@@ -54,6 +55,7 @@ class _Prepared:
         described: Class names, and size and fingerprint of each split.
         inventory: What the source holds and what it leaves out.
         statistics: The training images' channel statistics.
+        class_weights: The weight of each class in the loss; None: the classes have no weights.
         initial: Pretrained weights; None: the recipe names none.
         full_model: The recipe's network.
         base: The frozen base, whose features are computed once; None: nothing is computed once.
@@ -65,6 +67,7 @@ class _Prepared:
     described: dict[str, Any]
     inventory: data.Inventory
     statistics: data.ChannelStatistics
+    class_weights: np.ndarray | None
     initial: weight_files.Weights | None
     full_model: keras.Model
     base: keras.Model | None
@@ -130,6 +133,10 @@ def run_training(
 
 def _prepare(run: Run, engine: hardware.Engine, is_new: bool) -> _Prepared:
     """Open the data, and build and compile the network."""
+    if is_new:  # an earlier version began runs of any scales
+        recipe_checks.require_no_frames(
+            run.recipe.image_size, run.recipe.train_scale_range, run.recipe.eval_scale_side
+        )
     source = load_source(run.recipe)
     recipe = _with_fitting_batches(run.recipe, source.train.size, len(engine.devices))
     if source.validation is None:
@@ -142,6 +149,7 @@ def _prepare(run: Run, engine: hardware.Engine, is_new: bool) -> _Prepared:
         require_same_data(run, described)
     with data.bad_images_named(source.train):
         statistics = channel_statistics(recipe, source.train)
+        weights = class_weights(recipe, source.train, len(source.class_names))
     initial = initial_weights(recipe)
     if initial is not None and not is_new:
         _require_same_weights(run, initial)
@@ -156,7 +164,16 @@ def _prepare(run: Run, engine: hardware.Engine, is_new: bool) -> _Prepared:
     trained.optimizer.build(trained.trainable_variables)
     inventory = data.take_inventory(source)
     return _Prepared(
-        recipe, source, described, inventory, statistics, initial, model, base, trained
+        recipe=recipe,
+        source=source,
+        described=described,
+        inventory=inventory,
+        statistics=statistics,
+        class_weights=weights,
+        initial=initial,
+        full_model=model,
+        base=base,
+        trained=trained,
     )
 
 
@@ -214,6 +231,8 @@ def _announce(
         )
     for line in prepared.inventory.lines():
         print(line)
+    if prepared.class_weights is not None:
+        print(describe_weights(prepared.class_weights, source.class_names))
     if recipe.freeze_until == "all" and is_tensorflow():
         print(_frozen_base_note(recipe))
 
@@ -226,7 +245,11 @@ def _datasets(
     with data.bad_images_named(source.train, prepared.validation):
         if prepared.base is not None:
             return _feature_datasets(run, prepared, prepared.base, verbose)
-        training = partial(training_data, recipe, source, prepared.statistics)
+
+        def training(epoch: int, step: int = 0) -> tf.data.Dataset:
+            batches = training_data(recipe, source, prepared.statistics, epoch, step)
+            return weighted(batches, prepared.class_weights)
+
         return training, validation_data(recipe, source)
 
 
@@ -252,20 +275,29 @@ def _write_results(
 
 
 def _training_accuracy(run: Run, prepared: _Prepared) -> float:
-    """Return the kept model's accuracy on at most 1,000 training images, in evaluation mode."""
+    """Return the kept model's accuracy on at most 1,000 training images, in evaluation mode.
+
+    Class weights apply, as in the accuracy that training reports.
+    """
     split = prepared.source.train.spread(_MEASURED_IMAGES)
     batches = data.evaluation_dataset(split, 32, evaluation_transform(run.recipe))
     model: Any = keras.saving.load_model(run.model_path, compile=False)
-    right = 0
+    weights = prepared.class_weights
+    if weights is None:
+        weights = np.ones(len(prepared.source.class_names))
+    right = total = 0.0
     for images, labels in batches.as_numpy_iterator():
         probabilities = np.asarray(keras.ops.convert_to_numpy(model(images)))
-        right += int((probabilities.argmax(axis=1) == labels).sum())
-    return right / split.size
+        right += weights[labels[probabilities.argmax(axis=1) == labels]].sum()
+        total += weights[labels].sum()
+    return float(right / total)
 
 
 def _print_verdict(run: Run, recorder: Recorder, prepared: _Prepared) -> None:
     """Say what a user should know of a run that has ended, where there is something to say."""
     recipe, best = run.recipe, best_row(recorder.history)
+    if 0 < recorder.commonest.share < 1 and not recorder.commonest.can_be_beaten:
+        print(recorder.commonest.too_few_line())
     if recorder.commonest.explains(best["val_accuracy"]):
         print(recorder.commonest.final_line(best["val_accuracy"]))
         print(verdict.advice(recipe, recorder.history, recorder.commonest.share))
@@ -366,7 +398,7 @@ def _feature_datasets(
 
     def from_step(epoch: int, step: int = 0) -> tf.data.Dataset:
         batches = training.training(recipe.batch_size, recipe.seed, epoch, step)
-        return in_parts(recipe, batches).map(targets)
+        return weighted(in_parts(recipe, batches).map(targets), prepared.class_weights)
 
     return from_step, validation.evaluation(recipe.part_size).map(targets)
 

@@ -1,0 +1,62 @@
+"""Class weights: in the loss, every class counts the same, however many images it has."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import tensorflow as tf
+
+from keras_vgg import data
+from keras_vgg.recipe import Recipe
+
+
+def class_weights(recipe: Recipe, split: data.Split, classes: int) -> np.ndarray | None:
+    """Return the weight of each class, float32 [classes]; None if the recipe has no weights.
+
+    "balanced" is scikit-learn's: n / (classes * images of the class). The mean over the images of
+    the split is then 1, so the learning rate keeps its meaning. A class without images has weight
+    0. For records, the labels are read from the files.
+    """
+    if recipe.class_weights == "none":
+        return None
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = _labels(split)
+    present = np.unique(labels)
+    weights = np.zeros(classes, np.float32)
+    weights[present] = compute_class_weight("balanced", classes=present, y=labels)
+    return weights
+
+
+def _labels(split: data.Split) -> np.ndarray:
+    if split.labels is not None:
+        return split.labels
+    assert split.records is not None, "a split without labels has records"
+    only_labels = split.records.dataset().map(lambda _, label: label)
+    return np.fromiter(only_labels.as_numpy_iterator(), np.int64)
+
+
+def weighted(batches: tf.data.Dataset, weights: np.ndarray | None) -> tf.data.Dataset:
+    """Add to each batch (images, targets) the weight of each image, float32 [n].
+
+    A target that mixes classes has the mixed weight. None: the batches stay as they are.
+    """
+    if weights is None:
+        return batches
+    return batches.map(partial(_add_weights, weights=weights))
+
+
+def _add_weights(
+    images: tf.Tensor, targets: tf.Tensor, weights: np.ndarray
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    return images, targets, tf.linalg.matvec(targets, tf.constant(weights))
+
+
+def describe_weights(weights: np.ndarray, class_names: tuple[str, ...]) -> str:
+    """Return a line on the smallest and the largest weight."""
+    least, most = int(weights.argmin()), int(weights.argmax())
+    return (
+        f"class weights in the loss: from {weights[least]:.2f} ({class_names[least]}) to "
+        f"{weights[most]:.2f} ({class_names[most]})"
+    )

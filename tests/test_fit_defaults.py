@@ -1,0 +1,147 @@
+"""A recipe whose defaults fit its source: a photographer's for all but the digits."""
+
+import gzip
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import keras_vgg
+from keras_vgg import cli, data, recipe_for
+from keras_vgg.fit import Run, describe_defaults
+from keras_vgg.fit.defaults import size_for
+from keras_vgg.recipe import Recipe
+
+
+def write_photos(root, sides, classes=("cat", "dog")):
+    """A folder of a class for each name, with an image of each (width, height)."""
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i, side in enumerate(sides):
+            pixels = np.random.default_rng(i).integers(0, 255, (*side[::-1], 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.jpg")
+    return root
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The recipes that train is called with; nothing is trained."""
+    recipes = []
+
+    def train(recipe, workdir, verbose):
+        recipes.append(recipe)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("keras_vgg.fit.train", train)
+    return recipes
+
+
+def test_the_digits_keep_their_defaults():
+    assert recipe_for("digits") == Recipe()
+    assert recipe_for("digits", epochs=3) == Recipe(epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("side", "size"),
+    [(8, 32), (32, 32), (63, 32), (64, 64), (100, 96), (223, 192), (224, 224), (4000, 224)],
+)
+def test_the_size_is_a_multiple_of_32_up_to_imagenets(side, size):
+    assert size_for(side) == size
+
+
+def test_photographs_have_a_photographers_defaults(tmp_path):
+    source = f"folder:{write_photos(tmp_path / 'photos', [(100, 140)] * 5 + [(300, 70)] * 2)}"
+    recipe = recipe_for(source)
+    assert recipe == Recipe(source=source, image_size=96, horizontal_flip=True)
+    assert (recipe.train_scale_range, recipe.eval_scale_side) == ((96, 120), 108)
+    line = describe_defaults(recipe)
+    assert "image_size 96" in line
+    assert "horizontal_flip True" in line
+    assert "resize crop; train_scale (96, 120), eval_scale 108" in line
+    # What is given wins.
+    recipe = recipe_for(source, image_size=64, horizontal_flip=False, epochs=2)
+    assert recipe == Recipe(source=source, image_size=64, epochs=2)
+    # Any field can be given that fits photographs, though not the digits' size.
+    assert recipe_for(source, crop_padding=40).crop_padding == 40
+
+
+def test_an_earlier_run_of_the_source_gives_its_own_defaults(tmp_path):
+    source = f"folder:{write_photos(tmp_path / 'photos', [(100, 140)] * 5)}"
+    (tmp_path / "run").mkdir()
+    Run(tmp_path / "run", Recipe(source=source)).write_recipe()
+    assert recipe_for(source, workdir=tmp_path / "run") == Recipe(source=source)
+    Run(tmp_path / "run", Recipe()).write_recipe()  # of another source
+    assert recipe_for(source, workdir=tmp_path / "run").image_size == 96
+
+
+def test_the_sides_come_from_the_heads_of_files_and_records(tmp_path):
+    root = write_photos(tmp_path / "photos", [(40, 90), (120, 50), (60, 61)])
+    (root / "cat" / "3.jpg").write_bytes((root / "cat" / "2.jpg").read_bytes()[:9])  # no size
+    split = data.load_source(f"folder:{root}", validation_fraction=0, test_fraction=0).train
+    assert data.median_smallest_side(split) == 50
+    assert data.median_smallest_side(split, limit=1) == 40
+    (root / "cat" / "3.jpg").unlink()
+    split = data.load_source(f"folder:{root}", validation_fraction=0, test_fraction=0).train
+    data.pack(data.Source("photos", ("cat", "dog"), split, None, None), tmp_path / "packed")
+    packed = data.load_source(f"records:{tmp_path / 'packed'}").train
+    assert data.median_smallest_side(packed) == 50
+    assert data.median_smallest_side(data.load_source("digits").train) == 8
+    # A comment before the size, longer than what is read first.
+    long = tmp_path / "long.jpg"
+    comment = b"\xff\xfe\xff\xff" + bytes(65533)
+    encoded = (root / "dog" / "1.jpg").read_bytes()
+    long.write_bytes(encoded[:2] + comment * 2 + encoded[2:])
+    tf.io.decode_jpeg(long.read_bytes())
+    paths = np.array([str(long)], dtype=object)
+    assert data.median_smallest_side(data.Split("x", 1, np.zeros(1, np.int32), paths=paths)) == 50
+    empty = tmp_path / "empty.jpg"
+    empty.touch()
+    paths = np.array([str(empty), str(tmp_path / "gone.jpg")], dtype=object)
+    with pytest.raises(ValueError, match="no image of split 'x' states its size"):
+        data.median_smallest_side(data.Split("x", 2, np.zeros(2, np.int32), paths=paths))
+
+
+def test_idx_files_are_photographs_too(tmp_path):
+    for prefix in ("train", "t10k"):
+        images = np.zeros((20, 28, 28), np.uint8)
+        head = np.array([0x0803, 20, 28, 28], ">u4").tobytes()
+        with gzip.open(tmp_path / f"{prefix}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(head + images.tobytes())
+        labels = np.arange(20, dtype=np.uint8) % 2
+        path = tmp_path / f"{prefix}-labels-idx1-ubyte"
+        path.write_bytes(np.array([0x0801, 20], ">u4").tobytes() + labels.tobytes())
+    recipe = recipe_for(f"idx:{tmp_path}")
+    assert (recipe.image_size, recipe.horizontal_flip) == (32, True)
+
+
+PHOTOGRAPHS = {"image_size": 96, "horizontal_flip": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "changed", "stated"),
+    [
+        ([], PHOTOGRAPHS, True),
+        (["--image-size", "32"], {"horizontal_flip": True}, True),
+        (["--horizontal-flip", "False", "--image-size=64"], {"image_size": 64}, False),
+        (["--horizontal_flip", "True", "--epochs", "3"], PHOTOGRAPHS | {"epochs": 3}, True),
+    ],
+)
+def test_the_command_takes_defaults_by_the_source_and_options_win(
+    tmp_path, options, changed, stated, trained, capsys
+):
+    source = f"folder:{write_photos(tmp_path / 'photos', [(100, 140)] * 5)}"
+    arguments = ["train", "--source", source, "--workdir", str(tmp_path / "run"), *options]
+    assert cli.main(arguments) == cli.BAD_INPUT
+    assert trained == [Recipe(source=source, **changed)]
+    assert capsys.readouterr().out.count("defaults for photographs") == stated
+
+
+def test_a_recipe_of_a_file_is_taken_as_it_is(tmp_path, trained, capsys):
+    recipe = Recipe(source=f"folder:{tmp_path}")
+    (tmp_path / "recipe.json").write_text(recipe.to_json())
+    arguments = ["train", str(tmp_path / "recipe.json"), "--workdir", str(tmp_path / "run")]
+    assert cli.main(arguments) == cli.BAD_INPUT
+    assert trained == [recipe]
+    assert keras_vgg.recipe_for is recipe_for
+    assert capsys.readouterr().out == ""
