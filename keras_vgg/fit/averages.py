@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import keras
@@ -34,6 +35,7 @@ class Averages:
     def __init__(self, batches: Callable[[int], Iterable[tuple[Any, Any]]]) -> None:
         self._batches = batches
         self._own: list[tuple[Any, np.ndarray]] = []
+        self._statistics: Callable | None = None  # compiled at the first use
 
     def enter(self, model: keras.Model, epoch: int, batches_taken: int) -> None:
         """Put estimates from this epoch's batches into the model, if its averages need them.
@@ -47,7 +49,11 @@ class Averages:
         variables: list[Any] = [
             v for layer in layers for v in (layer.moving_mean, layer.moving_variance)
         ]
-        values = _estimate(model, layers, itertools.islice(self._batches(epoch), _BATCHES))
+        rows = _rows(model, layers)
+        if self._statistics is None:
+            self._statistics = _compiled(partial(_batch_statistics, model, rows))
+        batches = itertools.islice(self._batches(epoch), _BATCHES)
+        values = _estimate(model, rows, self._statistics, batches)
         self._own = [(v, np.asarray(keras.ops.convert_to_numpy(v))) for v in variables]
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
@@ -68,33 +74,41 @@ def unsettled(model: keras.Model, batches_taken: int) -> list[keras.layers.Batch
     ]
 
 
-def _estimate(
-    model: keras.Model,
-    layers: list[keras.layers.BatchNormalization],
-    batches: Iterable[tuple[Any, Any]],
-) -> list[np.ndarray]:
-    """Return mean and variance of each layer: the mean over the batches, with today's weights."""
+def _rows(
+    model: keras.Model, layers: list[keras.layers.BatchNormalization]
+) -> list[tuple[int, float]]:
+    """Return where each average is among the other variables, and a batch's share in it."""
     places = {id(v): place for place, v in enumerate(model.non_trainable_variables)}
-    rows = [
+    return [
         (places[id(variable)], 1.0 - layer.momentum)
         for layer in layers
         for variable in (layer.moving_mean, layer.moving_variance)
     ]
+
+
+def _batch_statistics(
+    model: keras.Model, rows: list[tuple[int, float]], trainable: list, state: list, images: Any
+) -> list:
+    """Return the averages after a batch, which begin with `state`."""
+    result: Any = model.stateless_call(trainable, state, images, training=True)
+    return [result[1][place] for place, _ in rows]
+
+
+def _estimate(
+    model: keras.Model,
+    rows: list[tuple[int, float]],
+    statistics: Callable,
+    batches: Iterable[tuple[Any, Any]],
+) -> list[np.ndarray]:
+    """Return mean and variance of each layer: the mean over the batches, with today's weights."""
     trainable = [v.value for v in model.trainable_variables]
     state = [v.value for v in model.non_trainable_variables]
     for place, _ in rows:  # an average from 0 on is (1 - momentum) of its batch
         state[place] = keras.ops.zeros_like(state[place])
-
-    def statistics(trainable: list, state: list, images: Any) -> list:
-        result: Any = model.stateless_call(trainable, state, images, training=True)
-        after = result[1]  # the other variables, as the batch leaves them
-        return [after[place] for place, _ in rows]
-
-    run = _compiled(statistics)
     sums = [np.zeros(model.non_trainable_variables[place].shape) for place, _ in rows]
     count = 0
-    for images, *_ in batches:
-        for total, value in zip(sums, run(trainable, state, _tensor(images)), strict=True):
+    for images, _ in batches:
+        for total, value in zip(sums, statistics(trainable, state, _tensor(images)), strict=True):
             total += np.asarray(keras.ops.convert_to_numpy(value))
         count += 1
     return [total / share / count for total, (_, share) in zip(sums, rows, strict=True)]
