@@ -1,11 +1,12 @@
-"""Refuse images and weights that are not finite.
+"""Refuse images and weights that are not finite, and images of another range.
 
-These functions check the values themselves, not a network's output: a ReLU may return 0 for NaN, as
+The functions check the values themselves, not a network's output: a ReLU may return 0 for NaN, as
 oneDNN's does on AVX-512, and then the output is finite for any input.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -54,3 +55,55 @@ def require_finite_weights(model: Any) -> None:
         raise ValueError(
             f"the weights of model {model.name!r} hold negative variances in {', '.join(negative)}"
         )
+
+
+def check_range(
+    images: Any,
+    value_range: tuple[float, float] = (0.0, 255.0),
+    *,
+    subject: str = "the images",
+    advice: str = "scale them to that range",
+    refuse: bool = True,
+    warn: bool = True,
+) -> None:
+    """Refuse images that are far outside their range, and warn of [0, 1] where [0, 255] is meant.
+
+    Only values that are known are checked: a NumPy array, an eager tensor of TensorFlow, an array
+    of JAX. A tenth of the range may be exceeded, as resampling does. An image of one value is not
+    warned of: it may be black.
+
+    Args:
+        images: Pixels of any shape and type.
+        value_range: The lowest and the highest value.
+        subject: The start of the message.
+        advice: The end of the message.
+        refuse: Whether to refuse; otherwise the function warns of [-1, 1], too.
+        warn: Whether to warn.
+
+    Raises:
+        ValueError: values are outside the range by more than a tenth of it, or seem to be in
+            [-1, 1] or standardised.
+    """
+    eager = type(images).__name__ in ("EagerTensor", "ArrayImpl")
+    if not (eager or isinstance(images, np.ndarray)) or 0 in images.shape:
+        return
+    if eager:
+        from keras import ops
+
+        low, high = float(ops.min(images)), float(ops.max(images))  # pyright: ignore[reportArgumentType]
+    else:
+        low, high = float(images.min()), float(images.max())
+    lowest, highest = value_range
+    margin = (highest - lowest) / 10
+    outside = low < lowest - margin or high > highest + margin
+    # Standardised images reach 2.7; a resampled black image goes a little below 0.
+    signed = lowest == 0 and highest >= 32 and low <= -0.5 and high <= 4
+    small = lowest == 0 and highest >= 32 and low < high <= 1
+    message = (
+        f"{subject} have values from {low:.4g} to {high:.4g}, but "
+        f"[{lowest:g}, {highest:g}] is expected; {advice}"
+    )
+    if refuse and (outside or signed):
+        raise ValueError(message)
+    if warn and ((signed and low < high) or small):
+        warnings.warn(message, stacklevel=3)

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.finite import check_range
+
 
 @keras.saving.register_keras_serializable("keras_vgg")
 class LocalResponseNormalization(keras.layers.Layer):
@@ -106,6 +108,8 @@ class ImagePreprocessing(keras.layers.Layer):
     that half precision loses nothing. Grey images, of one channel, become three channels if `mean`
     has three values: a network for RGB then sees what it would see for R = G = B.
 
+    The layer warns of eager images that seem to be in [0, 1] or [-1, 1].
+
     Args:
         mean: One value for each channel, in RGB order, in units of [0, 255].
         std: As `mean`; a single 1.0 keeps the scale.
@@ -159,6 +163,8 @@ class ImagePreprocessing(keras.layers.Layer):
                 )
 
     def call(self, inputs):
+        advice = "scale them, or name their range where a value_range can be given"
+        check_range(inputs, advice=advice, refuse=False)
         shape = (-1, 1, 1) if self._axis == 1 else (-1,)
         x: Any = ops.cast(inputs, "float32")
         mean = ops.reshape(ops.convert_to_tensor(self.mean, "float32"), shape)

@@ -152,8 +152,8 @@ def test_an_output_that_is_not_finite_is_an_error(model: keras.Model) -> None:
         predict(model, images, NAMES)
     # Finite images and weights whose products are not.
     inputs = keras.Input((1, 1, 3))
-    squares = keras.layers.Lambda(lambda x: (x * x)[:, 0, 0])(inputs)
-    large = np.full((1, 1, 1, 3), 1e30, np.float32)
+    squares = keras.layers.Lambda(lambda x: (1e20 * x * (1e20 * x))[:, 0, 0])(inputs)
+    large = np.full((1, 1, 1, 3), 255, np.float32)
     with pytest.raises(ValueError, match="output is not finite"):
         predict(keras.Model(inputs, squares), large, NAMES)
 
@@ -171,7 +171,8 @@ def test_progress_only_when_verbose_and_on_stderr(
 
 
 def test_predict_orders_classes_by_probability(model: keras.Model) -> None:
-    images = PROBABILITIES[:3].reshape(3, 1, 1, 3)
+    images = 255 * PROBABILITIES[:3].reshape(3, 1, 1, 3)
+    model = keras.Sequential([keras.Input((1, 1, 3)), keras.layers.Rescaling(1 / 255), model])
 
     everything = predict(model, images, NAMES)
     best = predict(model, images, NAMES, top=1)

@@ -7,6 +7,7 @@ from keras import layers, ops
 
 from keras_vgg import evaluation, explain, export, localization, transfer
 from keras_vgg.finite import is_finite, require_finite_weights
+from keras_vgg.layers import ImagePreprocessing
 
 NAN_IMAGES = np.full((2, 32, 32, 3), np.nan, np.float32)
 IMAGES = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
@@ -88,3 +89,43 @@ def test_what_is_finite():
         assert not is_finite(ops.convert_to_tensor([0.0, value]))
     model = keras.Sequential([keras.Input((4,)), layers.Dropout(0.5), layers.Dense(2)])
     require_finite_weights(model)  # a dropout's seed is an integer
+
+
+SMALL = IMAGES / 255
+
+
+def test_predict_looks_at_the_range():
+    with pytest.raises(ValueError, match=r"values from -0\.9.* \[0, 255\] is expected"):
+        evaluation.predict(network(), 2 * SMALL - 1, NAMES)
+    with pytest.raises(ValueError, match=r"\[0, 255\] is expected"):
+        evaluation.predict(network(), 2 * IMAGES, NAMES)
+    with pytest.warns(UserWarning, match=r"from .* to 1, but \[0, 255\] is expected"):
+        evaluation.predict(network(), SMALL, NAMES)
+    evaluation.predict(network(), np.zeros_like(IMAGES), NAMES)  # black
+    evaluation.predict(network(), 4 * SMALL, NAMES)  # nearly black
+
+
+def with_preprocessing() -> keras.Model:
+    image = keras.Input((32, 32, 3))
+    x = layers.Conv2D(4, 3, name="conv")(ImagePreprocessing.caffe()(image))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, layers.Dense(3, activation="softmax")(x))
+
+
+def test_explanations_look_at_the_range_if_the_preprocessing_is_inside():
+    with pytest.raises(ValueError, match=r"\[0, 255\] is expected"):
+        explain.grad_cam(with_preprocessing(), 2 * SMALL - 1)
+    with pytest.warns(UserWarning, match=r"\[0, 255\] is expected"):
+        explain.saliency(with_preprocessing(), SMALL)
+    explain.grad_cam(network(), 2 * SMALL - 1)  # another network may take it
+
+
+def test_the_preprocessing_layer_warns_of_eager_images():
+    model = with_preprocessing()
+    for images in (SMALL, 2 * SMALL - 1, ops.convert_to_tensor(SMALL)):
+        with pytest.warns(UserWarning, match=r"\[0, 255\] is expected"):
+            model(images)
+    model(IMAGES)
+    model(3 * IMAGES)  # an optimised image may be anything
+    model(np.zeros_like(IMAGES))
+    model.predict(SMALL, verbose=0)  # inside a graph, nothing is known

@@ -451,6 +451,49 @@ def test_perceptual_loss_knows_channels_first():
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+def test_perceptual_loss_names_the_least_size():
+    net = small(include_top=False, input_shape=(None, None, 3), include_preprocessing=True)
+    a = images(1, 20, 20, 3)
+    with pytest.raises(ValueError, match=r"at least 32x32 for the layers block5_pool, not 20x20"):
+        transfer.PerceptualLoss(net, "block5_pool")(a, a)
+    wide = images(1, 40, 15, 3)
+    with pytest.raises(ValueError, match=r"at least 16x16 .*, not 40x15"):
+        transfer.PerceptualLoss(net, ["block1_conv1", "block5_conv2"])(wide, wide)
+    assert float(transfer.PerceptualLoss(net, "block5_conv2")(a, a)) == 0
+    assert float(transfer.PerceptualLoss(net, "block5_pool")(*[images(1, 32, 33, 3)] * 2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "options", "message"),
+    [
+        (1 / 127.5, -1, {}, r"from -1 to 1, but \[0, 255\] is expected; .* value_range=\(-1, 1\)"),
+        (1 / 64, -2, {}, "from -2 to"),
+        (1, -123, {}, r"\[0, 255\] is expected"),
+        (1, 0, {"value_range": (0, 1)}, r"to 255, but \[0, 1\] is expected"),
+        (1, 0, {"value_range": (-1, 1)}, r"but \[-1, 1\] is expected"),
+    ],
+)
+def test_perceptual_loss_refuses_another_range(scale, shift, options, message):
+    loss = transfer.PerceptualLoss(small(include_preprocessing=True), "block1_conv1", **options)
+    x = images(1, 32, 32, 3)
+    x.flat[:2] = 0, 255
+    with pytest.raises(ValueError, match=message):
+        loss(x * scale + shift, x)
+    with pytest.raises(ValueError, match=message):
+        loss(keras.ops.convert_to_tensor(x * scale + shift), x)
+
+
+def test_perceptual_loss_warns_of_small_values():
+    net = small(include_preprocessing=True)
+    x, zeros = images(1, 32, 32, 3) / 255, np.zeros((1, 32, 32, 3), "float32")
+    loss = transfer.PerceptualLoss(net, "block1_conv1")
+    with pytest.warns(UserWarning, match=r"the images have values from .* name their range"):
+        loss(x, zeros)
+    assert np.isfinite(loss(zeros, zeros))  # black
+    assert np.isfinite(loss(images(1, 32, 32, 3) - 9, zeros))  # resampled
+    assert np.isfinite(transfer.PerceptualLoss(net, "block1_conv1", value_range=(0, 1))(x, zeros))
+
+
 def test_perceptual_loss_compares_images_of_one_size():
     net = small(include_top=False, input_shape=(None, None, 3), include_preprocessing=True)
     loss = transfer.PerceptualLoss(net, "block5_pool")  # 1 x 1 against 2 x 2 would broadcast

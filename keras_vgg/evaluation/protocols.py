@@ -12,7 +12,7 @@ import numpy as np
 from keras_vgg.console import progress_bars
 from keras_vgg.evaluation.dense import dense_network
 from keras_vgg.evaluation.result import Evaluation
-from keras_vgg.finite import require_finite_images, require_finite_weights
+from keras_vgg.finite import check_range, require_finite_images, require_finite_weights
 
 if TYPE_CHECKING:
     import keras
@@ -281,7 +281,7 @@ def predict(
 
     Raises:
         ValueError: images has another rank or is empty; top < 1; images, weights or outputs are
-            not finite; the output is not [n, classes].
+            not finite; images are not in [0, 255]; the output is not [n, classes].
     """
     images = np.asarray(images, dtype=np.float32)
     if images.ndim != 4 or len(images) == 0:
@@ -290,6 +290,7 @@ def predict(
         raise ValueError(f"top must be at least 1, not {top}")
     require_finite_weights(model)
     require_finite_images(images)
+    check_range(images)
     # Keras documents numbers for verbose, but annotates it as str.
     output = model.predict(images, verbose=0)  # pyright: ignore[reportArgumentType]
     output = np.asarray(output, dtype=np.float32)

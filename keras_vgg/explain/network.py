@@ -13,7 +13,8 @@ from keras import ops
 
 from keras_vgg.explain.gradient import Gradient, answer_of, gradient_of
 from keras_vgg.explain.graph import Place, before_activation, holds_layers, rebuild
-from keras_vgg.finite import require_finite_images, require_finite_weights
+from keras_vgg.finite import check_range, require_finite_images, require_finite_weights
+from keras_vgg.layers import ImagePreprocessing
 
 # The convolutions of VGG's classifier with head="conv". Their maps are class scores.
 _CLASSIFIER = ("fc1", "fc2", "predictions")
@@ -159,8 +160,8 @@ class Network:
         """Return images as float32.
 
         Raises:
-            ValueError: there are no images, they do not fit the model, or images or weights are
-                not finite.
+            ValueError: there are no images, they do not fit the model, images or weights are not
+                finite, or the model has its preprocessing inside and images are not in [0, 255].
         """
         images = np.asarray(images, "float32")
         own_shape = self.image.shape[1:]
@@ -171,6 +172,8 @@ class Network:
             shape = ", ".join("any" if side is None else str(side) for side in own_shape)
             raise ValueError(f"{self.name!r} takes images [n, {shape}], not {images.shape}")
         require_finite_images(images)
+        if any(isinstance(place.layer, ImagePreprocessing) for place in self.places):
+            check_range(images)
         require_finite_weights(self._model())
         return images
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.finite import check_range
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.transfer.features import channel_axis, feature_extractor
 
@@ -38,7 +40,8 @@ class PerceptualLoss(keras.losses.Loss):
 
     Raises:
         ValueError: bad layers, weights or distance; the preprocessing is not known; images of
-            different sizes.
+            different sizes, or too small for the layers; eager `y_true` far outside `value_range`,
+            or in [-1, 1] where the range is [0, 255]. The loss warns of [0, 1].
     """
 
     def __init__(
@@ -79,6 +82,8 @@ class PerceptualLoss(keras.losses.Loss):
         self._distance = distance
         self._preprocessing = preprocessing if outside else None
         self._range = value_range
+        self._checks_range = preprocessing is not False
+        self._least_side = _least_side(self._extractor)
         self._normalize = normalize
 
     def call(self, y_true, y_pred):
@@ -89,6 +94,17 @@ class PerceptualLoss(keras.losses.Loss):
             a != b and None not in (a, b) for a, b in zip(*sides, strict=True)
         ):
             raise ValueError(f"images must be [n, h, w, channels] of one size, not {shapes}")
+        least = self._least_side
+        for height, width in sides:
+            if min(least if side is None else side for side in (height, width)) < least:
+                raise ValueError(
+                    f"images must be at least {least}x{least} for the layers "
+                    f"{', '.join(self._layers)}, not {height}x{width}"
+                )
+        if self._checks_range:
+            # y_pred may be anything, early in a training. The preprocessing warns of [0, 1].
+            subject, advice = "the images y_true", "scale them, or pass value_range=(-1, 1)"
+            check_range(y_true, self._range, subject=subject, advice=advice, warn=False)
         true_features, features = self._features(y_true), self._features(y_pred)
         measure = ops.square if self._distance == "l2" else ops.abs
         total = 0.0
@@ -130,3 +146,10 @@ class PerceptualLoss(keras.losses.Loss):
             "a PerceptualLoss holds a network that is not saved with a model: load the model with "
             "compile=False, and compile it again"
         )
+
+
+def _least_side(extractor: keras.Model) -> int:
+    """Return the least side of images of which the pooling layers leave a pixel."""
+    kinds = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
+    strides = (max(layer.strides) for layer in extractor.layers if isinstance(layer, kinds))
+    return math.prod(strides)
