@@ -125,7 +125,8 @@ def vgg(
         initializer = _unshared(kernel_initializer)
         return {"kernel_initializer": initializer, "kernel_regularizer": kernel_regularizer}
 
-    x = image = layers.Input(shape=shape) if input_tensor is None else input_tensor
+    x: Any = layers.Input(shape=shape) if input_tensor is None else input_tensor
+    image = x
     channel_axis = 1 if keras.config.image_data_format() == "channels_first" else -1
     if include_preprocessing is True:
         include_preprocessing = _preprocessing(loaded, x.shape[channel_axis])
@@ -246,8 +247,9 @@ def _check(
     dropout: float,
 ) -> None:
     published = weights in weight_files.NAMES
-    is_path = weights is not None and weight_files.hub_repository(weights) is None
-    if not published and is_path and not Path(weights).exists():
+    is_file = not published and weights is not None
+    is_file = is_file and weight_files.hub_repository(weights) is None
+    if is_file and not Path(weights).exists():
         error = FileNotFoundError if Path(weights).suffix else ValueError
         raise error(
             "`weights` must be None (random), 'imagenet', 'torchvision', hf://OWNER/NAME, or the "

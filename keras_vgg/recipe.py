@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import runpy
 import typing
 from collections.abc import Mapping
@@ -84,8 +85,8 @@ class Recipe:
     initializer, or a run directory. A run gives the first four convolutions and the classifier
     (section 3.1); the other layers get that run's initializer."""
     init: str | None = None
-    """Pretrained weights for all layers: imagenet, torchvision, a weight file or a run directory.
-    None: use initialization."""
+    """Pretrained weights for all layers: imagenet, torchvision, a weight file, a run directory or
+    hf://OWNER/NAME. None: use initialization."""
     init_head: Literal["none", "hidden", "all"] = "none"
     """Layers of the classifier to load from init: none, hidden (fc1 and fc2), or all (same
     classes)."""
@@ -98,6 +99,9 @@ class Recipe:
     # Images and data augmentation
     image_size: Annotated[int, Interval(MINIMUM_SIZE, 4096)] = 32
     """Side of the network's square input in pixels; at least 32."""
+    color: Literal["rgb", "grey"] = "rgb"
+    """grey: the network takes images of one channel, the luma. Pretrained weights then give exactly
+    what they give for R = G = B."""
     train_scale: tuple[int, int] | Literal["auto"] | None = "auto"
     """Range of the smallest side to which each training image is rescaled; auto: from image_size
     to 5/4 of it; None: do not rescale."""
@@ -218,6 +222,11 @@ class Recipe:
         recipe_checks.check_schedule(
             self.schedule, self.step_epochs, self.warmup_epochs, self.epochs
         )
+        if self.color == "grey" and self.rand_augment:
+            raise ValueError(
+                f"rand_augment={self.rand_augment} works on RGB images; use color='rgb', or set it "
+                "to 0"
+            )
         recipe_checks.check_devices(self.devices, self.batch_size, self.gradient_accumulation)
 
     @property
@@ -240,7 +249,7 @@ class Recipe:
     def network_options(self) -> dict[str, Any]:
         """Return the arguments of `layers` and `keras_vgg.vgg` that decide the layers."""
         return {
-            "input_shape": (self.image_size, self.image_size, 3),
+            "input_shape": (self.image_size, self.image_size, 1 if self.color == "grey" else 3),
             "batch_norm": self.batch_norm,
             "width_multiplier": self.width_multiplier,
             "head": self.head,
@@ -278,6 +287,26 @@ class Recipe:
                 raise ValueError(f"a recipe has no field {recipe_checks.quote(name)}{hint}")
         return dataclasses.replace(self, **changes)
 
+    def with_absolute_paths(self) -> Recipe:
+        """Return a recipe that means the same files from any folder.
+
+        These are the paths of the source, of data_dir and manual_dir, and of weights and runs that
+        `init` and `initialization` name and that exist.
+        """
+        changes: dict[str, Any] = {}
+        kind, colon, path = self.source.partition(":")
+        if kind in PATH_SOURCES and path:
+            changes["source"] = f"{kind}{colon}{_absolute(path)}"
+        for name in ("data_dir", "manual_dir"):
+            if getattr(self, name):
+                changes[name] = _absolute(getattr(self, name))
+        for name in ("init", "initialization"):
+            value = getattr(self, name)
+            # A name without a folder may be one of Keras, or of a published checkpoint.
+            if value and os.sep in value and Path(value).exists():
+                changes[name] = _absolute(value)
+        return self.replace(**changes) if changes else self
+
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
         """Return the fields in which two recipes differ, with both values.
 
@@ -293,6 +322,13 @@ class Recipe:
 
 # Fields that change whole batches: the arguments of augment.batch_augmentation.
 BATCH_AUGMENTATIONS = ("rand_augment", "random_erasing", "mixup", "cutmix")
+
+PATH_SOURCES = ("folder", "records", "idx")  # "folder:PATH"
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
 
 _STORAGE = ("data_dir", "manual_dir", "download")
 _STORAGE += ("keep_checkpoints", "checkpoint_minutes", "checkpoint_steps")

@@ -8,7 +8,7 @@ Functions marked by `takes_pictures` also take a `Picture`, of which they read n
 need: `keras_vgg.data` hands them one for a JPEG file.
 """
 
-from keras_vgg.augment.color import adjust_color, color_jitter, rgb_shift
+from keras_vgg.augment.color import adjust_color, color_jitter, rgb_shift, to_grey
 from keras_vgg.augment.geometry import (
     Picture,
     Resize,
@@ -26,7 +26,14 @@ from keras_vgg.augment.geometry import (
     source_window,
     takes_pictures,
 )
-from keras_vgg.augment.image import eval_image, grid_crops, train_image, train_window, whole_image
+from keras_vgg.augment.image import (
+    eval_image,
+    grid_crops,
+    in_grey,
+    train_image,
+    train_window,
+    whole_image,
+)
 from keras_vgg.augment.mixing import batch_augmentation
 
 __all__ = [
@@ -40,6 +47,7 @@ __all__ = [
     "decoded",
     "eval_image",
     "grid_crops",
+    "in_grey",
     "may_take_pictures",
     "pad_to",
     "picture_of",
@@ -51,6 +59,7 @@ __all__ = [
     "rgb_shift",
     "source_window",
     "takes_pictures",
+    "to_grey",
     "train_image",
     "train_window",
     "whole_image",

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg.augment.color import adjust_to_uint8, check_strengths, jitter_amounts, random_shift
+from keras_vgg.augment.color import (
+    adjust_to_uint8,
+    check_strengths,
+    jitter_amounts,
+    random_shift,
+    to_grey,
+)
 from keras_vgg.augment.geometry import (
     Picture,
     Resize,
@@ -18,6 +25,7 @@ from keras_vgg.augment.geometry import (
     cut,
     decoded,
     larger,
+    may_take_pictures,
     mirror_if,
     pad_to,
     picture_of,
@@ -179,3 +187,19 @@ def grid_crops(
     ]
     views = tf.cast(tf.stack(crops), tf.float32)
     return tf.concat([views, tf.reverse(views, [2])], 0) if flip else views
+
+
+def in_grey(transform: Callable) -> partial:
+    """Return a transform like the given one, whose images have one channel (`to_grey`)."""
+    transform = partial(transform)  # a partial of a partial is one partial
+    function = _grey_picture if may_take_pictures(transform) else _grey
+    return partial(function, transform.func, *transform.args, **transform.keywords)
+
+
+def _grey(transform: Callable, *args: Any, **options: Any) -> tf.Tensor:
+    return to_grey(transform(*args, **options))
+
+
+@takes_pictures
+def _grey_picture(transform: Callable, *args: Any, **options: Any) -> tf.Tensor:
+    return to_grey(transform(*args, **options))

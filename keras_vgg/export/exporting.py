@@ -90,7 +90,8 @@ def export(
             float32 format must answer like the model: probabilities within 1e-3, and the same most
             probable class unless the model's two best are tied (nearer than 1e-5).
         transform: What `classify` does with a decoded image, uint8 [h, w, 3] -> [size, size, 3] in
-            [0, 255]. None: rescale the smallest side to the model's size and take the centre.
+            [0, 255], or [size, size, 1] for a model of grey images. None: rescale the smallest side
+            to the model's size and take the centre, in grey for such a model.
         bit_depth: How `classify` decodes a 16-bit PNG: which of its bits carry the image, as
             `Recipe.bit_depth`.
         top: How many classes `classify` names.
@@ -122,6 +123,8 @@ def export(
     if transform is None:
         side = square_side(model)
         transform = partial(augment.eval_image, size=side, scale=side)
+        if model.input_shape[-1] == 1:
+            transform = augment.in_grey(transform)
     options = {
         "class_names": class_names,
         "transform": transform,

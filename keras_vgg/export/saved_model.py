@@ -60,6 +60,11 @@ def write_saved_model(
     """
     shape = tuple(model.input_shape[1:])
     sample = transform(tf.zeros([256, 256, 3], tf.uint8))
+    if sample.shape[-1] != shape[-1]:
+        raise ValueError(
+            f"model {model.name!r} takes {shape[-1]} channels, and `classify` gives it "
+            f"{sample.shape[-1]}; pass a transform that makes such images, or leave out saved_model"
+        )
     archive = keras.export.ExportArchive()
     # No track(model): the endpoints track the variables, and both would store every weight twice.
     requests = {

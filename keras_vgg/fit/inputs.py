@@ -87,11 +87,12 @@ def require_same_data(run: Run, described: dict[str, Any]) -> None:
 
 
 def training_transform(recipe: Recipe, statistics: data.ChannelStatistics | None) -> partial:
-    """Return the recipe's data augmentation: ([h, w, 3], seed) -> uint8 [size, size, 3].
+    """Return the recipe's data augmentation: ([h, w, 3], seed) -> uint8 [size, size, channels].
 
     Only rgb_shift needs `statistics`, those of the training split.
     """
-    return partial(
+    return _in_color(
+        recipe,
         augment.train_image,
         size=recipe.image_size,
         scale=recipe.train_scale_range,
@@ -109,13 +110,23 @@ def training_transform(recipe: Recipe, statistics: data.ChannelStatistics | None
 
 
 def evaluation_transform(recipe: Recipe) -> partial:
-    """Return [h, w, 3] -> [size, size, 3] for validation, test and prediction."""
-    return partial(
+    """Return [h, w, 3] -> [size, size, 3] for validation, test and prediction.
+
+    Grey recipes have one channel instead of three.
+    """
+    return _in_color(
+        recipe,
         augment.eval_image,
         size=recipe.image_size,
         scale=recipe.eval_scale_side,
         resize=recipe.resize,
     )
+
+
+def _in_color(recipe: Recipe, transform: Callable, **options: Any) -> partial:
+    """Return a transform with options, whose images have the recipe's channels."""
+    with_options = partial(transform, **options)
+    return augment.in_grey(with_options) if recipe.color == "grey" else with_options
 
 
 def training_data(

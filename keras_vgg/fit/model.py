@@ -21,6 +21,7 @@ from keras_vgg.run import Run
 # Section 3.1: deeper nets take "the first four convolutional layers" of A (block1_conv1,
 # block2_conv1, block3_conv1 and block3_conv2), and its three fully connected layers.
 _FROM_A = tuple(name for name, *_ in convolutions("A"))[:4]
+_LUMA = (0.299, 0.587, 0.114)  # Rec.601, as keras_vgg.augment.to_grey
 _PAPERS_DEVIATION = 0.1  # variance 1e-2
 
 
@@ -115,6 +116,9 @@ def build_model(
 ) -> keras.Model:
     """Build the recipe's network, which takes RGB images in [0, 255], float32 [n, size, size, 3].
 
+    With color="grey", the images have one channel. A network with pretrained weights repeats the
+    channel after its input, and a network without has a first convolution for one channel.
+
     Args:
         recipe: The recipe.
         classes: The number of classes.
@@ -140,6 +144,9 @@ def build_model(
     finally:
         keras.config.set_dtype_policy(policy)
     if initial is not None:
+        first = model.get_layer("block1_conv1")
+        channels_axis = 1 if keras.config.image_data_format() == "channels_first" else -1
+        initial = weight_files.for_channels(initial, first.input.shape[channels_axis])
         weighted = [layer.name for layer in model.layers if layer.weights]
         if recipe.init is None:
             new = [name for name in weighted if name not in initial.tensors]
@@ -157,6 +164,10 @@ def _preprocessing(
     order = "rgb"
     # A constant channel must not lead to a division by zero.
     mean, std = statistics.mean, np.maximum(statistics.std, 1.0)
+    if recipe.color == "grey" and initial is None:
+        # The luma of the means is the mean of the lumas; the deviations of the channels bound that
+        # of the luma, and equal it for grey images.
+        mean, std = ([float(np.dot(_LUMA, values))] for values in (mean, std))
     if initial is not None:
         stated = initial.preprocessing
         if stated is not None:

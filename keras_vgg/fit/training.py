@@ -224,6 +224,8 @@ def _announce(
         f"images, {len(source.class_names)} classes\n{model.name}: {model.count_params():,} "
         f"parameters; {engine}{_start_note(start)}"
     )
+    if prepared.initial is not None and prepared.initial.note:
+        print(f"{prepared.initial.source}: {prepared.initial.note}")
     if recipe.batch_size != original.batch_size:
         print(
             f"batches of {recipe.batch_size}: there are {source.train.size} training images, "

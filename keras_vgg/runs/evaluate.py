@@ -304,20 +304,19 @@ def open_split(run: Run, name: str) -> data.Split:
 
 
 def _transform(recipe: Recipe, protocol: str, scale: Scale) -> partial:
-    if protocol == "dense":
-        return partial(
-            augment.whole_image, size=recipe.image_size, scale=scale, resize=recipe.resize
-        )
     if protocol == "center":
         return partial(evaluation_transform(recipe), scale=scale)
-    return partial(
-        augment.grid_crops,
-        size=recipe.image_size,
-        scale=scale,
-        resize=recipe.resize,
-        padding=recipe.crop_padding,
-        flip=recipe.horizontal_flip,
+    transform = partial(
+        augment.whole_image, size=recipe.image_size, scale=scale, resize=recipe.resize
     )
+    if protocol == "multi-crop":
+        transform = partial(
+            augment.grid_crops,
+            **transform.keywords,
+            padding=recipe.crop_padding,
+            flip=recipe.horizontal_flip,
+        )
+    return augment.in_grey(transform) if recipe.color == "grey" else transform
 
 
 def _plan(protocol: str, scales: Sequence[Scale]) -> list[tuple[str, Scale]]:

@@ -156,6 +156,8 @@ def _export(
     fine_tune_steps: int,
     **options: Any,
 ) -> list[export.Artifact]:
+    if model.input_shape[-1] == 1 and transform(np.zeros((64, 64, 3), np.uint8)).shape[-1] == 3:
+        transform = augment.in_grey(transform)
     images, labels = _arrays(validation, transform)
     if "litert_int8" in options["formats"]:
         options["calibration"], _ = _arrays(_selected(train, CALIBRATION_IMAGES), transform)

@@ -23,6 +23,7 @@ def show_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, view
         ValueError, OSError: the recipe's source cannot be opened or shown, or `path` cannot be
             written.
     """
+    recipe = recipe.replace(color="rgb")  # the drawing shows where grey comes from
     source = load_source(recipe)
     statistics = None
     if recipe.rgb_shift:

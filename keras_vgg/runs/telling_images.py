@@ -58,6 +58,7 @@ def most_telling_images(
             ]
             for i, (image, *maps) in enumerate(zip(batch, *heats, strict=True), rows.start):
                 name = f"image {chosen[i]}"
+                image = np.broadcast_to(image, (*image.shape[:2], 3))  # also of one channel
                 paths = chosen_images.paths
                 file = None if paths is None else "/".join(Path(paths[i]).parts[-2:])
                 shown.append(

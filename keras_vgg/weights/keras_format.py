@@ -255,7 +255,7 @@ def _keras3(model: h5py.Group) -> Tensors:
         name = "/".join([*names, str(group.attrs.get("name", f"{path}/vars"))])
         if name in tensors:
             raise ValueError(f"two layers of it are called {name}")
-        tensors[name] = [_values(group, key) for key in sorted(group, key=int)]
+        tensors[name] = [_values(group, str(key)) for key in sorted(group, key=int)]
     return tensors
 
 

@@ -1,0 +1,139 @@
+"""A run of grey images: one channel from the recipe to the export."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_vgg
+from keras_vgg import augment, cli, convert, data, models, weights
+from keras_vgg.augment import may_take_pictures
+from keras_vgg.fit import evaluation_transform, fit, training_transform
+from keras_vgg.fit.model import build_model, initial_weights
+from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
+from keras_vgg.runs import evaluate_run, explain_files, export_run, predict_files, report_runs
+from tests.test_fit import TINY
+
+GREY = TINY.replace(epochs=1, color="grey")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fit(GREY, tmp_path_factory.mktemp("grey") / "run", verbose=0)
+
+
+def picture(path, side=40):
+    values = np.random.default_rng(0).integers(0, 256, (side, side, 3), "uint8")
+    path.write_bytes(tf.io.encode_png(values).numpy())
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_luma(dtype):
+    grey = np.arange(256).repeat(3).reshape(16, 16, 3).astype(dtype)
+    np.testing.assert_array_equal(augment.to_grey(tf.constant(grey)), grey[..., :1])
+    colour = np.random.default_rng(0).uniform(0, 255, (4, 5, 3)).astype(dtype)
+    luma = augment.to_grey(tf.constant(colour))
+    assert luma.dtype == dtype
+    expected = colour.astype("float64") @ [0.299, 0.587, 0.114]
+    np.testing.assert_allclose(luma[..., 0], expected, atol=0.51 if dtype == "uint8" else 1e-4)
+
+
+def test_transforms_of_a_grey_recipe():
+    evaluate, rgb = evaluation_transform(GREY), evaluation_transform(TINY)
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype("uint8")
+    assert evaluate.keywords == rgb.keywords
+    assert may_take_pictures(evaluate)
+    np.testing.assert_array_equal(evaluate(image), augment.to_grey(rgb(image)))
+    train = training_transform(GREY.replace(rgb_shift=0), None)
+    assert train(image, tf.constant([1, 2])).shape == (32, 32, 1)
+    batches = tf.data.Dataset.from_tensors(image).map(evaluate)
+    assert next(iter(batches)).shape == (32, 32, 1)
+    assert not may_take_pictures(augment.in_grey(lambda image: image))
+
+
+def test_pretrained_weights_see_grey_as_rgb_saw_it(tmp_path):
+    """The untrained network of a grey recipe gives what that of the RGB recipe gives."""
+    source = models.vgg(
+        *("A", False, None),
+        width_multiplier=TINY.width_multiplier,
+        batch_norm=TINY.batch_norm,
+        include_preprocessing=True,
+    )
+    source.save(tmp_path / "base.keras")
+    init = {"init": str(tmp_path / "base.keras"), "initialization": "he_normal"}
+    zeros = np.zeros(3)
+    statistics = data.ChannelStatistics(zeros, np.ones(3), zeros, np.eye(3), 0)
+    outputs = []
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1)).astype("float32")
+    for color, channels in (("grey", 1), ("rgb", 3)):
+        recipe = TINY.replace(color=color, **init)
+        model = build_model(recipe, 10, statistics, initial=initial_weights(recipe))
+        assert model.input_shape == (None, 32, 32, channels)
+        maps = keras_vgg.feature_extractor(model, ["block5_pool"])
+        outputs.append(maps(images.repeat(channels, axis=-1))["block5_pool"].numpy())
+    np.testing.assert_allclose(*outputs, atol=1e-5 * outputs[1].max())
+    assert outputs[1].max() > 0
+
+
+def test_a_grey_run(run, tmp_path):
+    model = run.model()
+    assert model.input_shape == (None, 32, 32, 1)
+    assert model.get_layer("block1_conv1").kernel.shape[2] == 1
+    assert convert.recognise(weights.read_weights(run.directory)).channels == 1
+    assert run.results["parameters"] == sum(row.parameters for row in run.recipe.layers(10))
+    for protocol in ("center", "dense", "multi-crop"):
+        evaluated = evaluate_run(run, "validation", protocol=protocol)
+        assert len(evaluated.labels) == evaluated.count > 0
+    image = picture(tmp_path / "a.png")
+    (answer,) = predict_files(run, [image], top=3)
+    assert len(answer) == 3
+    explain_files(run, [image], out=tmp_path / "explained")
+    explain_files(run, [image], methods=["features"], out=tmp_path / "explained")
+    assert len(list((tmp_path / "explained").glob("*.png"))) == 2
+    assert report_runs([run], tmp_path / "report.html", images=2).is_file()
+
+
+def test_a_grey_run_exports(run, tmp_path):
+    artifacts = export_run(
+        run,
+        tmp_path / "export",
+        images=8,
+        formats=["saved_model", "litert"],
+        tolerance=100,
+    )
+    assert [artifact.format for artifact in artifacts] == ["saved_model", "litert"]
+    served = tf.saved_model.load(str(tmp_path / "export" / "saved_model"))
+    file = picture(tmp_path / "a.png")
+    answers = served.signatures["classify"](tf.constant([file.read_bytes()]))
+    ((name, probability), *_) = predict_files(run, [file], top=1)[0]
+    assert answers["classes"][0, 0].numpy().decode() == name
+    np.testing.assert_allclose(answers["probabilities"][0, 0], probability, atol=1e-4)
+
+
+def test_a_demo_of_a_grey_run(run, tmp_path):
+    from keras_vgg.demo.answer import Answerer
+
+    answer = Answerer(run).of_file(picture(tmp_path / "a.png"))
+    assert answer.seen > 0
+
+
+def test_wrong_grey_recipes(tmp_path, capsys):
+    with pytest.raises(ValueError, match=r"rand_augment=0\.5 works on RGB images"):
+        Recipe(color="grey", rand_augment=0.5)
+    with pytest.raises(ValueError, match="color must be one of rgb, grey, not 'gray'"):
+        Recipe(color="gray")
+    # A run of RGB is no run of grey.
+    directory = str(tmp_path / "run")
+    run = Run(tmp_path / "run", TINY)
+    assert run.recipe.differences(GREY)["color"] == ("rgb", "grey")
+    assert cli.main(["train", "--color", "gray", "--workdir", directory]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_batch_augmentations_of_grey(tmp_path):
+    recipe = GREY.replace(mixup=0.2, cutmix=1.0, random_erasing=0.5, saturation=0.5)
+    fit(recipe, tmp_path / "run", verbose=0)
+    loaded = keras.saving.load_model(tmp_path / "run" / "model.keras")
+    assert loaded.input_shape == (None, 32, 32, 1)
