@@ -264,7 +264,8 @@ def _names(directory: Path) -> set[str]:
 
 def _require_same_recipe(run: Run) -> None:
     stored = Run.open(run.directory).recipe
-    differences = run.recipe.differences(stored)
+    # A run of an earlier version may hold relative paths.
+    differences = run.recipe.with_absolute_paths().differences(stored.with_absolute_paths())
     if differences:
         listed = ", ".join(
             f"{name} {theirs!r}, not {ours!r}" for name, (ours, theirs) in differences.items()

@@ -343,7 +343,7 @@ def test_where_the_data_lies_is_not_another_experiment(finished, tmp_path):
     shutil.copytree(finished.directory, tmp_path / "run")
     moved = TINY.replace(data_dir="elsewhere", keep_checkpoints=7)
     assert fit(moved, tmp_path / "run", verbose=0).finished
-    assert Run.open(tmp_path / "run").recipe.data_dir == "elsewhere"
+    assert Run.open(tmp_path / "run").recipe.data_dir == os.path.abspath("elsewhere")
 
 
 def test_not_a_run(tmp_path):

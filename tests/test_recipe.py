@@ -39,6 +39,37 @@ def test_scales_that_leave_a_frame_are_refused_in_training(
         )
 
 
+def test_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "vgg.h5").touch()
+    (tmp_path / "he_normal").mkdir()
+    for given, expected in (
+        ({"source": "folder:pics"}, {"source": f"folder:{tmp_path / 'pics'}"}),
+        ({"source": "folder:../x:y/"}, {"source": f"folder:{tmp_path.parent / 'x:y'}"}),
+        ({"source": "records:~/a"}, {"source": f"records:{tmp_path / 'home' / 'a'}"}),
+        ({"source": "idx:./mnist"}, {"source": f"idx:{tmp_path / 'mnist'}"}),
+        ({"data_dir": "tfds"}, {"data_dir": str(tmp_path / "tfds")}),
+        ({"init": "files/vgg.h5"}, {"init": str(tmp_path / "files" / "vgg.h5")}),
+        ({"initialization": "./files"}, {"initialization": str(tmp_path / "files")}),
+    ):
+        absolute = Recipe(**given).with_absolute_paths()
+        assert absolute == Recipe(**expected)
+        assert absolute.with_absolute_paths() == absolute
+    for same in (
+        {},
+        {"source": "fashion_mnist"},
+        {"source": "digits"},
+        {"init": "imagenet"},
+        {"init": "hf://OWNER/NAME"},
+        {"initialization": "he_normal"},
+        {"initialization": "normal:0.01"},
+        {"source": "folder:/data/pics"},
+    ):
+        assert Recipe(**same).with_absolute_paths() == Recipe(**same)
+
+
 def test_json_round_trip():
     recipe = Recipe(step_epochs=(3, 5), mean_rgb=(1.0, 2.0, 3.0), train_scale=None)
     assert Recipe.from_json(recipe.to_json()) == recipe

@@ -57,6 +57,28 @@ def run(folder: Path) -> Run:
     return fit(recipe, folder.parent / "run", verbose=0)
 
 
+def test_a_run_finds_its_images_from_any_folder(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    relative = run.recipe.replace(source=f"folder:{folder.name}", epochs=1)
+    trained = fit(relative, tmp_path / "run", verbose=0)
+    assert trained.recipe.source == Run.open(tmp_path / "run").recipe.source == f"folder:{folder}"
+
+    monkeypatch.chdir(tmp_path)
+    assert runs.evaluate_run(Run.open("run")).count == 12
+
+    # A run of an earlier version, whose recipe has a relative path, is used and resumed.
+    monkeypatch.chdir(folder.parent)
+    old = Run(tmp_path / "run", relative)
+    old.write_recipe()
+    assert runs.evaluate_run(Run.open(old.directory)).count == 12
+    (old.directory / "results.json").unlink()
+    assert fit(relative, old.directory, verbose=0).finished
+    with pytest.raises(ValueError, match=r"another recipe .*source"):
+        fit(relative.replace(source="folder:elsewhere"), old.directory, verbose=0)
+
+
 def classify(saved_model: Path, files: list[Path]) -> list[list[tuple[str, float]]]:
     signature = tf.saved_model.load(str(saved_model)).signatures["classify"]
     answers = signature(image_bytes=tf.constant([file.read_bytes() for file in files]))

@@ -65,7 +65,7 @@ def train(
     and writes a checkpoint first; a second signal ends it at once.
 
     Args:
-        recipe: The recipe to train.
+        recipe: The recipe to train. The run keeps its paths as absolute paths.
         workdir: The run directory: new, empty, or an earlier run of the same recipe.
         verbose: 0: print nothing. 2: print a line an epoch on stdout. "auto" or 1: if stderr is a
             terminal, show a progress bar there and a row an epoch above the bar; otherwise as 2.
@@ -87,6 +87,7 @@ def train(
         raise ValueError(
             f"training runs on Keras' tensorflow or jax backend, not on {backend_name()}"
         )
+    recipe = recipe.with_absolute_paths()
     with (
         hosts.ended_together(),
         _claimed(workdir, recipe) as (run, is_new),
