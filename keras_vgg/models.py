@@ -247,14 +247,8 @@ def _check(
     dropout: float,
 ) -> None:
     published = weights in weight_files.NAMES
-    is_file = not published and weights is not None
-    is_file = is_file and weight_files.hub_repository(weights) is None
-    if is_file and not Path(weights).exists():
-        error = FileNotFoundError if Path(weights).suffix else ValueError
-        raise error(
-            "`weights` must be None (random), 'imagenet', 'torchvision', hf://OWNER/NAME, or the "
-            f"path of a weight file; there is no file {str(weights)!r}"
-        )
+    if weights is not None and not published and weight_files.hub_repository(weights) is None:
+        _require_file(weights)
     if published and include_top and classes != 1000:
         raise ValueError(
             f"with `weights={weights!r}` and `include_top=True`, `classes` must be 1000, "
@@ -272,6 +266,15 @@ def _check(
     check_options(classes, head, pooling, width_multiplier, hidden_units)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), not {dropout}")
+
+
+def _require_file(weights: str | Path) -> None:
+    if not Path(weights).exists():
+        error = FileNotFoundError if Path(weights).suffix else ValueError
+        raise error(
+            "`weights` must be None (random), 'imagenet', 'torchvision', hf://OWNER/NAME, or the "
+            f"path of a weight file; there is no file {str(weights)!r}"
+        )
 
 
 def _check_activation(classifier_activation: Any) -> None:
