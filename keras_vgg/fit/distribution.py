@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_vgg.backend import is_tensorflow
+from keras_vgg.fit import hosts
 from keras_vgg.fit.batch_norm import batch_norms
 from keras_vgg.hardware import Engine
 
@@ -23,6 +24,10 @@ def scope(engine: Engine) -> contextlib.AbstractContextManager:
         with contextlib.suppress(RuntimeError):  # TensorFlow has started its devices already
             # TensorFlow would take the GPU's memory from JAX.
             tf.config.set_visible_devices([], "GPU")
+        if engine.devices == (_default_device(),) and hosts.count() == 1:
+            # A mesh of one device changes the type of every array in the first step, and JAX
+            # compiles the step a second time.
+            return contextlib.nullcontext()
         # Each host reads its own part of a batch.
         return keras.distribution.DataParallel(
             devices=list(engine.devices), auto_shard_dataset=False
@@ -41,6 +46,20 @@ def scope(engine: Engine) -> contextlib.AbstractContextManager:
 def _default_device() -> str:
     kinds = ("tpu", "gpu", "cpu")
     return min(keras.distribution.list_devices(), key=lambda name: kinds.index(name[:3]))
+
+
+@contextlib.contextmanager
+def on_this_host_alone() -> Iterator[None]:
+    """Let one host use a model of its own: on JAX, a shared model needs all hosts."""
+    if is_tensorflow():
+        yield
+        return
+    shared = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(shared)
 
 
 def synchronize(model: keras.Model, engine: Engine) -> None:

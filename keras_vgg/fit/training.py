@@ -283,15 +283,16 @@ def _training_accuracy(run: Run, prepared: _Prepared) -> float:
     """
     split = prepared.source.train.spread(_MEASURED_IMAGES)
     batches = data.evaluation_dataset(split, 32, evaluation_transform(run.recipe))
-    model: Any = keras.saving.load_model(run.model_path, compile=False)
     weights = prepared.class_weights
     if weights is None:
         weights = np.ones(len(prepared.source.class_names))
     right = total = 0.0
-    for images, labels in batches.as_numpy_iterator():
-        probabilities = np.asarray(keras.ops.convert_to_numpy(model(images)))
-        right += weights[labels[probabilities.argmax(axis=1) == labels]].sum()
-        total += weights[labels].sum()
+    with distribution.on_this_host_alone():
+        model: Any = keras.saving.load_model(run.model_path, compile=False)
+        for images, labels in batches.as_numpy_iterator():
+            probabilities = np.asarray(keras.ops.convert_to_numpy(model(images)))
+            right += weights[labels[probabilities.argmax(axis=1) == labels]].sum()
+            total += weights[labels].sum()
     return float(right / total)
 
 
