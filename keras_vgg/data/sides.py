@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg.data.decode import TENSORFLOW_ERRORS, encoded_sides
-from keras_vgg.data.split import Split
+from keras_vgg.data.split import Split, pictures_of
 
 _HEAD_BYTES = 2**16  # most files state their size within these; a large Exif block comes before it
 
@@ -36,14 +36,14 @@ def _smallest_sides(split: Split, limit: int) -> Iterator[int]:
     if split.images is not None:  # the images in memory have one size
         yield min(split.images.shape[1:3])
     elif split.paths is not None:
-        for path in split.spread(limit).paths:
+        for path in pictures_of(split.spread(limit)):
             yield _side_of_file(path)
     elif split.records is not None:
         for encoded, _ in split.records.dataset().take(limit):
             yield _side_of_bytes(encoded)
 
 
-def _side_of_file(path: str) -> int:
+def _side_of_file(path: bytes) -> int:
     """Return the smallest side that a file states; 0 if it states none or cannot be read."""
     try:
         with open(path, "rb") as file:
