@@ -26,6 +26,7 @@ __all__ = [
     "evaluate_run",
     "export_run",
     "feature_extractor",
+    "finetune",
     "grad_cam",
     "linear_probe",
     "load_recipe",
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from keras_vgg.models import VGG11, VGG11LRN, VGG13, VGG16, VGG16C, VGG19, vgg
     from keras_vgg.recipe import Recipe, load_recipe
     from keras_vgg.run import Run
-    from keras_vgg.runs import evaluate_run, export_run, predict_files
+    from keras_vgg.runs import evaluate_run, export_run, finetune, predict_files
     from keras_vgg.transfer import PerceptualLoss, embed, feature_extractor, linear_probe
     from keras_vgg.weights import copy_weights, load_weights, read_weights
 else:
@@ -84,6 +85,7 @@ else:
         "recipe_for": "fit",
         "train": "fit",
         "evaluate_run": "runs",
+        "finetune": "runs",
         "predict_files": "runs",
         "export_run": "runs",
         "evaluate": "evaluation",

@@ -25,6 +25,7 @@ _BFLOAT16_CAPABILITY = (8, 0)
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 _BACKENDS = ("tensorflow", "jax", "torch", "numpy", "openvino")  # those of Keras
 _CPUINFO = Path("/proc/cpuinfo")
+_MEMINFO = Path("/proc/meminfo")
 
 # Lines that TensorFlow's C++ code writes on stderr before it reads its log level: notes, warnings,
 # and two errors without meaning (no GPU on a machine without NVIDIA's driver; a library that
@@ -185,6 +186,19 @@ def peak_memory(engine: Engine) -> int | None:
     names = [name for name in engine.devices if name.startswith("gpu")]
     peaks = [tf.config.experimental.get_memory_info(name.upper())["peak"] for name in names]
     return max(peaks, default=None)
+
+
+def available_memory() -> int | None:
+    """Return the bytes of main memory that new processes can use; None: the system does not say.
+
+    The memory of GPUs is not counted.
+    """
+    try:
+        lines = _MEMINFO.read_text().splitlines()
+        (line,) = [line for line in lines if line.startswith("MemAvailable:")]
+        return 1024 * int(line.split()[1])
+    except (OSError, ValueError):
+        return None
 
 
 def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:

@@ -87,9 +87,10 @@ class Recipe:
     init: str | None = None
     """Pretrained weights for all layers: imagenet, torchvision, a weight file, a run directory or
     hf://OWNER/NAME. None: use initialization."""
-    init_head: Literal["none", "hidden", "all"] = "none"
+    init_head: Literal["none", "hidden", "all", "probe"] = "none"
     """Layers of the classifier to load from init: none, hidden (fc1 and fc2), or all (same
-    classes)."""
+    classes). probe: begin with the linear classifier that is best on the features of init
+    (scikit-learn's logistic regression; head gap)."""
     freeze_until: Literal["none", "block2", "block3", "block4", "block5", "all"] = "none"
     """Freeze the blocks before this one. all: train only the classifier."""
     layer_decay: Annotated[float, Interval(1e-6, 1)] = 1.0
@@ -217,7 +218,7 @@ class Recipe:
         recipe_checks.check_scales(self.image_size, self.crop_padding, self.train_scale)
         get_configuration(self.configuration)
         recipe_checks.check_first_weights(
-            self.initialization, self.init, self.init_head, self.freeze_until
+            self.initialization, self.init, self.init_head, self.freeze_until, self.head
         )
         recipe_checks.check_schedule(
             self.schedule, self.step_epochs, self.warmup_epochs, self.epochs

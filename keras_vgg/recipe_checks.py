@@ -124,7 +124,7 @@ def check_pixel_statistics(
 
 
 def check_first_weights(
-    initialization: str, init: str | None, init_head: str, freeze_until: str
+    initialization: str, init: str | None, init_head: str, freeze_until: str, head: str
 ) -> None:
     if initialization.lower().removesuffix("initializer") in _NOT_RANDOM:
         raise ValueError(
@@ -135,6 +135,11 @@ def check_first_weights(
         raise ValueError(
             f"freeze_until={freeze_until!r} and init_head={init_head!r} need init, "
             "such as imagenet: random weights are not worth keeping"
+        )
+    if init_head == "probe" and head != "gap":
+        raise ValueError(
+            f"init_head='probe' is a linear classifier on the pooled features, so it needs head "
+            f"'gap', not {head!r}"
         )
 
 

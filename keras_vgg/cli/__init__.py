@@ -20,6 +20,7 @@ from keras_vgg.cli.demo import Demo
 from keras_vgg.cli.evaluate import Evaluate
 from keras_vgg.cli.explain import Explain
 from keras_vgg.cli.export import Export
+from keras_vgg.cli.finetune import Finetune
 from keras_vgg.cli.predict import Predict
 from keras_vgg.cli.push import Push
 from keras_vgg.cli.report import Report
@@ -42,6 +43,7 @@ OK, DIVERGED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 COMMANDS = {
     "train": Train,
+    "finetune": Finetune,
     "evaluate": Evaluate,
     "predict": Predict,
     "explain": Explain,

@@ -107,7 +107,7 @@ def _estimate(
         state[place] = keras.ops.zeros_like(state[place])
     sums = [np.zeros(model.non_trainable_variables[place].shape) for place, _ in rows]
     count = 0
-    for images, _ in batches:
+    for images, *_ in batches:  # with class weights, a batch also has weights
         for total, value in zip(sums, statistics(trainable, state, _tensor(images)), strict=True):
             total += np.asarray(keras.ops.convert_to_numpy(value))
         count += 1

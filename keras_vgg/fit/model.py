@@ -43,7 +43,7 @@ def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
             recipe.init,
             recipe.configuration,
             batch_norm=recipe.batch_norm,
-            include_top=recipe.init_head != "none",
+            include_top=recipe.init_head not in ("none", "probe"),
         )
     if recipe.init is not None:
         raise ValueError(
@@ -151,9 +151,7 @@ def build_model(
         if recipe.init is None:
             new = [name for name in weighted if name not in initial.tensors]
         else:
-            new = {"none": weight_files.TOP, "hidden": ("predictions",), "all": ()}[
-                recipe.init_head
-            ]
+            new = {"hidden": ("predictions",), "all": ()}.get(recipe.init_head, weight_files.TOP)
         weight_files.assign(model, initial, drop=[name for name in weighted if name in new])
     return model
 

@@ -35,6 +35,7 @@ from keras_vgg.fit.inputs import (
     validation_data,
 )
 from keras_vgg.fit.model import build_model, compile_model, initial_weights
+from keras_vgg.fit.probe import fit_classifier
 from keras_vgg.fit.progress import TrainingProgress
 from keras_vgg.fit.schedule import best_row, is_over
 from keras_vgg.fit.stopping import StopRequest
@@ -106,6 +107,8 @@ def run_training(
         _write_first_files(original, engine, prepared)
     if verbose:
         _announce(prepared, original.recipe, engine, start)
+    if is_new and recipe.init_head == "probe":  # a resume has the classifier in its checkpoint
+        _begin_with_probe(run, prepared, verbose)
     training, validation = _datasets(run, prepared, verbose)
     if hosts.count() == 1:
         recorder.averages = Averages(training)
@@ -136,6 +139,11 @@ def _prepare(run: Run, engine: hardware.Engine, is_new: bool) -> _Prepared:
     if is_new:  # an earlier version began runs of any scales
         recipe_checks.require_no_frames(
             run.recipe.image_size, run.recipe.train_scale_range, run.recipe.eval_scale_side
+        )
+    if run.recipe.init_head == "probe" and hosts.count() > 1:
+        raise ValueError(
+            "init_head='probe' works on one host: train there with freeze_until='all', and give "
+            "that run as init, with init_head='all'"
         )
     source = load_source(run.recipe)
     recipe = _with_fitting_batches(run.recipe, source.train.size, len(engine.devices))
@@ -237,6 +245,28 @@ def _announce(
         print(describe_weights(prepared.class_weights, source.class_names))
     if recipe.freeze_until == "all" and is_tensorflow():
         print(_frozen_base_note(recipe))
+
+
+def _begin_with_probe(run: Run, prepared: _Prepared, verbose: int | str) -> None:
+    """Give the network the best linear classifier on its features, and write probe.json."""
+    with data.bad_images_named(prepared.source.train, prepared.validation):
+        figures = fit_classifier(
+            prepared.full_model,
+            run.recipe,
+            prepared.source.train,
+            prepared.validation,
+            evaluation_transform(run.recipe),
+            run.directory / "features",
+            verbose not in (0, 2),
+        )
+    if hosts.index() == 0:
+        run.write_json("probe.json", figures)
+    if verbose:
+        print(
+            f"linear classifier on the features: validation accuracy "
+            f"{figures['validation_accuracy']:.2%} (C={figures['C']:g})",
+            flush=True,
+        )
 
 
 def _datasets(

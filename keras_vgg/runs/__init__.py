@@ -1,4 +1,4 @@
-"""Use a trained run: evaluate it, classify and explain images with it, report on it, export it."""
+"""Fine-tune a run; evaluate, explain and export it, report on it, and classify images with it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from keras_vgg.runs.evaluate import (
 )
 from keras_vgg.runs.explain import explain_files
 from keras_vgg.runs.export import export_run, export_weights
+from keras_vgg.runs.finetuning import finetune
 from keras_vgg.runs.predict import predict_files
 from keras_vgg.runs.push import model_card, push_run
 from keras_vgg.runs.report import report_runs
@@ -26,6 +27,7 @@ __all__ = [
     "explain_files",
     "export_run",
     "export_weights",
+    "finetune",
     "model_card",
     "paper_scales",
     "paper_tables",

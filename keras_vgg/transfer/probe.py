@@ -40,6 +40,7 @@ def linear_probe(
     standardize: bool = True,
     max_iter: int = 200,
     seed: int = 0,
+    class_weight: str | None = None,
 ) -> LinearProbe:
     """Fit a linear classifier for each C and return the most accurate on validation.
 
@@ -55,6 +56,7 @@ def linear_probe(
         standardize: Whether to give every feature mean 0 and deviation 1 over the training images.
         max_iter: Most iterations. `LinearProbe.converged` tells whether they were enough.
         seed: Seed of the SVM's solver.
+        class_weight: "balanced": every class counts the same, as in scikit-learn.
 
     Raises:
         ValueError: lengths or widths differ; features are not finite; there is one class, or no C.
@@ -69,8 +71,10 @@ def linear_probe(
     if not strengths or not all(0 < c < np.inf for c in strengths):
         raise ValueError(f"C must be one or more positive numbers, not {strengths}")
     makers: dict[str, Callable[[float], Any]] = {
-        "logistic": lambda c: LogisticRegression(C=c, max_iter=max_iter),
-        "svm": lambda c: LinearSVC(C=c, max_iter=max_iter, random_state=seed),
+        "logistic": lambda c: LogisticRegression(C=c, max_iter=max_iter, class_weight=class_weight),
+        "svm": lambda c: LinearSVC(
+            C=c, max_iter=max_iter, random_state=seed, class_weight=class_weight
+        ),
     }
     if kind not in makers:
         raise ValueError(f"kind must be one of {', '.join(makers)}, not {kind!r}")

@@ -1,0 +1,155 @@
+"""The recipe of a fine-tuning: a linear classifier on frozen features, then the last block."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_vgg import architecture, data, hardware
+from keras_vgg.fit.defaults import IMAGENET_SIZE, size_for
+from keras_vgg.fit.inputs import load_source
+from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
+
+# ImageNet's filters see too little of an object in smaller images. CIFAR-10's images of 32 pixels
+# give better features at 96 than at 64 (training/README.md).
+SMALLEST_SIZE = 96
+FEWEST_IMAGES = 20  # training images a class: the block would learn fewer by heart
+_UNEVEN = 1.5  # times the images of the smallest class, from which on classes have weights
+_LARGEST_BATCH, _SMALLEST_BATCH = 32, 4
+_STEPS = 10  # in an epoch, at least
+
+_COMMON: dict[str, Any] = {
+    "configuration": "D",
+    "width_multiplier": 1.0,
+    "batch_norm": False,
+    "head": "gap",
+    "init_head": "probe",
+    "horizontal_flip": True,
+    "keep_checkpoints": 1,
+}
+# The values were chosen on validation images of CIFAR-10 (training/README.md).
+_BLOCK: dict[str, Any] = {"freeze_until": "block5", "epochs": 8, "learning_rate": 0.001}
+# The probe is the best linear classifier already: these epochs change little.
+_HEAD: dict[str, Any] = {"freeze_until": "all", "epochs": 3, "learning_rate": 1e-5}
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """What a fine-tuning does.
+
+    Attributes:
+        recipe: The recipe.
+        lines: What was decided and why, in at most five lines.
+    """
+
+    recipe: Recipe
+    lines: tuple[str, ...]
+
+
+def plan_finetuning(
+    source: str,
+    *,
+    init: str = "imagenet",
+    head_only: bool = False,
+    workdir: str | Path | None = None,
+    **fields: Any,
+) -> FineTuning:
+    """Return the recipe that fits a source's images, classes and number, and this machine's memory.
+
+    Args:
+        source: As `Recipe.source`.
+        init: As `Recipe.init`.
+        head_only: Train only the classifier.
+        workdir: A run directory. If it has a run, then that run's recipe is the default, so that a
+            repeated call resumes the run, with another memory too.
+        fields: Fields of the recipe, which win.
+
+    Raises:
+        ValueError, OSError: as `Recipe` and `keras_vgg.load_source`.
+    """
+    asked = {"source": source, "init": init, **fields}
+    if head_only:
+        asked["freeze_until"] = "all"
+    if workdir is not None and (Path(workdir) / "recipe.json").is_file():
+        recipe = Run.open(workdir).recipe.replace(**asked)
+        return FineTuning(recipe, (_recipe_line(recipe),))
+    # `replace` names an unknown field, where Recipe would raise a TypeError.
+    recipe = Recipe().replace(**{"image_size": IMAGENET_SIZE, **_COMMON, **_BLOCK, **asked})
+    opened = load_source(recipe.replace(on_bad_image="error"))
+    train = opened.train
+    median = data.median_smallest_side(train)
+    classes = len(opened.class_names)
+    decided: dict[str, Any] = {"image_size": size_for(median, SMALLEST_SIZE)}
+    decided["class_weights"] = "balanced" if _is_uneven(train) else "none"
+    is_small = train.size < FEWEST_IMAGES * classes and "freeze_until" not in fields
+    if is_small or head_only:
+        decided |= _HEAD
+    recipe = recipe.replace(**decided | asked)
+    size = recipe.image_size
+    scales: dict[str, Any] = {"eval_scale": size}
+    if recipe.freeze_until == "all":
+        scales["train_scale"] = (size, size)
+    recipe = recipe.replace(**scales | asked)
+    if "batch_size" not in asked:
+        recipe = recipe.replace(batch_size=_fitting_batch(recipe, train.size))
+    lines = [_source_line(opened, median), _recipe_line(recipe), *_stage_lines(recipe)]
+    if is_small and not head_only:
+        lines.append(
+            f"block 5 stays frozen: {train.size / classes:.3g} training images a class are fewer "
+            f"than {FEWEST_IMAGES}; --freeze-until block5 trains it nevertheless"
+        )
+    return FineTuning(recipe, tuple(lines))
+
+
+def _is_uneven(split: data.Split) -> bool:
+    if split.labels is None:  # they are in the records
+        return False
+    counts = np.bincount(split.labels)
+    return bool(counts.max() >= _UNEVEN * max(1, counts.min()))
+
+
+def _fitting_batch(recipe: Recipe, images: int) -> int:
+    """Return a power of 2 that leaves ten steps an epoch, and that half the memory can hold."""
+    memory = hardware.available_memory()
+    activations = architecture.totals(recipe.layers()).activations
+    image_bytes = 2 * 4 * activations  # float32 values and their gradients
+    batch = _LARGEST_BATCH
+    while batch > _SMALLEST_BATCH and (
+        batch * _STEPS > images or (memory is not None and batch * image_bytes > memory / 2)
+    ):
+        batch //= 2
+    return batch
+
+
+def _source_line(source: data.Source, median: int) -> str:
+    sizes = {name: split.size for name, split in source.splits().items()}
+    parts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
+    return (
+        f"{source.name}: {parts} images, {len(source.class_names)} classes; the median smallest "
+        f"side is {median} pixels"
+    )
+
+
+def _recipe_line(recipe: Recipe) -> str:
+    weights = ", class weights" if recipe.class_weights != "none" else ""
+    return (
+        f"VGG {recipe.configuration} from {recipe.init}: {recipe.image_size}x{recipe.image_size}, "
+        f"resize {recipe.resize}, batches of {recipe.batch_size}{weights}"
+    )
+
+
+def _stage_lines(recipe: Recipe) -> list[str]:
+    lines = []
+    if recipe.init_head == "probe":
+        lines.append("first a linear classifier on the frozen base's features, computed once")
+    if recipe.freeze_until != "all":
+        mirrored = "mirror images, " if recipe.horizontal_flip else ""
+        lines.append(
+            f"then {recipe.freeze_until} and the classifier: {recipe.epochs} epochs, learning rate "
+            f"{recipe.learning_rate:g}, {mirrored}scales {recipe.train_scale_range}"
+        )
+    return lines

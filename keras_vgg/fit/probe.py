@@ -1,0 +1,115 @@
+"""The first classifier of a network on pretrained features: scikit-learn's, not a random one."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vgg import data, transfer
+from keras_vgg.backend import is_tensorflow
+from keras_vgg.fit import frozen
+from keras_vgg.recipe import Recipe
+
+# Inverse strengths of the regularisation. More of them find nothing better.
+STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
+MOST_IMAGES = 20_000  # to fit on
+
+
+def fit_classifier(
+    model: keras.Model,
+    recipe: Recipe,
+    train: data.Split,
+    validation: data.Split,
+    transform: partial,
+    folder: Path,
+    verbose: bool = False,
+) -> dict[str, Any]:
+    """Give a network the linear classifier that is best on its own features.
+
+    The features are the pooled feature map of each image, and of its mirror image if training uses
+    mirror images. Each gets mean 0 and deviation 1. Logistic regression is fitted for each strength
+    of the regularisation; the validation images choose one. The layer `predictions` then holds the
+    classifier for the features as they are.
+
+    Args:
+        model: A network with head="gap".
+        recipe: Its recipe.
+        train: The images to fit on; at most 20,000 of them are used.
+        validation: The images that choose.
+        transform: As in `data.evaluation_dataset`.
+        folder: Where to keep the features.
+        verbose: Whether to show progress bars.
+
+    Returns:
+        For results.json: `C` and the validation accuracy of the classifier.
+    """
+    base, _ = frozen.split_model(model)
+    pairs = []
+    for split, mirrored in (
+        (train.spread(MOST_IMAGES), recipe.horizontal_flip),
+        (validation, False),
+    ):
+        pairs.append(_features(base, split, transform, mirrored, folder / split.name, verbose))
+    (features, labels), (validation_features, validation_labels) = pairs
+    views = features.shape[1]
+    probe = transfer.linear_probe(
+        features.reshape(-1, features.shape[-1]),
+        np.repeat(labels, views),
+        validation_features[:, 0],
+        validation_labels,
+        C=STRENGTHS,
+        class_weight=None if recipe.class_weights == "none" else recipe.class_weights,
+    )
+    kernel, bias = _folded(probe, model.output_shape[-1])
+    layer: Any = model.get_layer("predictions")
+    layer.kernel.assign(kernel)
+    layer.bias.assign(bias)
+    return {"C": probe.C, "validation_accuracy": probe.validation_accuracy}
+
+
+def _features(
+    base: keras.Model,
+    split: data.Split,
+    transform: partial,
+    mirrored: bool,
+    folder: Path,
+    verbose: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return float32 [images, views, d] and int [images]."""
+    if is_tensorflow():
+        cached = frozen.Features(
+            base, split, transform, mirrored=mirrored, folder=folder, verbose=verbose
+        )
+        return cached.features, cached.labels
+    features, labels = [], []
+    for images, classes in data.evaluation_dataset(split, 32, transform).as_numpy_iterator():
+        views = [images, images[:, :, ::-1]][: 1 + mirrored]
+        # Not predict_on_batch: several devices cannot share the last batch equally.
+        arrays: list[Any] = [base(view.astype("float32"), training=False) for view in views]
+        arrays = [keras.ops.convert_to_numpy(array) for array in arrays]
+        features.append(np.stack(arrays, axis=1).astype("float32"))
+        labels.append(classes)
+    return np.concatenate(features), np.concatenate(labels)
+
+
+def _folded(probe: transfer.LinearProbe, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return kernel [d, classes] and bias [classes] of a soft-max on features as they are.
+
+    A class without training images gets a bias that makes it improbable.
+    """
+    scaler, regression = (step for _, step in probe.classifier.steps)
+    coefficients, intercepts = regression.coef_, regression.intercept_
+    if len(regression.classes_) == 2:  # one row: the second class's log odds
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercepts = np.concatenate([-intercepts, intercepts]) / 2
+    coefficients = coefficients / scaler.scale_
+    intercepts = intercepts - coefficients @ scaler.mean_
+    kernel = np.zeros((coefficients.shape[1], classes), np.float32)
+    bias = np.full(classes, intercepts.min() - 10, np.float32)
+    kernel[:, regression.classes_] = coefficients.T
+    bias[regression.classes_] = intercepts
+    return kernel, bias
