@@ -1,6 +1,7 @@
 """What is decided on which machine; the machines are described, not there."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -106,6 +107,14 @@ def stderr_of(code: str, **environment: str) -> str:
 def test_tensorflow_starts_without_a_word() -> None:
     code = f"{PREPARED}; import keras; print(keras.ops.ones(3))"
     assert stderr_of(code) == ""
+
+
+def test_a_script_and_a_command_start_without_a_word() -> None:
+    assert stderr_of(f"{PREPARED}; import keras_vgg.runs, keras_vgg.demo") == ""
+    arguments = ["data", "stats", "digits", "--limit", "5"]
+    stderr = stderr_of(f"from keras_vgg import cli; cli.main({arguments!r})")
+    # The progress bar alone.
+    assert not re.search(r"^[IWEF]\d{4} |WARNING|oneDNN|cuInit|absl", stderr, re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -203,6 +203,24 @@ def test_only_public_names(path):
                 assert is_public(modules[node.value.id], node.attr)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_tensorflow_is_imported_without_its_messages(path):
+    """Before `prepare_environment`, nothing is imported that imports TensorFlow."""
+    for statement in code_of(read(path)).body:
+        text = ast.unparse(statement)
+        if "prepare_environment()" in text:
+            return
+        for node in ast.walk(statement):
+            module = getattr(node, "module", None)
+            names = [alias.name for alias in getattr(node, "names", ()) if hasattr(alias, "name")]
+            if module == "keras_vgg":
+                assert names == ["hardware"], text
+            else:
+                roots = {name.split(".")[0] for name in [module or "", *names]}
+                assert not roots & {"keras", "keras_vgg", "tensorflow"}, text
+    pytest.fail(f"{path.name} does not call prepare_environment")
+
+
 def is_public(module, name):
     if hasattr(module, "__all__"):
         return name in module.__all__
