@@ -150,7 +150,7 @@ def options_of(command: type) -> list[str]:
     for field in dataclasses.fields(command):
         if dataclasses.is_dataclass(hints[field.name]):
             found += options_of(hints[field.name])
-        elif "Positional" not in str(annotated[field.name]):
+        elif not re.search("Positional|Suppress", str(annotated[field.name])):
             other = re.search(r"name='(\w+)'", str(annotated[field.name]))
             found.append(other[1] if other else field.name)
     return found

@@ -206,7 +206,7 @@ def _draw(
 
 def _numbers() -> dict[str, type]:
     """Return the fields that hold a number, each with int or float."""
-    kinds = {int: int, float: float, int | None: int}
+    kinds = {int: int, float: float, int | None: int, int | Literal["auto"] | None: int}
     return {name: kinds[kind] for name, kind in field_types().items() if kind in kinds}
 
 
