@@ -39,7 +39,7 @@ def parse(command: str) -> Any:
         if words[-1] in ("--version", "--help"):
             return None
         raise ValueError(f"no such command: {command}")
-    if name == "train" and arguments[0].endswith(".py"):
+    if name == "train" and arguments[0].endswith((".py", ".json")):
         if arguments[0].startswith("runs/"):
             arguments[0] = "training/recipes/digits.py"
         arguments[0] = str(ROOT / arguments[0])

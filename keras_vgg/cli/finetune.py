@@ -44,7 +44,7 @@ class Finetune:
     freeze_until: Literal["block2", "block3", "block4", "block5"] | None = None
     """The first block to train (default: block5; no block for few images)."""
     epochs: int | None = None
-    """Passes over the training images (default: 8)."""
+    """Passes over the training images (default: 10)."""
     learning_rate: float | None = None
     """Learning rate (default: 0.001)."""
     resize: Literal["crop", "squash", "pad"] | None = None

@@ -32,7 +32,12 @@ _COMMON: dict[str, Any] = {
     "keep_checkpoints": 1,
 }
 # The values were chosen on validation images of CIFAR-10 (training/README.md).
-_BLOCK: dict[str, Any] = {"freeze_until": "block5", "epochs": 8, "learning_rate": 0.001}
+_BLOCK: dict[str, Any] = {
+    "freeze_until": "block5",
+    "epochs": 10,
+    "learning_rate": 0.001,
+    "weight_decay": 5e-3,
+}
 # The probe is the best linear classifier already: these epochs change little.
 _HEAD: dict[str, Any] = {"freeze_until": "all", "epochs": 3, "learning_rate": 1e-5}
 
