@@ -34,6 +34,7 @@ from keras_vgg import hardware
 from keras_vgg.files import write_json
 
 SIZE = 96
+TERMINATED = 143  # the exit status after SIGTERM
 
 
 def make_folder(data: Path, folder: Path, classes: int, images: int) -> Path:
@@ -52,7 +53,10 @@ def run_finetune(folder: Path, weights: Path, workdir: Path, seed: int) -> dict[
     command = [sys.executable, "-m", "keras_vgg.cli", "finetune", str(folder)]
     command += ["--init", str(weights), "--workdir", str(workdir), "--seed", str(seed), "--quiet"]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, check=True)
+    while (status := subprocess.run(command, check=False).returncode) == TERMINATED:
+        print("the command was ended; it is repeated, and resumes", flush=True)
+    if status:
+        raise SystemExit(status)
     spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime
     results = json.loads((workdir / "results.json").read_text())
     return {
