@@ -87,7 +87,7 @@ def run_probe(splits: dict[str, tuple[np.ndarray, np.ndarray]], weights: Path) -
     from keras_vgg import VGG16, linear_probe
 
     started = time.process_time()
-    base = VGG16(
+    base: Any = VGG16(
         include_top=False,
         weights=weights,
         input_shape=(SIZE, SIZE, 3),
@@ -124,7 +124,7 @@ def run_keras(
     x = base(x, training=False)
     x = keras.layers.GlobalAveragePooling2D()(x)
     x = keras.layers.Dropout(0.2)(x)
-    model = keras.Model(inputs, keras.layers.Dense(classes, activation="softmax")(x))
+    model: Any = keras.Model(inputs, keras.layers.Dense(classes, activation="softmax")(x))
     best: dict[str, Any] = {"val_accuracy": -1.0, "epochs": 0}
 
     class Clock(keras.callbacks.Callback):
@@ -136,16 +136,14 @@ def run_keras(
 
         def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
             if time.process_time() - started > self.end:
-                self.model.stop_training = True
+                model.stop_training = True
 
         def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
             best["epochs"] += 1
             if (logs or {})["val_accuracy"] >= best["val_accuracy"]:
-                best.update(
-                    val_accuracy=(logs or {})["val_accuracy"], weights=self.model.get_weights()
-                )
+                best.update(val_accuracy=(logs or {})["val_accuracy"], weights=model.get_weights())
             if time.process_time() - started > self.end:
-                self.model.stop_training = True
+                model.stop_training = True
 
     for rate, share in ((1e-3, 0.5), (1e-5, 1.0)):
         base.trainable = share == 1.0
@@ -160,7 +158,7 @@ def run_keras(
             batch_size=32,
             epochs=1000,
             callbacks=[Clock(share * seconds)],
-            verbose=0,  # pyright: ignore[reportArgumentType]  # Keras annotates str alone
+            verbose=0,
         )
     model.set_weights(best["weights"])
     hits = model.predict(splits["test"][0], verbose=0).argmax(1) == splits["test"][1]
