@@ -9,7 +9,7 @@ from PIL import Image
 
 import keras_vgg
 from keras_vgg import cli, data, recipe_for
-from keras_vgg.fit import Run, describe_defaults
+from keras_vgg.fit import Run, describe_defaults, fit
 from keras_vgg.fit.defaults import size_for
 from keras_vgg.recipe import Recipe
 
@@ -146,3 +146,19 @@ def test_a_recipe_of_a_file_is_taken_as_it_is(tmp_path, trained, capsys):
     assert trained == [recipe]
     assert keras_vgg.recipe_for is recipe_for
     assert capsys.readouterr().out == ""
+
+
+def test_scales_that_would_leave_a_frame_are_refused_for_new_runs(tmp_path, monkeypatch):
+    small = Recipe(width_multiplier=1 / 16, hidden_units=8, test_fraction=0.8, epochs=1)
+    for changes in ({"train_scale": (32, 40)}, {"eval_scale": 48}):
+        recipe = small.replace(image_size=64, **changes)
+        with pytest.raises(ValueError, match="a frame of zeros around every image"):
+            fit(recipe, tmp_path / "run", verbose=0)
+        assert not (tmp_path / "run").exists()
+    # A run that an earlier version began goes on.
+    recipe = small.replace(train_scale=(24, 40), eval_scale=24)
+    with monkeypatch.context() as patch:
+        patch.setattr("keras_vgg.recipe_checks.require_no_frames", lambda *_: None)
+        fit(recipe, tmp_path / "run", verbose=0)
+    (tmp_path / "run" / "results.json").unlink()
+    assert fit(recipe, tmp_path / "run", verbose=0).finished

@@ -13,9 +13,9 @@ images go to
 - keras.applications' usual script: a dense layer on the frozen base with Adam, then block 5 too at
   1e-5, with random mirror images and rotations, for as much processor time as the first.
 
-Measured with 5 classes x 120 images, three seeds: 79.17 %, 76.67 % and 75.56 % of 120 test images, in
-this order, in 451 to 502 s of user time for the command. With 10 classes x 100: not run to its end.
-training/README.md has the conditions.
+Measured with 5 classes x 120 images, three seeds: 79.17 %, 76.67 % and 75.56 % of 120 test images,
+in this order, in 451 to 502 s of user time for the command. With 10 classes x 100: not run to its
+end. training/README.md has the conditions.
 
 Times are the user time of the processes, because the machine does other work at the same time.
 """
