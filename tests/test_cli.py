@@ -277,7 +277,6 @@ def test_damaged_images_are_named_and_counted(tmp_path, capsys):
     arguments = ["train", "--workdir", tmp_path / "run", "--source", f"folder:{tmp_path / 'set'}"]
     arguments += ["--epochs", "1", "--width-multiplier", "0.0625", "--hidden-units", "8"]
     arguments += ["--batch-size", "4", "--validation-fraction", "0.2", "--quiet"]
-    arguments += ["--image-size", "32", "--horizontal-flip", "False"]  # no defaults to state
     assert cli.main([str(a) for a in arguments]) == cli.BAD_INPUT
     printed = capsys.readouterr()
     assert printed.out.startswith("defaults for photographs: ")
