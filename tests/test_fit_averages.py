@@ -54,6 +54,20 @@ def test_estimates_are_the_mean_over_the_batches(taken: int) -> None:
         np.testing.assert_array_equal(now, was)
 
 
+def test_layers_that_settle_later_are_estimated_alone() -> None:
+    model = network()
+    first, second = model.get_layer("first"), model.get_layer("second")
+    second.momentum = 0.99
+    averages = Averages(lambda epoch: batches(5))
+    averages.enter(model, 0, 20)
+    estimate = second.moving_mean.numpy()
+    averages.leave()
+    before = first.moving_mean.numpy()
+    averages.enter(model, 1, 100)
+    np.testing.assert_array_equal(first.moving_mean.numpy(), before)
+    np.testing.assert_allclose(second.moving_mean.numpy(), estimate, rtol=1e-4, atol=1e-5)
+
+
 def test_averages_that_have_settled_are_left_alone() -> None:
     model = network()
     assert len(unsettled(model, 65)) == 2

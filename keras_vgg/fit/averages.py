@@ -35,7 +35,8 @@ class Averages:
     def __init__(self, batches: Callable[[int], Iterable[tuple[Any, Any]]]) -> None:
         self._batches = batches
         self._own: list[tuple[Any, np.ndarray]] = []
-        self._statistics: Callable | None = None  # compiled at the first use
+        self._rows: list[tuple[int, float]] = []
+        self._statistics: Callable | None = None  # compiled for these rows
 
     def enter(self, model: keras.Model, epoch: int, batches_taken: int) -> None:
         """Put estimates from this epoch's batches into the model, if its averages need them.
@@ -49,9 +50,12 @@ class Averages:
         variables: list[Any] = [
             v for layer in layers for v in (layer.moving_mean, layer.moving_variance)
         ]
-        rows = _rows(model, layers)
-        if self._statistics is None:
-            self._statistics = _compiled(partial(_batch_statistics, model, rows))
+        places = {id(v): place for place, v in enumerate(model.non_trainable_variables)}
+        # Where each average is among the other variables, and a batch's share in it.
+        shares = [1.0 - layer.momentum for layer in layers for _ in ("mean", "variance")]
+        rows = [(places[id(v)], share) for v, share in zip(variables, shares, strict=True)]
+        if self._statistics is None or rows != self._rows:
+            self._rows, self._statistics = rows, _compiled(partial(_batch_statistics, model, rows))
         batches = itertools.islice(self._batches(epoch), _BATCHES)
         values = _estimate(model, rows, self._statistics, batches)
         self._own = [(v, np.asarray(keras.ops.convert_to_numpy(v))) for v in variables]
@@ -71,18 +75,6 @@ def unsettled(model: keras.Model, batches_taken: int) -> list[keras.layers.Batch
         layer
         for layer in batch_norms(model)
         if layer.trainable and layer.momentum**batches_taken > _RESIDUE
-    ]
-
-
-def _rows(
-    model: keras.Model, layers: list[keras.layers.BatchNormalization]
-) -> list[tuple[int, float]]:
-    """Return where each average is among the other variables, and a batch's share in it."""
-    places = {id(v): place for place, v in enumerate(model.non_trainable_variables)}
-    return [
-        (places[id(variable)], 1.0 - layer.momentum)
-        for layer in layers
-        for variable in (layer.moving_mean, layer.moving_variance)
     ]
 
 
