@@ -154,12 +154,7 @@ class Run:
 
         import keras_vgg.layers  # noqa: F401  registers the layers of model.keras
 
-        if not self.finished:
-            raise ValueError(f"{self.directory} has not finished training; resume it first")
-        self.read_json("results.json")  # raises an error for damage before anything is computed
-        self.require_model()
-        require_archive(self.model_path)
-        require_hdf5(self.model_path, "model.weights.h5")
+        self.require_sound_model()
         try:
             model = keras.saving.load_model(self.model_path, compile=False)
         except MemoryError:
@@ -170,6 +165,20 @@ class Run:
         if not isinstance(model, keras.Model):
             raise ValueError(f"{self.model_path} is damaged: it holds a {type(model).__name__}")
         return model
+
+    def require_sound_model(self) -> None:
+        """Look at results.json and at the model's file, before anything is computed from them.
+
+        Raises:
+            ValueError: the run has not finished training, or one of the files is damaged.
+            FileNotFoundError: the model's file is missing.
+        """
+        if not self.finished:
+            raise ValueError(f"{self.directory} has not finished training; resume it first")
+        self.read_json("results.json")
+        self.require_model()
+        require_archive(self.model_path)
+        require_hdf5(self.model_path, "model.weights.h5")
 
     def require_model(self) -> None:
         """Raise FileNotFoundError if the run's model is missing."""

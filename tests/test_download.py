@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from huggingface_hub import constants
 
 from keras_vgg.weights.download import fetch
 from keras_vgg.weights.published import CHECKPOINTS
+from tests.hub import in_place_of_the_hub
 
 PAYLOAD = b"weights of a network " * 5000
 MD5 = f"md5:{hashlib.md5(PAYLOAD).hexdigest()}"
@@ -87,24 +87,9 @@ def server(monkeypatch, tmp_path):
     """A server, and empty caches of Keras and the hub in tmp_path."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    with Server() as server:
-        # huggingface_hub reads its variables when imported; test_cache_variables sets those.
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-        # For the user agent it would fetch and keep a list.
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-        # It waits 23 s in all before it gives up.
-        monkeypatch.setattr("time.sleep", lambda _: None)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    # test_cache_variables sets the variables of the environment.
+    with Server() as server, in_place_of_the_hub(server, server.url, tmp_path, monkeypatch):
         yield server
-        server.shutdown()
-        thread.join()
-    huggingface_hub.close_session()
 
 
 @pytest.fixture

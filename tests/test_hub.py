@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 import shutil
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub
@@ -19,6 +18,7 @@ from keras_vgg import cli, models, weights
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.runs import model_card, push_run
+from tests.hub import in_place_of_the_hub
 
 # The hub's client uploads a large file in a way that its own HTTP library calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -163,24 +163,11 @@ def hub(monkeypatch, tmp_path):
     """A hub, and an empty cache of the hub's client."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Hub() as server:
-        # huggingface_hub reads its variables when imported.
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         for name in ("huggingface_hub.hf_api.ENDPOINT", "huggingface_hub.hf_api.api.endpoint"):
             monkeypatch.setattr(name, server.url, raising=False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr("time.sleep", lambda _: None)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-    huggingface_hub.close_session()
+        with in_place_of_the_hub(server, server.url, tmp_path / "cache", monkeypatch):
+            yield server
 
 
 @pytest.fixture(scope="module")

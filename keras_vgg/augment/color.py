@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-# Rec.601 luma and the NTSC colour-difference axes. The last two rows sum to zero: greys stay grey.
-_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+LUMA = (0.299, 0.587, 0.114)  # Rec.601: the shares of red, green and blue
+# Luma and the NTSC colour-difference axes. The last two rows sum to zero: greys stay grey.
+_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _RGB = np.linalg.inv(_YIQ)
 # A hue rotation by t with saturation s is GREY + s * (cos(t) * CHROMA + sin(t) * QUADRATURE).
 _GREY = (_RGB @ np.diag([1.0, 0.0, 0.0]) @ _YIQ).astype(np.float32)

@@ -28,12 +28,14 @@ class DataCheck:
 
     def __call__(self) -> None:
         from keras_vgg import data
+        from keras_vgg.data.left_out import listed
         from keras_vgg.files import write_json
 
         # A skipped image would be missing from the report.
         source = dataclasses.replace(self.source_options, on_bad_image="error").open(self.source)
         self.report.parent.mkdir(parents=True, exist_ok=True)
-        report = data.check(source, verbose=True)
+        inventory = data.take_inventory(source)
+        report = data.check(source, verbose=True, inventory=inventory)
         write_json(self.report, report)
         table = new_table(self.source, "split", "images", "bad", "height", "width", "formats")
         for name, split in report["splits"].items():
@@ -45,7 +47,7 @@ class DataCheck:
             bad_count = str(len(split["bad"])) if "bad" in split else "in memory"
             table.add_row(name, f"{split['images']:,}", bad_count, *sides, "; ".join(formats))
         show(table)
-        for line in data.take_inventory(source).lines():
+        for line in inventory.lines():
             show(line)
         flat = [row for split in report["splits"].values() for row in split.get("few_levels", [])]
         if flat:
@@ -57,7 +59,7 @@ class DataCheck:
         show(str(self.report))
         bad = [name for split in report["splits"].values() for name, _ in split.get("bad", [])]
         if bad:
-            names = ", ".join(bad[:10]) + (", ..." if len(bad) > 10 else "")
+            names = listed(bad[:10], len(bad))
             raise ValueError(f"{len(bad)} images of {self.source} cannot be decoded: {names}")
         kind, _, path = self.source.partition(":")
         if kind == "records":

@@ -19,7 +19,7 @@ from pathlib import Path
 from keras_vgg.console import progress_bars
 from keras_vgg.data.left_out import printable
 from keras_vgg.data.split import Split, labels_of
-from keras_vgg.files import cache_folder, write_atomically
+from keras_vgg.files import cache_folder, write_json
 
 _NAMED = 3  # pairs
 _SHOWN_FROM = 50_000_000  # bytes to hash, from which a progress bar is shown
@@ -172,8 +172,6 @@ def _remembered(memory: Path) -> dict[str, list]:
 def _remember(memory: Path, entries: dict[str, list]) -> None:
     """Write the hashes; a cache that cannot be written costs time and nothing else."""
     try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(entries)
-        write_atomically(memory, lambda partial: partial.write_text(text, encoding="utf-8"))
+        write_json(memory, entries)
     except OSError:
         return

@@ -13,11 +13,8 @@ import numpy as np
 from keras_vgg.data.decode import EXTENSIONS
 from keras_vgg.data.equal import equal_file_groups
 from keras_vgg.data.inspection import without_bad_images
-from keras_vgg.data.left_out import LeftOut, kind_of, printable
+from keras_vgg.data.left_out import HEAD_BYTES, READ_FORMATS, LeftOut, kind_of, printable
 from keras_vgg.data.split import Source, Split, hold_out, labels_of
-
-_READ = ("JPEG", "PNG", "GIF", "BMP", "WebP")
-_HEAD_BYTES = 132  # as far as DICOM's mark
 
 
 class _LeftOutFiles:
@@ -208,11 +205,11 @@ def _why_left_out(path: str) -> str | None:
         return None
     try:
         with open(path, "rb") as file:
-            head = file.read(_HEAD_BYTES)
+            head = file.read(HEAD_BYTES)
     except OSError:
         return "file that cannot be opened"
     kind = kind_of(head)
-    if kind in _READ:
+    if kind in READ_FORMATS:
         return None
     suffix = os.path.splitext(name)[1].lower()
     return f"{kind or 'no image'} ({printable(suffix) or 'without a suffix'})"

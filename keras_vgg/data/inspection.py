@@ -23,26 +23,20 @@ from keras_vgg.data.decode import (
     reason,
     why_bad,
 )
-from keras_vgg.data.inventory import take_inventory
-from keras_vgg.data.left_out import listed, printable
+from keras_vgg.data.inventory import Inventory, take_inventory
+from keras_vgg.data.left_out import HEAD_BYTES, READ_FORMATS, kind_of, listed, printable
 from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Records, Source, Split, labels_of, pictures_of
 
-# The first bytes of a file -> its format, and what such a file may be called.
-_MARKS = (
-    (b"\xff\xd8\xff", "JPEG", (".jpg", ".jpeg")),
-    (b"\x89PNG", "PNG", (".png",)),
-    (b"GIF8", "GIF", (".gif",)),
-    (b"BM", "BMP", (".bmp",)),
-    (b"RIFF", "WebP", (".webp",)),
-)
 _NOT_READ = "could not be read: its TFRecord file is damaged at it or before it, or ends there"
 _MOST_BAD_IMAGES = 0.1  # share of a split that may be skipped
 _FEW = 2**13  # values of 65,536: the picture has fewer than 32 of 256 grey levels
 _COMPONENTS = {1: "grey", 3: "colour", 4: "CMYK"}
 
 
-def check(source: Source, verbose: bool = False) -> dict[str, Any]:
+def check(
+    source: Source, verbose: bool = False, inventory: Inventory | None = None
+) -> dict[str, Any]:
     """Decode every image of a source, and describe its splits in plain values for JSON.
 
     Each split has `images` and `class_counts`, which count bad images too, but no bad records, for
@@ -56,7 +50,8 @@ def check(source: Source, verbose: bool = False) -> dict[str, Any]:
       eighth of the possible values, so that it becomes almost one grey: see `bit_depth`;
     - `height` and `width`: the smallest, median and largest, if any image is good.
 
-    `inventory` is what the source holds and leaves out, see `keras_vgg.data.Inventory`.
+    `inventory` is what the source holds and leaves out, see `keras_vgg.data.Inventory`; it is
+    taken here unless it is given.
     `verbose` shows a progress bar on stderr.
     """
     splits = source.splits()
@@ -72,7 +67,7 @@ def check(source: Source, verbose: bool = False) -> dict[str, Any]:
         "source": source.name,
         "class_names": list(source.class_names),
         "splits": found,
-        "inventory": take_inventory(source).as_json(),
+        "inventory": (inventory or take_inventory(source)).as_json(),
     }
 
 
@@ -172,11 +167,12 @@ class _Scan:
         progress(split.size)
 
     def _count(self, position: int, head: bytes, components: int) -> None:
-        kind, extensions = next((k, e) for mark, k, e in _MARKS if head.startswith(mark))
+        kind = kind_of(head)
+        assert kind in READ_FORMATS, "it was decoded"
         self.formats[f"{kind}, {_COMPONENTS[components]}" if components else kind] += 1
         if self.split.paths is not None:
             path = printable(self.split.paths[position])
-            if path.lower().endswith(EXTENSIONS) and not path.lower().endswith(extensions):
+            if path.lower().endswith(EXTENSIONS) and not path.lower().endswith(READ_FORMATS[kind]):
                 self.wrong_extension.append((path, kind))
 
     def bad(self) -> list[tuple[int, str, str]]:
@@ -282,7 +278,7 @@ def _examine(position: tf.Tensor, encoded: tf.Tensor, label: tf.Tensor) -> tuple
     )
     # The shape, for without a use of the image the decoding would be pruned away.
     sides = tf.shape(decode(encoded))[:2]
-    head = tf.strings.substr(encoded, 0, 4)
+    head = tf.strings.substr(encoded, 0, HEAD_BYTES)
     deep = tf.cond(is_16_bit(encoded), lambda: _range_of(encoded), lambda: tf.constant([0, -1]))
     return position, label, head, sides, components, orientation(encoded) > 1, deep
 

@@ -7,6 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 NAMED = 3  # files of each reason
+HEAD_BYTES = 132  # that `kind_of` looks at: DICOM's mark ends there
+
+# The formats that are read, and what such a file may be called.
+READ_FORMATS = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "WebP": (".webp",),
+}
 
 # What a file begins with -> its format. Those that are read, then those that people bring.
 _FORMATS = (
@@ -36,7 +46,7 @@ _FORMATS = (
 
 
 def kind_of(head: bytes) -> str | None:
-    """Return the format that a file's first 132 bytes are of, such as "TIFF"; None: not known."""
+    """Return the format of a file's first `HEAD_BYTES`, such as "TIFF"; None: not known."""
     for place, mark, kind in _FORMATS:
         if head[place : place + len(mark)] == mark:
             return kind

@@ -42,6 +42,11 @@ class ChannelStatistics:
     eigenvectors: np.ndarray
     images: int
 
+    @classmethod
+    def unknown(cls) -> ChannelStatistics:
+        """Return the statistics of no image: mean 0 and deviation 1."""
+        return cls(np.zeros(3), np.ones(3), np.zeros(3), np.eye(3), images=0)
+
 
 def steps_per_epoch(split: Split, batch_size: int, hosts: int = 1) -> int:
     """Whole batches in an epoch of training, `batch_size` on each host. ValueError for none."""

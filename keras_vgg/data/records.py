@@ -289,7 +289,7 @@ def _images(
         if split.paths is not None:
             image = printable(split.paths[index])
         try:
-            encoded, label, _ = next(images)
+            encoded, label, *_ = next(images)
         except tf.errors.OpError as error:  # the map keeps the order, so it is this image's
             bad = find_bad_images(split.take(np.array([index]))) if split.paths is not None else []
             raise ValueError(f"{image}: {bad[0][1] if bad else reason(error)}") from error
@@ -312,23 +312,18 @@ def _dataset(
             pair = (pictures_of(chosen), labels_of(chosen))
             items = tf.data.Dataset.from_tensor_slices(pair)
 
-    def decoded(item: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def decoded(item: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, ...]:
         if split.paths is not None:
             item = tf.io.read_file(item)
         elif split.images is not None:
             item = tf.io.encode_png(item)
-        if max_side is not None:
-            item = _shrunk(item, tf.constant(max_side), split.bit_depth)
-        return item, label, _sides(item)
+        if max_side is not None:  # which decodes the image, too
+            return _shrunk(item, tf.constant(max_side), split.bit_depth), label
+        # The sides are a use of the image, without which the decoding would be pruned away.
+        return item, label, tf.shape(decode(item))
 
     items = items.map(decoded, num_parallel_calls=tf.data.AUTOTUNE)
     return untuned(items.prefetch(tf.data.AUTOTUNE))
-
-
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)])  # traced once, not for each shard
-def _sides(encoded: tf.Tensor) -> tf.Tensor:
-    """int32 [3]: a use of the image, without which the decoding would be pruned away."""
-    return tf.shape(decode(encoded))
 
 
 @tf.function  # traced once, not for each shard

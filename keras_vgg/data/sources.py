@@ -72,42 +72,18 @@ def load_source(
             raise ValueError(f"{name}_fraction={fraction} must be at least 0 and below 1")
     if on_bad_image not in ("error", "skip"):
         raise ValueError(f'on_bad_image={on_bad_image!r} must be "error" or "skip"')
-    source = _opened(
-        spec,
-        validation_fraction=validation_fraction,
-        test_fraction=test_fraction,
-        seed=seed,
-        skip_bad=on_bad_image == "skip",
-        data_dir=data_dir,
-        manual_dir=manual_dir,
-        download=download,
-        train_split=train_split,
-        validation_split=validation_split,
-        test_split=test_split,
-    )
-    splits = source.splits()
-    return replace(source, **{n: replace(s, bit_depth=bit_depth) for n, s in splits.items()})
-
-
-def _opened(
-    spec: str,
-    *,
-    validation_fraction: float,
-    test_fraction: float,
-    seed: int,
-    skip_bad: bool,
-    data_dir: str | os.PathLike[str] | None,
-    manual_dir: str | os.PathLike[str] | None,
-    download: bool,
-    train_split: str | None,
-    validation_split: str | None,
-    test_split: str | None,
-) -> Source:
-    """Open the source that `load_source` was asked for."""
     form, colon, path = spec.partition(":")
-    if form in ("folder", "idx", "records") and not (colon and path):
+    if form in _PATH_FORMS and not (colon and path):
         raise ValueError(f"source {spec!r} needs a path, as in {form}:/data/flowers")
-    if not (spec == "digits" or form in ("folder", "idx", "records")):
+    if spec == "digits" or form in _PATH_FORMS:
+        if train_split or validation_split or test_split:
+            raise ValueError(
+                f"source {spec!r} takes no train_split, validation_split or test_split: "
+                "only TensorFlow Datasets have named splits"
+            )
+        skip_bad = on_bad_image == "skip"
+        source = _without_named_splits(spec, validation_fraction, test_fraction, seed, skip_bad)
+    else:
         source = catalog.load(
             spec,
             validation_fraction=validation_fraction,
@@ -120,18 +96,25 @@ def _opened(
             validation_split=validation_split,
             test_split=test_split,
         )
-        return _without_bad_records(source) if skip_bad else source
-    if train_split or validation_split or test_split:
-        raise ValueError(
-            f"source {spec!r} takes no train_split, validation_split or test_split: "
-            "only TensorFlow Datasets have named splits"
-        )
+    if on_bad_image == "skip":
+        source = _without_bad_records(source)
+    splits = source.splits()
+    return replace(source, **{n: replace(s, bit_depth=bit_depth) for n, s in splits.items()})
+
+
+_PATH_FORMS = ("folder", "idx", "records")
+
+
+def _without_named_splits(
+    spec: str, validation_fraction: float, test_fraction: float, seed: int, skip_bad: bool
+) -> Source:
+    """Open the digits or a source with a path; bad records are not skipped yet."""
+    form, _, path = spec.partition(":")
     rng = np.random.default_rng(seed)
     if spec == "digits":
         return _with_held_out(spec, _digits(), _DIGITS, validation_fraction, test_fraction, rng)
     if form == "records":
-        source = records.load(path)
-        return _without_bad_records(source) if skip_bad else source
+        return records.load(path)
     root = Path(path).expanduser()
     if not root.exists():
         raise FileNotFoundError(f"source {spec!r}: there is no folder {root}")

@@ -40,7 +40,7 @@ def channel_statistics(recipe: Recipe, split: data.Split) -> data.ChannelStatist
     """Return the training split's statistics; zeros and ones if the recipe does not use them."""
     known = recipe.init is not None or None not in (recipe.mean_rgb, recipe.std_rgb)
     if known and not recipe.rgb_shift:
-        return data.ChannelStatistics(np.zeros(3), np.ones(3), np.zeros(3), np.eye(3), images=0)
+        return data.ChannelStatistics.unknown()
     if hosts.count() == 1:
         return data.statistics(split)
     statistics = None if hosts.index() else data.statistics(split)

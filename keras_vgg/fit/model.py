@@ -11,6 +11,7 @@ import numpy as np
 from keras_vgg import data, hardware
 from keras_vgg import weights as weight_files
 from keras_vgg.architecture import convolutions
+from keras_vgg.augment.color import LUMA
 from keras_vgg.fit.batch_norm import fuse
 from keras_vgg.fit.optimizer import LayerwiseSGD
 from keras_vgg.layers import ImagePreprocessing
@@ -21,7 +22,6 @@ from keras_vgg.run import Run
 # Section 3.1: deeper nets take "the first four convolutional layers" of A (block1_conv1,
 # block2_conv1, block3_conv1 and block3_conv2), and its three fully connected layers.
 _FROM_A = tuple(name for name, *_ in convolutions("A"))[:4]
-_LUMA = (0.299, 0.587, 0.114)  # Rec.601, as keras_vgg.augment.to_grey
 _PAPERS_DEVIATION = 0.1  # variance 1e-2
 
 
@@ -165,7 +165,7 @@ def _preprocessing(
     if recipe.color == "grey" and initial is None:
         # The luma of the means is the mean of the lumas; the deviations of the channels bound that
         # of the luma, and equal it for grey images.
-        mean, std = ([float(np.dot(_LUMA, values))] for values in (mean, std))
+        mean, std = ([float(np.dot(LUMA, values))] for values in (mean, std))
     if initial is not None:
         stated = initial.preprocessing
         if stated is not None:

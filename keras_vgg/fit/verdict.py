@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+from keras_vgg.architecture import get_configuration
 from keras_vgg.recipe import Recipe
 
 _LEVEL = 0.05  # of the one-sided binomial test
@@ -85,7 +86,7 @@ def advice(recipe: Recipe, history: Sequence[Mapping[str, float]], share: float)
             f"training accuracy is {own:.2%}, so the network learns what does not carry over: "
             "check that the validation images have the right labels, add images or augmentation"
         )
-    deep = recipe.configuration.upper().removeprefix("VGG") in (*_DEEP, "16", "19")
+    deep = get_configuration(recipe.configuration).name in _DEEP
     if deep and not recipe.batch_norm and recipe.init is None:
         changes.append(
             "--batch-norm True, or --initialization RUN with a trained run of configuration A "

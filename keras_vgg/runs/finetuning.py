@@ -7,11 +7,10 @@ from typing import Any
 
 from keras_vgg.fit import train
 from keras_vgg.fit.finetuning import plan_finetuning
+from keras_vgg.recipe import PATH_SOURCES
 from keras_vgg.run import Run
 from keras_vgg.runs.evaluate import evaluate_run
 from keras_vgg.runs.report import report_runs
-
-_FORMS = ("folder", "records", "idx")
 
 
 def finetune(
@@ -65,7 +64,7 @@ def finetune(
 def _source_name(source: str | Path) -> str:
     """Return a folder or a source as a source with an absolute path."""
     form, colon, path = str(source).partition(":")
-    if not (colon and form in _FORMS):
+    if not (colon and form in PATH_SOURCES):
         form, path = "folder", str(source)
     return f"{form}:{Path(path).expanduser().resolve()}"
 

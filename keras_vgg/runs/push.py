@@ -15,8 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from keras_vgg import __version__
 from keras_vgg.architecture import get_configuration
-from keras_vgg.containers import require_archive, require_hdf5
-from keras_vgg.recipe import Recipe
+from keras_vgg.recipe import PATH_SOURCES, Recipe
 from keras_vgg.run import Run
 
 # The members of a .keras archive: as a folder, they are how Keras saves a network on the hub.
@@ -54,11 +53,7 @@ def push_run(run: Run, repository: str, *, private: bool = False) -> str:
         raise ValueError(f"the repository must be OWNER/NAME, not {repository!r}") from error
     if repository.count("/") != 1:
         raise ValueError(f"the repository must be OWNER/NAME, not {repository!r}")
-    if not run.finished:
-        raise ValueError(f"{run.directory} has not finished training; resume it first")
-    run.require_model()
-    require_archive(run.model_path)
-    require_hdf5(run.model_path, "model.weights.h5")
+    run.require_sound_model()
     with tempfile.TemporaryDirectory() as folder:
         _write_files(run, repository, Path(folder))
         api = huggingface_hub.HfApi(library_name="keras_vgg", library_version=__version__)
@@ -107,7 +102,7 @@ def _without_folders(recipe: Recipe) -> Recipe:
     """Return a recipe that does not name the folders of this machine."""
     kind, colon, path = recipe.source.partition(":")
     changes: dict[str, Any] = {"data_dir": None, "manual_dir": None}
-    if colon and kind in ("folder", "records", "idx"):
+    if colon and kind in PATH_SOURCES:
         changes["source"] = f"{kind}:{PurePath(path).name}"
     for name in ("init", "initialization"):
         value = getattr(recipe, name)

@@ -161,7 +161,7 @@ class VGGHyperModel(keras_tuner.HyperModel):
         self.limits.require_small(recipe, self.classes)
         keras.utils.set_random_seed(recipe.seed)
         # The statistics do not change the network's size or speed; training computes them.
-        statistics = data.ChannelStatistics(np.zeros(3), np.ones(3), np.zeros(3), np.eye(3), 0)
+        statistics = data.ChannelStatistics.unknown()
         engine = hardware.choose_engine(recipe)
         model = fit.build_model(recipe, self.classes, statistics, engine.precision)
         fit.compile_model(model, recipe, engine)

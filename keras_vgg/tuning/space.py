@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from keras_vgg.recipe import Recipe, field_types
+from keras_vgg.recipe_faults import did_you_mean
 
 if TYPE_CHECKING:
     import keras_tuner
@@ -96,8 +96,7 @@ def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Seq
     searched: dict[str, Range | Sequence[Any]] = {}
     for name, choices in space.items():
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, known)
             raise ValueError(f"a recipe has no field {name!r} to search{hint}")
         single = not isinstance(choices, Range) and len(choices) == 1
         if name in _NOT_SEARCHED and not single:
