@@ -15,69 +15,29 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg import __version__, data, hardware, recipe_checks, report, transfer
-from keras_vgg import weights as weight_files
+from keras_vgg import __version__, data, hardware
 from keras_vgg.backend import backend_name, is_tensorflow
-from keras_vgg.fit import distribution, frozen, hosts, verdict
+from keras_vgg.fit import frozen, hosts, verdict
 from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.checkpoint import Progress
-from keras_vgg.fit.class_weights import class_weights, describe_weights, weighted
+from keras_vgg.fit.class_weights import describe_weights, weighted
 from keras_vgg.fit.inputs import (
-    channel_statistics,
-    describe,
     evaluation_transform,
     in_parts,
-    load_source,
     one_hot,
-    require_same_data,
     training_data,
     validation_data,
 )
-from keras_vgg.fit.model import build_model, compile_model, initial_weights
+from keras_vgg.fit.outcome import write_results
+from keras_vgg.fit.preparation import Prepared, prepare
 from keras_vgg.fit.probe import fit_classifier
 from keras_vgg.fit.progress import TrainingProgress
-from keras_vgg.fit.schedule import best_row, is_over
+from keras_vgg.fit.schedule import is_over
 from keras_vgg.fit.stopping import StopRequest
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.versions import package_versions
-
-_MEASURED_IMAGES = 1000  # training images that the kept model is tested on
-
-
-@dataclasses.dataclass(frozen=True)
-class _Prepared:
-    """A run's data and networks, before the first step.
-
-    Attributes:
-        recipe: The run's, with batches that the training split fills.
-        source: The splits.
-        described: Class names, and size and fingerprint of each split.
-        inventory: What the source holds and what it leaves out.
-        statistics: The training images' channel statistics.
-        class_weights: The weight of each class in the loss; None: the classes have no weights.
-        initial: Pretrained weights; None: the recipe names none.
-        full_model: The recipe's network.
-        base: The frozen base, whose features are computed once; None: nothing is computed once.
-        trained: The network that model.fit trains: the head, or the full network.
-    """
-
-    recipe: Recipe
-    source: data.Source
-    described: dict[str, Any]
-    inventory: data.Inventory
-    statistics: data.ChannelStatistics
-    class_weights: np.ndarray | None
-    initial: weight_files.Weights | None
-    full_model: keras.Model
-    base: keras.Model | None
-    trained: keras.Model
-
-    @property
-    def validation(self) -> data.Split:
-        assert self.source.validation is not None  # `_prepare` raises an error otherwise
-        return self.source.validation
 
 
 def run_training(
@@ -91,7 +51,7 @@ def run_training(
     first = hosts.index() == 0  # the host that writes and prints
     verbose = verbose if first else 0
     keras.utils.set_random_seed(recipe.seed)
-    prepared = _prepare(run, engine, is_new)
+    prepared = prepare(run, engine, is_new)
     # The directory keeps the recipe as it is; a small set has smaller batches.
     original, recipe = run, prepared.recipe
     run = dataclasses.replace(run, recipe=recipe)
@@ -129,77 +89,12 @@ def run_training(
             parts = steps * recipe.gradient_accumulation
             _fit(trained, training(epoch), validation, all_callbacks, epoch, recipe.epochs, parts)
     if first:
-        _write_results(run, recorder, prepared, engine, verbose)
+        write_results(run, recorder, prepared, engine, verbose)
     hosts.wait("finished")
     return original
 
 
-def _prepare(run: Run, engine: hardware.Engine, is_new: bool) -> _Prepared:
-    """Open the data, and build and compile the network."""
-    if is_new:  # an earlier version began runs of any scales
-        recipe_checks.require_no_frames(
-            run.recipe.image_size, run.recipe.train_scale_range, run.recipe.eval_scale_side
-        )
-    if run.recipe.init_head == "probe" and hosts.count() > 1:
-        raise ValueError(
-            "init_head='probe' works on one host: train there with freeze_until='all', and give "
-            "that run as init, with init_head='all'"
-        )
-    source = load_source(run.recipe)
-    recipe = _with_fitting_batches(run.recipe, source.train.size, len(engine.devices))
-    if source.validation is None:
-        raise ValueError(
-            f"{recipe.source} has no validation images to select the best epoch; "
-            "set validation_fraction above 0"
-        )
-    described = describe(source)
-    if not is_new:
-        require_same_data(run, described)
-    with data.bad_images_named(source.train):
-        statistics = channel_statistics(recipe, source.train)
-        weights = class_weights(recipe, source.train, len(source.class_names))
-    initial = initial_weights(recipe)
-    if initial is not None and not is_new:
-        _require_same_weights(run, initial)
-    model = build_model(recipe, len(source.class_names), statistics, engine.precision, initial)
-    distribution.synchronize(model, engine)
-    transfer.freeze(model, recipe.freeze_until)
-    base, trained = None, model
-    # On JAX, the frozen base runs every epoch.
-    if recipe.freeze_until == "all" and not frozen.varies(recipe) and is_tensorflow():
-        base, trained = frozen.split_model(model)
-    compile_model(trained, recipe, engine)
-    trained.optimizer.build(trained.trainable_variables)
-    inventory = data.take_inventory(source)
-    return _Prepared(
-        recipe=recipe,
-        source=source,
-        described=described,
-        inventory=inventory,
-        statistics=statistics,
-        class_weights=weights,
-        initial=initial,
-        full_model=model,
-        base=base,
-        trained=trained,
-    )
-
-
-def _with_fitting_batches(recipe: Recipe, images: int, devices: int) -> Recipe:
-    """Return a recipe whose batches are no larger than the training split.
-
-    Several hosts share the batches, so they must be given a batch size that fits.
-    """
-    if images >= recipe.batch_size or hosts.count() > 1:
-        return recipe
-    batch_size = images - images % devices if images > devices else images
-    accumulation = recipe.gradient_accumulation
-    if batch_size % accumulation:
-        accumulation = 1
-    return recipe.replace(batch_size=batch_size, gradient_accumulation=accumulation)
-
-
-def _commonest(prepared: _Prepared) -> verdict.Commonest:
+def _commonest(prepared: Prepared) -> verdict.Commonest:
     """Return what answers without looking at an image would have right."""
     names = prepared.source.class_names
     labels = prepared.validation.labels
@@ -210,7 +105,7 @@ def _commonest(prepared: _Prepared) -> verdict.Commonest:
     return verdict.Commonest(names[int(counts.argmax())], share, prepared.validation.size)
 
 
-def _write_first_files(run: Run, engine: hardware.Engine, prepared: _Prepared) -> None:
+def _write_first_files(run: Run, engine: hardware.Engine, prepared: Prepared) -> None:
     """Write recipe, data and environment. A run without checkpoints still counts as new."""
     environment = describe_environment(engine)
     run.write_recipe()  # first: a directory with other files is refused
@@ -223,7 +118,7 @@ def _write_first_files(run: Run, engine: hardware.Engine, prepared: _Prepared) -
 
 
 def _announce(
-    prepared: _Prepared, original: Recipe, engine: hardware.Engine, start: Progress
+    prepared: Prepared, original: Recipe, engine: hardware.Engine, start: Progress
 ) -> None:
     recipe = prepared.recipe
     source, model = prepared.source, prepared.full_model
@@ -247,7 +142,7 @@ def _announce(
         print(_frozen_base_note(recipe))
 
 
-def _begin_with_probe(run: Run, prepared: _Prepared, verbose: int | str) -> None:
+def _begin_with_probe(run: Run, prepared: Prepared, verbose: int | str) -> None:
     """Give the network the best linear classifier on its features, and write probe.json."""
     with data.bad_images_named(prepared.source.train, prepared.validation):
         figures = fit_classifier(
@@ -270,7 +165,7 @@ def _begin_with_probe(run: Run, prepared: _Prepared, verbose: int | str) -> None
 
 
 def _datasets(
-    run: Run, prepared: _Prepared, verbose: int | str
+    run: Run, prepared: Prepared, verbose: int | str
 ) -> tuple[Callable[..., tf.data.Dataset], tf.data.Dataset]:
     """Return a function from (epoch, step) to training batches, and validation batches."""
     recipe, source = run.recipe, prepared.source
@@ -283,64 +178,6 @@ def _datasets(
             return weighted(batches, prepared.class_weights)
 
         return training, validation_data(recipe, source)
-
-
-def _write_results(
-    run: Run, recorder: Recorder, prepared: _Prepared, engine: hardware.Engine, verbose: int | str
-) -> None:
-    """Write the curve and results.json. The run is then finished."""
-    history = recorder.history
-    report.plot_history(history, run.directory / "training_curve.png")
-    best = best_row(history)
-    run.add_results(
-        epochs=len(history),
-        best_epoch=best["epoch"],
-        validation_accuracy=best["val_accuracy"],
-        validation_loss=best["val_loss"],
-        training_accuracy=_training_accuracy(run, prepared),
-        parameters=prepared.full_model.count_params(),
-        training_seconds=round(sum(row["seconds"] for row in history), 1),
-        peak_memory=hardware.peak_memory(engine),
-    )
-    if verbose:
-        _print_verdict(run, recorder, prepared)
-
-
-def _training_accuracy(run: Run, prepared: _Prepared) -> float:
-    """Return the kept model's accuracy on at most 1,000 training images, in evaluation mode.
-
-    Class weights apply, as in the accuracy that training reports.
-    """
-    split = prepared.source.train.spread(_MEASURED_IMAGES)
-    batches = data.evaluation_dataset(split, 32, evaluation_transform(run.recipe))
-    weights = prepared.class_weights
-    if weights is None:
-        weights = np.ones(len(prepared.source.class_names))
-    right = total = 0.0
-    with distribution.on_this_host_alone():
-        model: Any = keras.saving.load_model(run.model_path, compile=False)
-        for images, labels in batches.as_numpy_iterator():
-            probabilities = np.asarray(keras.ops.convert_to_numpy(model(images)))
-            right += weights[labels[probabilities.argmax(axis=1) == labels]].sum()
-            total += weights[labels].sum()
-    return float(right / total)
-
-
-def _print_verdict(run: Run, recorder: Recorder, prepared: _Prepared) -> None:
-    """Say what a user should know of a run that has ended, where there is something to say."""
-    recipe, best = run.recipe, best_row(recorder.history)
-    if 0 < recorder.commonest.share < 1 and not recorder.commonest.can_be_beaten:
-        print(recorder.commonest.too_few_line())
-    if recorder.commonest.explains(best["val_accuracy"]):
-        print(recorder.commonest.final_line(best["val_accuracy"]))
-        print(verdict.advice(recipe, recorder.history, recorder.commonest.share))
-    batches = int(best["epoch"]) * recorder.steps_per_epoch * recipe.gradient_accumulation
-    images = min(prepared.source.train.size, _MEASURED_IMAGES)
-    gap = verdict.gap_line(
-        recipe, best["accuracy"], run.results["training_accuracy"], images, batches
-    )
-    if gap:
-        print(gap)
 
 
 def _fit(
@@ -405,7 +242,7 @@ def _start_note(start: Progress) -> str:
 
 
 def _feature_datasets(
-    run: Run, prepared: _Prepared, base: keras.Model, verbose: int | str
+    run: Run, prepared: Prepared, base: keras.Model, verbose: int | str
 ) -> tuple[Callable[..., tf.data.Dataset], tf.data.Dataset]:
     """Return the same as `_datasets`, with the frozen base's features in place of images."""
     recipe, source = run.recipe, prepared.source
@@ -445,15 +282,6 @@ def _frozen_base_note(recipe: Recipe) -> str:
             "no augmentation but horizontal_flip"
         )
     return "the frozen base's features are computed once"
-
-
-def _require_same_weights(run: Run, initial: weight_files.Weights) -> None:
-    before = run.read_json("init.json")
-    if initial.sha256() != before["sha256"]:
-        raise ValueError(
-            f"the weights of {initial.source} have changed since {run.directory} began with "
-            f"{before['source']}; choose another workdir"
-        )
 
 
 def describe_environment(engine: hardware.Engine) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""What a training leaves when it ends: results.json, the curve, and advice where it went wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vgg import data, hardware, report
+from keras_vgg.fit import distribution, verdict
+from keras_vgg.fit.callbacks import Recorder
+from keras_vgg.fit.inputs import evaluation_transform
+from keras_vgg.fit.preparation import Prepared
+from keras_vgg.fit.schedule import best_row
+from keras_vgg.run import Run
+
+_MEASURED_IMAGES = 1000  # training images that the kept model is tested on
+
+
+def write_results(
+    run: Run, recorder: Recorder, prepared: Prepared, engine: hardware.Engine, verbose: int | str
+) -> None:
+    """Write the curve and results.json. The run is then finished."""
+    history = recorder.history
+    report.plot_history(history, run.directory / "training_curve.png")
+    best = best_row(history)
+    run.add_results(
+        epochs=len(history),
+        best_epoch=best["epoch"],
+        validation_accuracy=best["val_accuracy"],
+        validation_loss=best["val_loss"],
+        training_accuracy=_training_accuracy(run, prepared),
+        parameters=prepared.full_model.count_params(),
+        training_seconds=round(sum(row["seconds"] for row in history), 1),
+        peak_memory=hardware.peak_memory(engine),
+    )
+    if verbose:
+        _print_verdict(run, recorder, prepared)
+
+
+def _training_accuracy(run: Run, prepared: Prepared) -> float:
+    """Return the kept model's accuracy on at most 1,000 training images, in evaluation mode.
+
+    Class weights apply, as in the accuracy that training reports.
+    """
+    split = prepared.source.train.spread(_MEASURED_IMAGES)
+    batches = data.evaluation_dataset(split, 32, evaluation_transform(run.recipe))
+    weights = prepared.class_weights
+    if weights is None:
+        weights = np.ones(len(prepared.source.class_names))
+    right = total = 0.0
+    with distribution.on_this_host_alone():
+        model: Any = keras.saving.load_model(run.model_path, compile=False)
+        for images, labels in batches.as_numpy_iterator():
+            probabilities = np.asarray(keras.ops.convert_to_numpy(model(images)))
+            right += weights[labels[probabilities.argmax(axis=1) == labels]].sum()
+            total += weights[labels].sum()
+    return float(right / total)
+
+
+def _print_verdict(run: Run, recorder: Recorder, prepared: Prepared) -> None:
+    """Say what a user should know of a run that has ended, where there is something to say."""
+    recipe, best = run.recipe, best_row(recorder.history)
+    if 0 < recorder.commonest.share < 1 and not recorder.commonest.can_be_beaten:
+        print(recorder.commonest.too_few_line())
+    if recorder.commonest.explains(best["val_accuracy"]):
+        print(recorder.commonest.final_line(best["val_accuracy"]))
+        print(verdict.advice(recipe, recorder.history, recorder.commonest.share))
+    batches = int(best["epoch"]) * recorder.steps_per_epoch * recipe.gradient_accumulation
+    images = min(prepared.source.train.size, _MEASURED_IMAGES)
+    gap = verdict.gap_line(
+        recipe, best["accuracy"], run.results["training_accuracy"], images, batches
+    )
+    if gap:
+        print(gap)

@@ -1,0 +1,127 @@
+"""What a training needs before its first step: data, statistics, weights and networks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vgg import data, hardware, recipe_checks, transfer
+from keras_vgg import weights as weight_files
+from keras_vgg.backend import is_tensorflow
+from keras_vgg.fit import distribution, frozen, hosts
+from keras_vgg.fit.class_weights import class_weights
+from keras_vgg.fit.inputs import channel_statistics, describe, load_source, require_same_data
+from keras_vgg.fit.model import build_model, compile_model, initial_weights
+from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run's data and networks, before the first step.
+
+    Attributes:
+        recipe: The run's, with batches that the training split fills.
+        source: The splits.
+        described: Class names, and size and fingerprint of each split.
+        inventory: What the source holds and what it leaves out.
+        statistics: The training images' channel statistics.
+        class_weights: The weight of each class in the loss; None: the classes have no weights.
+        initial: Pretrained weights; None: the recipe names none.
+        full_model: The recipe's network.
+        base: The frozen base, whose features are computed once; None: nothing is computed once.
+        trained: The network that model.fit trains: the head, or the full network.
+    """
+
+    recipe: Recipe
+    source: data.Source
+    described: dict[str, Any]
+    inventory: data.Inventory
+    statistics: data.ChannelStatistics
+    class_weights: np.ndarray | None
+    initial: weight_files.Weights | None
+    full_model: keras.Model
+    base: keras.Model | None
+    trained: keras.Model
+
+    @property
+    def validation(self) -> data.Split:
+        assert self.source.validation is not None  # `prepare` raises an error otherwise
+        return self.source.validation
+
+
+def prepare(run: Run, engine: hardware.Engine, is_new: bool) -> Prepared:
+    """Open the data, and build and compile the network."""
+    if is_new:  # an earlier version began runs of any scales
+        recipe_checks.require_no_frames(
+            run.recipe.image_size, run.recipe.train_scale_range, run.recipe.eval_scale_side
+        )
+    if run.recipe.init_head == "probe" and hosts.count() > 1:
+        raise ValueError(
+            "init_head='probe' works on one host: train there with freeze_until='all', and give "
+            "that run as init, with init_head='all'"
+        )
+    source = load_source(run.recipe)
+    recipe = _with_fitting_batches(run.recipe, source.train.size, len(engine.devices))
+    if source.validation is None:
+        raise ValueError(
+            f"{recipe.source} has no validation images to select the best epoch; "
+            "set validation_fraction above 0"
+        )
+    described = describe(source)
+    if not is_new:
+        require_same_data(run, described)
+    with data.bad_images_named(source.train):
+        statistics = channel_statistics(recipe, source.train)
+        weights = class_weights(recipe, source.train, len(source.class_names))
+    initial = initial_weights(recipe)
+    if initial is not None and not is_new:
+        _require_same_weights(run, initial)
+    model = build_model(recipe, len(source.class_names), statistics, engine.precision, initial)
+    distribution.synchronize(model, engine)
+    transfer.freeze(model, recipe.freeze_until)
+    base, trained = None, model
+    # On JAX, the frozen base runs every epoch.
+    if recipe.freeze_until == "all" and not frozen.varies(recipe) and is_tensorflow():
+        base, trained = frozen.split_model(model)
+    compile_model(trained, recipe, engine)
+    trained.optimizer.build(trained.trainable_variables)
+    inventory = data.take_inventory(source)
+    return Prepared(
+        recipe=recipe,
+        source=source,
+        described=described,
+        inventory=inventory,
+        statistics=statistics,
+        class_weights=weights,
+        initial=initial,
+        full_model=model,
+        base=base,
+        trained=trained,
+    )
+
+
+def _with_fitting_batches(recipe: Recipe, images: int, devices: int) -> Recipe:
+    """Return a recipe whose batches are no larger than the training split.
+
+    Several hosts share the batches, so they must be given a batch size that fits.
+    """
+    if images >= recipe.batch_size or hosts.count() > 1:
+        return recipe
+    batch_size = images - images % devices if images > devices else images
+    accumulation = recipe.gradient_accumulation
+    if batch_size % accumulation:
+        accumulation = 1
+    return recipe.replace(batch_size=batch_size, gradient_accumulation=accumulation)
+
+
+def _require_same_weights(run: Run, initial: weight_files.Weights) -> None:
+    before = run.read_json("init.json")
+    if initial.sha256() != before["sha256"]:
+        raise ValueError(
+            f"the weights of {initial.source} have changed since {run.directory} began with "
+            f"{before['source']}; choose another workdir"
+        )
