@@ -68,9 +68,9 @@ def check_range(
 ) -> None:
     """Refuse images that are far outside their range, and warn of [0, 1] where [0, 255] is meant.
 
-    Only values that are known are checked: a NumPy array, an eager tensor of TensorFlow, an array
-    of JAX. A tenth of the range may be exceeded, as resampling does. An image of one value is not
-    warned of: it may be black.
+    Only values that are known are checked: a NumPy array, an eager tensor of TensorFlow or PyTorch,
+    an array of JAX. A tenth of the range may be exceeded, as resampling does. An image of one value
+    is not warned of: it may be black.
 
     Args:
         images: Pixels of any shape and type.
@@ -84,15 +84,15 @@ def check_range(
         ValueError: values are outside the range by more than a tenth of it, or seem to be in
             [-1, 1] or standardised.
     """
-    eager = type(images).__name__ in ("EagerTensor", "ArrayImpl")
-    if not (eager or isinstance(images, np.ndarray)) or 0 in images.shape:
+    if not _is_known(images) or 0 in images.shape:
         return
-    if eager:
+    if isinstance(images, np.ndarray):
+        low, high = float(images.min()), float(images.max())
+    else:
         from keras import ops
 
-        low, high = float(ops.min(images)), float(ops.max(images))  # pyright: ignore[reportArgumentType]
-    else:
-        low, high = float(images.min()), float(images.max())
+        values: Any = ops.stop_gradient(images)
+        low, high = float(ops.min(values)), float(ops.max(values))  # pyright: ignore[reportArgumentType]
     lowest, highest = value_range
     margin = (highest - lowest) / 10
     outside = low < lowest - margin or high > highest + margin
@@ -107,3 +107,14 @@ def check_range(
         raise ValueError(message)
     if warn and ((signed and low < high) or small):
         warnings.warn(message, stacklevel=3)
+
+
+def _is_known(images: Any) -> bool:
+    """Return whether images have values: an array or an eager tensor, not one of a graph."""
+    kind = type(images)
+    if kind.__module__ == "torch":
+        import torch
+
+        # Keras computes shapes with tensors on the device "meta".
+        return kind is torch.Tensor and not (images.is_meta or torch.compiler.is_compiling())
+    return kind.__name__ in ("ndarray", "EagerTensor", "ArrayImpl")

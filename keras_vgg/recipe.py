@@ -303,8 +303,7 @@ class Recipe:
                 changes[name] = _absolute(getattr(self, name))
         for name in ("init", "initialization"):
             value = getattr(self, name)
-            # A name without a folder may be one of Keras, or of a published checkpoint.
-            if value and os.sep in value and Path(value).exists():
+            if value and Path(value).exists() and (os.sep in value or not _is_known_name(value)):
                 changes[name] = _absolute(value)
         return self.replace(**changes) if changes else self
 
@@ -329,6 +328,15 @@ PATH_SOURCES = ("folder", "records", "idx")  # "folder:PATH"
 
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
+
+
+def _is_known_name(value: str) -> bool:
+    """Return whether a value names a published checkpoint or an initializer, not a path."""
+    if value in ("imagenet", "torchvision", "glorot", "normal"):
+        return True
+    from keras import initializers  # rarely: a path without a folder exists
+
+    return hasattr(initializers, value)
 
 
 _STORAGE = ("data_dir", "manual_dir", "download")

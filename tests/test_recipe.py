@@ -44,7 +44,9 @@ def test_absolute_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "vgg.h5").touch()
-    (tmp_path / "he_normal").mkdir()
+    for name in ("he_normal", "glorot", "imagenet", "run1"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "vgg.h5").touch()
     for given, expected in (
         ({"source": "folder:pics"}, {"source": f"folder:{tmp_path / 'pics'}"}),
         ({"source": "folder:../x:y/"}, {"source": f"folder:{tmp_path.parent / 'x:y'}"}),
@@ -52,6 +54,10 @@ def test_absolute_paths(tmp_path, monkeypatch):
         ({"source": "idx:./mnist"}, {"source": f"idx:{tmp_path / 'mnist'}"}),
         ({"data_dir": "tfds"}, {"data_dir": str(tmp_path / "tfds")}),
         ({"init": "files/vgg.h5"}, {"init": str(tmp_path / "files" / "vgg.h5")}),
+        ({"init": "vgg.h5"}, {"init": str(tmp_path / "vgg.h5")}),
+        ({"init": "run1"}, {"init": str(tmp_path / "run1")}),
+        ({"initialization": "run1"}, {"initialization": str(tmp_path / "run1")}),
+        ({"initialization": "./glorot"}, {"initialization": str(tmp_path / "glorot")}),
         ({"initialization": "./files"}, {"initialization": str(tmp_path / "files")}),
     ):
         absolute = Recipe(**given).with_absolute_paths()
@@ -63,7 +69,9 @@ def test_absolute_paths(tmp_path, monkeypatch):
         {"source": "digits"},
         {"init": "imagenet"},
         {"init": "hf://OWNER/NAME"},
+        {"init": "no_such_file.h5"},
         {"initialization": "he_normal"},
+        {"initialization": "glorot"},
         {"initialization": "normal:0.01"},
         {"source": "folder:/data/pics"},
     ):

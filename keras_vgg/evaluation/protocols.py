@@ -224,8 +224,11 @@ def evaluate(
 
     Raises:
         ValueError: the number of images differs from `expected` or is zero; labels are not [n]
-            integers in [0, classes); images, weights or outputs are not finite; the output is not
-            [n, classes].
+            integers in [0, classes); images, weights or outputs are not finite; images are not in
+            [0, 255]; the output is not [n, classes].
+
+    Warns:
+        UserWarning: the first batch seems to be in [0, 1].
 
     Example:
         ```python
@@ -251,6 +254,7 @@ def evaluate(
             if seen > expected:  # stop now: a repeated data set never ends
                 break
             require_finite_images(batch_images)
+            check_range(batch_images, warn=seen == len(batch_labels))  # warns of the first batch
             # predict() would build a data pipeline for each batch.
             output = np.asarray(model.predict_on_batch(batch_images), dtype=np.float32)
             _check_output(output, len(batch_labels), len(class_names))
