@@ -5,6 +5,8 @@ Images are RGB in [0, 255]; a model ends in soft-max probabilities. Accuracies a
 """
 
 from keras_vgg.evaluation.dense import dense_network
+from keras_vgg.evaluation.figure import SPECIFICITY, Figure, figures
+from keras_vgg.evaluation.multilabel import MultiLabelEvaluation, choose_thresholds
 from keras_vgg.evaluation.protocols import (
     AVERAGES,
     PROTOCOLS,
@@ -21,14 +23,19 @@ from keras_vgg.evaluation.result import Comparison, Evaluation, compare, fuse
 __all__ = [
     "AVERAGES",
     "PROTOCOLS",
+    "SPECIFICITY",
     "Calibration",
     "Comparison",
     "Evaluation",
+    "Figure",
+    "MultiLabelEvaluation",
     "Protocol",
     "calibration",
+    "choose_thresholds",
     "compare",
     "dense_network",
     "evaluate",
+    "figures",
     "fuse",
     "posteriors",
     "predict",

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_vgg.evaluation.figure import SPECIFICITY, Figure, figures, to_fields
+
 _CLIP = 1e-7  # keras.config.epsilon(), where Keras' cross-entropy clips
 _RESAMPLINGS = 20_000
 
@@ -94,7 +96,30 @@ class Evaluation:
             where=either > 0,
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def figures(self, specificity: float = SPECIFICITY) -> dict[str, Figure]:
+        """Return the figures beside accuracy, with intervals: see `keras_vgg.evaluation.figures`.
+
+        Raises:
+            ValueError: there is no image; specificity is not in (0, 1).
+        """
+        if specificity not in self._figures:
+            self._figures[specificity] = figures(
+                self.labels, self.probabilities, self.class_names, specificity=specificity
+            )
+        return self._figures[specificity]
+
+    @cached_property
+    def _figures(self) -> dict[float, dict[str, Figure]]:
+        """The figures that were asked for, by specificity."""
+        return {}
+
+    @cached_property
+    def majority_class(self) -> str:
+        """Name of the class with the most images; the first of several."""
+        counts = np.bincount(self.labels, minlength=len(self.class_names))
+        return self.class_names[int(counts.argmax())]
+
+    def to_dict(self, specificity: float = SPECIFICITY) -> dict[str, Any]:
         """Return all figures as plain Python values for JSON; None stands for nan."""
         return {
             "count": self.count,
@@ -106,6 +131,9 @@ class Evaluation:
             "class_names": list(self.class_names),
             "per_class": [None if np.isnan(a) else float(a) for a in self.per_class],
             "confusion": self.confusion.tolist(),
+            "majority_class": self.majority_class,
+            **to_fields(self.figures(specificity)),
+            **({"specificity": specificity} if len(self.class_names) == 2 else {}),
         }
 
     def interval(self, top: int = 1, level: float = 0.95) -> tuple[float, float]:

@@ -1,0 +1,160 @@
+"""Bootstrap over images: how often each image is drawn, and the ranks of the drawn images.
+
+A figure of resampled images needs no copy of their scores: the number of times that each image was
+drawn is enough. The functions take these counts, [resamplings, images], for many resamplings at
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLINGS = 1000
+_FEWEST = 100
+_BLOCK = 2**19  # counts in memory at once, so that they stay in a processor's cache
+_WORK = 5 * 10**7  # images x classes x resamplings of one evaluation: about a second
+_MOST_SCORES = 10**7  # images x classes
+
+
+def rank_resamplings(images: int, classes: int) -> int:
+    """Return the number of resamplings for figures that need the ranks of all scores.
+
+    It is 1,000 up to 5 x 10^4 scores (images x classes), then 5 x 10^7 / scores, but at least 100.
+    Above 10^7 scores it is 0: these figures then have no interval.
+    """
+    scores = images * classes
+    return 0 if scores > _MOST_SCORES else min(RESAMPLINGS, max(_FEWEST, _WORK // max(scores, 1)))
+
+
+def resampled_counts(images: int, resamplings: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Yield blocks int64 [m, images]: how often each image was drawn in each of m resamplings.
+
+    The first block is one row of ones, the images themselves. So one computation gives a figure and
+    its resamplings.
+    """
+    yield np.ones((1, images), np.int64)
+    random = np.random.default_rng(seed)
+    most = max(_BLOCK // images, 1)
+    for start in range(0, resamplings, most):
+        rows = min(most, resamplings - start)
+        drawn = random.integers(0, images, (rows, images)) + images * np.arange(rows)[:, np.newaxis]
+        yield np.bincount(drawn.ravel(), minlength=images * rows).reshape(rows, images)
+
+
+def interval_of(values: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
+    """Return the percentile interval of a figure's resamplings; nan stands for an undefined one.
+
+    Resamplings in which the figure is undefined are left out. None: no resampling defines it.
+    """
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return None
+    low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def ratio(numerators: np.ndarray, denominators: np.ndarray | float) -> np.ndarray:
+    """Return the quotients as float64; nan where the denominator is 0."""
+    tops, bottoms = np.broadcast_arrays(numerators, denominators)
+    return np.divide(tops, bottoms, out=np.full(tops.shape, np.nan), where=bottoms != 0)
+
+
+def mean_of_defined(values: np.ndarray, axis: int) -> np.ndarray:
+    """Return the mean over an axis without nan; nan where all values are nan."""
+    return ratio(np.nansum(values, axis=axis), (~np.isnan(values)).sum(axis=axis))
+
+
+@dataclass(frozen=True)
+class Points:
+    """The places on the curves of resamplings at which sensitivity rises: one for each tie.
+
+    Attributes:
+        before, through: [m, ties] images above a tie, and up to its end.
+        hits_before, hits: [m, ties] the same of the positive images.
+        images, positives: [m] all images, and all positive ones.
+    """
+
+    before: np.ndarray
+    through: np.ndarray
+    hits_before: np.ndarray
+    hits: np.ndarray
+    images: np.ndarray
+    positives: np.ndarray
+
+    def auc(self) -> np.ndarray:
+        """Return the area under each ROC curve; nan without a positive or a negative image."""
+        negatives = self.images - self.positives
+        # Twice the negative images below a tie, where a negative image in the tie counts half.
+        above = (self.before - self.hits_before) + (self.through - self.hits)
+        pairs = ((self.hits - self.hits_before) * (2 * negatives[:, np.newaxis] - above)).sum(1)
+        return ratio(pairs, 2 * self.positives * negatives)
+
+    def average_precision(self) -> np.ndarray:
+        """Return the mean precision at each positive image; nan without a positive image."""
+        gains = self.hits - self.hits_before
+        # A tie of which nothing was drawn at the top has no precision and no gain.
+        sums = np.nansum(gains * ratio(self.hits, self.through), axis=1)
+        return ratio(sums, self.positives)
+
+    def sensitivity(self, specificity: float) -> np.ndarray:
+        """Return the largest sensitivity of a threshold with at least this specificity."""
+        negatives = self.images - self.positives
+        best = np.where(self._allowed(specificity), self.hits, 0).max(axis=1, initial=0)
+        return np.where(negatives > 0, ratio(best, self.positives), np.nan)
+
+    def place(self, specificity: float) -> int:
+        """Return how many ties of the first resampling the threshold of `sensitivity` includes."""
+        return int(self._allowed(specificity)[0].sum())
+
+    def _allowed(self, specificity: float) -> np.ndarray:
+        negatives = (self.images - self.positives)[:, np.newaxis]
+        false_alarms = self.through - self.hits
+        # 1 - 0.95 is not 0.05 exactly; numbers of images are.
+        return false_alarms <= np.floor((1 - specificity) * negatives + 1e-6)
+
+
+class Ranking:
+    """The images of one class against the rest, sorted once by the class's probability.
+
+    Args:
+        scores: [n] the probability of the class; equal scores are a tie.
+        positive: [n] whether an image has the class.
+    """
+
+    def __init__(self, scores: np.ndarray, positive: np.ndarray) -> None:
+        self._order = np.argsort(-scores, kind="stable")
+        ranked = scores[self._order]
+        is_positive = np.asarray(positive)[self._order].astype(bool)
+        starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])
+        ends = np.r_[starts[1:], len(ranked)]
+        # Only the ties that hold a positive image add to the figures.
+        positives = np.r_[0, np.cumsum(is_positive)]
+        holds_positive = positives[ends] > positives[starts]
+        self._starts, self._ends = starts[holds_positive], ends[holds_positive]
+        self._positives = self._order[is_positive]
+        self._hits_before, self._hits = positives[self._starts], positives[self._ends]
+        self.images = len(scores)
+        self.thresholds = ranked[self._starts]  # the score of each tie, the highest first
+
+    def points(self, counts: np.ndarray) -> Points:
+        """Return the points of the curves for resamplings [m, n]."""
+        images = _cumulative(counts, self._order)
+        positives = _cumulative(counts, self._positives)
+        return Points(
+            before=np.take(images, self._starts, axis=1),
+            through=np.take(images, self._ends, axis=1),
+            hits_before=np.take(positives, self._hits_before, axis=1),
+            hits=np.take(positives, self._hits, axis=1),
+            images=images[:, -1],
+            positives=positives[:, -1],
+        )
+
+
+def _cumulative(counts: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return [m, k + 1]: the sums of the first 0, 1, ... k counts in an order of k images."""
+    sums = np.zeros((len(counts), len(order) + 1), np.int64)
+    np.cumsum(np.take(counts, order, axis=1), axis=1, out=sums[:, 1:])
+    return sums
