@@ -15,7 +15,7 @@ from keras_vgg.architecture import CONFIGURATIONS, convolutions, get_configurati
 from keras_vgg.files import write_atomically
 from keras_vgg.imagenet import MODES
 from keras_vgg.models import vgg
-from keras_vgg.weights import TOP, Weights, keras_format, torch_format
+from keras_vgg.weights import TOP, Weights, keras_format, torch_format, torch_naming
 
 SUFFIXES = (".weights.h5", ".h5", ".keras", ".safetensors", ".pth")
 
@@ -208,8 +208,8 @@ def convert_weights(
     suffix = next((s for s in SUFFIXES if target.name.endswith(s)), None)
     if suffix is None:
         raise ValueError(f"{target} must end in one of {', '.join(SUFFIXES)}")
-    if naming not in torch_format.NAMINGS:
-        raise ValueError(f"naming must be one of {', '.join(torch_format.NAMINGS)}, not {naming!r}")
+    if naming not in torch_naming.NAMINGS:
+        raise ValueError(f"naming must be one of {', '.join(torch_naming.NAMINGS)}, not {naming!r}")
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; pass overwrite=True to replace it")
     if not target.parent.is_dir():

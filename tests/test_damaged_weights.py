@@ -198,7 +198,7 @@ def test_a_preprocessing_is_finite(values):
 
 
 def state() -> dict[str, np.ndarray]:
-    from keras_vgg.weights.torch_format import to_torch
+    from keras_vgg.weights.torch_naming import to_torch
 
     return to_torch(weights.tensors_of(network()), "torchvision")
 

@@ -34,7 +34,7 @@ def converted(model: keras.Model, path: Path) -> None:
 
 def save_pth(model: keras.Model, path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from keras_vgg.weights.torch_format import to_torch
+    from keras_vgg.weights.torch_naming import to_torch
 
     state = to_torch(weights.tensors_of(model), "torchvision")
     tensors = {name: torch.from_numpy(value) for name, value in state.items()}

@@ -8,7 +8,7 @@ import pytest
 
 import keras_vgg
 from keras_vgg import architecture, convert, weights
-from keras_vgg.weights import torch_format
+from keras_vgg.weights import torch_format, torch_naming
 
 torch = pytest.importorskip("torch")
 SMALL = {"width_multiplier": 1 / 16, "hidden_units": 8, "classes": 7}
@@ -71,7 +71,7 @@ def logits(net, images):
 def save(net, path, naming="torchvision"):
     state = {name: value.numpy() for name, value in net.state_dict().items()}
     if naming == "timm":
-        state = torch_format.to_torch(torch_format.from_torch(state, "net"), "timm")
+        state = torch_naming.to_torch(torch_naming.from_torch(state, "net"), "timm")
     if path.suffix == ".pth":
         torch.save({name: torch.from_numpy(value) for name, value in state.items()}, path)
     else:
@@ -144,7 +144,7 @@ def test_published_imagenet_convolutions_in_pytorch(tmp_path, data_folder):
     found = weights.read_weights(tmp_path / "vgg16.safetensors")
     assert found.preprocessing.channel_order == "bgr"  # not torchvision's: the file says so
     net = torch_vgg("D", False, width=1, hidden=8)
-    state = torch_format.to_torch(found.tensors, "torchvision")
+    state = torch_naming.to_torch(found.tensors, "torchvision")
     net.features.load_state_dict(
         {name.removeprefix("features."): torch.from_numpy(v) for name, v in state.items()}
     )
@@ -308,7 +308,7 @@ def test_indices_are_those_that_torchvision_publishes():
                 batch_norm=batch_norm,
                 width_multiplier=1 / 64,
             )
-            state = torch_format.to_torch(weights.tensors_of(model), "torchvision")
+            state = torch_naming.to_torch(weights.tensors_of(model), "torchvision")
             found = [int(n.split(".")[1]) for n, v in state.items() if v.ndim == 4]
             assert found == expected
 

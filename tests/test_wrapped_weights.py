@@ -200,7 +200,7 @@ torch = pytest.importorskip("torch") if keras.backend.backend() == "tensorflow" 
 def state():
     """The state dict of a VGG in torchvision's naming, without a classifier."""
     keras.utils.set_random_seed(2)
-    arrays = weights.torch_format.to_torch(weights.tensors_of(base()), "torchvision")
+    arrays = weights.torch_naming.to_torch(weights.tensors_of(base()), "torchvision")
     return {name: torch.from_numpy(value) for name, value in arrays.items()}
 
 
