@@ -88,6 +88,13 @@ def load_folder(
     return Source(name, class_names, train, validation, test, left_out.summary())
 
 
+def find_images(folder: str) -> tuple[list[str], tuple[LeftOut, ...]]:
+    """Return the image files below a folder, at any depth, by name; and what is not read."""
+    left_out = _LeftOutFiles()
+    paths = [path for path, is_image in _images(Path(folder), left_out) if is_image]
+    return paths, left_out.summary()
+
+
 def _classes(
     root: Path, name: str, left_out: _LeftOutFiles, skip_bad: bool
 ) -> tuple[tuple[str, ...], Split]:
