@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_vgg.data.decode import BitDepth
 from keras_vgg.data.left_out import LeftOut
+from keras_vgg.data.stratify import draw_by_labels
 
 # Records start..stop of one named thing: a file, or a written split.
 Piece = tuple[str, int, int]
@@ -94,7 +95,8 @@ class Split:
     `images`: uint8 [n, h, w, 3] RGB, in memory, with `labels`.
     `paths`: n image files, decoded when they are needed, with `labels`.
     `records`: n images in TFRecord files, read in sequence; no `labels`.
-    `labels` is int32 [n]. `bit_depth` says what 16-bit files become, see `data.decode`.
+    `labels` is int32 [n], or where an image may have several labels, uint8 [n, classes]: 1 for
+    each label that it has, else 0. `bit_depth` says what 16-bit files become, see `data.decode`.
     """
 
     name: str
@@ -117,6 +119,13 @@ class Split:
                 f"split {self.name!r}: {images} images, {labels} labels, "
                 f"size {self.size} must be the same"
             )
+        if self.several_labels:
+            _require_zeros_and_ones(self.name, labels_of(self))
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.labels is not None and self.labels.ndim == 2
 
     def fingerprint(self) -> str:
         """A digest that changes when images are added, removed, renamed or relabelled.
@@ -128,6 +137,8 @@ class Split:
         if self.bit_depth != "16":
             digest.update(self.bit_depth.encode())
         if self.labels is not None:
+            if self.several_labels:
+                digest.update(f"{self.labels.shape} labels ".encode())
             digest.update(np.ascontiguousarray(self.labels, np.int32).data)
         if self.images is not None:
             digest.update(np.ascontiguousarray(self.images).data)
@@ -184,6 +195,14 @@ class Split:
         return replace(self, size=records.size, records=records)
 
 
+def _require_zeros_and_ones(name: str, labels: np.ndarray) -> None:
+    if labels.dtype != np.uint8 or labels.max(initial=0) > 1:
+        raise ValueError(
+            f"split {name!r}: labels [n, classes] must be uint8, each 0 or 1, not {labels.dtype} "
+            f"from {labels.min(initial=0)} to {labels.max(initial=0)}"
+        )
+
+
 def labels_of(split: Split) -> np.ndarray:
     """The labels of a split of images or files. TypeError for records, which have their own."""
     if split.labels is None:
@@ -215,6 +234,11 @@ class Source:
     test: Split | None
     left_out: tuple[LeftOut, ...] = ()
 
+    @property
+    def several_labels(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.train.several_labels
+
     def splits(self) -> dict[str, Split]:
         """Return the splits that the source has, by name: train, validation, test."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
@@ -232,6 +256,7 @@ def hold_out(
 
     Both keep the order of `split`. A class of two images or more has at least one on each side; a
     class of one image stays in the rest. A fraction of 0 holds out nothing: (split, None).
+    Where an image may have several labels, `stratify.draw_by_labels` draws.
 
     Args:
         equal_paths: Path -> all paths of the same content, for files that have an equal one. Such
@@ -239,9 +264,20 @@ def hold_out(
     """
     if fraction == 0:
         return split, None
-    labels = labels_of(split)
-    held = np.zeros(split.size, dtype=bool)
+    draw = _draw_by_labels if split.several_labels else _draw_by_class
     equal = _equal_positions(split, equal_paths or {})
+    held = draw(labels_of(split), fraction, rng, equal)
+    rest = split.take(np.flatnonzero(~held))
+    if not held.any():
+        return rest, None
+    return rest, replace(split.take(np.flatnonzero(held)), name=name)
+
+
+def _draw_by_class(
+    labels: np.ndarray, fraction: float, rng: np.random.Generator, equal: Mapping[int, list[int]]
+) -> np.ndarray:
+    """Return which images to hold out, bool [n], for labels [n]."""
+    held = np.zeros(len(labels), dtype=bool)
     for label in range(labels.max(initial=-1) + 1):
         members = np.flatnonzero(labels == label)
         count = min(max(int(len(members) * fraction + 0.5), 1), len(members) - 1)
@@ -250,10 +286,17 @@ def hold_out(
             _hold_groups(held, order, count, equal, labels)
         else:
             held[order[: max(count, 0)]] = True
-    rest = split.take(np.flatnonzero(~held))
-    if not held.any():
-        return rest, None
-    return rest, replace(split.take(np.flatnonzero(held)), name=name)
+    return held
+
+
+def _draw_by_labels(
+    labels: np.ndarray, fraction: float, rng: np.random.Generator, equal: Mapping[int, list[int]]
+) -> np.ndarray:
+    """Return which images to hold out, bool [n], for labels [n, classes]."""
+    groups = np.arange(len(labels))
+    for position, members in equal.items():
+        groups[position] = min(members)
+    return draw_by_labels(labels, fraction, rng, groups)
 
 
 def _equal_positions(
