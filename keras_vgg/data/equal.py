@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from keras_vgg.console import progress_bars
 from keras_vgg.data.left_out import printable
 from keras_vgg.data.split import Split, labels_of
@@ -75,7 +77,7 @@ def equal_images(splits: Mapping[str, Split]) -> tuple[EqualImages, ...]:
         pairs = [
             (first_of[name][key], place)
             for place, key in enumerate(keys[name])
-            if key is not None and labels[first_of[name][key]] != labels[place]
+            if key is not None and np.any(labels[first_of[name][key]] != labels[place])
         ]
         found.append(_described(splits, name, name, pairs))
     return tuple(equal for equal in found if equal.count)

@@ -26,7 +26,7 @@ from keras_vgg.data.decode import (
 from keras_vgg.data.inventory import Inventory, take_inventory
 from keras_vgg.data.left_out import HEAD_BYTES, READ_FORMATS, kind_of, listed, printable
 from keras_vgg.data.options import untuned
-from keras_vgg.data.split import Records, Source, Split, labels_of, pictures_of
+from keras_vgg.data.split import Records, Source, Split, class_counts, labels_of, pictures_of
 
 _NOT_READ = "could not be read: its TFRecord file is damaged at it or before it, or ends there"
 _MOST_BAD_IMAGES = 0.1  # share of a split that may be skipped
@@ -158,7 +158,8 @@ class _Scan:
         found = enumerate(examined.as_numpy_iterator(), 1)
         for done, (position, label, head, sides, components, turned, deep) in found:
             self.sides[position] = sides
-            self.labels[position] = label
+            if split.records is not None:
+                self.labels[position] = label
             self.turned += int(turned)
             if 0 <= deep[1] - deep[0] < _FEW:
                 self.few_levels.append((int(position), int(deep[0]), int(deep[1])))
@@ -205,10 +206,9 @@ class _Scan:
         return named
 
     def describe(self, classes: int) -> dict[str, Any]:
-        labels = self.labels[self.labels >= 0]
         described = {
             "images": self.split.size,
-            "class_counts": np.bincount(labels, minlength=classes).tolist(),
+            "class_counts": class_counts(self.labels, classes).tolist(),
         }
         if self.split.images is not None:
             return described

@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_vgg.data.equal import EqualImages, equal_images
 from keras_vgg.data.left_out import NAMED, LeftOut, listed
-from keras_vgg.data.split import Source
+from keras_vgg.data.split import Source, class_counts
 
 _UNEVEN = 3  # the largest class has so many times the smallest one's images
 
@@ -69,7 +69,7 @@ def take_inventory(source: Source) -> Inventory:
     """
     splits = source.splits()
     counts = {
-        name: np.bincount(split.labels, minlength=len(source.class_names)).tolist()
+        name: class_counts(split.labels, len(source.class_names)).tolist()
         for name, split in splits.items()
         if split.labels is not None
     }

@@ -233,7 +233,9 @@ def statistics(
 
 
 def _loader(split: Split, lazy: bool) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """What turns an index, or an (encoded, label) record, into (transform(image), int32 label).
+    """What turns an index, or an (encoded, label) record, into (transform(image), label).
+
+    The label is int32 [], or uint8 [classes] where an image may have several.
 
     `lazy`: the transform takes a Picture.
     """
@@ -250,7 +252,7 @@ def _loader(split: Split, lazy: bool) -> Callable[..., tuple[tf.Tensor, tf.Tenso
         )
     # On the CPU, where tf.data runs: a GPU would be given a copy it does not need.
     with tf.device("CPU"):
-        labels = tf.constant(labels_of(split), tf.int32)
+        labels = tf.constant(labels_of(split), tf.uint8 if split.several_labels else tf.int32)
         pixels = tf.constant(pictures_of(split))
 
     def load(index: tf.Tensor, transform: Callable) -> tuple[tf.Tensor, tf.Tensor]:

@@ -62,10 +62,16 @@ def pack(
 
     Raises:
         ValueError: an image that cannot be decoded or has no label among the class names, named;
-            `out` holds something else, or the pack of another source, which is left as it is.
+            the images may have several labels; `out` holds something else, or the pack of another
+            source, which is left as it is.
         OSError: `out` cannot be written. The finished shards stay.
     """
     out = Path(out).expanduser()
+    if source.several_labels:
+        raise ValueError(
+            f"{source.name} has several labels an image, and a pack holds one for each image; "
+            "train from the source itself"
+        )
     splits = {name: split for name in _SPLITS if (split := getattr(source, name)) is not None}
     manifest = _plan(source, splits, shard_images, max_side)
     if (out / _MANIFEST).exists():

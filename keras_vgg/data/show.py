@@ -116,16 +116,11 @@ def contact_sheet(
     # On the CPU, as in a tf.data pipeline.
     with tf.device("CPU"), bad_images_named(chosen):
         for i, (source, label) in enumerate(_stored(chosen)):
-            if not 0 <= label < len(class_names):
-                raise ValueError(
-                    f"an image of split {split.name!r} has label {label}, "
-                    f"and there are {len(class_names)} class names"
-                )
+            name = _name(label, class_names, split.name)
             base = tf.constant([seed, i], tf.int64)
             # Any, for the stub of fold_in gives ints.
             seeds: Any = [tf.random.fold_in(base, view) for view in range(views)]
-            name, bits = str(class_names[label]), split.bit_depth
-            rows.append(_row(source, name, train, evaluate, window, seeds, bits))
+            rows.append(_row(source, name, train, evaluate, window, seeds, split.bit_depth))
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, partial(_draw(rows).savefig, format="png"))
@@ -143,7 +138,21 @@ def _choose(split: Split, images: int, classes: int, rng: np.random.Generator) -
         records = replace(split.records, shards=tuple(shards[i] for i in picked))
         return replace(split, size=len(picked), records=records)
     order = rng.permutation(split.size)
-    return split.take(order[_evenly(labels_of(split)[order], images, rng)])
+    labels = labels_of(split)
+    if split.several_labels:  # each set of labels counts as a class
+        labels = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+    return split.take(order[_evenly(labels[order], images, rng)])
+
+
+def _name(label: int | np.ndarray, class_names: Sequence[str], split_name: str) -> str:
+    if isinstance(label, np.ndarray):
+        return ", ".join(str(class_names[i]) for i in np.flatnonzero(label)) or "no label"
+    if not 0 <= label < len(class_names):
+        raise ValueError(
+            f"an image of split {split_name!r} has label {label}, "
+            f"and there are {len(class_names)} class names"
+        )
+    return str(class_names[label])
 
 
 def _evenly(labels: np.ndarray, images: int, rng: np.random.Generator) -> np.ndarray:
@@ -197,17 +206,15 @@ def _even(counts: collections.Counter[int], images: int, classes: int) -> bool:
     return whole and sum(min(count, turns + 1) for count in counts.values()) >= images
 
 
-def _stored(split: Split) -> Iterator[tuple[tf.Tensor, int]]:
-    """(uint8 [h, w, 3] or an encoded image, label) in order."""
+def _stored(split: Split) -> Iterator[tuple[tf.Tensor, int | np.ndarray]]:
+    """(uint8 [h, w, 3] or an encoded image, label or uint8 [classes]) in order."""
     if split.records is not None:
         for encoded, label in split.records.dataset():
             yield encoded, int(label)
-    elif split.paths is not None:
-        for path, label in zip(pictures_of(split), labels_of(split), strict=True):
-            yield tf.io.read_file(path), int(label)
-    else:
-        for image, label in zip(pictures_of(split), labels_of(split), strict=True):
-            yield tf.constant(image), int(label)
+        return
+    read = tf.constant if split.paths is None else tf.io.read_file
+    for picture, label in zip(pictures_of(split), labels_of(split), strict=True):
+        yield read(picture), label if split.several_labels else int(label)
 
 
 # --- what they become ------------------------------------------------------------------------

@@ -210,6 +210,16 @@ def labels_of(split: Split) -> np.ndarray:
     return split.labels
 
 
+def class_counts(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Return the number of images of each class, int64 [classes]; -1 is an unknown label.
+
+    An image with several labels counts for each of them.
+    """
+    if labels.ndim == 2:
+        return labels.sum(axis=0, dtype=np.int64)
+    return np.bincount(labels[labels >= 0], minlength=classes)
+
+
 def pictures_of(split: Split) -> np.ndarray:
     """Return the images of a split, or the paths of its files as bytes. TypeError for records."""
     if split.images is not None:
