@@ -161,9 +161,21 @@ class Recipe:
     """Weight decay as in the paper: this times a kernel is added to the kernel's gradient."""
     label_smoothing: Annotated[float, Interval(0, 1, closed=False)] = 0.0
     """Share of the target that is spread over all classes."""
-    class_weights: Literal["none", "balanced"] = "none"
+    loss: Literal["crossentropy", "focal"] = "crossentropy"
+    """Loss. focal: cross-entropy in which an image counts the less, the surer the network is of its
+    class (keras.losses.CategoricalFocalCrossentropy with alpha 1)."""
+    focal_gamma: Annotated[float, Interval(0, 10)] = 2.0
+    """Focal loss: the cross-entropy is multiplied by (1 - p) to this power; 0: cross-entropy."""
+    class_weights: str = "none"
     """Weights of the classes in the training loss and accuracy. balanced: every class counts the
-    same, however many training images it has. Validation has no weights."""
+    same, however many training images it has. Or weights by name, such as cat=2,dog=0.5; other
+    classes then have weight 1. Validation has no weights."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """Training images of an epoch. uniform: every image once. balanced: every class equally often
+    in every batch; the images of a class take turns. An epoch has as many steps either way."""
+    select_by: Literal["accuracy", "balanced_accuracy"] = "accuracy"
+    """Validation figure that selects the epoch to keep, and that plateau and early_stopping watch.
+    balanced_accuracy: the mean of the classes' accuracies."""
     schedule: Literal["constant", "step", "cosine", "plateau"] = "cosine"
     """Learning-rate schedule; the paper's is plateau."""
     warmup_epochs: Annotated[float, Interval(0, 1e6)] = 1.0
@@ -173,7 +185,8 @@ class Recipe:
     step_epochs: tuple[int, ...] = ()
     """step: epochs after which the learning rate falls, such as 60 120 160."""
     plateau_patience: Annotated[int, Interval(1, 1e6)] = 5
-    """plateau: epochs without a better validation accuracy before the learning rate falls."""
+    """plateau: epochs without a better validation accuracy (or what select_by names) before the
+    learning rate falls."""
     plateau_drops: Annotated[int, Interval(0, 100)] = 3
     """plateau: how often the learning rate falls; training ends instead of one more fall."""
     early_stopping: Annotated[int, Interval(0, 1e6)] = 0
@@ -227,6 +240,12 @@ class Recipe:
             raise ValueError(
                 f"rand_augment={self.rand_augment} works on RGB images; use color='rgb', or set it "
                 "to 0"
+            )
+        recipe_checks.parse_class_weights(self.class_weights)
+        if self.class_weights == self.sampling == "balanced":
+            raise ValueError(
+                "class_weights='balanced' and sampling='balanced' would balance the classes twice; "
+                "choose one"
             )
         recipe_checks.check_devices(self.devices, self.batch_size, self.gradient_accumulation)
 

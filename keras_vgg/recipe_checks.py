@@ -20,6 +20,7 @@ _LONGEST = 80  # characters of a value in a message
 _NOT_RANDOM = ("zeros", "ones", "constant", "identity", "stft")
 # With these bounds, float32 holds (pixel - mean) / deviation.
 _MEAN, _DEVIATION = (-1e4, 1e4), (1e-3, 1e4)
+_HEAVIEST = 1e6  # class weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +155,33 @@ def check_schedule(
         raise ValueError(f"step_epochs must be in [1, 1e+06], not {shorten(step_epochs)}")
     if warmup_epochs > epochs:
         raise ValueError(f"warmup_epochs ({warmup_epochs:g}) is more than epochs ({epochs})")
+
+
+def parse_class_weights(text: str) -> dict[str, float]:
+    """Return the weights by class name of a text such as cat=2,dog=0.5; none for none, balanced."""
+    if text in ("none", "balanced"):
+        return {}
+    weights: dict[str, float] = {}
+    end = 0
+    for match in re.finditer(r"\s*(.+?)\s*=([^=,]*)(?:,|$)", text):
+        name, number = match.groups()
+        if match.start() != end or name in weights:
+            break
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            break
+        if not 0 <= weights[name] <= _HEAVIEST:
+            raise ValueError(
+                f"class_weights must be in [0, {_HEAVIEST:g}], not {number.strip()} for {name!r}"
+            )
+        end = match.end()
+    if end < len(text) or not weights:
+        raise ValueError(
+            "class_weights must be none, balanced, or a weight for each of some classes, such as "
+            f"cat=2,dog=0.5, not {quote(text)}"
+        )
+    return weights
 
 
 def check_devices(devices: str, batch_size: int, gradient_accumulation: int) -> None:

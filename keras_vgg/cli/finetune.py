@@ -49,8 +49,9 @@ class Finetune:
     """Learning rate (default: 0.001)."""
     resize: Literal["crop", "squash", "pad"] | None = None
     """How an image comes to the input's shape (default: crop)."""
-    class_weights: Literal["none", "balanced"] | None = None
-    """Weights of the classes in the loss (default: balanced where classes are uneven)."""
+    class_weights: str | None = None
+    """Weights of the classes in the loss: none, balanced, or by name, such as cat=2,dog=0.5
+    (default: balanced where classes are uneven)."""
     validation_fraction: float | None = None
     """Share of the training images to hold out if there is no val folder (default: 0.1)."""
     test_fraction: float | None = None

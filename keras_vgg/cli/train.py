@@ -62,11 +62,14 @@ class Train:
         if hosts.index():
             return
         results = run.results
+        balanced = results.get("validation_balanced_accuracy")
+        balanced_note = "" if balanced is None else f", balanced {balanced:.2%}"
         peak = results.get("peak_memory")
         memory = f", peak memory {peak / 1e9:.2f} GB" if peak else ""
         show(
             f"best epoch {results['best_epoch']} of {results['epochs']}: validation accuracy "
-            f"{results['validation_accuracy']:.2%}, {results['training_seconds']:.0f} s{memory}\n"
+            f"{results['validation_accuracy']:.2%}{balanced_note}, "
+            f"{results['training_seconds']:.0f} s{memory}\n"
             f"{run.model_path}\n{run.directory / 'training_curve.png'}\n"
             f"next: keras-vgg evaluate {run.directory}"
         )

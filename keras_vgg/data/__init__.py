@@ -4,6 +4,7 @@ Images are uint8 RGB [h, w, 3] in [0, 255] as they leave a source, of varying si
 label; `keras_vgg.augment` brings them to the model's size, and the model normalises them.
 """
 
+from keras_vgg.data.balance import balanced_order
 from keras_vgg.data.decode import BitDepth, load_image
 from keras_vgg.data.inspection import (
     bad_images_named,
@@ -35,6 +36,7 @@ __all__ = [
     "Source",
     "Split",
     "bad_images_named",
+    "balanced_order",
     "check",
     "contact_sheet",
     "evaluation_dataset",

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
 
 from keras_vgg.augment import may_take_pictures
 from keras_vgg.console import progress_bars
+from keras_vgg.data.balance import balanced_order
 from keras_vgg.data.decode import decode, transform_encoded
 from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Records, Split, labels_of, pictures_of
@@ -74,6 +76,7 @@ def training_dataset(
     host: int = 0,
     hosts: int = 1,
     deterministic: bool = True,
+    balanced: bool = False,
     batch_transform: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None = None,
 ) -> tf.data.Dataset:
     """Endless batches (transform's dtype [batch, size, size, 3], int32 [batch]).
@@ -89,6 +92,7 @@ def training_dataset(
     files, together exactly what one host would (before `batch_transform`); of records, each from
     every hosts-th shard.
     Without `deterministic`, images that are ready overtake others, and nothing above is exact.
+    `balanced`: each batch has every class equally often, see `balanced_order`; not for records.
     `batch_transform(images, labels, seed)` -> (images, labels) is applied to every whole batch.
 
     Example:
@@ -108,7 +112,19 @@ def training_dataset(
         raise ValueError(
             f"start_step={start_step} must be in [0, {steps}) and host={host} in [0, {hosts})"
         )
+    if balanced and split.records is not None:
+        raise ValueError(
+            f"balanced sampling needs images in any order, and split {split.name!r} is read from "
+            "TFRecord files; use class weights instead, or a folder of images"
+        )
     load = _loader(split, may_take_pictures(transform))
+
+    def order_of(epoch: tf.Tensor, order_seed: tf.Tensor) -> tf.Tensor:
+        if not balanced:
+            return _random.stateless_shuffle(tf.range(split.size), order_seed)
+        draw = partial(balanced_order, labels_of(split), steps, hosts * batch_size, seed)
+        order = tf.numpy_function(draw, [epoch], tf.int32)
+        return tf.ensure_shape(order, [steps * hosts * batch_size])
 
     def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
         order_seed, image_seed = tf.unstack(tf.random.split(tf.stack([seed, epoch]), 2))
@@ -122,8 +138,8 @@ def training_dataset(
             share = split.records.share(host, hosts)
             records = _mixed(share, order_seed, tf.cast(first, tf.int64) * batch_size)
             return tf.data.Dataset.zip(records, image_seeds)
-        order = _random.stateless_shuffle(tf.range(split.size), order_seed)
-        order = tf.data.Dataset.from_tensor_slices(tf.gather(order, positions))
+        order = tf.gather(order_of(epoch, order_seed), positions)
+        order = tf.data.Dataset.from_tensor_slices(order)
         return tf.data.Dataset.zip(order, image_seeds)
 
     def example(item: tf.Tensor | tuple, image_seed: tf.Tensor) -> tuple[tf.Tensor, ...]:

@@ -131,7 +131,7 @@ class Recorder(keras.callbacks.Callback):
         row["images_per_second"] = round(images / training_seconds, 1) if training_seconds else 0.0
         row["seconds"] = round(self._seconds(), 3)
         self.history.append(row)
-        if best_row(self.history) is row:
+        if best_row(self.history, recipe) is row:
             self._keeper.write_model(self._trained())
         self._save(checkpoint.Progress(self.history))
         self._keeper.write_history(self.history)

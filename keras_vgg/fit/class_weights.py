@@ -1,7 +1,8 @@
-"""Class weights: in the loss, every class counts the same, however many images it has."""
+"""Class weights: how much the images of each class count in the loss."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -9,23 +10,45 @@ import tensorflow as tf
 
 from keras_vgg import data
 from keras_vgg.recipe import Recipe
+from keras_vgg.recipe_checks import parse_class_weights
+from keras_vgg.recipe_faults import did_you_mean
 
 
-def class_weights(recipe: Recipe, split: data.Split, classes: int) -> np.ndarray | None:
+def class_weights(
+    recipe: Recipe, split: data.Split, class_names: Sequence[str]
+) -> np.ndarray | None:
     """Return the weight of each class, float32 [classes]; None if the recipe has no weights.
 
     "balanced" is scikit-learn's: n / (classes * images of the class). The mean over the images of
     the split is then 1, so the learning rate keeps its meaning. A class without images has weight
-    0. For records, the labels are read from the files.
+    0. For records, the labels are read from the files. Weights by name are taken as they are; a
+    class without a weight has weight 1.
+
+    Raises:
+        ValueError: the recipe names a class that the source does not have, or gives no class with
+            training images a weight above 0.
     """
     if recipe.class_weights == "none":
         return None
-    from sklearn.utils.class_weight import compute_class_weight
+    if recipe.class_weights == "balanced":
+        from sklearn.utils.class_weight import compute_class_weight
 
-    labels = _labels(split)
-    present = np.unique(labels)
-    weights = np.zeros(classes, np.float32)
-    weights[present] = compute_class_weight("balanced", classes=present, y=labels)
+        labels = _labels(split)
+        present = np.unique(labels)
+        weights = np.zeros(len(class_names), np.float32)
+        weights[present] = compute_class_weight("balanced", classes=present, y=labels)
+        return weights
+    by_name = parse_class_weights(recipe.class_weights)
+    for name in by_name:
+        if name not in class_names:
+            hint = did_you_mean(name, class_names)
+            raise ValueError(f"class_weights={recipe.class_weights!r}: no class is {name!r}{hint}")
+    weights = np.array([by_name.get(name, 1.0) for name in class_names], np.float32)
+    if not weights.any():
+        raise ValueError(
+            f"class_weights={recipe.class_weights!r} gives every class weight 0; give at least one "
+            "class a weight above 0"
+        )
     return weights
 
 

@@ -130,7 +130,13 @@ class Features:
             raise ValueError(f"computed the features of {images_done} of {split.size} images")
 
     def training(
-        self, batch_size: int, seed: int, start_epoch: int, start_step: int = 0
+        self,
+        batch_size: int,
+        seed: int,
+        start_epoch: int,
+        start_step: int = 0,
+        *,
+        balanced: bool = False,
     ) -> tf.data.Dataset:
         """Return endless batches, decided by (seed, epoch, place) as in `data.training_dataset`."""
         steps = self.size // batch_size
@@ -141,6 +147,8 @@ class Features:
                 random = np.random.default_rng([seed, epoch])
                 order = random.permutation(self.size)
                 views = random.integers(self.views, size=self.size)
+                if balanced:
+                    order = data.balanced_order(self.labels, steps, batch_size, seed, epoch)
                 for step in range(first, steps):
                     chosen = slice(step * batch_size, (step + 1) * batch_size)
                     index = order[chosen]

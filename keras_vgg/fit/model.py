@@ -13,6 +13,7 @@ from keras_vgg import weights as weight_files
 from keras_vgg.architecture import convolutions
 from keras_vgg.augment.color import LUMA
 from keras_vgg.fit.batch_norm import fuse
+from keras_vgg.fit.metrics import loss_for, metrics_for
 from keras_vgg.fit.optimizer import LayerwiseSGD
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.models import vgg
@@ -182,16 +183,11 @@ def _preprocessing(
 
 
 def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -> None:
-    """Compile for one-hot labels: SGD, cross-entropy, top-1 and (over five classes) top-5.
+    """Compile for one-hot labels: SGD, and the loss and metrics of `keras_vgg.fit.metrics`.
 
     Loss and metrics use the weights of validation images.
     """
     fuse(model)
-    # Given a metric's name alone, Keras makes the variables in the first step. TensorFlow then
-    # traces that step a second time, and keeps both graphs.
-    metrics: list[keras.metrics.Metric] = [keras.metrics.CategoricalAccuracy(name="accuracy")]
-    if model.output_shape[-1] > 5:
-        metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5_accuracy"))
     options = {
         "momentum": recipe.momentum,
         "nesterov": recipe.nesterov,
@@ -205,8 +201,8 @@ def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -
         optimizer = LayerwiseSGD(recipe.learning_rate, recipe.layer_decay, **options)
     model.compile(
         optimizer=optimizer,
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing),
-        weighted_metrics=metrics,
+        loss=loss_for(recipe),
+        weighted_metrics=metrics_for(recipe, model.output_shape[-1]),
         # Keras annotates its default, "auto", and documents True and False.
         jit_compile=engine.jit_compile,  # pyright: ignore[reportArgumentType]
     )

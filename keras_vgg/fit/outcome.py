@@ -12,7 +12,7 @@ from keras_vgg.fit import distribution, verdict
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.inputs import evaluation_transform
 from keras_vgg.fit.preparation import Prepared
-from keras_vgg.fit.schedule import best_row
+from keras_vgg.fit.schedule import best_row, selecting_column
 from keras_vgg.run import Run
 
 _MEASURED_IMAGES = 1000  # training images that the kept model is tested on
@@ -24,11 +24,12 @@ def write_results(
     """Write the curve and results.json. The run is then finished."""
     history = recorder.history
     report.plot_history(history, run.directory / "training_curve.png")
-    best = best_row(history)
+    best = best_row(history, run.recipe)
+    selecting = {f"validation_{run.recipe.select_by}": best[selecting_column(run.recipe)]}
     run.add_results(
         epochs=len(history),
         best_epoch=best["epoch"],
-        validation_accuracy=best["val_accuracy"],
+        **{"validation_accuracy": best["val_accuracy"]} | selecting,
         validation_loss=best["val_loss"],
         training_accuracy=_training_accuracy(run, prepared),
         parameters=prepared.full_model.count_params(),
@@ -61,7 +62,7 @@ def _training_accuracy(run: Run, prepared: Prepared) -> float:
 
 def _print_verdict(run: Run, recorder: Recorder, prepared: Prepared) -> None:
     """Say what a user should know of a run that has ended, where there is something to say."""
-    recipe, best = run.recipe, best_row(recorder.history)
+    recipe, best = run.recipe, best_row(recorder.history, run.recipe)
     if 0 < recorder.commonest.share < 1 and not recorder.commonest.can_be_beaten:
         print(recorder.commonest.too_few_line())
     if recorder.commonest.explains(best["val_accuracy"]):

@@ -76,7 +76,7 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool) -> Prepared:
         require_same_data(run, described)
     with data.bad_images_named(source.train):
         statistics = channel_statistics(recipe, source.train)
-        weights = class_weights(recipe, source.train, len(source.class_names))
+        weights = class_weights(recipe, source.train, source.class_names)
     initial = initial_weights(recipe)
     if initial is not None and not is_new:
         _require_same_weights(run, initial)

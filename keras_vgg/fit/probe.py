@@ -27,6 +27,7 @@ def fit_classifier(
     transform: partial,
     folder: Path,
     verbose: bool = False,
+    class_weights: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Give a network the linear classifier that is best on its own features.
 
@@ -43,6 +44,7 @@ def fit_classifier(
         transform: As in `data.evaluation_dataset`.
         folder: Where to keep the features.
         verbose: Whether to show progress bars.
+        class_weights: The weight of each class; None: the recipe has no weights by name.
 
     Returns:
         For results.json: `C` and the validation accuracy of the classifier.
@@ -62,13 +64,21 @@ def fit_classifier(
         validation_features[:, 0],
         validation_labels,
         C=STRENGTHS,
-        class_weight=None if recipe.class_weights == "none" else recipe.class_weights,
+        class_weight=_weights_for_scikit_learn(recipe, class_weights),
     )
     kernel, bias = _folded(probe, model.output_shape[-1])
     layer: Any = model.get_layer("predictions")
     layer.kernel.assign(kernel)
     layer.bias.assign(bias)
     return {"C": probe.C, "validation_accuracy": probe.validation_accuracy}
+
+
+def _weights_for_scikit_learn(
+    recipe: Recipe, class_weights: np.ndarray | None
+) -> str | dict[int, float] | None:
+    if "balanced" in (recipe.class_weights, recipe.sampling):
+        return "balanced"
+    return None if class_weights is None else dict(enumerate(class_weights.tolist()))
 
 
 def _features(

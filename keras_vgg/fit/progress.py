@@ -54,9 +54,13 @@ def epoch_figures(
     """
     number = f"{row['epoch']:.0f}/{epochs}"
     figures = [Figure("epoch", number, f"epoch {number}", 2 * len(str(epochs)) + 1)]
-    for name, width in {"loss": 6, "accuracy": 8, "val_loss": 6, "val_accuracy": 8}.items():
+    columns = {"loss": 6, "accuracy": 8, "val_loss": 6, "val_accuracy": 8}
+    if "val_balanced_accuracy" in row:  # then it selects; the terminal has no room for both
+        columns["val_balanced_accuracy"] = columns.pop("val_accuracy")
+    for name, width in columns.items():
         form = _percent if "accuracy" in name else _loss
-        figures.append(Figure(name, form(row[name]), f"{name} {form(row[name])}", width))
+        heading = "balanced val" if name == "val_balanced_accuracy" else name
+        figures.append(Figure(heading, form(row[name]), f"{name} {form(row[name])}", width))
     rate, learning_rate = f"{row['images_per_second']:,.0f}", f"{row['learning_rate']:.3g}"
     seconds = f"{row['seconds']:.1f}" if row["seconds"] < 100 else f"{row['seconds']:.0f}"
     time_left = "" if left is None else duration(left)

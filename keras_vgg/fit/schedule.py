@@ -34,14 +34,15 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, drops: int = 
 
 
 def plateau_drops(recipe: Recipe, history: Sequence[Row]) -> int:
-    """Return how often the validation accuracy has stopped improving (section 3.1).
+    """Return how often the figure that selects has stopped improving (section 3.1).
 
     Only the history decides, so a resumed run continues exactly.
     """
     best, epochs_waited, drops = -math.inf, 0, 0
     for row in history:
-        if row["val_accuracy"] > best:
-            best, epochs_waited = row["val_accuracy"], 0
+        value = row[selecting_column(recipe)]
+        if value > best:
+            best, epochs_waited = value, 0
         else:
             epochs_waited += 1
         if epochs_waited >= recipe.plateau_patience:
@@ -49,9 +50,20 @@ def plateau_drops(recipe: Recipe, history: Sequence[Row]) -> int:
     return drops
 
 
-def best_row(history: Sequence[Row]) -> Row:
-    """Return the best epoch: the highest validation accuracy, then the lowest validation loss."""
-    return max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+def selecting_column(recipe: Recipe) -> str:
+    """Return the column of metrics.csv whose highest value selects the best epoch."""
+    return f"val_{recipe.select_by}"
+
+
+def best_row(history: Sequence[Row], recipe: Recipe | None = None) -> Row:
+    """Return the best epoch: the highest figure that selects, then the lowest validation loss.
+
+    Args:
+        history: Rows of metrics.csv, at least one.
+        recipe: Its `select_by` names the figure; None: validation accuracy.
+    """
+    column = selecting_column(recipe or Recipe())
+    return max(history, key=lambda row: (row[column], -row["val_loss"]))
 
 
 def is_over(recipe: Recipe, history: Sequence[Row]) -> bool:
@@ -60,5 +72,5 @@ def is_over(recipe: Recipe, history: Sequence[Row]) -> bool:
         return False
     if recipe.schedule == "plateau" and plateau_drops(recipe, history) > recipe.plateau_drops:
         return True
-    since_best = history[-1]["epoch"] - best_row(history)["epoch"]
+    since_best = history[-1]["epoch"] - best_row(history, recipe)["epoch"]
     return bool(recipe.early_stopping) and since_best >= recipe.early_stopping

@@ -153,6 +153,7 @@ def _begin_with_probe(run: Run, prepared: Prepared, verbose: int | str) -> None:
             evaluation_transform(run.recipe),
             run.directory / "features",
             verbose not in (0, 2),
+            prepared.class_weights,
         )
     if hosts.index() == 0:
         run.write_json("probe.json", figures)
@@ -267,7 +268,8 @@ def _feature_datasets(
     targets = partial(one_hot, classes=len(source.class_names))
 
     def from_step(epoch: int, step: int = 0) -> tf.data.Dataset:
-        batches = training.training(recipe.batch_size, recipe.seed, epoch, step)
+        balanced = recipe.sampling == "balanced"
+        batches = training.training(recipe.batch_size, recipe.seed, epoch, step, balanced=balanced)
         return weighted(in_parts(recipe, batches).map(targets), prepared.class_weights)
 
     return from_step, validation.evaluation(recipe.part_size).map(targets)

@@ -40,7 +40,7 @@ def linear_probe(
     standardize: bool = True,
     max_iter: int = 200,
     seed: int = 0,
-    class_weight: str | None = None,
+    class_weight: str | dict[int, float] | None = None,
 ) -> LinearProbe:
     """Fit a linear classifier for each C and return the most accurate on validation.
 
@@ -56,7 +56,8 @@ def linear_probe(
         standardize: Whether to give every feature mean 0 and deviation 1 over the training images.
         max_iter: Most iterations. `LinearProbe.converged` tells whether they were enough.
         seed: Seed of the SVM's solver.
-        class_weight: "balanced": every class counts the same, as in scikit-learn.
+        class_weight: "balanced": every class counts the same, as in scikit-learn. Or a weight for
+            each class.
 
     Raises:
         ValueError: lengths or widths differ; features are not finite; there is one class, or no C.
