@@ -150,6 +150,7 @@ def training_data(
         host=hosts.index(),
         hosts=hosts.count(),
         deterministic=recipe.deterministic,
+        balanced=recipe.sampling == "balanced",
         batch_transform=_batch_transform(recipe, len(source.class_names)),
     )
     return in_parts(recipe, batches)
