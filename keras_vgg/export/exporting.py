@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,6 +15,7 @@ import numpy as np
 from keras_vgg import augment
 from keras_vgg.console import progress_bars
 from keras_vgg.data.decode import BitDepth
+from keras_vgg.export import description as descriptions
 from keras_vgg.export.checks import check_images, check_model, check_tolerance, square_side
 from keras_vgg.export.fold import folded, in_float32
 from keras_vgg.export.folder import whole_folder
@@ -50,6 +51,8 @@ def export(
     transform: Callable[[Any], Any] | None = None,
     bit_depth: BitDepth = "16",
     top: int = 5,
+    temperature: float | None = None,
+    unknown_below: Mapping[float, float] | None = None,
     stand_in: Callable[[Path], keras.Model] | None = None,
     overwrite: bool = False,
     verbose: bool = False,
@@ -66,9 +69,10 @@ def export(
     - `model.onnx`, opset 18.
 
     Each maps `images` [batch, size, size, 3] RGB in [0, 255] (float32; uint8 for int8) to
-    `probabilities` float32 [batch, classes]. The folder also gets `class_names.txt` (one name a
-    line, in the order of the outputs) and `export.json`: the artifacts with their figures, and the
-    versions of the packages. Batch normalisation is folded into the convolutions. A model that
+    `probabilities` float32 [batch, classes]. Each file states how to bring an image to its input,
+    and the class names: see `keras_vgg.export.description`. The folder also gets `class_names.txt`
+    (one name a line, in the order of the outputs) and `export.json`: the same statement, the
+    artifacts with their figures, and the versions of the packages. Batch normalisation is folded into the convolutions. A model that
     computes in lower precision is exported, and compared, in float32.
 
     The folder appears whole or not at all. If a process is killed, the earlier export stays, or
@@ -95,6 +99,10 @@ def export(
         bit_depth: How `classify` decodes a 16-bit PNG: which of its bits carry the image, as
             `Recipe.bit_depth`.
         top: How many classes `classify` names.
+        temperature: The number by which the model's scores are divided, for the files to state.
+            The model must do that itself: see `keras_vgg.export.fold.with_temperature`.
+        unknown_below: Share of the validation images -> the probability that this share reaches,
+            for the files to state.
         stand_in: Returns a model to write instead, such as a compressed one. It is compared with
             `model`, and `tolerance` holds for every format. It is called with the folder that is
             being made, into which it may write more files.
@@ -131,6 +139,14 @@ def export(
         "bit_depth": bit_depth,
         "top": top,
         "calibration": calibration,
+        "description": descriptions.describe(
+            class_names,
+            transform,
+            input_shape=model.input_shape[1:],
+            bit_depth=bit_depth,
+            temperature=temperature,
+            unknown_below=unknown_below,
+        ),
     }
     with (
         whole_folder(directory, _RECORD, overwrite) as new_folder,
@@ -155,7 +171,8 @@ def export(
         progress.update(task, advance=1)
         names_text = "".join(f"{name}\n" for name in class_names)
         (new_folder / "class_names.txt").write_text(names_text, encoding="utf-8")
-        write_json(new_folder / _RECORD, _record(model, artifacts, reference, tolerance))
+        record = _record(model, artifacts, reference, tolerance)
+        write_json(new_folder / _RECORD, {"description": options["description"], **record})
     return [replace(artifact, path=directory / artifact.path.name) for artifact in artifacts]
 
 

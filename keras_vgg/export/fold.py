@@ -65,6 +65,31 @@ def folded(model: keras.Model) -> keras.Model:
     return copy
 
 
+def with_temperature(model: keras.Model, temperature: float) -> keras.Model:
+    """Return a copy of a VGG whose scores are divided by a temperature before the soft-max.
+
+    The kernel and the bias of the layer that gives the scores are divided, so the copy has no more
+    operations than the model.
+
+    Raises:
+        ValueError: the model does not end in a soft-max of the scores of a layer "predictions".
+    """
+    names = [layer.name for layer in model.layers]
+    final = getattr(model.layers[-1], "activation", None)
+    if "predictions" not in names or final is not keras.activations.softmax:
+        raise ValueError(
+            "a temperature needs a network that ends in the soft-max of the layer 'predictions';"
+            f" the last layer of {model.name!r} is {names[-1]!r}"
+        )
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    scores = copy.get_layer("predictions")
+    scores.set_weights(
+        [np.asarray(value, np.float32) / temperature for value in scores.get_weights()]
+    )
+    return copy
+
+
 def _folded_weights(
     conv: keras.layers.Conv2D,
     norm: keras.layers.BatchNormalization | None,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keras_vgg.data.decode import BitDepth
+from keras_vgg.export import description as descriptions
 from keras_vgg.export.litert import write_litert, write_source
 from keras_vgg.export.onnx import require_packages, write_onnx
 from keras_vgg.export.saved_model import write_saved_model
@@ -54,17 +55,22 @@ def write_format(
     bit_depth: BitDepth,
     top: int,
     calibration: np.ndarray | None,
+    description: dict[str, Any],
 ) -> None:
     """Write a model as one file or folder; the arguments are those of `keras_vgg.export.export`.
 
     Args:
         path: The file or folder to write.
         scratch: A folder for the SavedModel from which the LiteRT formats are converted.
+        description: What `keras_vgg.export.description.describe` returns, which the file keeps.
 
     Raises:
         ExportError: the format cannot represent the model.
         OSError: the file cannot be written.
     """
+    description = descriptions.with_dtype(
+        description, "uint8" if format == "litert_int8" else "float32"
+    )
     try:
         # What the converters' C++ code prints says nothing more than their exceptions.
         with without_native_stderr():
@@ -72,14 +78,16 @@ def write_format(
                 write_saved_model(
                     model, path, class_names, transform=transform, bit_depth=bit_depth, top=top
                 )
+                descriptions.add_to_saved_model(path, description)
             elif format == "onnx":
-                write_onnx(model, path)
+                write_onnx(model, path, descriptions.onnx_properties(description))
             else:
                 source = scratch / "saved_model"
                 if not source.exists():
                     write_source(model, source)
                 precision = format.removeprefix("litert").removeprefix("_") or "float32"
                 write_litert(source, path, precision, calibration)
+                descriptions.add_to_litert(path, description)
     except OSError:
         raise
     except Exception as error:  # The converters raise exceptions of many types.

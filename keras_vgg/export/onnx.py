@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,11 @@ def require_packages() -> None:
         )
 
 
-def write_onnx(model: keras.Model, path: Path) -> None:
+def write_onnx(model: keras.Model, path: Path, properties: Mapping[str, str] | None = None) -> None:
     """Convert a model: `images` float32 [batch, size, size, 3] -> `probabilities` [batch, classes].
 
     The file has opset 18. Keras' own export has opset 15 and other names of the outputs, and fails
-    on a model that was never called.
+    on a model that was never called. `properties` become the file's metadata_props.
     """
     import tensorflow as tf
 
@@ -57,6 +58,7 @@ def write_onnx(model: keras.Model, path: Path) -> None:
     _make_constant(proto, {name: np.asarray(weight) for name, weight in weights.items()})
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.helper.set_model_props(proto, dict(properties or {}))
     onnx.save(proto, str(path))
     onnx.checker.check_model(str(path))
 

@@ -1,0 +1,59 @@
+"""The image files that arguments name: files, folders, patterns and tables, without labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from keras_vgg.data.folders import find_images
+from keras_vgg.data.left_out import LeftOut, printable
+from keras_vgg.image_paths import existing_paths
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files in the order of the arguments; within a folder by name.
+
+    Attributes:
+        paths: Each file once.
+        left_out: What the folders hold besides images.
+        repeated: How many times an argument named a file again.
+    """
+
+    paths: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    repeated: int = 0
+
+
+def image_files(arguments: Iterable[str | os.PathLike[str]]) -> ImageFiles:
+    """Return the image files that arguments name.
+
+    A folder stands for the images below it, at any depth, as in a folder: source: a file's bytes
+    say whether it is an image. A file that an argument names is taken as an image, whatever it is,
+    but for a table (.csv, .tsv, .jsonl), which stands for the paths in it.
+
+    Raises:
+        FileNotFoundError: there is nothing at a path, or nothing matches a pattern.
+        ValueError: a folder has no image, a table cannot be read, or there is no argument.
+    """
+    paths: dict[str, str] = {}
+    left_out: list[LeftOut] = []
+    named = 0
+    for argument in existing_paths(arguments):
+        if os.path.isdir(argument):
+            files, others = find_images(argument)
+            left_out += others
+            if not files:
+                raise ValueError(
+                    f"folder {printable(argument)} has no image (JPEG, PNG, BMP, GIF, WebP) at any"
+                    " depth"
+                )
+        else:
+            files = [argument]
+        named += len(files)
+        for file in files:
+            paths.setdefault(os.path.abspath(file), file)
+    if not named:
+        raise ValueError("there is no image to classify; name at least one image file or folder")
+    return ImageFiles(tuple(paths.values()), tuple(left_out), named - len(paths))

@@ -1,0 +1,34 @@
+"""The files and folders that a command's arguments name. Nothing here loads TensorFlow."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+_PATTERN = "*?["
+
+
+def existing_paths(arguments: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Return the files and folders that the arguments name, in their order.
+
+    An argument is a path, or a pattern such as "photos/**/*.jpg", which names its matches by name;
+    ** matches folders at any depth. A path that exists is no pattern, whatever its characters.
+
+    Raises:
+        FileNotFoundError: there is nothing at a path, or nothing matches a pattern.
+    """
+    paths: list[str] = []
+    for argument in arguments:
+        text = str(Path(argument).expanduser())
+        if os.path.lexists(text):
+            paths.append(text)
+        elif any(character in text for character in _PATTERN):
+            matches = sorted(glob.glob(text, recursive=True))
+            if not matches:
+                raise FileNotFoundError(f"no file matches the pattern {text}")
+            paths += matches
+        else:
+            raise FileNotFoundError(f"{text}: no such image file or folder")
+    return paths
