@@ -24,7 +24,7 @@ def balanced_order(
     """
     present, members = np.unique(labels, return_inverse=True)
     classes = len(present)
-    images = [np.flatnonzero(members == place) for place in range(classes)]
+    images = _places(members, classes)
     rng = np.random.default_rng([seed, epoch])
     sets, extras = divmod(batch_size, classes)
     columns = [rng.permuted(np.tile(np.arange(classes), (steps, 1)), axis=1) for _ in range(sets)]
@@ -35,11 +35,16 @@ def balanced_order(
         earlier += earlier_extras
     order = np.concatenate(columns, axis=1).ravel()
     result = np.empty(len(order), np.int32)
-    for place in range(classes):
-        turns = np.flatnonzero(order == place)
+    for place, turns in enumerate(_places(order, classes)):
         numbers = earlier[place] + np.arange(len(turns))  # since the start of training
         result[turns] = _in_turn(images[place], numbers, seed, place)
     return result
+
+
+def _places(values: np.ndarray, classes: int) -> list[np.ndarray]:
+    """Return where each of 0 ... classes - 1 is among the values, in rising order."""
+    ends = np.cumsum(np.bincount(values, minlength=classes))
+    return np.split(np.argsort(values, kind="stable"), ends[:-1])
 
 
 def _extras(
