@@ -12,9 +12,10 @@ import numpy as np
 
 from keras_vgg.data.decode import EXTENSIONS
 from keras_vgg.data.equal import equal_file_groups
+from keras_vgg.data.hold_out import hold_out
 from keras_vgg.data.inspection import without_bad_images
 from keras_vgg.data.left_out import HEAD_BYTES, READ_FORMATS, LeftOut, kind_of, printable
-from keras_vgg.data.split import Source, Split, hold_out, labels_of
+from keras_vgg.data.split import Source, Split, labels_of
 
 
 class _LeftOutFiles:

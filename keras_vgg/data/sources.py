@@ -14,8 +14,9 @@ import numpy as np
 from keras_vgg.data import catalog, records
 from keras_vgg.data.decode import BitDepth
 from keras_vgg.data.folders import load_folder
+from keras_vgg.data.hold_out import hold_out
 from keras_vgg.data.inspection import without_bad_images
-from keras_vgg.data.split import Source, Split, hold_out, labels_of
+from keras_vgg.data.split import Source, Split, labels_of
 
 
 def load_source(

@@ -1,11 +1,11 @@
-"""What a source hands out: splits of labelled images, and how one split is held out of another."""
+"""What a source hands out: splits of labelled images, in memory, in files or in TFRecord files."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from keras_vgg.data.decode import BitDepth
 from keras_vgg.data.left_out import LeftOut
-from keras_vgg.data.stratify import draw_by_labels
 
 # Records start..stop of one named thing: a file, or a written split.
 Piece = tuple[str, int, int]
@@ -97,6 +96,7 @@ class Split:
     `records`: n images in TFRecord files, read in sequence; no `labels`.
     `labels` is int32 [n], or where an image may have several labels, uint8 [n, classes]: 1 for
     each label that it has, else 0. `bit_depth` says what 16-bit files become, see `data.decode`.
+    `groups` is [n] names, such as patients: no draw divides the images of a group.
     """
 
     name: str
@@ -106,6 +106,7 @@ class Split:
     paths: np.ndarray | None = None
     records: Records | None = None
     bit_depth: BitDepth = "16"
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         forms = [form for form in (self.images, self.paths, self.records) if form is not None]
@@ -118,6 +119,10 @@ class Split:
             raise ValueError(
                 f"split {self.name!r}: {images} images, {labels} labels, "
                 f"size {self.size} must be the same"
+            )
+        if self.groups is not None and len(self.groups) != self.size:
+            raise ValueError(
+                f"split {self.name!r}: {len(self.groups)} groups, and {self.size} images"
             )
         if self.several_labels:
             _require_zeros_and_ones(self.name, labels_of(self))
@@ -163,6 +168,7 @@ class Split:
             labels=labels_of(self)[indices],
             images=None if self.images is None else self.images[indices],
             paths=None if self.paths is None else self.paths[indices],
+            groups=None if self.groups is None else self.groups[indices],
         )
 
     def stamp(self) -> str | None:
@@ -253,97 +259,3 @@ class Source:
         """Return the splits that the source has, by name: train, validation, test."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
-
-
-def hold_out(
-    split: Split,
-    fraction: float,
-    name: str,
-    rng: np.random.Generator,
-    equal_paths: Mapping[str, Sequence[str]] | None = None,
-) -> tuple[Split, Split | None]:
-    """Split into (the rest, the held-out split `name`), the same fraction of every class.
-
-    Both keep the order of `split`. A class of two images or more has at least one on each side; a
-    class of one image stays in the rest. A fraction of 0 holds out nothing: (split, None).
-    Where an image may have several labels, `stratify.draw_by_labels` draws.
-
-    Args:
-        equal_paths: Path -> all paths of the same content, for files that have an equal one. Such
-            files stay on one side; in the rest where their classes differ.
-    """
-    if fraction == 0:
-        return split, None
-    draw = _draw_by_labels if split.several_labels else _draw_by_class
-    equal = _equal_positions(split, equal_paths or {})
-    held = draw(labels_of(split), fraction, rng, equal)
-    rest = split.take(np.flatnonzero(~held))
-    if not held.any():
-        return rest, None
-    return rest, replace(split.take(np.flatnonzero(held)), name=name)
-
-
-def _draw_by_class(
-    labels: np.ndarray, fraction: float, rng: np.random.Generator, equal: Mapping[int, list[int]]
-) -> np.ndarray:
-    """Return which images to hold out, bool [n], for labels [n]."""
-    held = np.zeros(len(labels), dtype=bool)
-    for label in range(labels.max(initial=-1) + 1):
-        members = np.flatnonzero(labels == label)
-        count = min(max(int(len(members) * fraction + 0.5), 1), len(members) - 1)
-        order = rng.permutation(members)
-        if equal:
-            _hold_groups(held, order, count, equal, labels)
-        else:
-            held[order[: max(count, 0)]] = True
-    return held
-
-
-def _draw_by_labels(
-    labels: np.ndarray, fraction: float, rng: np.random.Generator, equal: Mapping[int, list[int]]
-) -> np.ndarray:
-    """Return which images to hold out, bool [n], for labels [n, classes]."""
-    groups = np.arange(len(labels))
-    for position, members in equal.items():
-        groups[position] = min(members)
-    return draw_by_labels(labels, fraction, rng, groups)
-
-
-def _equal_positions(
-    split: Split, equal_paths: Mapping[str, Sequence[str]]
-) -> dict[int, list[int]]:
-    """Return position -> the positions of all equal files in the split, where there are several."""
-    if not equal_paths or split.paths is None:
-        return {}
-    positions = {str(path): position for position, path in enumerate(split.paths)}
-    groups = {}
-    for path, position in positions.items():
-        group = [positions[other] for other in equal_paths.get(path, ()) if other in positions]
-        if len(group) > 1:
-            groups[position] = group
-    return groups
-
-
-def _hold_groups(
-    held: np.ndarray,
-    order: np.ndarray,
-    count: int,
-    equal: Mapping[int, list[int]],
-    labels: np.ndarray,
-) -> None:
-    """Mark about `count` images of a class as held out: in this order, equal ones together."""
-    taken = 0
-    spare: list[int] | None = None  # a group that is too large, if no smaller one fits
-    for position in order.tolist():
-        if taken >= count:
-            return
-        group = equal.get(position, [position])
-        if held[position] or len(set(labels[group].tolist())) > 1:
-            continue
-        if taken + len(group) <= count:
-            held[group] = True
-            taken += len(group)
-        elif len(group) < len(order):
-            spare = spare or group
-    if not taken and spare:
-        held[spare] = True
