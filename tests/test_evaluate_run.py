@@ -19,7 +19,7 @@ from keras_vgg.runs import (
     paper_scales,
     paper_tables,
 )
-from keras_vgg.runs.evaluate import open_split
+from keras_vgg.runs.images import open_split
 from tests.test_fit import TINY
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -215,7 +215,9 @@ def test_what_cannot_be_tested(trained, tmp_path, monkeypatch):
         ({"average": "logits"}, "average must be one of scores, posteriors"),
         ({"scales": (36, 31)}, "scale 31 is below 32"),
         ({"scales": (36, 36)}, "scales must differ"),
-        ({"split": "holdout"}, "no holdout split"),
+        ({"split": "holdout"}, "split must be one of test, validation, train, all, not 'holdout'"),
+        ({"split": "all"}, "source digits has no all split; it has train, validation, test"),
+        ({"unknown_classes": "drop"}, "unknown_classes must be error or skip, not 'drop'"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_runs([trained], **options)

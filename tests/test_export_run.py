@@ -67,7 +67,7 @@ def test_a_run_is_proved_on_validation_and_calibrated_on_training_images(
 ) -> None:
     runs.export_run(run, formats=["litert", "litert_int8"])
 
-    validation, train = (runs.evaluate.open_split(run, name) for name in ("validation", "train"))
+    validation, train = (runs.images.open_split(run, name) for name in ("validation", "train"))
     np.testing.assert_array_equal(told["labels"], validation.labels)
     assert told["images"].shape == (validation.size, 32, 32, 3)
     assert len(told["calibration"]) == min(exporting.CALIBRATION_IMAGES, train.size)

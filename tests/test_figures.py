@@ -125,7 +125,7 @@ def test_one_class_only(classes: int) -> None:
     result = Evaluation(np.ones(5, int), probabilities, names(classes))
     fields = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert fields["undefined"]["auc"] == "all images are of one class"
-    assert fields["undefined"]["kappa"].startswith("the labels and the answers are one")
+    assert fields["undefined"]["kappa"] == "all labels and answers are one class"
     assert fields["auc"] is fields["auc_interval"] is fields["kappa"] is None
     assert fields["balanced_accuracy"] == fields["macro_f1"] == fields["majority_share"] == 1
     assert (fields["majority_class"], fields["majority_share_interval"]) == ("class 1", [1, 1])
@@ -193,7 +193,9 @@ def test_a_figure_that_is_not_above_its_baseline_says_so() -> None:
     always = Evaluation(labels, np.tile(np.array([0.9, 0.1], np.float32), (10, 1)), ("a", "b"))
     results = always.figures()
     assert results["majority_share"].title == "majority baseline: always a"
-    assert results["balanced_accuracy"].baseline_text().startswith("not above 50.00%, as with one")
+    assert (
+        results["balanced_accuracy"].baseline_text().startswith("not above 50.00%, one answer for")
+    )
     assert results["kappa"].baseline_text().startswith("not above 0.0000")
     assert not results["auc"].above_baseline
     assert not results["average_precision"].above_baseline

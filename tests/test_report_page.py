@@ -23,7 +23,7 @@ from keras_vgg.export import Artifact
 from keras_vgg.fit import Run, describe, evaluation_transform, fit, load_source
 from keras_vgg.plotting import BEST, DASHES, INK, LINE, MUTED, SERIES
 from keras_vgg.runs import evaluate_run, evaluate_runs, report_runs
-from keras_vgg.runs.evaluate import open_split
+from keras_vgg.runs.images import open_split
 from tests.test_fit import TINY
 
 CHROMIUM = Path("/usr/bin/chromium")

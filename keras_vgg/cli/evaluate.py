@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from keras_vgg.console import new_table, show
+from keras_vgg.console import new_table, percent, show
+
+if TYPE_CHECKING:
+    from keras_vgg.evaluation import Evaluation
+    from keras_vgg.runs import Recorded
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Evaluate trained networks: top-1, top-5, loss, accuracy of each class, confusion matrix.
+    """Evaluate trained networks: accuracy, balanced accuracy, AUC, each class, confusion matrix.
 
     Every image of the split is counted. The figures go into the run's results.json, the confusion
-    matrix into a PNG beside it. Choose a network on the validation split, and read the test split
-    once, to report. With several runs, the command prints a comparison with the first run (95 %
-    bootstrap intervals, McNemar's p) and the average of their posteriors. Posteriors are kept in
-    the run directory: repeat the command to resume an interrupted one.
+    matrix into a PNG beside it. Intervals are 95 % bootstrap intervals. Choose a network on the
+    validation split, and read the test split once, to report. With several runs, the command prints
+    a comparison with the first run (McNemar's p) and the average of their posteriors. Posteriors
+    are kept in the run directory: repeat the command to resume an interrupted one.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """One or more run directories."""
-    split: Literal["test", "validation", "train"] = "test"
-    """Split to evaluate on."""
+    split: Literal["test", "validation", "train", "all"] | None = None
+    """Split to evaluate on (default: test; for another set without splits of its own, all)."""
+    source: str | None = None
+    """Where the run's images are now if they have moved, or another set to evaluate on, such as
+    folder:PATH. The classes of another set are matched by name, and its results have a name of
+    their own."""
+    unknown_classes: Literal["error", "skip"] = "error"
+    """If another set has classes that the run does not know: stop with an error, or skip their
+    images."""
+    specificity: float = 0.95
+    """Specificity at which the sensitivity for the second of two classes is stated."""
     protocol: Literal["center", "dense", "multi-crop", "both"] = "center"
     """How to test an image. center: one central crop; dense: the classifier as convolutions over
     the whole image; multi-crop: a 5 x 5 grid of crops; both: the average of dense and multi-crop.
@@ -41,40 +54,80 @@ class Evaluate:
     """Print the paper's Tables 3 to 6 for the runs, at the paper's scales."""
 
     def __call__(self) -> None:
+        if not self.runs:
+            raise ValueError("evaluate needs at least one run directory")
+        if not 0 < self.specificity < 1:
+            raise ValueError(
+                f"--specificity must be in (0, 1), such as 0.95, not {self.specificity:g}"
+            )
+        scales = self._scales()
         from keras_vgg import runs as evaluating
         from keras_vgg.run import Run
 
-        if not self.runs:
-            raise ValueError("evaluate needs at least one run directory")
         runs = [Run.open(path) for path in self.runs]
-        options = {"split": self.split, "verbose": True, "average": self.average}
+        options: dict[str, Any] = {
+            "split": self.split,
+            "verbose": True,
+            "average": self.average,
+            "source": self.source,
+            "unknown_classes": self.unknown_classes,
+        }
         if self.tables:
-            if self.scales or self.protocol != "center":
-                raise ValueError(
-                    "--tables has the paper's protocols and scales; leave out --protocol and"
-                    " --scales"
-                )
-            for title, headers, rows in evaluating.paper_tables(runs, **options):
-                table = new_table(f"{title}; {self.split}, per cent", *headers)
-                for row in rows:
-                    table.add_row(*("" if cell is None else cell for cell in row))
-                show(table)
+            self._show_papers_tables(evaluating.paper_tables, runs, options)
             return
-        options |= {"protocol": self.protocol, "scales": self._scales()}
+        options |= {"protocol": self.protocol, "scales": scales}
         if len(runs) > 1:
             names = evaluating.run_names(runs)
             self._compare(names, evaluating.evaluate_runs(runs, **options))
             return
-        evaluation = evaluating.evaluate_run(runs[0], **options)
-        table = new_table(self._title(self.runs[0]), "", "")
-        table.add_row("images", f"{evaluation.count:,}")
-        low, high = evaluation.interval()
-        table.add_row("top-1 accuracy", f"{evaluation.top1:.2%} ({low:.2%} to {high:.2%})")
+        recorded = evaluating.record_evaluation(runs[0], **options, specificity=self.specificity)
+        self._show_figures(recorded)
+        self._show_classes(recorded.evaluation)
+        show(str(runs[0].directory / f"confusion_{recorded.key}.png"))
+
+    def _show_papers_tables(self, paper_tables: Callable, runs: Sequence, options: dict) -> None:
+        if self.scales or self.protocol != "center":
+            raise ValueError(
+                "--tables has the paper's protocols and scales; leave out --protocol and --scales"
+            )
+        for title, headers, rows in paper_tables(runs, **options):
+            table = new_table(f"{title}; {self._images()}, per cent", *headers)
+            for row in rows:
+                table.add_row(*("" if cell is None else cell for cell in row))
+            show(table)
+
+    def _show_figures(self, recorded: Recorded) -> None:
+        """Print each figure with its interval, and a remark where it is no better than a guess."""
+        evaluation = recorded.evaluation
+        figures = evaluation.figures(self.specificity)
+        baseline = figures.pop("majority_share")
+        top1 = dataclasses.replace(
+            baseline,
+            title="top-1 accuracy",
+            value=evaluation.top1,
+            interval=evaluation.interval(),
+            baseline=baseline.value,
+        )
+        shown = [top1, baseline]
         if evaluation.top5 is not None:
-            low, high = evaluation.interval(5)
-            table.add_row("top-5 accuracy", f"{evaluation.top5:.2%} ({low:.2%} to {high:.2%})")
+            shown.append(
+                dataclasses.replace(
+                    baseline,
+                    title="top-5 accuracy",
+                    value=evaluation.top5,
+                    interval=evaluation.interval(5),
+                )
+            )
+        shown += figures.values()
+        table = new_table(self._title(recorded.images.title, self.runs[0]), "", "")
+        table.add_row("images", f"{evaluation.count:,}")
+        for figure in shown:
+            remark = figure.baseline_text()
+            table.add_row(figure.title, figure.text() + (f"\n{remark}" if remark else ""))
         table.add_row("loss", f"{evaluation.loss:.4f}")
         show(table)
+
+    def _show_classes(self, evaluation: Evaluation) -> None:
         table = new_table("accuracy by class", "class", "images", "accuracy")
         counts = evaluation.confusion.sum(axis=1)
         for name, count, accuracy in zip(
@@ -82,33 +135,36 @@ class Evaluate:
         ):
             table.add_row(name, str(count), f"{accuracy:.2%}" if count else "no image")
         show(table)
-        name = evaluating.evaluation_name(
-            self.split, self.protocol, options["scales"], options["average"]
-        )
-        show(str(runs[0].directory / f"confusion_{name}.png"))
 
-    def _compare(self, names: Sequence[str], evaluations: Sequence) -> None:
+    def _compare(self, names: Sequence[str], evaluations: Sequence[Evaluation]) -> None:
         from keras_vgg.evaluation import compare, fuse
 
-        headers = ("top-1", "95 % interval", "top-5", "loss", "minus the first", "p")
-        table = new_table(self._title(*self.runs), "run", *headers)
+        headers = ("top-1", "95 % interval", "balanced", "top-5", "loss", "minus the first", "p")
+        table = new_table(self._title(self._images(), *self.runs), "run", *headers)
         rows = [*zip(names, evaluations, strict=True)]
         for name, evaluation in [*rows, ("all, fused", fuse(evaluations))]:
             low, high = evaluation.interval()
-            top5 = "" if evaluation.top5 is None else f"{evaluation.top5:.2%}"
-            cells = [f"{evaluation.top1:.2%}", f"{low:.2%} to {high:.2%}", top5]
-            cells.append(f"{evaluation.loss:.4f}")
+            balanced = evaluation.figures(self.specificity)["balanced_accuracy"].value
+            cells = [f"{evaluation.top1:.2%}", f"{low:.2%} to {high:.2%}", percent(balanced)]
+            cells += [percent(evaluation.top5), f"{evaluation.loss:.4f}"]
             if evaluation is not evaluations[0]:
                 comparison = compare(evaluations[0], evaluation)
                 low, high = comparison.interval
                 cells.append(f"{comparison.difference:+.2%} ({low:+.2%} to {high:+.2%})")
                 cells.append(f"{comparison.p_value:.2g}")
             table.add_row(name, *cells)
+        baseline = evaluations[0].figures(self.specificity)["majority_share"]
         show(table)
+        show(f"{baseline.title}: {baseline.text()}")
 
-    def _title(self, *runs: Path) -> str:
+    def _images(self) -> str:
+        """Return the images of several runs in words."""
+        split = self.split or ("test" if self.source is None else "")
+        return " of ".join(part for part in (split, self.source) if part)
+
+    def _title(self, images: str, *runs: Path) -> str:
         parts = [str(runs[0])] if len(runs) == 1 else [f"{len(runs)} runs"]
-        parts[0] += f": {self.split}, {self.protocol}"
+        parts[0] += f": {images}, {self.protocol}"
         if self.scales:
             parts.append(f"scales {self.scales}")
         if self.protocol != "center":

@@ -5,7 +5,7 @@ Images are RGB in [0, 255]; a model ends in soft-max probabilities. Accuracies a
 """
 
 from keras_vgg.evaluation.dense import dense_network
-from keras_vgg.evaluation.figure import SPECIFICITY, Figure, figures
+from keras_vgg.evaluation.figure import SPECIFICITY, Figure, check_specificity, figures
 from keras_vgg.evaluation.multilabel import MultiLabelEvaluation, choose_thresholds
 from keras_vgg.evaluation.protocols import (
     AVERAGES,
@@ -31,6 +31,7 @@ __all__ = [
     "MultiLabelEvaluation",
     "Protocol",
     "calibration",
+    "check_specificity",
     "choose_thresholds",
     "compare",
     "dense_network",

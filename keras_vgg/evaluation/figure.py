@@ -16,7 +16,7 @@ from keras_vgg.evaluation.resampling import (
     RESAMPLINGS,
     Ranking,
     interval_of,
-    mean_of_defined,
+    mean_over_classes,
     rank_resamplings,
     ratio,
     resampled_counts,
@@ -68,7 +68,7 @@ class Figure:
         """Return a remark for a table if the value is not above the baseline, else nothing."""
         if self.above_baseline or self.baseline is None:
             return ""
-        return f"not above {self._number(self.baseline)}, as with one answer for all images"
+        return f"not above {self._number(self.baseline)}, one answer for all"
 
     def _number(self, value: float) -> str:
         return f"{value:.2%}" if self.is_share else f"{value:.4f}"
@@ -97,7 +97,8 @@ def figures(
       second class, and the largest share of its images that a threshold finds which leaves at least
       `specificity` of the first class alone.
 
-    The intervals (95 %, percentile) are over images drawn with replacement, 1,000 times; for auc,
+    The intervals (95 %, percentile) are over images drawn with replacement, 1,000 times; a class of
+    which nothing was drawn keeps its figure. For auc,
     average_precision and sensitivity less often if there are more than 5 x 10^4 scores (500 times
     for 10,000 images of 10 classes), and never above 10^7 (see
     `keras_vgg.evaluation.resampling.rank_resamplings`).
@@ -152,40 +153,45 @@ def _of_answers(
     # Resampled images are a multinomial draw of the cells of the confusion matrix.
     random = np.random.default_rng(seed)
     rows = max(_CELLS // (len(cells) + classes), 1)
-    blocks = [_answer_figures(counts[np.newaxis], true, answered, classes)]
+    blocks = [_answer_shares(counts[np.newaxis], true, answered, classes)]
     for start in range(0, RESAMPLINGS, rows):
         drawn = random.multinomial(
             len(labels), counts / len(labels), size=min(rows, RESAMPLINGS - start)
         )
-        blocks.append(_answer_figures(drawn, true, answered, classes))
+        blocks.append(_answer_shares(drawn, true, answered, classes))
     values = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+    # The classes over which scikit-learn's macro averages go, where nothing counts as 0.
+    present = np.unique(np.concatenate([true, answered]))
+    macro = {key: values[key][:, present] for key in ("precision", "recall", "f1")}
+    for shares in macro.values():
+        shares[0] = np.nan_to_num(shares[0])
     per_class = np.bincount(labels, minlength=classes)
     commonest = int(per_class.argmax())
     share = per_class[commonest] / len(labels)
     drawn_shares = random.binomial(len(labels), share, RESAMPLINGS) / len(labels)
-    one_class = "the labels and the answers are one and the same class"
+    one_class = "all labels and answers are one class"
     return {
         "majority_share": _figure(
             f"majority baseline: always {class_names[commonest]}", np.r_[share, drawn_shares]
         ),
         "balanced_accuracy": _figure(
             "balanced accuracy",
-            values["balanced_accuracy"],
+            mean_over_classes(values["recall"]),
             baseline=None if share == 1 else 1 / int((per_class > 0).sum()),
         ),
-        "macro_precision": _figure("macro precision", values["macro_precision"]),
-        "macro_recall": _figure("macro recall", values["macro_recall"]),
-        "macro_f1": _figure("macro F1", values["macro_f1"]),
+        "macro_precision": _figure("macro precision", mean_over_classes(macro["precision"])),
+        "macro_recall": _figure("macro recall", mean_over_classes(macro["recall"])),
+        "macro_f1": _figure("macro F1", mean_over_classes(macro["f1"])),
         "kappa": _figure(
             "Cohen's kappa", values["kappa"], baseline=0.0, undefined=one_class, is_share=False
         ),
     }
 
 
-def _answer_figures(
+def _answer_shares(
     counts: np.ndarray, true: np.ndarray, answered: np.ndarray, classes: int
 ) -> dict[str, np.ndarray]:
-    """Return the figures [m] of m confusion matrices.
+    """Return recall, precision and F1 [m, classes] and kappa [m] of m confusion matrices.
 
     Args:
         counts: [m, cells] images in the cells that are not empty, in the order of `true`.
@@ -203,19 +209,12 @@ def _answer_figures(
     images, answers = sums(true, everywhere), sums(answered, everywhere)
     right = sums(true, true == answered)
     total = counts.sum(axis=1)
-    present = (images + answers) > 0  # the classes over which scikit-learn's macro averages go
-
-    def macro(shares: np.ndarray) -> np.ndarray:
-        return np.where(present, np.nan_to_num(shares), 0).sum(axis=1) / present.sum(axis=1)
-
-    recall = ratio(right, images)
     agreed = right.sum(axis=1) / total
     by_chance = (images * answers).sum(axis=1) / total.astype(np.float64) ** 2
     return {
-        "balanced_accuracy": mean_of_defined(recall, axis=1),
-        "macro_precision": macro(ratio(right, answers)),
-        "macro_recall": macro(recall),
-        "macro_f1": macro(ratio(2 * right, images + answers)),
+        "recall": ratio(right, images),
+        "precision": ratio(right, answers),
+        "f1": ratio(2 * right, images + answers),
         "kappa": ratio(agreed - by_chance, 1 - by_chance),
     }
 
@@ -239,13 +238,13 @@ def _of_ranks(
     rankings = [Ranking(probabilities[:, column], labels == column) for column in range(classes)]
     resamplings = rank_resamplings(len(labels), classes)
     areas = [
-        mean_of_defined(np.stack([ranking.points(counts).auc() for ranking in rankings]), axis=0)
+        np.stack([ranking.points(counts).auc() for ranking in rankings], axis=1)
         for counts in resampled_counts(len(labels), resamplings, seed)
     ]
     return {
         "auc": _figure(
             "AUC, each class against the rest",
-            np.concatenate(areas),
+            mean_over_classes(np.concatenate(areas)),
             baseline=0.5,
             undefined=_ONE_CLASS,
             is_share=False,

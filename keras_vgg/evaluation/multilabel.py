@@ -12,7 +12,7 @@ from keras_vgg.evaluation.figure import Figure, to_fields
 from keras_vgg.evaluation.resampling import (
     Ranking,
     interval_of,
-    mean_of_defined,
+    mean_over_classes,
     rank_resamplings,
     ratio,
     resampled_counts,
@@ -235,14 +235,21 @@ class MultiLabelEvaluation:
             blocks.append(
                 {
                     "auc_by_class": areas,
-                    "mean_average_precision": mean_of_defined(precisions, axis=1),
-                    "auc": mean_of_defined(areas, axis=1),
+                    "average_precision_by_class": precisions,
                     "micro_f1": ratio(2 * right.sum(axis=1), either.sum(axis=1)),
-                    "macro_f1": _macro(ratio(2 * right, either)),
+                    "f1_by_class": ratio(2 * right, either),
                     "exact_match": drawn @ exact / self.count,
                 }
             )
-        return {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+        values = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
+        f1 = values["f1_by_class"]
+        if not np.isnan(f1[0]).all():
+            f1[0] = np.nan_to_num(f1[0])  # as in scikit-learn
+        return values | {
+            "mean_average_precision": mean_over_classes(values["average_precision_by_class"]),
+            "auc": mean_over_classes(values["auc_by_class"]),
+            "macro_f1": mean_over_classes(f1),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as plain Python values for JSON; None stands for nan."""
@@ -266,12 +273,6 @@ class MultiLabelEvaluation:
             ],
             **to_fields(self._figures),
         }
-
-
-def _macro(values: np.ndarray) -> np.ndarray:
-    """Return the means [m] of [m, classes], nan counted as 0; nan where all values are nan."""
-    means = np.nan_to_num(values).mean(axis=1)
-    return np.where(np.isnan(values).all(axis=1), np.nan, means)
 
 
 def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -62,9 +62,17 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray | float) -> np.ndarra
     return np.divide(tops, bottoms, out=np.full(tops.shape, np.nan), where=bottoms != 0)
 
 
-def mean_of_defined(values: np.ndarray, axis: int) -> np.ndarray:
-    """Return the mean over an axis without nan; nan where all values are nan."""
-    return ratio(np.nansum(values, axis=axis), (~np.isnan(values)).sum(axis=axis))
+def mean_over_classes(values: np.ndarray) -> np.ndarray:
+    """Return the means over the classes that define a figure; nan if none does.
+
+    Args:
+        values: [m, classes], the first row of the images themselves; nan stands for undefined. A
+            class that a resampling leaves undefined keeps the value of the first row: a small class
+            of which no image was drawn must not change which classes the mean is over.
+    """
+    itself = values[0]
+    kept = np.where(np.isnan(values), itself, values)[:, ~np.isnan(itself)]
+    return kept.mean(axis=1) if kept.size else np.full(len(values), np.nan)
 
 
 @dataclass(frozen=True)

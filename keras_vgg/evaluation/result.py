@@ -106,7 +106,7 @@ class Evaluation:
             self._figures[specificity] = figures(
                 self.labels, self.probabilities, self.class_names, specificity=specificity
             )
-        return self._figures[specificity]
+        return dict(self._figures[specificity])
 
     @cached_property
     def _figures(self) -> dict[float, dict[str, Figure]]:

@@ -62,7 +62,9 @@ def describe(source: data.Source) -> dict[str, Any]:
     }
 
 
-def require_same_data(run: Run, described: dict[str, Any]) -> None:
+def require_same_data(
+    run: Run, described: dict[str, Any], advice: str = "choose another workdir"
+) -> None:
     """Require that the data did not change since the run began.
 
     If it did, images of the new test split may be among the images that the run trained on.
@@ -70,6 +72,7 @@ def require_same_data(run: Run, described: dict[str, Any]) -> None:
     Args:
         run: A run that has begun.
         described: The present data, from `describe`.
+        advice: What to do if the data changed, for the error.
 
     Raises:
         ValueError: the data changed. The error names the first difference.
@@ -82,7 +85,7 @@ def require_same_data(run: Run, described: dict[str, Any]) -> None:
             raise ValueError(
                 f"source {run.recipe.source} has changed since {run.directory / 'data.json'} was "
                 f"written, so its splits hold other images: {str(name)[:40]} was "
-                f"{str(value)[:200]}, is {str(now.get(name))[:200]}; choose another workdir"
+                f"{str(value)[:200]}, is {str(now.get(name))[:200]}; {advice}"
             )
 
 
@@ -197,7 +200,8 @@ def _full_batches(recipe: Recipe, split: data.Split, classes: int) -> tf.data.Da
     )
 
     def add_weight(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        return image, tf.one_hot(label, classes), tf.constant(weight, tf.float32)
+        _, target = one_hot(image, label, classes)
+        return image, target, tf.constant(weight, tf.float32)
 
     weighted = examples.map(add_weight)
     specs: Any = weighted.element_spec  # a tuple, as `add_weight` returns
@@ -224,5 +228,10 @@ def _batch_transform(
 
 
 def one_hot(images: tf.Tensor, labels: tf.Tensor, classes: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return (images, float32 [n, classes]) for (images, int [n])."""
+    """Return (images, float32 [n, classes]) for (images, int [n] or uint8 [n, classes]).
+
+    The same for a single image and its label, int [] or uint8 [classes].
+    """
+    if labels.dtype == tf.uint8:  # several labels an image: it is in this form already
+        return images, tf.cast(labels, tf.float32)
     return images, tf.one_hot(labels, classes)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from keras_vgg.runs.evaluate import (
     PROTOCOLS,
+    Recorded,
     evaluate_run,
     evaluate_runs,
     evaluation_name,
-    paper_scales,
-    paper_tables,
+    record_evaluation,
     run_names,
 )
 from keras_vgg.runs.explain import explain_files
 from keras_vgg.runs.export import export_run, export_weights
 from keras_vgg.runs.finetuning import finetune
+from keras_vgg.runs.images import RunImages, open_images
+from keras_vgg.runs.paper_tables import paper_scales, paper_tables
 from keras_vgg.runs.predict import predict_files
 from keras_vgg.runs.push import model_card, push_run
 from keras_vgg.runs.report import report_runs
@@ -21,6 +23,8 @@ from keras_vgg.runs.show import show_augmentation
 
 __all__ = [
     "PROTOCOLS",
+    "Recorded",
+    "RunImages",
     "evaluate_run",
     "evaluate_runs",
     "evaluation_name",
@@ -29,10 +33,12 @@ __all__ = [
     "export_weights",
     "finetune",
     "model_card",
+    "open_images",
     "paper_scales",
     "paper_tables",
     "predict_files",
     "push_run",
+    "record_evaluation",
     "report_runs",
     "run_names",
     "show_augmentation",

@@ -17,7 +17,7 @@ from keras_vgg.fit import evaluation_transform
 from keras_vgg.imagenet import class_names as imagenet_names
 from keras_vgg.models import DEFAULT_SIZE
 from keras_vgg.run import Run
-from keras_vgg.runs.evaluate import open_split
+from keras_vgg.runs.images import open_split
 from keras_vgg.weights import read_weights
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from keras_vgg.run import Run
 from keras_vgg.runs.evaluate import (
     evaluate_runs,
     is_evaluated,
-    open_split,
     require_same_split,
     run_names,
 )
+from keras_vgg.runs.images import open_split
 from keras_vgg.runs.telling_images import most_telling_images
 
 _NAME = "report.html"

@@ -1,0 +1,306 @@
+"""The images that a run is tested on: its own, also in a new place, or those of another set."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from keras_vgg import data
+from keras_vgg.fit import describe, load_source, require_same_data
+from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
+
+SPLITS = ("test", "validation", "train", "all")
+UNKNOWN_CLASSES = ("error", "skip")
+UnknownClasses = Literal["error", "skip"]
+_NAMED = 10  # classes in a message
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """Images with the class numbers of a run.
+
+    Attributes:
+        split: The images.
+        name: The split's name: "test", "validation", "train", or "all" for a set without splits.
+        source: The other set that they are from; None: the run's own data.
+        classes: For another set: the run's class number of each of its classes, -1 for unknown.
+        skipped: The classes of the other set whose images are left out.
+    """
+
+    split: data.Split
+    name: str
+    source: str | None = None
+    classes: tuple[int, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """The folder of their posteriors, inside posteriors/."""
+        return Path(self.name) if self.source is None else Path(self._set_name, self.name)
+
+    def key(self, name: str) -> str:
+        """Return the key in results.json, from what `evaluation_name` returns."""
+        return name if self.source is None else f"{name}_of_{self._set_name}"
+
+    @property
+    def title(self) -> str:
+        """The images in words, such as "test images"."""
+        if self.source is None:
+            return f"{self.name} images"
+        of = f"images of {self.source}"
+        return f"all {of}" if self.name == "all" else f"{self.name} {of}"
+
+    @property
+    def _set_name(self) -> str:
+        """A name of the other set for files: the end of its path, and a digest of all of it."""
+        assert self.source is not None
+        end = re.sub(r"[^A-Za-z0-9]+", "_", re.split(r"[/\\:]", self.source.rstrip("/\\"))[-1])
+        digest = hashlib.sha256(self.source.encode("utf-8", "surrogateescape")).hexdigest()
+        return f"{end.strip('_')[:30] or 'images'}_{digest[:8]}"
+
+
+def open_images(
+    run: Run,
+    split: str | None = None,
+    source: str | None = None,
+    unknown_classes: UnknownClasses = "error",
+) -> RunImages:
+    """Open images to test a run on.
+
+    Args:
+        run: The run.
+        split: "test", "validation" or "train". None: "test", or "all" images of another set that
+            has no splits of its own.
+        source: As `keras_vgg.data.load_source` takes it. None: the run's own. If the run's data
+            has moved, name its new place: it is the run's own if class names and fingerprints are
+            equal. Anything else is another set; its classes are matched by name.
+        unknown_classes: If another set has classes that the run does not know: "error", or "skip"
+            their images.
+
+    Raises:
+        ValueError: there is no such split; the run's own data has changed; the run does not know
+            all classes of another set, or none of them.
+        FileNotFoundError: there is nothing at the source.
+    """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
+    if unknown_classes not in UNKNOWN_CLASSES:
+        raise ValueError(
+            f"unknown_classes must be {' or '.join(UNKNOWN_CLASSES)}, not {unknown_classes!r}"
+        )
+    own_split = split or "test"
+    if source is None:
+        return RunImages(_own_split(run, own_split), own_split)
+    recipe = _recipe_of(run, source)
+    whole = _without_held_out(recipe)
+    moved = _moved(run, recipe, whole)
+    if moved is not None:
+        return RunImages(_named_split(moved, own_split), own_split)
+    return _of_another_set(run, whole, split, recipe.source, unknown_classes)
+
+
+def open_split(run: Run, name: str, source: str | None = None) -> data.Split:
+    """Open a split of the run's data, with the same images as when the run began.
+
+    Args:
+        run: The run.
+        name: "test", "validation" or "train".
+        source: The place to which the data has moved; None: it has not.
+
+    Raises:
+        ValueError: the data has no such split, or has changed.
+        FileNotFoundError: there is nothing at the source.
+    """
+    if source is None:
+        return _own_split(run, name)
+    recipe = _recipe_of(run, source)
+    moved = _moved(run, recipe, _without_held_out(recipe))
+    if moved is None:
+        raise ValueError(
+            f"{recipe.source} does not hold the images of {run.directory}, which are from "
+            f"{run.recipe.source}: its classes, or the images of its splits, are others"
+        )
+    return _named_split(moved, name)
+
+
+def _own_split(run: Run, name: str) -> data.Split:
+    try:
+        source = load_source(run.recipe)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; {run.directory} has its images from there; if they have moved, name their "
+            "new place with --source"
+        ) from error
+    split = _named_split(source, name)
+    advice = f"--source {run.recipe.source} evaluates on the images as they are now"
+    require_same_data(run, describe(source), advice)
+    return split
+
+
+def _named_split(source: data.Source, name: str) -> data.Split:
+    split = source.splits().get(name)
+    if split is None:
+        raise ValueError(
+            f"source {source.name} has no {name} split; it has {', '.join(source.splits())}"
+        )
+    return split
+
+
+def _recipe_of(run: Run, source: str) -> Recipe:
+    """Return the run's recipe with another source, whose named splits are its own."""
+    changes: dict[str, Any] = {"source": source}
+    if source != run.recipe.source:
+        changes |= dict.fromkeys(("train_split", "validation_split", "test_split"))
+    return run.recipe.replace(**changes).with_absolute_paths()
+
+
+def _moved(run: Run, recipe: Recipe, whole: data.Source) -> data.Source | None:
+    """Return the source of a recipe if it has the run's own images, else None.
+
+    `whole` is the same source without held-out splits.
+    """
+    described = run.read_json("data.json")
+    if list(whole.class_names) != described["class_names"]:
+        return None
+    images = sum(split["images"] for split in described["splits"].values())
+    if sum(split.size for split in whole.splits().values()) != images:
+        return None
+    try:
+        source = load_source(recipe)
+    except ValueError:  # as large as the run's data, but too small for its splits
+        return None
+    same = describe(source)["splits"] == dict(described["splits"])
+    return source if same else None
+
+
+def _without_held_out(recipe: Recipe) -> data.Source:
+    """Open a source with no more splits than it has itself."""
+    return load_source(recipe.replace(validation_fraction=0.0, test_fraction=0.0))
+
+
+# --- another set -----------------------------------------------------------------------------
+
+
+def _of_another_set(
+    run: Run,
+    other: data.Source,
+    split: str | None,
+    name: str,
+    unknown_classes: UnknownClasses,
+) -> RunImages:
+    splits = other.splits()
+    if list(splits) == ["train"]:
+        if split not in (None, "all"):
+            raise ValueError(
+                f"source {name} has no splits of its own, so no {split} split; leave out the "
+                "split to evaluate on all its images"
+            )
+        chosen, split_name = splits["train"], "all"
+    else:
+        split_name = split or "test"
+        if split_name not in splits:
+            raise ValueError(
+                f"source {name} has no {split_name} split; choose one of {', '.join(splits)}"
+            )
+        chosen = splits[split_name]
+    if name == run.recipe.source:
+        _say(
+            f"the images of {name} have changed since the training of {run.directory}: it may have "
+            "been trained on some of them"
+        )
+    for left_out in other.left_out:
+        _say(f"{name}: not read: {left_out}")
+    classes, skipped = _matched(run, other.class_names, name, unknown_classes)
+    labelled, present = _with_labels_of_run(chosen, np.array(classes))
+    absent = [one for number, one in enumerate(run.class_names) if number not in present]
+    if absent:
+        image = "image" if split_name == "all" else f"{split_name} image"
+        _say(f"{name} has no {image} of {_listed(absent)}")
+    if labelled.size < chosen.size:
+        _say(
+            f"{name}: {chosen.size - labelled.size:,} of {chosen.size:,} images are left out: the "
+            f"run does not know {_listed(skipped)}"
+        )
+    if not labelled.size:
+        raise ValueError(f"source {name}: the run knows no class of the {split_name} images")
+    return RunImages(labelled, split_name, name, tuple(classes), tuple(skipped))
+
+
+def _matched(
+    run: Run, class_names: Sequence[str], name: str, unknown_classes: UnknownClasses
+) -> tuple[list[int], list[str]]:
+    """Return the run's number of each class by name, -1 for unknown, and the unknown classes.
+
+    Names may repeat, as the two cranes of ImageNet do: then the classes must be the run's.
+    """
+    known = list(run.class_names)
+    if list(class_names) == known:
+        return list(range(len(known))), []
+    for names, owner in ((known, str(run.directory)), (list(class_names), name)):
+        twice = sorted({one for one in names if names.count(one) > 1})
+        if twice:
+            raise ValueError(
+                f"the classes of {name} cannot be matched by name: {owner} has {_listed(twice)} "
+                "more than once"
+            )
+    numbers = {class_name: number for number, class_name in enumerate(known)}
+    unknown = [one for one in class_names if one not in numbers]
+    if len(unknown) == len(class_names):
+        raise ValueError(
+            f"the run {run.directory} knows no class of {name}, which has {_listed(unknown)}; it "
+            f"knows {_listed(known)}"
+        )
+    if unknown and unknown_classes == "error":
+        raise ValueError(
+            f"the run {run.directory} does not know {len(unknown)} of the {len(class_names)} "
+            f"classes of {name}: {_listed(unknown)}; it knows {_listed(known)}. Rename the "
+            "classes, or leave their images out with --unknown-classes skip"
+        )
+    return [numbers.get(one, -1) for one in class_names], unknown
+
+
+def _with_labels_of_run(split: data.Split, classes: np.ndarray) -> tuple[data.Split, set[int]]:
+    """Return the images of known classes, with the run's class numbers, and the numbers present.
+
+    Args:
+        split: A split with the other set's labels.
+        classes: The run's number of each class, -1 for unknown.
+    """
+    if split.records is None:
+        labels = classes[np.asarray(split.labels)].astype(np.int32)
+        known = np.flatnonzero(labels >= 0)
+        kept = replace(split, labels=labels).take(known)
+        return kept, set(labels[known].tolist())
+    labels = np.array(
+        [classes[label] for _, label in split.records.dataset().as_numpy_iterator()], np.int64
+    )
+    parse = partial(_parse_with_labels_of_run, parse=split.records.parse, classes=classes)
+    mapped = replace(split, records=replace(split.records, parse=parse))
+    unknown = np.flatnonzero(labels < 0).tolist()
+    kept = mapped.without(unknown) if unknown else mapped
+    return kept, set(labels[labels >= 0].tolist())
+
+
+def _parse_with_labels_of_run(serialized: Any, *, parse: Any, classes: np.ndarray) -> Any:
+    import tensorflow as tf
+
+    encoded, label = parse(serialized)
+    return encoded, tf.gather(tf.constant(classes, tf.int32), label)
+
+
+def _listed(names: Sequence[str]) -> str:
+    first = ", ".join(names[:_NAMED])
+    return first if len(names) <= _NAMED else f"{first} and {len(names) - _NAMED} more"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

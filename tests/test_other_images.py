@@ -1,0 +1,243 @@
+"""A run's images in a new place, and other sets, whose classes are matched by name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_vgg import cli, data, evaluation, runs
+from keras_vgg.fit import Run, describe, load_source
+from keras_vgg.recipe import Recipe
+from keras_vgg.runs.images import open_split
+
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
+COLOURS = {"blue": (20, 20, 220), "green": (20, 220, 20), "red": (220, 20, 20)}
+
+
+def write(folder: Path, class_name: str, count: int, colour: str | None = None, first: int = 0):
+    """Write pictures of a colour, each with noise of its own."""
+    for number in range(first, first + count):
+        noise = np.random.default_rng([number, len(class_name)]).integers(0, 20, (36, 36, 3))
+        path = folder / class_name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = noise + np.array(COLOURS[colour or class_name])
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+
+
+def names_colours() -> keras.Model:
+    """A network that answers with the colour of an image: blue, green or red."""
+    inputs = keras.Input((32, 32, 3))
+    means = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 25)(inputs))
+    scores = keras.layers.Dense(3, use_bias=False, name="predictions", activation="softmax")
+    outputs = scores(means)
+    scores.set_weights([np.eye(3, dtype=np.float32)[::-1]])
+    return keras.Model(inputs, outputs)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that was not trained; its first blue picture is red."""
+    folder = tmp_path_factory.mktemp("made")
+    for class_name, count in (("blue", 12), ("green", 8), ("red", 8)):
+        write(folder / "own", class_name, count)
+    write(folder / "own", "blue", 1, "red")
+    recipe = Recipe(
+        source=f"folder:{folder / 'own'}",
+        image_size=32,
+        batch_size=8,
+        validation_fraction=0.25,
+        test_fraction=0.5,
+    )
+    run = Run(folder / "run", recipe)
+    run.directory.mkdir()
+    run.write_recipe()
+    run.write_json("data.json", describe(load_source(recipe)))
+    run.write_json("results.json", {"epochs": 1, "best_epoch": 1, "parameters": 9})
+    names_colours().save(run.model_path)
+    return run
+
+
+@pytest.fixture
+def run(made: Run, tmp_path: Path) -> Run:
+    """A copy of the run and of its images, without the images of the recipe."""
+    shutil.copytree(made.directory.parent, tmp_path / "copy")
+    source = f"folder:{tmp_path / 'copy' / 'own'}"
+    copy = Run(tmp_path / "copy" / "run", made.recipe.replace(source=source))
+    copy.write_recipe()
+    return copy
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """Another set without splits, with two of the three classes."""
+    write(tmp_path / "other", "red", 3)
+    write(tmp_path / "other", "green", 5)
+    return tmp_path / "other"
+
+
+def test_images_that_have_moved(run: Run, tmp_path: Path) -> None:
+    before = runs.evaluate_run(run)
+    old = Path(run.recipe.source.removeprefix("folder:"))
+    shutil.move(old, tmp_path / "new place")
+    with pytest.raises(FileNotFoundError, match=rf"no folder {old}.*new place with --source"):
+        runs.evaluate_run(run)
+    recorded = runs.record_evaluation(run, source=f"folder:{tmp_path / 'new place'}")
+    np.testing.assert_array_equal(recorded.evaluation.probabilities, before.probabilities)
+    assert (recorded.key, recorded.images.source) == ("test", None)
+    assert recorded.images.title == "test images"
+    assert "source" not in run.results["test"]
+    validation = open_split(run, "validation", f"folder:{tmp_path / 'new place'}")
+    assert validation.size == len(validation.labels) > 0
+
+
+def test_another_set(run: Run, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.evaluate_run(run)
+    own = run.results["test"]
+    recorded = runs.record_evaluation(run, source=f"folder:{other}")
+    assert capsys.readouterr().err.splitlines() == [f"folder:{other} has no image of blue"]
+    assert recorded.evaluation.labels.tolist() == [1] * 5 + [2] * 3  # the run's numbers
+    assert recorded.evaluation.top1 == 1
+    assert recorded.evaluation.class_names == ("blue", "green", "red")
+    assert recorded.key.startswith("all_of_other_")
+    assert run.results["test"] == own
+    fields = run.results[recorded.key]
+    assert (fields["source"], fields["count"]) == (f"folder:{other}", 8)
+    assert fields["per_class"] == [None, 1.0, 1.0]
+    assert (run.directory / f"confusion_{recorded.key}.csv").is_file()
+    folders = {path.name for path in (run.directory / "posteriors").iterdir()}
+    assert folders == {"test", recorded.key.removeprefix("all_of_")}
+    with pytest.raises(ValueError, match=r"has no splits of its own, so no test split; leave out"):
+        runs.evaluate_run(run, "test", source=f"folder:{other}")
+    with pytest.raises(ValueError, match=r"does not hold the images of .*/run, which are from"):
+        open_split(run, "validation", f"folder:{other}")
+
+
+def test_posteriors_of_another_set_are_kept(run: Run, other: Path, monkeypatch) -> None:
+    first = runs.evaluate_run(run, source=f"folder:{other}")
+    monkeypatch.setattr(evaluation, "posteriors", None)  # nothing is computed again
+    again = runs.evaluate_runs([run, run], source=f"folder:{other}")
+    np.testing.assert_array_equal(again[1].probabilities, first.probabilities)
+
+
+def test_unknown_classes(run: Run, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(other, "mauve", 2, "red")
+    write(other, "apricot", 2, "red")
+    source = f"folder:{other}"
+    message = r"does not know 2 of the 4 classes of .*: apricot, mauve; it knows blue, green, red\."
+    with pytest.raises(ValueError, match=message + r".*--unknown-classes skip"):
+        runs.evaluate_run(run, source=source)
+    recorded = runs.record_evaluation(run, source=source, unknown_classes="skip")
+    assert recorded.evaluation.labels.tolist() == [1] * 5 + [2] * 3
+    assert recorded.evaluation.top1 == 1
+    assert run.results[recorded.key]["skipped_classes"] == ["apricot", "mauve"]
+    err = capsys.readouterr().err
+    assert "4 of 12 images are left out: the run does not know apricot, mauve" in err
+    for class_name in ("red", "green"):
+        (other / class_name).rename(other / f"{class_name}ish")
+    with pytest.raises(ValueError, match=r"knows no class of .*which has apricot, greenish, mauve"):
+        runs.evaluate_run(run, source=source, unknown_classes="skip")
+
+
+def test_another_set_with_splits(run: Run, tmp_path: Path, capsys) -> None:
+    for class_name in COLOURS:
+        write(tmp_path / "set" / "train", class_name, 2)
+    write(tmp_path / "set" / "test", "blue", 3)
+    write(tmp_path / "set" / "test", "mauve", 3, "red")
+    source = f"folder:{tmp_path / 'set'}"
+    recorded = runs.record_evaluation(run, source=source)
+    assert recorded.key.startswith("test_of_set_")
+    assert recorded.evaluation.labels.tolist() == [0, 0, 0]
+    err = capsys.readouterr().err
+    assert f"{source} has no test image of green, red" in err
+    assert "not read: 3 in a class of test that train has not" in err
+    assert runs.evaluate_run(run, "train", source=source).count == 6
+    with pytest.raises(ValueError, match="no validation split; choose one of train, test"):
+        runs.evaluate_run(run, "validation", source=source)
+
+
+def test_records_have_the_same_answers(run: Run, other: Path, tmp_path: Path) -> None:
+    write(other, "mauve", 2, "red")
+    options = {"validation_fraction": 0, "test_fraction": 0}
+    data.pack(data.load_source(f"folder:{other}", **options), tmp_path / "pack", shard_images=4)
+    folder = runs.evaluate_run(run, source=f"folder:{other}", unknown_classes="skip")
+    packed = runs.evaluate_run(run, source=f"records:{tmp_path / 'pack'}", unknown_classes="skip")
+    assert (packed.count, packed.top1) == (8, 1)
+    np.testing.assert_array_equal(np.sort(packed.labels), np.sort(folder.labels))
+
+
+def test_images_that_have_changed(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    source = run.recipe.source
+    write(Path(source.removeprefix("folder:")), "red", 2, first=20)
+    with pytest.raises(ValueError, match=rf"has changed since .*; --source {source} evaluates on"):
+        runs.evaluate_run(run)
+    recorded = runs.record_evaluation(run, source=source)
+    assert "it may have been trained on some of them" in capsys.readouterr().err
+    assert recorded.evaluation.count == 30
+    assert recorded.key.startswith("all_of_own_")
+
+
+def test_names_that_repeat(run: Run, other: Path) -> None:
+    run.write_json("data.json", {**run.read_json("data.json"), "class_names": ["red", "a", "red"]})
+    with pytest.raises(ValueError, match=r"cannot be matched by name: .*/run has red more than"):
+        runs.evaluate_run(run, source=f"folder:{other}")
+
+
+def test_evaluate_on_another_set(run: Run, other: Path, capsys) -> None:
+    assert cli.main(["evaluate", str(run.directory), "--source", f"folder:{other}"]) == cli.OK
+    out = capsys.readouterr().out
+    assert f"all images of folder:{other}, center" in out
+    assert "no image" in out
+    assert "majority baseline: always green" in out
+    copy = shutil.copytree(run.directory, run.directory.parent / "b")
+    several = ["evaluate", str(run.directory), str(copy), "--source", f"folder:{other}"]
+    assert cli.main(several) == cli.OK
+    out = capsys.readouterr().out
+    assert "balanced" in out
+    assert "majority baseline: always green: 62.50%" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "folder:nowhere"], "no folder"),
+        (["--source", "no_such_set_anywhere"], "unknown source 'no_such_set_anywhere'"),
+        (["--source", "digits"], "knows no class of digits, which has 0, 1, 2"),
+        (["--split", "all"], "has no all split; it has train, validation, test"),
+        (["--unknown-classes", "drop"], "invalid choice 'drop'"),
+        (["--specificity", "95"], "--specificity must be in (0, 1), such as 0.95, not 95"),
+        (["--specificity", "nan"], "--specificity must be in (0, 1), such as 0.95, not nan"),
+    ],
+)
+def test_bad_input(made: Run, arguments: list[str], message: str, capsys) -> None:
+    assert cli.main(["evaluate", str(made.directory), *arguments]) == cli.BAD_INPUT
+    err = capsys.readouterr().err
+    assert message in err
+    if "choice" not in message:
+        assert len(err.splitlines()) == 1
+
+
+def test_a_network_that_is_no_better_than_a_guess_says_so(capsys) -> None:
+    from keras_vgg.cli.evaluate import Evaluate
+    from keras_vgg.runs import Recorded, RunImages
+
+    labels = np.array([0] * 10 + [1] * 2)
+    always = np.tile(np.array([0.9, 0.1], np.float32), (12, 1))
+    evaluated = evaluation.Evaluation(labels, always, ("cat", "dog"))
+    images = RunImages(data.Split("test", 12, labels, paths=np.array(["a"] * 12)), "test")
+    Evaluate((Path("run"),), specificity=0.9)._show_figures(Recorded("test", evaluated, images))
+    text = " ".join(capsys.readouterr().out.split())
+    for row in (
+        "top-1 accuracy 83.33% (58.33% to 100.00%) not above 83.33%, one answer for all",
+        "majority baseline: always cat 83.33%",
+        "balanced accuracy 50.00% (50.00% to 50.00%) not above 50.00%",
+        "Cohen's kappa 0.0000 (0.0000 to 0.0000) not above 0.0000, one",
+        "ROC AUC of dog 0.5000 (0.5000 to 0.5000) not above 0.5000",
+        "sensitivity for dog at 90 % specificity 0.00% (0.00% to 0.00%)",
+    ):
+        assert row in text
