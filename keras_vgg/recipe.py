@@ -189,6 +189,11 @@ class Recipe:
     learning rate falls."""
     plateau_drops: Annotated[int, Interval(0, 100)] = 3
     """plateau: how often the learning rate falls; training ends instead of one more fall."""
+    restart_epochs: tuple[int, ...] = ()
+    """Warm restarts: epochs after which the schedule begins again, without warm-up, over the epochs
+    up to the next restart or the end. train --extend adds one."""
+    restart_rates: tuple[float, ...] = ()
+    """The learning rate after each restart, in place of learning_rate."""
     early_stopping: Annotated[int, Interval(0, 1e6)] = 0
     """End after this many epochs without a better validation accuracy or loss; 0: never."""
 
@@ -236,6 +241,7 @@ class Recipe:
         recipe_checks.check_schedule(
             self.schedule, self.step_epochs, self.warmup_epochs, self.epochs
         )
+        recipe_checks.check_restarts(self.restart_epochs, self.restart_rates, self.epochs)
         if self.color == "grey" and self.rand_augment:
             raise ValueError(
                 f"rand_augment={self.rand_augment} works on RGB images; use color='rgb', or set it "

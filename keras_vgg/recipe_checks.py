@@ -6,6 +6,7 @@ Every function raises a ValueError that names the field, its value and the value
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import types
 import typing
@@ -20,6 +21,7 @@ _LONGEST = 80  # characters of a value in a message
 _NOT_RANDOM = ("zeros", "ones", "constant", "identity", "stft")
 # With these bounds, float32 holds (pixel - mean) / deviation.
 _MEAN, _DEVIATION = (-1e4, 1e4), (1e-3, 1e4)
+_RATES = (1e-12, 1e3)
 _HEAVIEST = 1e6  # class weight
 
 
@@ -155,6 +157,27 @@ def check_schedule(
         raise ValueError(f"step_epochs must be in [1, 1e+06], not {shorten(step_epochs)}")
     if warmup_epochs > epochs:
         raise ValueError(f"warmup_epochs ({warmup_epochs:g}) is more than epochs ({epochs})")
+
+
+def check_restarts(
+    restart_epochs: Sequence[int], restart_rates: Sequence[float], epochs: int
+) -> None:
+    if len(restart_epochs) != len(restart_rates):
+        raise ValueError(
+            f"each of restart_epochs, {shorten(tuple(restart_epochs))}, needs its learning rate in "
+            f"restart_rates, not {shorten(tuple(restart_rates))}"
+        )
+    edges = (0, *restart_epochs, epochs)
+    if any(first >= second for first, second in itertools.pairwise(edges)):
+        raise ValueError(
+            f"restart_epochs must rise within [1, {epochs - 1}], below epochs, not "
+            f"{shorten(tuple(restart_epochs))}"
+        )
+    low, high = _RATES
+    if not all(low <= rate <= high for rate in restart_rates):
+        raise ValueError(
+            f"restart_rates must be in [{low:g}, {high:g}], not {shorten(tuple(restart_rates))}"
+        )
 
 
 def parse_class_weights(text: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 
@@ -19,27 +20,37 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int, drops: int = 
         steps_per_epoch: Steps in an epoch.
         drops: How often a plateau has lowered the learning rate so far.
     """
-    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    first, end, rate = _part(recipe, step // steps_per_epoch)
+    step -= first * steps_per_epoch
+    warmup = 0 if first else round(recipe.warmup_epochs * steps_per_epoch)
     if step < warmup:
-        return recipe.learning_rate * (step + 1) / warmup
+        return rate * (step + 1) / warmup
     if recipe.schedule == "cosine":
-        total = recipe.epochs * steps_per_epoch
+        total = (end - first) * steps_per_epoch
         progress = (step - warmup) / max(1, total - warmup)
-        return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return rate * 0.5 * (1 + math.cos(math.pi * progress))
     if recipe.schedule == "step":
         drops = sum(step >= epoch * steps_per_epoch for epoch in recipe.step_epochs)
     elif recipe.schedule == "constant":
         drops = 0
-    return recipe.learning_rate * recipe.decay_factor**drops
+    return rate * recipe.decay_factor**drops
+
+
+def _part(recipe: Recipe, epoch: int) -> tuple[int, int, float]:
+    """Return what lies between two restarts: its first epoch, its end, and its learning rate."""
+    starts = (0, *recipe.restart_epochs)
+    number = bisect.bisect_right(starts, epoch) - 1
+    ends = (*recipe.restart_epochs, recipe.epochs)
+    return starts[number], ends[number], (recipe.learning_rate, *recipe.restart_rates)[number]
 
 
 def plateau_drops(recipe: Recipe, history: Sequence[Row]) -> int:
     """Return how often the figure that selects has stopped improving (section 3.1).
 
-    Only the history decides, so a resumed run continues exactly.
+    Only the history since the last restart decides, so a resumed run continues exactly.
     """
     best, epochs_waited, drops = -math.inf, 0, 0
-    for row in history:
+    for row in history[_part(recipe, len(history))[0] :]:
         value = row[selecting_column(recipe)]
         if value > best:
             best, epochs_waited = value, 0
@@ -72,5 +83,6 @@ def is_over(recipe: Recipe, history: Sequence[Row]) -> bool:
         return False
     if recipe.schedule == "plateau" and plateau_drops(recipe, history) > recipe.plateau_drops:
         return True
-    since_best = history[-1]["epoch"] - best_row(history, recipe)["epoch"]
+    restart = _part(recipe, len(history))[0]
+    since_best = history[-1]["epoch"] - max(restart, best_row(history, recipe)["epoch"])
     return bool(recipe.early_stopping) and since_best >= recipe.early_stopping
