@@ -30,10 +30,18 @@ _FIELD_TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "best_epoch": int,
         "parameters": int,
         "validation_accuracy": _NUMBER,
+        "validation_pr_auc": _NUMBER,
         "validation_loss": _NUMBER,
         "training_seconds": _NUMBER,
     },
 }
+
+
+def validation_text(results: Mapping[str, Any]) -> str:
+    """Return the validation figure of results.json in words, such as "validation accuracy 98 %"."""
+    if "validation_pr_auc" in results:
+        return f"validation pr_auc {results['validation_pr_auc']:.4f}"
+    return f"validation accuracy {results['validation_accuracy']:.2%}"
 
 
 class RunInUse(OSError):
@@ -279,9 +287,14 @@ def _require_same_recipe(run: Run) -> None:
         listed = ", ".join(
             f"{name} {theirs!r}, not {ours!r}" for name, (ours, theirs) in differences.items()
         )
+        hint = ""
+        if [*differences] == ["epochs"] and stored.epochs < run.recipe.epochs and run.finished:
+            hint = f", or train it for more epochs with --extend {run.recipe.epochs - stored.epochs}"
+        if stored.restart_epochs and not run.recipe.restart_epochs:
+            hint = f", which has been extended: {run.directory / 'recipe.json'}"
         raise ValueError(
             f"{run.directory} holds a run of another recipe ({listed}); "
-            "choose another workdir, or use the recipe of that run to resume it"
+            f"choose another workdir, or use the recipe of that run to resume it{hint}"
         )
     if run.recipe != stored:  # only storage fields differ, such as the folder of the data
         run.write_recipe()

@@ -15,7 +15,7 @@ from gradio.utils import get_upload_folder
 from keras_vgg.data.decode import EXTENSIONS, MAX_UPLOAD_PIXELS
 from keras_vgg.demo.answer import Answer, Answerer, Examples, TimeLimit
 from keras_vgg.demo.guard import require_upload
-from keras_vgg.run import Run
+from keras_vgg.run import Run, validation_text
 
 # Gradio checks its temporary files every _CLEANING_INTERVAL seconds, and deletes those that are
 # older than _MAX_AGE seconds.
@@ -203,8 +203,8 @@ def _heat_and_table(
 def _about(run: Run, title: str) -> str:
     recipe, results = run.recipe, run.results
     facts = [f"Trained on {recipe.source}, {len(run.class_names)} classes"]
-    facts.append(f"validation accuracy {results['validation_accuracy']:.2%}")
-    if "test" in results:
+    facts.append(validation_text(results))
+    if "top1" in results.get("test", {}):
         facts.append(f"test accuracy {results['test']['top1']:.2%}")
     privacy = "Pictures stay on the machine that serves this page, and are deleted after minutes."
     return f"<h1>{escape(title)}</h1><p>{escape(', '.join(facts))}.</p><p>{privacy}</p>"

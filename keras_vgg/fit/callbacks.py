@@ -14,7 +14,7 @@ from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.keeping import Keeper
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
 from keras_vgg.fit.stopping import StopRequest
-from keras_vgg.fit.verdict import Commonest
+from keras_vgg.fit.verdict import Commonest, RandomAnswers
 from keras_vgg.run import Run
 
 
@@ -35,7 +35,8 @@ class Recorder(keras.callbacks.Callback):
         steps_per_epoch: Steps of the optimiser in an epoch.
         full_model: The network to save if only its head is trained; None: the trained one.
         stop: The request to stop, from a signal.
-        commonest: What always naming one class would have right; None: nothing to compare with.
+        commonest: What answers without looking at an image have right; None: nothing to compare
+            with.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Recorder(keras.callbacks.Callback):
         steps_per_epoch: int,
         full_model: keras.Model | None = None,
         stop: StopRequest | None = None,
-        commonest: Commonest | None = None,
+        commonest: Commonest | RandomAnswers | None = None,
     ) -> None:
         super().__init__()
         self._keeper = Keeper(run, full_model)

@@ -155,10 +155,10 @@ class Features:
                     yield self.features[index, views[chosen]], self.labels[index]
                 epoch, first = epoch + 1, 0
 
-        shape = self.features.shape[2:]
+        shape, several = self.features.shape[2:], self.labels.ndim == 2
         signature = (
             tf.TensorSpec((batch_size, *shape), tf.float32),
-            tf.TensorSpec((batch_size,), tf.int32),
+            tf.TensorSpec((batch_size, *self.labels.shape[1:]), tf.uint8 if several else tf.int32),
         )
         endless = tf.data.Dataset.from_generator(batches, output_signature=signature)
         return data.untuned(endless.prefetch(2))

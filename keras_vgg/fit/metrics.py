@@ -9,23 +9,38 @@ import keras
 from keras_vgg.recipe import Recipe
 
 
-def loss_for(recipe: Recipe) -> keras.losses.Loss:
-    """Return the recipe's loss for one-hot targets."""
+def loss_for(recipe: Recipe, several_labels: bool = False) -> keras.losses.Loss:
+    """Return the recipe's loss for one-hot targets, or for targets with several labels an image."""
+    smoothing = recipe.label_smoothing
+    if several_labels and recipe.loss == "focal":
+        return keras.losses.BinaryFocalCrossentropy(
+            gamma=recipe.focal_gamma, label_smoothing=smoothing
+        )
+    if several_labels:
+        return keras.losses.BinaryCrossentropy(label_smoothing=smoothing)
     if recipe.loss == "focal":
         return keras.losses.CategoricalFocalCrossentropy(
             alpha=1.0,  # so gamma 0 is cross-entropy; classes are weighed by class_weights
             gamma=recipe.focal_gamma,
-            label_smoothing=recipe.label_smoothing,
+            label_smoothing=smoothing,
         )
-    return keras.losses.CategoricalCrossentropy(label_smoothing=recipe.label_smoothing)
+    return keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
 
 
-def metrics_for(recipe: Recipe, classes: int) -> list[keras.metrics.Metric]:
+def metrics_for(
+    recipe: Recipe, classes: int, several_labels: bool = False
+) -> list[keras.metrics.Metric]:
     """Return top-1, top-5 (over five classes) and the figure of `select_by`.
+
+    With several labels an image, return the mean over the labels of the area under the
+    precision-recall curve, `pr_auc`: Keras', which approximates it by 200 thresholds. A blended
+    label of mixup or cutmix counts as a label.
 
     Given a metric's name alone, Keras makes the variables in the first step. TensorFlow then traces
     that step a second time, and keeps both graphs.
     """
+    if several_labels:
+        return [keras.metrics.AUC(curve="PR", multi_label=True, num_labels=classes, name="pr_auc")]
     metrics: list[keras.metrics.Metric] = [keras.metrics.CategoricalAccuracy(name="accuracy")]
     if classes > 5:
         metrics.append(keras.metrics.TopKCategoricalAccuracy(5, name="top5_accuracy"))

@@ -114,6 +114,7 @@ def build_model(
     statistics: data.ChannelStatistics,
     precision: str = "float32",
     initial: weight_files.Weights | None = None,
+    several_labels: bool = False,
 ) -> keras.Model:
     """Build the recipe's network, which takes RGB images in [0, 255], float32 [n, size, size, 3].
 
@@ -126,6 +127,8 @@ def build_model(
         statistics: The training split's statistics, for the preprocessing.
         precision: A Keras dtype policy.
         initial: The weights from `initial_weights`; their preprocessing replaces the statistics.
+        several_labels: Whether an image may have several labels: the network then ends in a
+            sigmoid for each class in place of a soft-max.
     """
     # Keras adds l * sum(w^2), whose gradient is 2 l w; the paper's decay adds wd * w.
     decay = keras.regularizers.L2(recipe.weight_decay / 2) if recipe.weight_decay else None
@@ -138,6 +141,7 @@ def build_model(
             classes=classes,
             **recipe.network_options(),
             dropout=recipe.dropout,
+            classifier_activation="sigmoid" if several_labels else "softmax",
             kernel_initializer=_first_initializer(recipe),
             kernel_regularizer=decay,
             include_preprocessing=_preprocessing(recipe, statistics, initial),
@@ -182,8 +186,10 @@ def _preprocessing(
     return ImagePreprocessing(mean, std, order, name="preprocessing")
 
 
-def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -> None:
-    """Compile for one-hot labels: SGD, and the loss and metrics of `keras_vgg.fit.metrics`.
+def compile_model(
+    model: keras.Model, recipe: Recipe, engine: hardware.Engine, several_labels: bool = False
+) -> None:
+    """Compile for targets [n, classes]: SGD, and the loss and metrics of `keras_vgg.fit.metrics`.
 
     Loss and metrics use the weights of validation images.
     """
@@ -201,8 +207,8 @@ def compile_model(model: keras.Model, recipe: Recipe, engine: hardware.Engine) -
         optimizer = LayerwiseSGD(recipe.learning_rate, recipe.layer_decay, **options)
     model.compile(
         optimizer=optimizer,
-        loss=loss_for(recipe),
-        weighted_metrics=metrics_for(recipe, model.output_shape[-1]),
+        loss=loss_for(recipe, several_labels),
+        weighted_metrics=metrics_for(recipe, model.output_shape[-1], several_labels),
         # Keras annotates its default, "auto", and documents True and False.
         jit_compile=engine.jit_compile,  # pyright: ignore[reportArgumentType]
     )

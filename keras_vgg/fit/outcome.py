@@ -11,8 +11,9 @@ from keras_vgg import data, hardware, report
 from keras_vgg.fit import distribution, verdict
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.inputs import evaluation_transform
+from keras_vgg.fit.metrics import metrics_for
 from keras_vgg.fit.preparation import Prepared
-from keras_vgg.fit.schedule import best_row, selecting_column
+from keras_vgg.fit.schedule import best_row, figure_column, selecting_column
 from keras_vgg.run import Run
 
 _MEASURED_IMAGES = 1000  # training images that the kept model is tested on
@@ -25,13 +26,16 @@ def write_results(
     history = recorder.history
     report.plot_history(history, run.directory / "training_curve.png")
     best = best_row(history, run.recipe)
-    selecting = {f"validation_{run.recipe.select_by}": best[selecting_column(run.recipe)]}
+    selecting = selecting_column(run.recipe, history)
+    columns = dict.fromkeys([figure_column(best), selecting])
+    validation = {column.replace("val_", "validation_"): best[column] for column in columns}
+    training = figure_column(best).replace("val_", "training_")
     run.add_results(
         epochs=len(history),
         best_epoch=best["epoch"],
-        **{"validation_accuracy": best["val_accuracy"]} | selecting,
+        **validation,
         validation_loss=best["val_loss"],
-        training_accuracy=_training_accuracy(run, prepared),
+        **{training: _training_figure(run, prepared)},
         parameters=prepared.full_model.count_params(),
         training_seconds=round(sum(row["seconds"] for row in history), 1),
         peak_memory=hardware.peak_memory(engine),
@@ -40,10 +44,11 @@ def write_results(
         _print_verdict(run, recorder, prepared)
 
 
-def _training_accuracy(run: Run, prepared: Prepared) -> float:
+def _training_figure(run: Run, prepared: Prepared) -> float:
     """Return the kept model's accuracy on at most 1,000 training images, in evaluation mode.
 
-    Class weights apply, as in the accuracy that training reports.
+    Class weights apply, as in the accuracy that training reports. With several labels an image,
+    return the area under the precision-recall curve, as training reports it.
     """
     split = prepared.source.train.spread(_MEASURED_IMAGES)
     batches = data.evaluation_dataset(split, 32, evaluation_transform(run.recipe))
@@ -65,13 +70,19 @@ def _print_verdict(run: Run, recorder: Recorder, prepared: Prepared) -> None:
     recipe, best = run.recipe, best_row(recorder.history, run.recipe)
     if 0 < recorder.commonest.share < 1 and not recorder.commonest.can_be_beaten:
         print(recorder.commonest.too_few_line())
-    if recorder.commonest.explains(best["val_accuracy"]):
-        print(recorder.commonest.final_line(best["val_accuracy"]))
+    column = figure_column(best)
+    if recorder.commonest.explains(best[column]):
+        print(recorder.commonest.final_line(best[column]))
         print(verdict.advice(recipe, recorder.history, recorder.commonest.share))
     batches = int(best["epoch"]) * recorder.steps_per_epoch * recipe.gradient_accumulation
     images = min(prepared.source.train.size, _MEASURED_IMAGES)
-    gap = verdict.gap_line(
-        recipe, best["accuracy"], run.results["training_accuracy"], images, batches
-    )
+        if prepared.source.several_labels:
+            (metric,) = metrics_for(run.recipe, len(weights), several_labels=True)
+            for images, labels in batches.as_numpy_iterator():
+                metric.update_state(labels.astype(np.float32), model(images))
+            return float(metric.result())
+    training = column.removeprefix("val_")
+    evaluated = run.results[f"training_{training}"]
+    gap = verdict.gap_line(recipe, best[training], evaluated, images, batches, training)
     if gap:
         print(gap)

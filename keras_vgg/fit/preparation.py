@@ -65,6 +65,8 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool) -> Prepared:
             "that run as init, with init_head='all'"
         )
     source = load_source(run.recipe)
+    if source.several_labels:
+        _require_for_several_labels(run.recipe)
     recipe = _with_fitting_batches(run.recipe, source.train.size, len(engine.devices))
     if source.validation is None:
         raise ValueError(
@@ -80,14 +82,16 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool) -> Prepared:
     initial = initial_weights(recipe)
     if initial is not None and not is_new:
         _require_same_weights(run, initial)
-    model = build_model(recipe, len(source.class_names), statistics, engine.precision, initial)
+    several = source.several_labels
+    classes = len(source.class_names)
+    model = build_model(recipe, classes, statistics, engine.precision, initial, several)
     distribution.synchronize(model, engine)
     transfer.freeze(model, recipe.freeze_until)
     base, trained = None, model
     # On JAX, the frozen base runs every epoch.
     if recipe.freeze_until == "all" and not frozen.varies(recipe) and is_tensorflow():
         base, trained = frozen.split_model(model)
-    compile_model(trained, recipe, engine)
+    compile_model(trained, recipe, engine, several)
     trained.optimizer.build(trained.trainable_variables)
     inventory = data.take_inventory(source)
     return Prepared(
@@ -102,6 +106,28 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool) -> Prepared:
         base=base,
         trained=trained,
     )
+
+
+def _require_for_several_labels(recipe: Recipe) -> None:
+    """Raise ValueError for what needs one label an image."""
+    alternatives = {
+        "class_weights": "loss='focal' lets rare labels count more",
+        "sampling": "loss='focal' lets rare labels count more",
+        "select_by": "the area under the precision-recall curve selects, as the mean over labels",
+        "init_head": "begin with init_head='none'",
+    }
+    needs_one = (
+        recipe.class_weights != "none",
+        recipe.sampling != "uniform",
+        recipe.select_by != "accuracy",
+        recipe.init_head == "probe",
+    )
+    for (name, alternative), wrong in zip(alternatives.items(), needs_one, strict=True):
+        if wrong:
+            raise ValueError(
+                f"{name}={getattr(recipe, name)!r} needs one label an image, and {recipe.source} "
+                f"has several; {alternative}"
+            )
 
 
 def _with_fitting_batches(recipe: Recipe, images: int, devices: int) -> Recipe:

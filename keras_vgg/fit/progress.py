@@ -16,6 +16,7 @@ import keras
 
 from keras_vgg.console import duration
 from keras_vgg.fit.callbacks import Recorder
+from keras_vgg.fit.schedule import figure_column
 from keras_vgg.fit.timing import Timing
 from keras_vgg.fit.verdict import is_due
 from keras_vgg.recipe import Recipe
@@ -55,6 +56,8 @@ def epoch_figures(
     number = f"{row['epoch']:.0f}/{epochs}"
     figures = [Figure("epoch", number, f"epoch {number}", 2 * len(str(epochs)) + 1)]
     columns = {"loss": 6, "accuracy": 8, "val_loss": 6, "val_accuracy": 8}
+    if figure_column(row) == "val_pr_auc":
+        columns = {"loss": 6, "pr_auc": 8, "val_loss": 6, "val_pr_auc": 8}
     if "val_balanced_accuracy" in row:  # then it selects; the terminal has no room for both
         columns["val_balanced_accuracy"] = columns.pop("val_accuracy")
     for name, width in columns.items():
@@ -214,10 +217,11 @@ class TrainingProgress(keras.callbacks.Callback):
             self._say_if_useless(epoch + 1)
 
     def _say_if_useless(self, epoch: int) -> None:
-        accuracy = self._recorder.history[-1]["val_accuracy"]
-        if not self._recorder.commonest.explains(accuracy):
+        row = self._recorder.history[-1]
+        value = row[figure_column(row)]
+        if not self._recorder.commonest.explains(value):
             return
-        line = self._recorder.commonest.line(accuracy, epoch)
+        line = self._recorder.commonest.line(value, epoch)
         if self._live is not None:
             self._print_above(line)
         elif self._lines:
@@ -247,6 +251,8 @@ class TrainingProgress(keras.callbacks.Callback):
             parts.append(f"loss {_loss(self._logs['loss'])}")
         if "accuracy" in self._logs:
             parts.append(f"accuracy {_percent(self._logs['accuracy'])}")
+        if "pr_auc" in self._logs:
+            parts.append(f"pr_auc {_loss(self._logs['pr_auc'])}")
         return "  ".join(parts)
 
     def _picture(self) -> RenderableType:

@@ -51,7 +51,7 @@ def plateau_drops(recipe: Recipe, history: Sequence[Row]) -> int:
     """
     best, epochs_waited, drops = -math.inf, 0, 0
     for row in history[_part(recipe, len(history))[0] :]:
-        value = row[selecting_column(recipe)]
+        value = row[selecting_column(recipe, history)]
         if value > best:
             best, epochs_waited = value, 0
         else:
@@ -61,9 +61,19 @@ def plateau_drops(recipe: Recipe, history: Sequence[Row]) -> int:
     return drops
 
 
-def selecting_column(recipe: Recipe) -> str:
-    """Return the column of metrics.csv whose highest value selects the best epoch."""
+def selecting_column(recipe: Recipe, history: Sequence[Row]) -> str:
+    """Return the column of metrics.csv whose highest value selects the best epoch.
+
+    With several labels an image, that is val_pr_auc, whatever `select_by` is.
+    """
+    if history and figure_column(history[0]) == "val_pr_auc":
+        return "val_pr_auc"
     return f"val_{recipe.select_by}"
+
+
+def figure_column(row: Row) -> str:
+    """Return the column of the figure to compare with answers without looking at an image."""
+    return "val_pr_auc" if "val_pr_auc" in row else "val_accuracy"
 
 
 def best_row(history: Sequence[Row], recipe: Recipe | None = None) -> Row:
@@ -71,9 +81,9 @@ def best_row(history: Sequence[Row], recipe: Recipe | None = None) -> Row:
 
     Args:
         history: Rows of metrics.csv, at least one.
-        recipe: Its `select_by` names the figure; None: validation accuracy.
+        recipe: Its `select_by` names the figure; None: as the default recipe.
     """
-    column = selecting_column(recipe or Recipe())
+    column = selecting_column(recipe or Recipe(), history)
     return max(history, key=lambda row: (row[column], -row["val_loss"]))
 
 

@@ -94,7 +94,7 @@ def run_training(
     return original
 
 
-def _commonest(prepared: Prepared) -> verdict.Commonest:
+def _commonest(prepared: Prepared) -> verdict.Commonest | verdict.RandomAnswers:
     """Return what answers without looking at an image would have right."""
     names = prepared.source.class_names
     labels = prepared.validation.labels
@@ -105,6 +105,8 @@ def _commonest(prepared: Prepared) -> verdict.Commonest:
     return verdict.Commonest(names[int(counts.argmax())], share, prepared.validation.size)
 
 
+    if labels is not None and prepared.source.several_labels:
+        return verdict.random_answers(labels)
 def _write_first_files(run: Run, engine: hardware.Engine, prepared: Prepared) -> None:
     """Write recipe, data and environment. A run without checkpoints still counts as new."""
     environment = describe_environment(engine)
@@ -141,6 +143,8 @@ def _announce(
     if recipe.freeze_until == "all" and is_tensorflow():
         print(_frozen_base_note(recipe))
 
+    if source.several_labels and source.train.labels is not None:
+        print(_labels_note(source.train.labels))
 
 def _begin_with_probe(run: Run, prepared: Prepared, verbose: int | str) -> None:
     """Give the network the best linear classifier on its features, and write probe.json."""
@@ -149,6 +153,14 @@ def _begin_with_probe(run: Run, prepared: Prepared, verbose: int | str) -> None:
             prepared.full_model,
             run.recipe,
             prepared.source.train,
+def _labels_note(labels: np.ndarray) -> str:
+    counts = labels.sum(axis=1)
+    return (
+        f"several labels an image: {counts.mean():.2f} on average, at most {counts.max()}; "
+        f"{int((counts == 0).sum()):,} training images have none"
+    )
+
+
             prepared.validation,
             evaluation_transform(run.recipe),
             run.directory / "features",

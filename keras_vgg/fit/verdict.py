@@ -6,6 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from keras_vgg.architecture import get_configuration
 from keras_vgg.recipe import Recipe
 
@@ -13,6 +15,8 @@ _LEVEL = 0.05  # of the one-sided binomial test
 _DEEP = ("C", "D", "E")
 _GAP = 0.1  # accuracy in training above the same images' in evaluation
 _STUCK = 0.02  # of the first loss: a change that is none
+_MOST_RANDOM = 0.95  # mean area of random answers, above which no network can show what it learned
+_DRAWN_IMAGES = 5000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +74,80 @@ class Commonest:
         return f"{named} ({self.share:.2%} of {self.images:,} images)"
 
 
+@dataclasses.dataclass(frozen=True)
+class RandomAnswers:
+    """The area under the precision-recall curve that random answers reach, for several labels.
+
+    Attributes:
+        share: The mean share of the validation images that have a label: random answers' mean.
+        limit: What random answers reach or exceed in one of 20 draws.
+        images: How many validation images there are.
+    """
+
+    share: float
+    limit: float
+    images: int
+
+    @property
+    def can_be_beaten(self) -> bool:
+        """Whether random answers stay clearly below the best possible figure, 1."""
+        return self.limit < _MOST_RANDOM
+
+    def explains(self, area: float) -> bool:
+        """Return whether random answers may have this mean area."""
+        return self.can_be_beaten and area <= self.limit
+
+    def line(self, area: float, epoch: int) -> str:
+        """Return what to say of it while a run trains."""
+        return (
+            f"after epoch {epoch}, validation pr_auc {area:.3f} is no better than {self._answer()}"
+        )
+
+    def final_line(self, area: float) -> str:
+        """Return what to say of it at a run's end."""
+        return (
+            f"this network is of no use: its best validation pr_auc, {area:.3f}, is no better than "
+            f"{self._answer()}"
+        )
+
+    def too_few_line(self) -> str:
+        """Return what to say at the end of a run that has too few validation images."""
+        return (
+            f"{self.images:,} validation images are too few to say whether this network is better "
+            f"than {self._answer()}"
+        )
+
+    def _answer(self) -> str:
+        return (
+            f"random answers (up to {self.limit:.3f} in 19 of 20 draws; a label is on "
+            f"{self.share:.2%} of {self.images:,} images on average)"
+        )
+
+
+def random_answers(labels: np.ndarray, seed: int = 0) -> RandomAnswers:
+    """Return what random answers reach for labels [n, classes]; labels that no image has are out.
+
+    The average precision of a random order is drawn 100 times (fewer for over 20 labels), with at
+    most 5,000 images: more images only narrow the draws.
+    """
+    counts = labels.sum(axis=0, dtype=np.int64)
+    counts = counts[counts > 0]
+    images = len(labels)
+    if not len(counts):
+        return RandomAnswers(0.0, 1.0, images)
+    drawn_images = min(images, _DRAWN_IMAGES)
+    positives = np.maximum(counts * drawn_images // images, 1)
+    rng = np.random.default_rng(seed)
+    draws = max(20, min(100, 2000 // len(counts)))
+    means = []
+    for _ in range(draws):
+        ranks = [np.sort(rng.permutation(drawn_images)[:count]) + 1 for count in positives]
+        means.append(np.mean([np.mean(np.arange(1, len(r) + 1) / r) for r in ranks]))
+    return RandomAnswers(
+        float(np.mean(counts / images)), float(np.quantile(means, 1 - _LEVEL)), images
+    )
+
+
 def is_due(epoch: int, recipe: Recipe) -> bool:
     """Return whether to look after this epoch, from 1: after warm-up, then ever more rarely."""
     since = epoch - max(1, math.ceil(recipe.warmup_epochs))
@@ -79,11 +157,12 @@ def is_due(epoch: int, recipe: Recipe) -> bool:
 def advice(recipe: Recipe, history: Sequence[Mapping[str, float]], share: float) -> str:
     """Return what to change in a recipe whose run has learned nothing."""
     changes = []
-    own = max(row["accuracy"] for row in history)
+    column = "pr_auc" if "pr_auc" in history[0] else "accuracy"
+    own = max(row[column] for row in history)
     is_learning = own > share + _GAP
     if is_learning:
         return (
-            f"training accuracy is {own:.2%}, so the network learns what does not carry over: "
+            f"training {column} is {own:.2%}, so the network learns what does not carry over: "
             "check that the validation images have the right labels, add images or augmentation"
         )
     deep = get_configuration(recipe.configuration).name in _DEEP
@@ -103,7 +182,14 @@ def advice(recipe: Recipe, history: Sequence[Mapping[str, float]], share: float)
     return "; ".join(changes)
 
 
-def gap_line(recipe: Recipe, own: float, evaluated: float, images: int, batches: int) -> str | None:
+def gap_line(
+    recipe: Recipe,
+    own: float,
+    evaluated: float,
+    images: int,
+    batches: int,
+    figure: str = "accuracy",
+) -> str | None:
     """Return why training's own accuracy is far above the kept model's on the same images.
 
     None where it is not. Dropout and augmentation work the other way: they lower training's own.
@@ -113,6 +199,7 @@ def gap_line(recipe: Recipe, own: float, evaluated: float, images: int, batches:
         evaluated: The kept model's accuracy on training images, in evaluation mode.
         images: How many images that was measured on.
         batches: Training batches until then.
+        figure: "accuracy", or "pr_auc" for several labels an image.
     """
     deviation = math.sqrt(max(own * (1 - own), 1 / images) / images)
     if own - evaluated <= max(_GAP, 3 * deviation):
@@ -124,7 +211,10 @@ def gap_line(recipe: Recipe, own: float, evaluated: float, images: int, batches:
             f"batch norm's moving averages have not settled after {batches:,} batches: train "
             "for more epochs, with smaller batches, or at a lower learning rate"
         )
+    of_images = f"of {images:,} training images right"
+    if figure != "accuracy":
+        of_images = f"{figure} on {images:,} training images"
     return (
-        f"training reported {own:.2%}, but the kept model has {evaluated:.2%} of {images:,} "
-        f"training images right in evaluation mode: {reason}"
+        f"training reported {own:.2%}, but the kept model has {evaluated:.2%} {of_images} in "
+        f"evaluation mode: {reason}"
     )

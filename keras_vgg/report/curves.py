@@ -27,10 +27,23 @@ class Panel(NamedTuple):
 PANELS = (
     Panel("loss", "val_loss", "Loss"),
     Panel("accuracy", "val_accuracy", "Accuracy (%)"),
+    Panel("pr_auc", "val_pr_auc", "Precision-recall area"),
     Panel("learning_rate", "", "Learning rate"),
     Panel("images_per_second", "", "Training images per second"),
 )
 _LABEL_DISTANCE = 0.075  # of the height of the axes, at least
+
+
+def absent_panels(rows: Sequence[Mapping[str, float]]) -> list[Panel]:
+    """Return the panels of which metrics.csv has no value.
+
+    Accuracy is for one label an image, pr_auc for several: a run has one of the two.
+    """
+    absent = [panel for panel in PANELS if not run_curves(panel, rows, None)]
+    either = [panel for panel in PANELS if panel.training in ("accuracy", "pr_auc")]
+    if any(panel not in absent for panel in either):
+        return [panel for panel in absent if panel not in either]
+    return [panel for panel in absent if panel.training != "pr_auc"]
 
 
 class Curve(NamedTuple):
@@ -93,14 +106,14 @@ def curves_figure(curves: Sequence[Curve], *, labelled: bool = False) -> Figure:
 def plot_history(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
     """Draw a run's training curves as a PNG.
 
-    Loss, accuracy in per cent, and the learning rate on a log scale, one above the other over the
-    same epochs. The best epoch by validation accuracy, else by validation loss, is marked. A panel
-    without data is left out.
+    Loss, accuracy in per cent (with several labels an image, pr_auc), and the learning rate on a
+    log scale, one above the other over the same epochs. The best epoch by validation accuracy or
+    pr_auc, else by validation loss, is marked. A panel without data is left out.
 
     Args:
-        rows: One an epoch, with any of the keys epoch, loss, accuracy, val_loss, val_accuracy
-            (accuracies are fractions in [0, 1]) and learning_rate. Without `epoch` the rows are
-            numbered from 1. A value that is absent, None or nan is a gap.
+        rows: One an epoch, with any of the keys epoch, loss, accuracy, pr_auc, val_loss,
+            val_accuracy, val_pr_auc (fractions in [0, 1]) and learning_rate. Without `epoch` the
+            rows are numbered from 1. A value that is absent, None or nan is a gap.
         path: The PNG, 8 inches wide at 150 dots an inch. Its folder must exist.
 
     Raises:
@@ -108,7 +121,7 @@ def plot_history(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
         OSError: the file cannot be written.
     """
     best_key, best_epoch, best_text = _best(rows)
-    panels = [(panel, run_curves(panel, rows, best_epoch)) for panel in PANELS[:3]]
+    panels = [(panel, run_curves(panel, rows, best_epoch)) for panel in PANELS[:4]]
     panels = [(panel, curves) for panel, curves in panels if curves]
     if all(panel.validation == "" for panel, _ in panels):
         raise ValueError("the metrics have no loss and no accuracy to plot")
@@ -131,6 +144,7 @@ def _best(rows: Sequence[Mapping[str, float]]) -> tuple[str, float | None, str]:
     """Return the column that decides, its best epoch, and a text about it."""
     for key, choose, text in (
         ("val_accuracy", np.argmax, "best: {:.2f}% at epoch {:g}"),
+        ("val_pr_auc", np.argmax, "best: {:.4f} at epoch {:g}"),
         ("val_loss", np.argmin, "best: {:.4g} at epoch {:g}"),
     ):
         epochs, values = Curve(rows, key).points

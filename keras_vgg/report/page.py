@@ -20,7 +20,7 @@ from keras_vgg.console import duration_in_words
 from keras_vgg.files import write_atomically
 from keras_vgg.plotting import DASHES, to_svg
 from keras_vgg.report.content import Page, Picture, RunContent, Scores
-from keras_vgg.report.curves import PANELS, Curve, curves_figure, run_curves
+from keras_vgg.report.curves import PANELS, Curve, absent_panels, curves_figure, run_curves
 from keras_vgg.report.plots import MOST_COUNTS, confusion_figure, reliability_figure
 
 _MARK = '<meta name="generator" content="keras_vgg report">'  # every report has it
@@ -99,8 +99,7 @@ class _RunPart:
     def __init__(self, run: RunContent) -> None:
         self.run = run
         self.curves = _own_curves(run)
-        drawn = {title for title, _ in self.curves}
-        self.absent = [panel.title for panel in PANELS if panel.title not in drawn]
+        self.absent = [panel.title for panel in absent_panels(run.history)]
         scores = run.scores
         if scores is None:
             return
