@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_vgg.backend import is_jax
+
 
 def is_finite(values: Any) -> bool:
     """Return whether an array or a tensor of any backend holds no NaN and no infinity."""
@@ -18,7 +20,8 @@ def is_finite(values: Any) -> bool:
         return values.dtype.kind in "biu" or bool(np.isfinite(values).all())
     from keras import ops
 
-    if not ops.is_tensor(values):
+    # JAX would compile a program for every shape of a tensor.
+    if is_jax() or not ops.is_tensor(values):
         return is_finite(np.asarray(values))
     return bool(ops.all(ops.isfinite(values)))
 
