@@ -97,7 +97,8 @@ def test_a_finished_run_is_left_alone_and_other_options_are_refused(
     assert kept == {p: time for p, time in before.items() if p.name != ".lock"}
 
 
-@pytest.mark.parametrize("epoch", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("epoch", [0, 1])
 def test_an_interrupted_fine_tuning_ends_as_an_uninterrupted_one(
     finished, photos, small, epoch, tmp_path, monkeypatch
 ):
@@ -145,8 +146,10 @@ def test_a_small_set_trains_the_classifier_alone(tmp_path, tiny_run, small, caps
     assert "linear classifier on the features: validation accuracy" in out
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("class_weights", ["none", "balanced"])
+@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+    "class_weights", [pytest.param("none", marks=pytest.mark.slow), "balanced"]
+)
 def test_the_first_classifier_is_scikit_learns(tiny_run, tmp_path, classes, class_weights):
     recipe = tiny_run.recipe.replace(
         head="gap",

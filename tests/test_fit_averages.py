@@ -168,6 +168,7 @@ def test_a_useless_run_says_so_and_what_to_change(tmp_path: Path, capsys) -> Non
     assert "another --learning-rate than 1e-06: the loss has hardly moved" in changes
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_says_nothing(tmp_path: Path, capsys) -> None:
     fit(SMALL.replace(epochs=3, learning_rate=0.05), tmp_path / "run", verbose=2)
     out = capsys.readouterr().out

@@ -148,15 +148,20 @@ def test_a_recipe_of_a_file_is_taken_as_it_is(tmp_path, trained, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_scales_that_would_leave_a_frame_are_refused_for_new_runs(tmp_path, monkeypatch):
-    small = Recipe(width_multiplier=1 / 16, hidden_units=8, test_fraction=0.8, epochs=1)
+SMALL = Recipe(width_multiplier=1 / 16, hidden_units=8, test_fraction=0.8, epochs=1)
+
+
+def test_scales_that_would_leave_a_frame_are_refused_for_new_runs(tmp_path):
     for changes in ({"train_scale": (32, 40)}, {"eval_scale": 48}):
-        recipe = small.replace(image_size=64, **changes)
+        recipe = SMALL.replace(image_size=64, **changes)
         with pytest.raises(ValueError, match="a frame of zeros around every image"):
             fit(recipe, tmp_path / "run", verbose=0)
         assert not (tmp_path / "run").exists()
-    # A run that an earlier version began goes on.
-    recipe = small.replace(train_scale=(24, 40), eval_scale=24)
+
+
+@pytest.mark.slow
+def test_a_run_of_an_earlier_version_goes_on_with_scales_that_leave_a_frame(tmp_path, monkeypatch):
+    recipe = SMALL.replace(train_scale=(24, 40), eval_scale=24)
     with monkeypatch.context() as patch:
         patch.setattr("keras_vgg.recipe_checks.require_no_frames", lambda *_: None)
         fit(recipe, tmp_path / "run", verbose=0)

@@ -300,6 +300,7 @@ def test_lines_of_a_run(tmp_path, capsys):
     assert found[1][11] is None  # nothing is left
 
 
+@pytest.mark.slow
 def test_stderr_is_no_terminal_then_auto_is_lines_at_once(tmp_path, capsys, monkeypatch):
     """FORCE_COLOR notwithstanding; and a log has the first line while the second epoch runs."""
     monkeypatch.setenv("FORCE_COLOR", "1")

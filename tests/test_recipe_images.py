@@ -57,6 +57,7 @@ def run(folder: Path) -> Run:
     return fit(recipe, folder.parent / "run", verbose=0)
 
 
+@pytest.mark.slow
 def test_a_run_finds_its_images_from_any_folder(
     run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +126,10 @@ def test_an_object_at_one_end_is_seen_by_every_use_of_a_squashing_run(
     assert (height, width) == pytest.approx((40 * 8 / 9, 300 * 8 / 9), abs=0.2)
 
 
-@pytest.mark.parametrize(("resize", "bit_depth"), [("pad", "stretch"), ("squash", "stretch")])
+@pytest.mark.parametrize(
+    ("resize", "bit_depth"),
+    [("pad", "stretch"), pytest.param("squash", "stretch", marks=pytest.mark.slow)],
+)
 def test_classify_answers_like_predict(
     resize: str,
     bit_depth: str,
