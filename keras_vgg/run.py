@@ -287,9 +287,9 @@ def _require_same_recipe(run: Run) -> None:
         listed = ", ".join(
             f"{name} {theirs!r}, not {ours!r}" for name, (ours, theirs) in differences.items()
         )
-        hint = ""
-        if [*differences] == ["epochs"] and stored.epochs < run.recipe.epochs and run.finished:
-            hint = f", or train it for more epochs with --extend {run.recipe.epochs - stored.epochs}"
+        hint, more = "", run.recipe.epochs - stored.epochs
+        if [*differences] == ["epochs"] and more > 0 and run.finished:
+            hint = f", or train it for more epochs with --extend {more}"
         if stored.restart_epochs and not run.recipe.restart_epochs:
             hint = f", which has been extended: {run.directory / 'recipe.json'}"
         raise ValueError(

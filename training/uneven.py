@@ -93,7 +93,7 @@ def test_run(recipe: Recipe, folder: Path, workdir: Path) -> tuple[np.ndarray, n
     keras.backend.clear_session()
     run = fit(recipe.replace(source=f"idx:{folder}"), workdir, verbose=2)
     (evaluation,) = evaluate_runs([run])
-    return evaluation.labels, evaluation.posteriors.argmax(axis=1) == evaluation.labels
+    return evaluation.labels, evaluation.probabilities.argmax(axis=1) == evaluation.labels
 
 
 def balanced_accuracy(right: np.ndarray, labels: np.ndarray) -> float:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -14,6 +15,7 @@ from keras_vgg.backend import backend_name
 from keras_vgg.fit import distribution, hosts
 from keras_vgg.fit.callbacks import TrainingDiverged
 from keras_vgg.fit.defaults import describe_defaults, recipe_for
+from keras_vgg.fit.extension import begin_extension
 from keras_vgg.fit.inputs import (
     describe,
     evaluation_transform,
@@ -37,6 +39,8 @@ __all__ = [
     "describe",
     "describe_defaults",
     "evaluation_transform",
+    "extend",
+    "finish",
     "fit",
     "learning_rate",
     "load_source",
@@ -83,11 +87,90 @@ def train(
         TrainingDiverged: the loss or a weight became NaN.
         MemoryError: the device has too little memory for the network and its batches.
     """
+    return _train(recipe.with_absolute_paths(), workdir, verbose, callbacks)
+
+
+fit = train
+"""The earlier name of `train`."""
+
+
+def extend(
+    workdir: str | Path,
+    epochs: int,
+    *,
+    learning_rate: float | None = None,
+    verbose: int | str = "auto",
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Run:
+    """Train a finished run for more epochs, and keep the best epoch of all.
+
+    The recipe's schedule begins again from `learning_rate`, without warm-up, and ends with the last
+    new epoch (a warm restart). Weights and momentum are those at the end of the run, so the result
+    is that of one training with a recipe that has this restart (`Recipe.restart_epochs`), bit for
+    bit on one CPU. recipe.json gets the new epochs and the restart, and metrics.csv goes on. The
+    recipe and the results so far go to extensions.json; confusion matrices are removed.
+
+    Call it again to resume an extension that was interrupted.
+
+    Args:
+        workdir: The directory of a finished run.
+        epochs: How many epochs more.
+        learning_rate: Where the schedule begins again. None: a tenth of the recipe's.
+        verbose, callbacks: As `train`.
+
+    Raises:
+        ValueError, OSError: as `train`; the run has not finished, or has no checkpoints.
+    """
+    with hosts.ended_together():
+        recipe, lines = _on_first_host(partial(begin_extension, workdir, epochs, learning_rate))
+    if verbose and not hosts.index():
+        first, rate = recipe.restart_epochs[-1], recipe.restart_rates[-1]
+        print(
+            f"epochs {first + 1} to {recipe.epochs}: schedule {recipe.schedule} from a learning "
+            f"rate of {rate:g}"
+        )
+        print(*lines, sep="\n", end="\n" if lines else "")
+    return _train(recipe, workdir, verbose, callbacks)
+
+
+def finish(workdir: str | Path, verbose: int | str = "auto") -> Run:
+    """End an interrupted run with the epochs that it has: its best epoch becomes the result.
+
+    results.json then has finished_early_at_epoch. Steps of an unfinished epoch do not count.
+
+    Raises:
+        ValueError, OSError: as `train`; no epoch has ended.
+    """
+    return _train(Run.open(workdir).recipe, workdir, verbose, (), finish_early=True)
+
+
+def _on_first_host(begin: Callable[[], tuple[Recipe, list[str]]]) -> tuple[Recipe, list[str]]:
+    """Begin an extension on the first host, and return what it returns on all hosts."""
+    if hosts.index():
+        shared = hosts.share()
+        if "error" in shared:
+            raise ValueError(shared["error"])
+        return Recipe.from_json(shared["recipe"]), []
+    try:
+        recipe, lines = begin()
+    except (ValueError, OSError) as error:
+        hosts.share({"error": str(error)})
+        raise
+    hosts.share({"recipe": recipe.to_json()})
+    return recipe, lines
+
+
+def _train(
+    recipe: Recipe,
+    workdir: str | Path,
+    verbose: int | str,
+    callbacks: Sequence[keras.callbacks.Callback],
+    finish_early: bool = False,
+) -> Run:
     if backend_name() not in ("tensorflow", "jax"):
         raise ValueError(
             f"training runs on Keras' tensorflow or jax backend, not on {backend_name()}"
         )
-    recipe = recipe.with_absolute_paths()
     with (
         hosts.ended_together(),
         _claimed(workdir, recipe) as (run, is_new),
@@ -98,13 +181,14 @@ def train(
             if verbose:
                 print(f"{run.directory} is finished; nothing to do")
             return run
+        if finish_early and is_new:
+            raise ValueError(
+                f"no epoch of {run.directory} has ended, so there is no network to keep; resume "
+                "the run"
+            )
         engine = _engine(run, is_new)
         with distribution.scope(engine):
-            return run_training(run, engine, is_new, verbose, callbacks)
-
-
-fit = train
-"""The earlier name of `train`."""
+            return run_training(run, engine, is_new, verbose, callbacks, finish_early)
 
 
 @contextlib.contextmanager
