@@ -58,6 +58,11 @@ def _training_figure(run: Run, prepared: Prepared) -> float:
     right = total = 0.0
     with distribution.on_this_host_alone():
         model: Any = keras.saving.load_model(run.model_path, compile=False)
+        if prepared.source.several_labels:
+            (metric,) = metrics_for(run.recipe, len(weights), several_labels=True)
+            for images, labels in batches.as_numpy_iterator():
+                metric.update_state(labels.astype(np.float32), model(images))
+            return float(metric.result())
         for images, labels in batches.as_numpy_iterator():
             probabilities = np.asarray(keras.ops.convert_to_numpy(model(images)))
             right += weights[labels[probabilities.argmax(axis=1) == labels]].sum()
@@ -76,11 +81,6 @@ def _print_verdict(run: Run, recorder: Recorder, prepared: Prepared) -> None:
         print(verdict.advice(recipe, recorder.history, recorder.commonest.share))
     batches = int(best["epoch"]) * recorder.steps_per_epoch * recipe.gradient_accumulation
     images = min(prepared.source.train.size, _MEASURED_IMAGES)
-        if prepared.source.several_labels:
-            (metric,) = metrics_for(run.recipe, len(weights), several_labels=True)
-            for images, labels in batches.as_numpy_iterator():
-                metric.update_state(labels.astype(np.float32), model(images))
-            return float(metric.result())
     training = column.removeprefix("val_")
     evaluated = run.results[f"training_{training}"]
     gap = verdict.gap_line(recipe, best[training], evaluated, images, batches, training)

@@ -98,6 +98,8 @@ def _commonest(prepared: Prepared) -> verdict.Commonest | verdict.RandomAnswers:
     """Return what answers without looking at an image would have right."""
     names = prepared.source.class_names
     labels = prepared.validation.labels
+    if labels is not None and prepared.source.several_labels:
+        return verdict.random_answers(labels)
     if labels is None:  # in TFRecord files; no class is less common than this
         return verdict.Commonest(None, 1 / len(names), prepared.validation.size)
     counts = np.bincount(labels)
@@ -105,8 +107,6 @@ def _commonest(prepared: Prepared) -> verdict.Commonest | verdict.RandomAnswers:
     return verdict.Commonest(names[int(counts.argmax())], share, prepared.validation.size)
 
 
-    if labels is not None and prepared.source.several_labels:
-        return verdict.random_answers(labels)
 def _write_first_files(run: Run, engine: hardware.Engine, prepared: Prepared) -> None:
     """Write recipe, data and environment. A run without checkpoints still counts as new."""
     environment = describe_environment(engine)
@@ -136,6 +136,8 @@ def _announce(
             f"batches of {recipe.batch_size}: there are {source.train.size} training images, "
             f"fewer than batch_size ({original.batch_size})"
         )
+    if source.several_labels and source.train.labels is not None:
+        print(_labels_note(source.train.labels))
     for line in prepared.inventory.lines():
         print(line)
     if prepared.class_weights is not None:
@@ -143,16 +145,7 @@ def _announce(
     if recipe.freeze_until == "all" and is_tensorflow():
         print(_frozen_base_note(recipe))
 
-    if source.several_labels and source.train.labels is not None:
-        print(_labels_note(source.train.labels))
 
-def _begin_with_probe(run: Run, prepared: Prepared, verbose: int | str) -> None:
-    """Give the network the best linear classifier on its features, and write probe.json."""
-    with data.bad_images_named(prepared.source.train, prepared.validation):
-        figures = fit_classifier(
-            prepared.full_model,
-            run.recipe,
-            prepared.source.train,
 def _labels_note(labels: np.ndarray) -> str:
     counts = labels.sum(axis=1)
     return (
@@ -161,6 +154,13 @@ def _labels_note(labels: np.ndarray) -> str:
     )
 
 
+def _begin_with_probe(run: Run, prepared: Prepared, verbose: int | str) -> None:
+    """Give the network the best linear classifier on its features, and write probe.json."""
+    with data.bad_images_named(prepared.source.train, prepared.validation):
+        figures = fit_classifier(
+            prepared.full_model,
+            run.recipe,
+            prepared.source.train,
             prepared.validation,
             evaluation_transform(run.recipe),
             run.directory / "features",
