@@ -20,10 +20,26 @@ _MEASURED_IMAGES = 1000  # training images that the kept model is tested on
 
 
 def write_results(
-    run: Run, recorder: Recorder, prepared: Prepared, engine: hardware.Engine, verbose: int | str
+    run: Run,
+    recorder: Recorder,
+    prepared: Prepared,
+    engine: hardware.Engine,
+    verbose: int | str,
+    *,
+    finished_early: bool = False,
 ) -> None:
-    """Write the curve and results.json. The run is then finished."""
+    """Write the curve and results.json. The run is then finished.
+
+    If `finished_early`, results.json says so: finished_early_at_epoch.
+
+    Raises:
+        ValueError: no epoch has ended.
+    """
     history = recorder.history
+    if not history:
+        raise ValueError(
+            f"no epoch of {run.directory} has ended, so there is no network to keep; resume the run"
+        )
     report.plot_history(history, run.directory / "training_curve.png")
     best = best_row(history, run.recipe)
     selecting = selecting_column(run.recipe, history)
@@ -39,6 +55,7 @@ def write_results(
         parameters=prepared.full_model.count_params(),
         training_seconds=round(sum(row["seconds"] for row in history), 1),
         peak_memory=hardware.peak_memory(engine),
+        **{"finished_early_at_epoch": len(history)} if finished_early else {},
     )
     if verbose:
         _print_verdict(run, recorder, prepared)

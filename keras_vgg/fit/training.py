@@ -46,7 +46,9 @@ def run_training(
     is_new: bool,
     verbose: int | str,
     callbacks: Sequence[keras.callbacks.Callback],
+    finish_early: bool = False,
 ) -> Run:
+    """Train a claimed run to its end. `finish_early`: end it with the epochs that it has."""
     recipe = run.recipe
     first = hosts.index() == 0  # the host that writes and prints
     verbose = verbose if first else 0
@@ -63,6 +65,11 @@ def run_training(
     start = recorder.restore(trained)
     # Compare first: then the first host writes files that the others read.
     hosts.require_same("checkpoint", [start.epoch, start.step])
+    if finish_early:
+        if first:
+            write_results(run, recorder, prepared, engine, verbose, finished_early=True)
+        hosts.wait("finished")
+        return original
     if is_new and first:
         _write_first_files(original, engine, prepared)
     if verbose:
