@@ -41,7 +41,8 @@ class Recipe:
 
     # Data
     source: str = "digits"
-    """Source of the images: digits, a TFDS name, folder:PATH, records:PATH or idx:PATH."""
+    """Source of the images: digits, a TFDS name, folder:PATH, csv:FILE (a table; also TSV and JSON
+    Lines), records:PATH or idx:PATH."""
     data_dir: str | None = None
     """TFDS: the folder of prepared data sets (default: ~/tensorflow_datasets)."""
     manual_dir: str | None = None
@@ -58,6 +59,17 @@ class Recipe:
     """Share of the training images to hold out if a source has no validation split."""
     test_fraction: Annotated[float, Interval(0, 1, closed=False)] = 0.2
     """Share of the images to hold out if a source has no test split (digits, folders)."""
+    columns: str = ""
+    """csv: the columns' names if they are not common ones: path, label (one label) or labels
+    (several), split, group; such as path=file,label=diagnosis,group=patient."""
+    group_pattern: str | None = None
+    """folder, csv: regular expression on an image's path. What the first parenthesis matches is the
+    image's group, such as a patient; no drawn split has images of one group on two sides."""
+    folds: int = 0
+    """Cross-validation: number of folds, which share all images but those of the source's own test
+    split; 0: none. train trains one network for each fold."""
+    fold: int = 0
+    """The fold that is the test split, from 1; 0: none, or all of them one after the other."""
     on_bad_image: Literal["error", "skip"] = "error"
     """error: stop at a damaged image and name it. skip: decode all images first, leave out the
     damaged ones and print their number."""
@@ -232,6 +244,7 @@ class Recipe:
     def _check(self) -> None:
         for name, kind in field_types().items():
             recipe_checks.check_value(name, getattr(self, name), kind, _intervals().get(name))
+        recipe_checks.check_folds(self.folds, self.fold)
         recipe_checks.check_pixel_statistics(self.mean_rgb, self.std_rgb, self.init)
         recipe_checks.check_scales(self.image_size, self.crop_padding, self.train_scale)
         get_configuration(self.configuration)
@@ -348,7 +361,7 @@ class Recipe:
 # Fields that change whole batches: the arguments of augment.batch_augmentation.
 BATCH_AUGMENTATIONS = ("rand_augment", "random_erasing", "mixup", "cutmix")
 
-PATH_SOURCES = ("folder", "records", "idx")  # "folder:PATH"
+PATH_SOURCES = ("folder", "csv", "records", "idx")  # "folder:PATH"
 
 
 def _absolute(path: str) -> str:

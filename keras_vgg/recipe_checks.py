@@ -19,6 +19,7 @@ _LONGEST = 80  # characters of a value in a message
 # Keras initializers that give all units the same weights, or that have no form for a convolution.
 # A network learns nothing from such weights.
 _NOT_RANDOM = ("zeros", "ones", "constant", "identity", "stft")
+_MOST_FOLDS = 1000
 # With these bounds, float32 holds (pixel - mean) / deviation.
 _MEAN, _DEVIATION = (-1e4, 1e4), (1e-3, 1e4)
 _RATES = (1e-12, 1e3)
@@ -205,6 +206,17 @@ def parse_class_weights(text: str) -> dict[str, float]:
             f"cat=2,dog=0.5, not {quote(text)}"
         )
     return weights
+
+
+def check_folds(folds: int, fold: int) -> None:
+    if folds < 0 or folds == 1 or folds > _MOST_FOLDS:
+        raise ValueError(
+            f"folds must be from 2 to {_MOST_FOLDS}, or 0 for no folds, not {shorten(folds)}"
+        )
+    if not 0 <= fold <= folds:
+        raise ValueError(
+            f"fold must be from 1 to folds ({folds}), or 0 for all of them, not {shorten(fold)}"
+        )
 
 
 def check_devices(devices: str, batch_size: int, gradient_accumulation: int) -> None:

@@ -21,9 +21,15 @@ class SourceOptions:
     validation_fraction: float = 0.1
     """Share of the training images to hold out if a source has no validation split."""
     test_fraction: float = 0.2
-    """Share of the images to hold out if a source has no test split (digits, folders)."""
+    """Share of the images to hold out if a source has no test split (digits, folders, tables)."""
     seed: int = 0
     """Decides which images are held out."""
+    columns: str = ""
+    """csv: the columns' names if they are not common ones, such as
+    path=file,label=diagnosis,group=patient."""
+    group_pattern: str | None = None
+    """folder, csv: regular expression on an image's path. What the first parenthesis matches is the
+    image's group, such as a patient; no drawn split has images of one group on two sides."""
     on_bad_image: Literal["error", "skip"] = "error"
     """If an image is damaged: stop with an error, or skip it. Skipping decodes all images first,
     and prints how many are left out."""

@@ -110,8 +110,8 @@ def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name.partition(":")[0].partition("/")[0], known)
     meant = f" (did you mean {', '.join(close)}?)" if close else ""
     return (
-        f"unknown source {name!r}{meant}: give digits, folder:PATH, records:PATH, idx:PATH "
-        "or the name of a TensorFlow Datasets image set"
+        f"unknown source {name!r}{meant}: give digits, folder:PATH, csv:FILE, records:PATH, "
+        "idx:PATH or the name of a TensorFlow Datasets image set"
     )
 
 

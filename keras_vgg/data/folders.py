@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_vgg.data.decode import EXTENSIONS
 from keras_vgg.data.equal import equal_file_groups
+from keras_vgg.data.groups import group_names
 from keras_vgg.data.hold_out import hold_out
 from keras_vgg.data.inspection import without_bad_images
 from keras_vgg.data.left_out import HEAD_BYTES, READ_FORMATS, LeftOut, kind_of, printable
@@ -41,6 +42,7 @@ def load_folder(
     test_fraction: float,
     seed: int,
     skip_bad: bool,
+    group_pattern: str | None = None,
 ) -> Source:
     """Open a folder for each class, or such folders in train/, val/ or validation/, and test/.
 
@@ -51,6 +53,7 @@ def load_folder(
         test_fraction: Share held out where there is neither train/ nor test/.
         seed: Decides what is held out. Equal files stay on one side.
         skip_bad: Leave out images that do not decode, with a line on stderr.
+        group_pattern: A regular expression on the path below `root`, see `groups.group_names`.
 
     Raises:
         ValueError: the folder has no class folders, or a class has no image.
@@ -61,6 +64,7 @@ def load_folder(
     parts = {part: folder for part, folder in parts.items() if folder.is_dir()}
     if not parts:
         class_names, everything = _classes(root, "all", left_out, skip_bad)
+        everything = with_groups(everything, root, group_pattern)
         groups = equal_file_groups(everything)
         rest, test = hold_out(everything, test_fraction, "test", rng, groups)
         train, validation = hold_out(rest, validation_fraction, "validation", rng, groups)
@@ -72,6 +76,7 @@ def load_folder(
         raise ValueError(f"{root} has both val and validation: keep one of them")
     _note_loose_files(root, left_out)
     class_names, train = _classes(parts["train"], "train", left_out, skip_bad)
+    train = with_groups(train, root, group_pattern)
     validation = next(
         (
             _known_classes(parts[part], "validation", class_names, left_out, skip_bad)
@@ -83,6 +88,8 @@ def load_folder(
     test = None
     if "test" in parts:
         test = _known_classes(parts["test"], "test", class_names, left_out, skip_bad)
+    test = test and with_groups(test, root, group_pattern)
+    validation = validation and with_groups(validation, root, group_pattern)
     if validation is None:
         groups = equal_file_groups(train)
         train, validation = hold_out(train, validation_fraction, "validation", rng, groups)
@@ -131,6 +138,14 @@ def _known_classes(
     if skip_bad and split.size:
         split = without_bad_images(split)
     return split if split.size else None
+
+
+def with_groups(split: Split, root: str | os.PathLike[str], pattern: str | None) -> Split:
+    """Return a split of files with the groups that a pattern finds in the paths below `root`."""
+    if pattern is None or split.paths is None:
+        return split
+    relative = [os.path.relpath(path, root).replace(os.sep, "/") for path in split.paths]
+    return replace(split, groups=group_names(relative, pattern))
 
 
 def _note_loose_files(root: Path, left_out: _LeftOutFiles) -> None:

@@ -47,7 +47,7 @@ def group_names(paths: Sequence[str], pattern: str) -> np.ndarray:
     return np.array(names, dtype=object)
 
 
-def units(size: int, *keys: Sequence[Hashable | None] | None) -> np.ndarray:
+def units(size: int, *keys: Iterable[Hashable | None] | None) -> np.ndarray:
     """Return int [size]: images that share a key of any kind, at any remove, share a number.
 
     Args:

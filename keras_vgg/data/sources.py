@@ -1,4 +1,4 @@
-"""The forms of source: digits, class folders, records, IDX files, TensorFlow Datasets."""
+"""The forms of source: digits, class folders, tables, records, IDX files, TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import numpy as np
 from keras_vgg.data import catalog, records
 from keras_vgg.data.decode import BitDepth
 from keras_vgg.data.folders import load_folder
+from keras_vgg.data.folds import check_fold, with_fold
 from keras_vgg.data.hold_out import hold_out
 from keras_vgg.data.inspection import without_bad_images
 from keras_vgg.data.split import Source, Split, labels_of
+from keras_vgg.data.tables import load_table
 
 
 def load_source(
@@ -33,6 +35,10 @@ def load_source(
     test_split: str | None = None,
     on_bad_image: str = "error",
     bit_depth: BitDepth = "16",
+    columns: str = "",
+    group_pattern: str | None = None,
+    folds: int = 0,
+    fold: int = 0,
 ) -> Source:
     """Open a data set.
 
@@ -41,6 +47,7 @@ def load_source(
     - "digits": scikit-learn's 1,797 handwritten digits, 8 x 8;
     - "folder:PATH": a folder per class, or such folders in train/, val/ (or validation/) and test/;
       without train/ a test split is held out, with it test/ is the test split or there is none;
+    - "csv:FILE": a table of paths and labels, see `tables.load_table`;
     - "records:PATH": what `records.pack` wrote, with the splits that were packed;
     - "idx:PATH": MNIST's four files, gzipped or not, and if it likes a classes.txt, a name a line;
     - the name of a TensorFlow Datasets image set, such as "fashion_mnist" or "imagenet2012":
@@ -55,6 +62,11 @@ def load_source(
     `raise_for_bad_images`. "skip": every image is decoded once, now, and bad ones are left out,
     with one line on stderr; more than a tenth is a ValueError.
     `bit_depth` says what 16-bit files become, see `data.decode`.
+    `columns` names the columns of a table, such as "path=file,label=diagnosis".
+    `group_pattern` is for folders and tables: a regular expression on an image's path, relative to
+    the folder or as in the table. What its first parenthesis matches (without one: what it matches)
+    is the image's group, such as a patient. No split that is drawn divides a group.
+    With `folds`, the test split is number `fold` of so many folds, see `folds.with_fold`.
     ValueError or FileNotFoundError, naming the thing, for whatever else is wrong.
 
     Example:
@@ -73,7 +85,18 @@ def load_source(
             raise ValueError(f"{name}_fraction={fraction} must be at least 0 and below 1")
     if on_bad_image not in ("error", "skip"):
         raise ValueError(f'on_bad_image={on_bad_image!r} must be "error" or "skip"')
+    check_fold(folds, fold)
+    held_out = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    if folds:
+        held_out = dict.fromkeys(held_out, 0.0)
     form, colon, path = spec.partition(":")
+    if columns and form != "csv":
+        raise ValueError(f"columns={columns!r} is for a table: source {spec!r} is not csv:FILE")
+    if group_pattern and form not in ("folder", "csv"):
+        raise ValueError(
+            f"group_pattern={group_pattern!r} is for folder:PATH and csv:FILE: source {spec!r} has "
+            "no paths to match"
+        )
     if form in _PATH_FORMS and not (colon and path):
         raise ValueError(f"source {spec!r} needs a path, as in {form}:/data/flowers")
     if spec == "digits" or form in _PATH_FORMS:
@@ -82,13 +105,18 @@ def load_source(
                 f"source {spec!r} takes no train_split, validation_split or test_split: "
                 "only TensorFlow Datasets have named splits"
             )
-        skip_bad = on_bad_image == "skip"
-        source = _without_named_splits(spec, validation_fraction, test_fraction, seed, skip_bad)
+        source = _without_named_splits(
+            spec,
+            **held_out,
+            seed=seed,
+            skip_bad=on_bad_image == "skip",
+            columns=columns,
+            group_pattern=group_pattern,
+        )
     else:
         source = catalog.load(
             spec,
-            validation_fraction=validation_fraction,
-            test_fraction=test_fraction,
+            **held_out,
             seed=seed,
             data_dir=data_dir,
             manual_dir=manual_dir,
@@ -99,15 +127,24 @@ def load_source(
         )
     if on_bad_image == "skip":
         source = _without_bad_records(source)
+    if folds:
+        source = with_fold(source, folds, fold, validation_fraction, seed)
     splits = source.splits()
     return replace(source, **{n: replace(s, bit_depth=bit_depth) for n, s in splits.items()})
 
 
-_PATH_FORMS = ("folder", "idx", "records")
+_PATH_FORMS = ("folder", "csv", "idx", "records")
 
 
 def _without_named_splits(
-    spec: str, validation_fraction: float, test_fraction: float, seed: int, skip_bad: bool
+    spec: str,
+    *,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+    skip_bad: bool,
+    columns: str,
+    group_pattern: str | None,
 ) -> Source:
     """Open the digits or a source with a path; bad records are not skipped yet."""
     form, _, path = spec.partition(":")
@@ -117,6 +154,17 @@ def _without_named_splits(
     if form == "records":
         return records.load(path)
     root = Path(path).expanduser()
+    if form == "csv":
+        return load_table(
+            spec,
+            root,
+            columns=columns,
+            group_pattern=group_pattern,
+            validation_fraction=validation_fraction,
+            test_fraction=test_fraction,
+            seed=seed,
+            skip_bad=skip_bad,
+        )
     if not root.exists():
         raise FileNotFoundError(f"source {spec!r}: there is no folder {root}")
     if not root.is_dir():
@@ -130,6 +178,7 @@ def _without_named_splits(
         test_fraction=test_fraction,
         seed=seed,
         skip_bad=skip_bad,
+        group_pattern=group_pattern,
     )
 
 

@@ -33,6 +33,10 @@ def load_source(recipe: Recipe) -> data.Source:
         test_split=recipe.test_split,
         on_bad_image=recipe.on_bad_image,
         bit_depth=recipe.bit_depth,
+        columns=recipe.columns,
+        group_pattern=recipe.group_pattern,
+        folds=recipe.folds,
+        fold=recipe.fold,
     )
 
 
