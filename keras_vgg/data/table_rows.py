@@ -19,6 +19,7 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+MISSING_FILE = "file does not exist"  # the reason of such a bad row
 _SEPARATORS = "|;,"  # of several labels in a cell: the first that any cell has
 _SCANNED_FROM = 100  # files of one folder, from which the folder is listed
 
@@ -103,7 +104,7 @@ def read_table(
         (bad if isinstance(row, BadRow) else rows).append(row)  # pyright: ignore[reportArgumentType]
     existing = existing_files([row.path for row in rows])
     missing = [row for row in rows if row.path not in existing]
-    bad += [BadRow(row.line, "file does not exist", printable(row.path)) for row in missing]
+    bad += [BadRow(row.line, MISSING_FILE, printable(row.path)) for row in missing]
     rows = [row for row in rows if row.path in existing] if missing else rows
     return Table(file, roles, tuple(rows), tuple(sorted(bad)))
 
