@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,10 @@ def validation_text(results: Mapping[str, Any]) -> str:
 
 class RunInUse(OSError):
     """Another process is training in the run directory."""
+
+
+class UnfinishedRun(UserWarning):
+    """A run has not finished training, and its best network so far is used."""
 
 
 class Fields(dict[str, Any]):
@@ -154,8 +159,11 @@ class Run:
     def model(self):
         """Load the best model by validation accuracy, without compiling it.
 
+        A run that has not finished training gives its best model so far, and an `UnfinishedRun`
+        warning.
+
         Raises:
-            ValueError: the run has not finished training, or the model's file is damaged.
+            ValueError: no epoch of the run has ended, or the model's file is damaged.
             FileNotFoundError: the model's file is missing.
         """
         import keras
@@ -177,23 +185,48 @@ class Run:
     def require_sound_model(self) -> None:
         """Look at results.json and at the model's file, before anything is computed from them.
 
-        Raises:
-            ValueError: the run has not finished training, or one of the files is damaged.
-            FileNotFoundError: the model's file is missing.
+        Warns and raises: as `require_model`; ValueError also if one of the files is damaged.
         """
-        if not self.finished:
-            raise ValueError(f"{self.directory} has not finished training; resume it first")
-        self.read_json("results.json")
+        if self.finished:
+            self.read_json("results.json")
         self.require_model()
         require_archive(self.model_path)
         require_hdf5(self.model_path, "model.weights.h5")
 
     def require_model(self) -> None:
-        """Raise FileNotFoundError if the run's model is missing."""
-        if not self.model_path.is_file():
+        """Look whether there is a model, and warn if it is the best one so far.
+
+        Raises:
+            ValueError: no epoch of the run has ended.
+            FileNotFoundError: the model of a finished run is missing.
+        """
+        exists = self.model_path.is_file()
+        if not self.finished and not exists:
+            raise ValueError(
+                f"{self.directory} has not finished training, and has no network yet, as no epoch "
+                "has ended; resume it first"
+            )
+        if not self.finished:
+            warnings.warn(self.progress_note(), UnfinishedRun, stacklevel=1)
+        if not exists:
             raise FileNotFoundError(
                 f"{self.model_path} is missing: copy it back, or train in another workdir"
             )
+
+    def require_finished(self) -> None:
+        """Raise ValueError if the run has not finished training."""
+        if not self.finished:
+            raise ValueError(
+                f"{self.directory} has not finished training; resume it first, or end it with "
+                f"keras-vgg train --workdir {self.directory} --finish"
+            )
+
+    def progress_note(self) -> str:
+        """Return a line on a run that has not finished training."""
+        return (
+            f"{self.directory} has not finished training (epoch {len(self.history)} of "
+            f"{self.recipe.epochs}): its best network so far is used, and no result is final"
+        )
 
     def read_json(self, name: str) -> Fields:
         """Read one of the run's JSON files; see `read_fields`."""

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,6 +40,8 @@ _EXTRAS = {
     "demo": ("gradio",),
 }
 
+_python_shows_warning = warnings.showwarning
+
 OK, DIVERGED, BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 COMMANDS = {
@@ -68,7 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     The status is 0 for success, 1 if the loss diverged, 2 for bad input, 130 after Ctrl-C, and 141
     if the reader of the output closed the pipe. SIGTERM ends a training with 143.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if arguments in (["--version"], ["-V"]):
@@ -111,6 +119,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"keras-vgg: error: {' '.join(str(error).split())}", file=sys.stderr)
         return DIVERGED if isinstance(error, ArithmeticError) else BAD_INPUT
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], *place: Any, **options: Any
+) -> None:
+    """Show a warning of this package on one line, and any other as Python does."""
+    if category.__module__.partition(".")[0] == "keras_vgg":
+        print(f"keras-vgg: {message}", file=sys.stderr)
+    else:
+        _python_shows_warning(message, category, *place, **options)
 
 
 def _missing_package(error: ImportError) -> str:

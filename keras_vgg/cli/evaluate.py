@@ -83,7 +83,9 @@ class Evaluate:
         recorded = evaluating.record_evaluation(runs[0], **options, specificity=self.specificity)
         self._show_figures(recorded)
         self._show_classes(recorded.evaluation)
-        show(str(runs[0].directory / f"confusion_{recorded.key}.png"))
+        confusion = runs[0].directory / f"confusion_{recorded.key}.png"
+        if runs[0].finished:
+            show(str(confusion))
 
     def _show_papers_tables(self, paper_tables: Callable, runs: Sequence, options: dict) -> None:
         if self.scales or self.protocol != "center":

@@ -44,8 +44,11 @@ def evaluate_run(
     protocol and scale are kept in posteriors/: an interrupted evaluation resumes, and only what
     other scales or protocols add is computed.
 
+    A run that has not finished training is evaluated with its best model so far, and an
+    `UnfinishedRun` warning. Nothing is written but posteriors then.
+
     Args:
-        run: A finished run.
+        run: The run.
         split: "test", "validation" or "train". None: "test", or all images of another set that has
             no splits.
         verbose: Show a progress bar.
@@ -63,8 +66,8 @@ def evaluate_run(
         specificity: For two classes: as `evaluation.figures`.
 
     Raises:
-        ValueError: an unknown protocol or average; a scale below the image size; the run has not
-            finished training; its source has no such split, has changed since, or holds a damaged
+        ValueError: an unknown protocol or average; a scale below the image size; no epoch of
+            the run has ended; its source has no such split, has changed since, or holds a damaged
             image; the run does not know a class of `source`; specificity is not in (0, 1).
         FileNotFoundError: the run's source is not where it was, or `source` does not exist.
     """
@@ -104,6 +107,8 @@ def record_evaluation(
     del figures["confusion"]  # It has a million numbers for ImageNet.
     if images.source is not None:
         figures = {"source": images.source, "skipped_classes": list(images.skipped), **figures}
+    if not run.finished:
+        return Recorded(key, evaluated, images)
     run.add_results(**{key: figures})
     confusion, path = evaluated.confusion, run.directory / f"confusion_{key}.csv"
     write_atomically(path, lambda partial: np.savetxt(partial, confusion, "%d", ","))

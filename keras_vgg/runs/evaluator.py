@@ -35,8 +35,7 @@ class Evaluator:
         self._images: dict[str, Any] = {"split": split.fingerprint(), "files": split.stamp()}
         if images.source is not None:  # The fingerprint of records does not have the labels.
             self._images["classes"] = images.classes
-        with run.model_path.open("rb") as file:
-            self._weights = hashlib.file_digest(file, "sha256").hexdigest()
+        self._weights = self._digest()
         self._model = None
         self._runners: dict[evaluation.Protocol, Callable] = {}
 
@@ -51,8 +50,6 @@ class Evaluator:
         unknown_classes: UnknownClasses,
     ) -> Evaluator:
         """Open a run and its images; args and raises as `keras_vgg.runs.evaluate_run`."""
-        if not run.finished:
-            raise ValueError(f"{run.directory} has not finished training; resume it first")
         run.require_model()
         return cls(run, open_images(run, split, source, unknown_classes), average, verbose)
 
@@ -81,6 +78,10 @@ class Evaluator:
         """Return the average of the posteriors of several protocols and scales."""
         return evaluation.fuse([self.posteriors(protocol, scale) for protocol, scale in plan])
 
+    def _digest(self) -> str:
+        with self.run.model_path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def close(self) -> None:
         """Free the network's memory. It is loaded again if it is needed."""
         self._model = None
@@ -92,6 +93,11 @@ class Evaluator:
         recipe, split, classes = self.run.recipe, self.images.split, len(self.run.class_names)
         if self._model is None:
             self._model = self.run.model()
+            if self._digest() != self._weights:  # the run is being trained
+                raise ValueError(
+                    f"{self.run.model_path} was replaced by the training in the meantime; repeat "
+                    "the command"
+                )
             self._model.jit_compile = hardware.compiles_evaluation(recipe)
         if protocol not in self._runners:  # All scales share one: each new one is traced anew.
             self._runners[protocol] = evaluation.runner(self._model, protocol, classes)

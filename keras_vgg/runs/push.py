@@ -53,6 +53,7 @@ def push_run(run: Run, repository: str, *, private: bool = False) -> str:
         raise ValueError(f"the repository must be OWNER/NAME, not {repository!r}") from error
     if repository.count("/") != 1:
         raise ValueError(f"the repository must be OWNER/NAME, not {repository!r}")
+    run.require_finished()
     run.require_sound_model()
     with tempfile.TemporaryDirectory() as folder:
         _write_files(run, repository, Path(folder))
