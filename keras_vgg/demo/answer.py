@@ -44,7 +44,7 @@ class Answerer:
         top: How many classes an answer has.
 
     Raises:
-        ValueError: the run has not finished training, or its network has no such layer.
+        ValueError: no epoch of the run has ended, or its network has no such layer.
     """
 
     def __init__(self, run: Run, layer: str | None = None, top: int = 5) -> None:

@@ -203,7 +203,7 @@ def _heat_and_table(
 def _about(run: Run, title: str) -> str:
     recipe, results = run.recipe, run.results
     facts = [f"Trained on {recipe.source}, {len(run.class_names)} classes"]
-    facts.append(validation_text(results))
+    facts.append(validation_text(results) if run.finished else "training has not finished")
     if "top1" in results.get("test", {}):
         facts.append(f"test accuracy {results['test']['top1']:.2%}")
     privacy = "Pictures stay on the machine that serves this page, and are deleted after minutes."

@@ -102,7 +102,7 @@ def serving(
         answer_seconds: Time limit of an answer; after it, the page shows a message instead.
 
     Raises:
-        ValueError: a number out of range; the run has not finished training or has no such layer;
+        ValueError: a number out of range; no epoch of the run has ended or has no such layer;
             Gradio is not installed.
         OSError: the port is in use or may not be used, or the address does not exist.
     """

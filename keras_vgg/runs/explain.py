@@ -64,7 +64,7 @@ def explain_files(
         The files written, in the order of `paths`, each once.
 
     Raises:
-        ValueError: the run has not finished training; an unknown method, layer or class; a file
+        ValueError: no epoch of the run has ended; an unknown method, layer or class; a file
             is not an image; a method needs an image. Then nothing is written.
         OSError: a file does not exist, or cannot be written.
     """
