@@ -35,6 +35,7 @@ _FIELD_TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "validation_loss": _NUMBER,
         "training_seconds": _NUMBER,
     },
+    "thresholds.json": {"model_sha256": str, "thresholds": dict},
 }
 
 
@@ -237,6 +238,11 @@ class Run:
 
     def write_recipe(self) -> None:
         self._write_text("recipe.json", self.recipe.to_json())
+
+    @property
+    def several_labels(self) -> bool:
+        """Whether an image of the run's data may have several labels, or none."""
+        return bool(self.read_json("data.json").get("several_labels", False))
 
     def add_results(self, **values: Any) -> None:
         """Add values to results.json."""

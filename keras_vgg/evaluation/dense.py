@@ -17,12 +17,12 @@ def dense_network(model: keras.Model) -> keras.Model:
     "The fully-connected layers are first converted to convolutional layers (the first FC layer to a
     7x7 conv. layer, the last two FC layers to 1x1 conv. layers)." Nothing is trained. The new
     network shares its convolutional part with `model`; its classifier has copies of the weights. It
-    has no dropout and no soft-max: its output is class scores.
+    has no dropout and no activation at its end: its output is class scores.
 
     Args:
         model: A VGG with its classifier: any configuration, width and number of classes, with or
             without batch norm and preprocessing, `head="fc"`, `"conv"` or `"gap"`; or a VGG of
-            keras.applications. Channels last. It ends in a soft-max or in class scores.
+            keras.applications. Channels last. It ends in a soft-max, in sigmoids or in scores.
 
     Returns:
         A model from [n, height, width, channels] to the score map [n, rows, columns, classes]. The
@@ -44,10 +44,11 @@ def dense_network(model: keras.Model) -> keras.Model:
     if keras.config.image_data_format() != "channels_last":
         raise ValueError("dense evaluation needs images with channels last")
     final = getattr(model.layers[-1], "activation", None)
-    if final not in (keras.activations.softmax, keras.activations.linear):
+    known = (keras.activations.softmax, keras.activations.sigmoid, keras.activations.linear)
+    if final not in known:
         raise ValueError(
-            "dense evaluation needs a model that ends in a soft-max or in its scores; the last "
-            f"layer of {model.name!r} is {model.layers[-1].name!r}"
+            "dense evaluation needs a model that ends in a soft-max, in sigmoids or in its scores; "
+            f"the last layer of {model.name!r} is {model.layers[-1].name!r}"
         )
     channels = model.inputs[0].shape[-1]
     convolutions = keras.Model(model.inputs[0], layers[_LAST_POOL].output)

@@ -32,9 +32,9 @@ class Protocol:
         name: "center": the central crop. "dense": the whole image, with the classifier as
             convolutions. "multi-crop": a grid of crops.
         average: What to average over the cells of the score map or the crops: "scores", before the
-            soft-max, or "posteriors", after it. Default, as in the paper: "scores" for dense,
-            "posteriors" for crops. The posteriors of an image and its mirror image are always
-            averaged.
+            soft-max or sigmoid, or "posteriors", after it. Default, as in the paper: "scores" for
+            dense, "posteriors" for crops. The posteriors of an image and its mirror image are
+            always averaged.
         mirror: Whether dense and multi-crop see the mirror image too, as in the paper. Set it to
             False for a network that was trained without mirrored images, such as one that tells
             left from right.
@@ -72,13 +72,14 @@ def posteriors(
 
     Args:
         run: From `runner`.
-        images: (image, integer label) pairs, the images as `run` takes them.
+        images: (image, label) pairs, the images as `run` takes them. A label is an integer, or
+            uint8 [classes] for several labels an image.
         classes: Number of classes of the model.
         pixels: Most pixels in one batch, to limit the memory. A larger image runs alone.
         seconds: Yield a block after this time.
 
     Yields:
-        (labels [n], posteriors [n, classes] float32) of the next n images.
+        (labels [n] or [n, classes], posteriors [n, classes] float32) of the next n images.
 
     Raises:
         ValueError: an image or a label does not fit the model.
@@ -144,7 +145,7 @@ def runner(
     which come last.
 
     Args:
-        model: A VGG from such images to probabilities.
+        model: A VGG from such images to probabilities; it ends in a soft-max or in sigmoids.
         protocol: How to run the images.
         classes: Number of classes of the model.
 
@@ -153,7 +154,11 @@ def runner(
             raises it if images are smaller than the model's or not finite, or if the output is not
             finite or has another number of classes.
     """
+    from scipy.special import expit
+
     require_finite_weights(model)
+    ends_in_sigmoids = _ends_in_sigmoids(model)
+    probabilities_of: Callable[[np.ndarray], np.ndarray] = expit if ends_in_sigmoids else softmax
     if protocol.name == "dense":
         network = dense_network(model)
         network.jit_compile = False  # XLA would compile anew for every size
@@ -172,9 +177,9 @@ def runner(
                 _check_output(scores.reshape(-1, scores.shape[-1]), None, classes)
                 scores = scores.reshape(len(images), -1, classes)
                 if protocol.average == "scores":
-                    views.append(softmax(scores.mean(axis=1)))
+                    views.append(probabilities_of(scores.mean(axis=1)))
                 else:
-                    views.append(softmax(scores).mean(axis=1))
+                    views.append(probabilities_of(scores).mean(axis=1))
             return np.stack(views).mean(axis=0, dtype=np.float32)
 
         return dense
@@ -190,8 +195,11 @@ def runner(
         output = output.reshape(len(images), mirrors, count // mirrors, classes)
         if protocol.average == "scores":
             # The logarithms of posteriors are scores plus a number that cancels in the soft-max.
-            logarithms = np.log(np.maximum(output, np.finfo(np.float32).tiny))
-            return softmax(logarithms.mean(axis=2)).mean(axis=1)
+            tiny = np.finfo(np.float32).tiny
+            scores = np.log(np.maximum(output, tiny))
+            if ends_in_sigmoids:
+                scores -= np.log(np.maximum(1 - output, tiny))
+            return probabilities_of(scores.mean(axis=2)).mean(axis=1)
         return output.mean(axis=(1, 2))
 
     return crops
@@ -201,6 +209,12 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     """Return the posteriors for scores [..., classes], with the same shape and dtype."""
     shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def _ends_in_sigmoids(model: keras.Model) -> bool:
+    import keras
+
+    return getattr(model.layers[-1], "activation", None) is keras.activations.sigmoid
 
 
 def evaluate(
@@ -249,6 +263,11 @@ def evaluate(
         task = progress.add_task("evaluating", total=expected)
         for batch_images, batch_labels in dataset:
             batch_labels = np.asarray(batch_labels)
+            if batch_labels.ndim == 2:
+                raise ValueError(
+                    f"labels {batch_labels.shape} are several an image; `evaluate` takes one for "
+                    "each image. Give probabilities and labels to MultiLabelEvaluation"
+                )
             _check_labels(batch_labels, len(batch_images), len(class_names))
             seen += len(batch_labels)
             if seen > expected:  # stop now: a repeated data set never ends
@@ -307,6 +326,8 @@ def predict(
 
 
 def _check_labels(labels: np.ndarray, images: int, classes: int) -> None:
+    if labels.ndim == 2 and labels.shape == (images, classes) and labels.dtype == np.uint8:
+        return
     if labels.shape != (images,) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"labels must be {images} integers, one for each image of the batch,"

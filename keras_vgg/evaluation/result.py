@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from keras_vgg.evaluation.figure import SPECIFICITY, Figure, figures, to_fields
+from keras_vgg.evaluation.multilabel import MultiLabelEvaluation
 
 _CLIP = 1e-7  # keras.config.epsilon(), where Keras' cross-entropy clips
 _RESAMPLINGS = 20_000
@@ -159,8 +160,13 @@ class Evaluation:
         return float(low), float(high)
 
 
-def fuse(evaluations: Sequence[Evaluation]) -> Evaluation:
+Evaluated = TypeVar("Evaluated", Evaluation, MultiLabelEvaluation)
+
+
+def fuse(evaluations: Sequence[Evaluated]) -> Evaluated:
     """Average the posteriors of several evaluations of the same images (section 4.4).
+
+    All are of one kind. With several labels an image, the thresholds are those of the first.
 
     Raises:
         ValueError: there is no evaluation, or the images or classes differ.
@@ -176,7 +182,7 @@ def fuse(evaluations: Sequence[Evaluation]) -> Evaluation:
     for one in evaluations:
         total += one.probabilities
     mean = (total / len(evaluations)).astype(np.float32)
-    return Evaluation(first.labels, mean, first.class_names)
+    return replace(first, probabilities=mean)
 
 
 @dataclass(frozen=True)
@@ -226,7 +232,7 @@ def compare(one: Evaluation, other: Evaluation, level: float = 0.95) -> Comparis
     )
 
 
-def _require_same_images(one: Evaluation, other: Evaluation) -> None:
+def _require_same_images(one: Evaluated, other: Evaluated) -> None:
     if one.class_names != other.class_names:
         raise ValueError(
             f"the evaluations have different classes: {one.class_names[:5]} and "

@@ -56,8 +56,12 @@ def channel_statistics(recipe: Recipe, split: data.Split) -> data.ChannelStatist
 
 
 def describe(source: data.Source) -> dict[str, Any]:
-    """Return what data.json holds: class names, and size and fingerprint of each split."""
+    """Return what data.json holds: class names, and size and fingerprint of each split.
+
+    With several labels an image, it also holds `several_labels`, which is true.
+    """
     return {
+        **({"several_labels": True} if source.several_labels else {}),
         "class_names": list(source.class_names),
         "splits": {
             name: {"images": split.size, "fingerprint": split.fingerprint()}

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_vgg import data, hardware, report
+from keras_vgg.backend import is_jax
 from keras_vgg.fit import distribution, verdict
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.inputs import evaluation_transform
@@ -75,13 +76,16 @@ def _training_figure(run: Run, prepared: Prepared) -> float:
     right = total = 0.0
     with distribution.on_this_host_alone():
         model: Any = keras.saving.load_model(run.model_path, compile=False)
+        # JAX compiles the network once here, and else every operation by itself.
+        answer = model.predict_on_batch if is_jax() else model
         if prepared.source.several_labels:
             (metric,) = metrics_for(run.recipe, len(weights), several_labels=True)
-            for images, labels in batches.as_numpy_iterator():
-                metric.update_state(labels.astype(np.float32), model(images))
+            pairs = [(labels, answer(images)) for images, labels in batches.as_numpy_iterator()]
+            labels, probabilities = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
+            metric.update_state(labels.astype(np.float32), probabilities)  # once: it is traced
             return float(metric.result())
         for images, labels in batches.as_numpy_iterator():
-            probabilities = np.asarray(keras.ops.convert_to_numpy(model(images)))
+            probabilities = np.asarray(keras.ops.convert_to_numpy(answer(images)))
             right += weights[labels[probabilities.argmax(axis=1) == labels]].sum()
             total += weights[labels].sum()
     return float(right / total)

@@ -70,6 +70,8 @@ def evaluate_run(
             the run has ended; its source has no such split, has changed since, or holds a damaged
             image; the run does not know a class of `source`; specificity is not in (0, 1).
         FileNotFoundError: the run's source is not where it was, or `source` does not exist.
+
+    An image has one label: for several, see `evaluate_labels`.
     """
     return record_evaluation(
         run,
@@ -98,6 +100,7 @@ def record_evaluation(
 ) -> Recorded:
     """Evaluate a run as `evaluate_run` does, and return also where the results are."""
     check_options([run], protocol, scales, average)
+    require_one_label([run])
     evaluation.check_specificity(specificity)
     evaluator = Evaluator.open(run, split, average, verbose, source, unknown_classes)
     images = evaluator.images
@@ -133,6 +136,7 @@ def evaluate_runs(
     Only posteriors/ is written.
     """
     check_options(runs, protocol, scales, average)
+    require_one_label(runs)
     evaluations = []
     for evaluator in open_evaluators(runs, split, average, verbose, source, unknown_classes):
         plan = plan_of(protocol, scales or [evaluator.run.recipe.eval_scale_side])
@@ -185,6 +189,17 @@ def open_evaluators(
     else:
         require_same_classes(runs)
     return [Evaluator.open(run, split, average, verbose, source, unknown_classes) for run in runs]
+
+
+def require_one_label(runs: Sequence[Run]) -> None:
+    """Raise ValueError if an image of a run may have several labels."""
+    for run in runs:
+        if run.several_labels:
+            raise ValueError(
+                f"{run.directory} gives an image several labels, and this needs one for each "
+                "image: use keras_vgg.runs.evaluate_labels, or keras-vgg evaluate with this run "
+                "alone"
+            )
 
 
 def check_options(

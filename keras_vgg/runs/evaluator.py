@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from keras_vgg import augment, data, evaluation, hardware
 from keras_vgg.array_cache import ArrayCache
 from keras_vgg.console import progress_bars
@@ -55,6 +57,10 @@ class Evaluator:
 
     def posteriors(self, name: str, scale: Scale) -> evaluation.Evaluation:
         """Return every image's posteriors by one protocol at one scale; reuse those on disk."""
+        return evaluation.Evaluation(*self._arrays(name, scale), self.run.class_names)
+
+    def _arrays(self, name: str, scale: Scale) -> tuple[np.ndarray, np.ndarray]:
+        """Return labels and posteriors by one protocol at one scale."""
         recipe, split = self.run.recipe, self.images.split
         protocol = evaluation.Protocol(name, self._average, mirror=recipe.horizontal_flip)
         transform = _transform(recipe, protocol.name, scale)
@@ -72,11 +78,18 @@ class Evaluator:
         if cache.done < split.size:
             self._run(protocol, transform, cache, f"{self.run.directory.name} {folder}")
         arrays = cache.load()
-        return evaluation.Evaluation(arrays["labels"], arrays["posteriors"], self.run.class_names)
+        return arrays["labels"], arrays["posteriors"]
 
     def average_of(self, plan: Sequence[tuple[str, Scale]]) -> evaluation.Evaluation:
         """Return the average of the posteriors of several protocols and scales."""
         return evaluation.fuse([self.posteriors(protocol, scale) for protocol, scale in plan])
+
+    def labels_of(self, plan: Sequence[tuple[str, Scale]]) -> evaluation.MultiLabelEvaluation:
+        """Return the same for several labels an image; all thresholds are 0.5."""
+        names = self.run.class_names
+        return evaluation.fuse(
+            [evaluation.MultiLabelEvaluation(*self._arrays(*one), names) for one in plan]
+        )
 
     def _digest(self) -> str:
         with self.run.model_path.open("rb") as file:

@@ -1,0 +1,138 @@
+"""Evaluate runs whose images have several labels: figures, and thresholds that are kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from keras_vgg import data, evaluation
+from keras_vgg.run import Run
+from keras_vgg.runs.evaluate import check_options, evaluation_name
+from keras_vgg.runs.evaluator import Evaluator, plan_of
+from keras_vgg.runs.images import RunImages, UnknownClasses, open_images
+
+FILE = "thresholds.json"
+_SPLIT = "validation"
+
+
+@dataclass(frozen=True)
+class RecordedLabels:
+    """An evaluation of several labels an image, its key in results.json, and the images."""
+
+    key: str
+    evaluation: evaluation.MultiLabelEvaluation
+    images: RunImages
+
+
+def evaluate_labels(
+    run: Run,
+    split: str | None = None,
+    verbose: bool = False,
+    protocol: str = "center",
+    scales: Sequence[int] = (),
+    average: str | None = None,
+    *,
+    source: str | None = None,
+    unknown_classes: UnknownClasses = "error",
+) -> RecordedLabels:
+    """Evaluate the best model of a run whose images have several labels.
+
+    An image gets each label whose probability reaches the label's threshold: the one of the highest
+    F1 on the validation images, by the same protocol and scales. thresholds.json keeps the
+    thresholds with the run, and results.json the figures under the key that is returned.
+
+    Args and what is kept: as `evaluate_run`. An image of another set is left out with
+    `unknown_classes="skip"` if the run does not know one of its labels.
+
+    Raises:
+        ValueError, OSError: as `evaluate_run`; an image of the run, or of the other set, has one
+            label; the run has no validation images at hand, and no thresholds yet.
+    """
+    check_options([run], protocol, scales, average)
+    if not run.several_labels:
+        raise ValueError(
+            f"{run.directory} gives an image one label; use keras_vgg.runs.evaluate_run"
+        )
+    evaluator = Evaluator.open(run, split, average, verbose, source, unknown_classes)
+    images = evaluator.images
+    if not images.split.several_labels:
+        raise ValueError(
+            f"{images.title} have one label each, and {run.directory} gives an image several; "
+            "evaluate it on a table with a column of labels"
+        )
+    plan = plan_of(protocol, scales or [run.recipe.eval_scale_side])
+    evaluated = evaluator.labels_of(plan)
+    evaluator.close()
+    name = evaluation_name(_SPLIT, protocol, scales, average)
+    thresholds = read_thresholds(run, name)
+    if thresholds is None:
+        validation = evaluated
+        if images.source is not None or images.name != _SPLIT:
+            own = RunImages(_validation_images(run, source, images), _SPLIT)
+            validation = Evaluator(run, own, average, verbose).labels_of(plan)
+        thresholds = evaluation.choose_thresholds(validation.labels, validation.probabilities)
+        if run.finished:
+            _keep_thresholds(run, name, thresholds)
+    evaluated = dataclasses.replace(evaluated, thresholds=thresholds)
+    key = images.key(evaluation_name(images.name, protocol, scales, average))
+    figures = evaluated.to_dict()
+    if images.source is not None:
+        figures = {"source": images.source, "skipped_classes": list(images.skipped), **figures}
+    if run.finished:
+        run.add_results(**{key: figures})
+    return RecordedLabels(key, evaluated, images)
+
+
+def read_thresholds(run: Run, name: str = _SPLIT) -> np.ndarray | None:
+    """Return the thresholds of a run's labels, [classes]; None if none are kept for its model.
+
+    Args:
+        name: What `evaluation_name` returns for the validation split; by default for the central
+            crop at the recipe's scale.
+
+    Raises:
+        ValueError: thresholds.json is damaged.
+    """
+    kept = _read(run).get(name)
+    if kept is None:
+        return None
+    thresholds = np.asarray(kept, np.float64)
+    if thresholds.shape != (len(run.class_names),):
+        raise ValueError(
+            f"{run.directory / FILE} has {thresholds.shape} thresholds for {name}, and the run "
+            f"{len(run.class_names)} classes; delete the file and evaluate the run again"
+        )
+    return thresholds
+
+
+def _validation_images(run: Run, source: str | None, images: RunImages) -> data.Split:
+    """Return the validation split, from where the tested images of the run itself are."""
+    moved = source if images.source is None else None
+    return open_images(run, _SPLIT, moved).split
+
+
+def _keep_thresholds(run: Run, name: str, thresholds: np.ndarray) -> None:
+    content = {
+        "model_sha256": _model_digest(run),
+        "thresholds": {**_read(run), name: thresholds.tolist()},
+    }
+    run.write_json(FILE, content)
+
+
+def _read(run: Run) -> dict[str, list[float]]:
+    """Return name -> thresholds for the run's present model."""
+    if not (run.directory / FILE).is_file():
+        return {}
+    content = run.read_json(FILE)
+    if content["model_sha256"] != _model_digest(run):
+        return {}
+    return content["thresholds"]
+
+
+def _model_digest(run: Run) -> str:
+    with run.model_path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
