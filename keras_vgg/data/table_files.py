@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from keras_vgg.data.left_out import printable
 from keras_vgg.data.table_columns import COLUMN_NAMES, parse_columns, plain
 
 _DELIMITERS = ",;\t|"
@@ -24,11 +25,14 @@ class BadRow(NamedTuple):
 
     @property
     def place(self) -> str:
-        return f"line {self.line} ({self.detail})" if self.detail else f"line {self.line}"
+        return f"line {self.line}{self._in_brackets}"
 
     def __str__(self) -> str:
-        detail = f" ({self.detail})" if self.detail else ""
-        return f"line {self.line}: {self.reason}{detail}"
+        return f"line {self.line}: {self.reason}{self._in_brackets}"
+
+    @property
+    def _in_brackets(self) -> str:
+        return f" ({printable(self.detail)})" if self.detail else ""
 
 
 Records = Iterable[tuple[int, Sequence[Any] | BadRow]]

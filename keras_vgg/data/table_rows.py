@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keras_vgg.data.left_out import printable
 from keras_vgg.data.table_columns import find_roles, quoted
 from keras_vgg.data.table_files import BadRow, read_records
 
@@ -104,7 +103,7 @@ def read_table(
         (bad if isinstance(row, BadRow) else rows).append(row)  # pyright: ignore[reportArgumentType]
     existing = existing_files([row.path for row in rows])
     missing = [row for row in rows if row.path not in existing]
-    bad += [BadRow(row.line, MISSING_FILE, printable(row.path)) for row in missing]
+    bad += [BadRow(row.line, MISSING_FILE, row.path) for row in missing]
     rows = [row for row in rows if row.path in existing] if missing else rows
     return Table(file, roles, tuple(rows), tuple(sorted(bad)))
 
@@ -140,14 +139,17 @@ class _Reader:
         self, root: Path, names: Sequence[str], roles: Mapping[str, str], require_labels: bool
     ) -> None:
         self._root = str(root)
-        self._places = {role: names.index(name) for role, name in roles.items()}
-        self._require_labels = require_labels
+        places = {role: names.index(name) for role, name in roles.items()}
+        self._labels_place = places.pop("labels", None)
+        self._text_places = [
+            (role, place, role != "label" or require_labels) for role, place in places.items()
+        ]
         self._separator = ""
         self._line_of: dict[str, int] = {}
 
     def rows(self, records: Sequence[tuple[int, Sequence[Any] | BadRow]]) -> Iterator[Row | BadRow]:
-        if "labels" in self._places:
-            place = self._places["labels"]
+        if self._labels_place is not None:
+            place = self._labels_place
             cells = [record[place] for _, record in records if not isinstance(record, BadRow)]
             texts = [c for c in cells if isinstance(c, str) and not c.lstrip().startswith("[")]
             self._separator = next((s for s in _SEPARATORS if any(s in t for t in texts)), "")
@@ -155,19 +157,17 @@ class _Reader:
             yield record if isinstance(record, BadRow) else self._row(line, record)
 
     def _row(self, line: int, record: Sequence[Any]) -> Row | BadRow:
-        texts = {
-            role: _cell_text(record[place])
-            for role, place in self._places.items()
-            if role != "labels"
-        }
-        for role, text in texts.items():
+        texts: dict[str, str] = {}
+        for role, place, required in self._text_places:
+            text = _cell_text(record[place])
             if text is None:
-                return BadRow(line, f"{role} is not a text", str(record[self._places[role]])[:40])
+                return BadRow(line, f"{role} is not a text", str(record[place])[:40])
             if "\n" in text:
                 return BadRow(line, f"line break in the {role}", "is a quote missing?")
-            if not text and (role != "label" or self._require_labels):
+            if required and not text:
                 return BadRow(line, f"no {role}")
-        written, split, group = texts["path"] or "", texts.get("split"), texts.get("group")
+            texts[role] = text
+        split = texts.get("split")
         if split is not None:
             known = _SPLITS.get(split.lower())
             if known is None:
@@ -175,15 +175,16 @@ class _Reader:
             split = known
         label = texts.get("label")
         labels: tuple[str, ...] | None = (label,) if label else ()
-        if "labels" in self._places:
-            labels = self._labels(record[self._places["labels"]])
+        if self._labels_place is not None:
+            labels = self._labels(record[self._labels_place])
         if labels is None:
             return BadRow(line, "labels are not a list of texts")
+        written = texts["path"]
         path = os.path.join(self._root, written)
         first = self._line_of.setdefault(os.path.normpath(path), line)
         if first != line:
             return BadRow(line, "path of an earlier row", f"line {first}")
-        return Row(line, written, path, labels, split, group)
+        return Row(line, written, path, labels, split, texts.get("group"))
 
     def _labels(self, cell: Any) -> tuple[str, ...] | None:
         """Return the labels of a cell; None: it holds something else."""
@@ -192,15 +193,12 @@ class _Reader:
                 cell = json.loads(cell)
             except (ValueError, RecursionError):
                 return None
-        if isinstance(cell, list):
-            texts = [_cell_text(part) for part in cell]
-        else:
+        if not isinstance(cell, list):
             text = _cell_text(cell)
             if text is None:
                 return None
-            texts = [part.strip() for part in text.split(self._separator or None)] if text else []
-            if not self._separator:
-                texts = [text] if text else []
+            cell = text.split(self._separator) if self._separator else [text]
+        texts = [_cell_text(part) for part in cell]
         if None in texts:
             return None
         return tuple(dict.fromkeys(text for text in texts if text))
