@@ -191,7 +191,7 @@ def test_names_that_repeat(run: Run, other: Path) -> None:
 def test_evaluate_on_another_set(run: Run, other: Path, capsys) -> None:
     assert cli.main(["evaluate", str(run.directory), "--source", f"folder:{other}"]) == cli.OK
     out = capsys.readouterr().out
-    assert f"all images of folder:{other}, center" in out
+    assert f"{run.directory}: images of folder:{other}, center" in out
     assert "no image" in out
     assert "majority baseline: always green" in out
     copy = shutil.copytree(run.directory, run.directory.parent / "b")
@@ -200,6 +200,26 @@ def test_evaluate_on_another_set(run: Run, other: Path, capsys) -> None:
     out = capsys.readouterr().out
     assert "balanced" in out
     assert "majority baseline: always green: 62.50%" in out
+
+
+def test_report_on_another_set_or_on_images_that_have_moved(
+    run: Run,
+    other: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("keras_vgg.report.page.to_svg", lambda *_: "<svg/>")
+    arguments = ["report", str(run.directory), "--images", "0", "--out", str(tmp_path / "a.html")]
+    assert cli.main([*arguments, "--source", f"folder:{other}"]) == cli.OK
+    assert f"8 images of folder:{other}; 95 % interval" in (tmp_path / "a.html").read_text()
+    old = Path(run.recipe.source.removeprefix("folder:"))
+    shutil.move(old, tmp_path / "new")
+    assert cli.main([*arguments, "--source", f"folder:{tmp_path / 'new'}"]) == cli.OK
+    # The run has not been tested, and a report alone does not read the test images.
+    assert " validation images; 95 % interval" in (tmp_path / "a.html").read_text()
+    assert cli.main([*arguments, "--source", "folder:nowhere"]) == cli.BAD_INPUT
+    assert "no folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

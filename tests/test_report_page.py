@@ -24,6 +24,7 @@ from keras_vgg.fit import Run, describe, evaluation_transform, fit, load_source
 from keras_vgg.plotting import BEST, DASHES, INK, LINE, MUTED, SERIES
 from keras_vgg.runs import evaluate_run, evaluate_runs, report_runs
 from keras_vgg.runs.images import open_split
+from keras_vgg.runs.report_scores import scores_of
 from tests.test_fit import TINY
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -149,6 +150,34 @@ def test_the_numbers_are_those_of_the_evaluation(trained, found, written):
     )[1][:3]
     bins = rows_of(page, "Table: calibration by bin")[1:]
     assert sum(int(row[1]) for row in bins) == found.count
+    figures = rows_of(page, "Table: figures")
+    assert figures[0] == ["Figure", "Value", "95 % interval", "One answer"]
+    for row, figure in zip(figures[1:], found.figures().values(), strict=True):
+        texts = [figure.value_text(), figure.interval_text()]
+        assert row[:3] == [figure.title, *(text.replace("%", " %") for text in texts)]
+    curves = evaluation.class_curves(found)
+    assert page.count('<svg class="small-plot"') == 2 * len(curves) > 2
+    assert f"AUC {curves[0].auc:.4f}, AP {curves[0].average_precision:.4f}" in text
+
+
+def test_curves_of_two_classes_and_a_network_below_the_baseline():
+    """The page says that a network with one answer for all images is no better than a guess."""
+    labels = np.array([0] * 8 + [1] * 2)
+    always = evaluation.Evaluation(labels, np.tile(np.float32([0.9, 0.1]), (10, 1)), (IMAGE, "b"))
+    content = report.RunContent(1, "run", "", [], [], [], images_title="test images")
+    scores = scores_of(always)
+    html_page = report.render(report.Page("run", [replace(content, scores=scores)], "now"))
+    text = text_of(html_page)
+    assert f"not above the 80.00 % of always {IMAGE}; balanced accuracy 50.00 %" in text
+    assert "balanced accuracy 50.00 % 50.00 % to 50.00 % 50.00 % not above" in text
+    assert "<figcaption>ROC curve of b: AUC 0.5000</figcaption><svg" in html_page
+    assert "of b: average precision 0.2000</figcaption><svg" in html_page
+    assert SCRIPT not in html_page
+    assert IMAGE not in html_page
+    (curves,) = evaluation.class_curves(always)
+    assert curves.false_alarms.tolist() == curves.sensitivity.tolist() == [0, 1]
+    many = evaluation.Evaluation(np.array([0]), np.full((1, 11), 1 / 11), tuple("abcdefghijk"))
+    assert evaluation.class_curves(many) == []
 
 
 def test_recipe_and_history_are_those_of_the_run(run):
@@ -527,7 +556,7 @@ def synthetic(classes: int, names: list[str] | None = None, run: str = "run", ru
         history=history,
         best_epoch=3,
         evaluated=[report.Evaluated(run, 3, 0.5, None, None, 1.0)],
-        split="test",
+        images_title="test images",
         scores=scores,
         mistakes=[shown],
         hits=[shown],

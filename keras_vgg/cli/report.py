@@ -22,9 +22,15 @@ class Report:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """One or more run directories."""
-    split: Literal["validation", "test", "train"] | None = None
+    split: Literal["validation", "test", "train", "all"] | None = None
     """Split to evaluate on (default: test if the runs have been evaluated on it, else
-    validation)."""
+    validation; for another set without splits of its own, all)."""
+    source: str | None = None
+    """Where the runs' images are now if they have moved, or another set to report on, such as
+    folder:PATH. The classes of another set are matched by name."""
+    unknown_classes: Literal["error", "skip"] = "error"
+    """If another set has classes that a run does not know: stop with an error, or skip their
+    images."""
     out: Path | None = None
     """HTML file to write (default: report.html in the run directory; for several runs, in the
     current directory)."""
@@ -38,5 +44,13 @@ class Report:
         if not self.runs:
             raise ValueError("report needs at least one run directory")
         runs = [Run.open(path) for path in self.runs]
-        options = {"split": self.split, "images": self.images, "verbose": True}
-        show(str(report_runs(runs, self.out, **options)))
+        page = report_runs(
+            runs,
+            self.out,
+            split=self.split,
+            images=self.images,
+            verbose=True,
+            source=self.source,
+            unknown_classes=self.unknown_classes,
+        )
+        show(str(page))

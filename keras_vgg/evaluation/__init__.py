@@ -4,6 +4,7 @@ Images are RGB in [0, 255]; a model ends in soft-max probabilities. Accuracies a
 [0, 1], never per cent; losses are mean cross-entropies in nats. Every image is counted once.
 """
 
+from keras_vgg.evaluation.curves import ClassCurves, class_curves
 from keras_vgg.evaluation.dense import dense_network
 from keras_vgg.evaluation.figure import SPECIFICITY, Figure, check_specificity, figures
 from keras_vgg.evaluation.multilabel import MultiLabelEvaluation, choose_thresholds
@@ -25,6 +26,7 @@ __all__ = [
     "PROTOCOLS",
     "SPECIFICITY",
     "Calibration",
+    "ClassCurves",
     "Comparison",
     "Evaluation",
     "Figure",
@@ -33,6 +35,7 @@ __all__ = [
     "calibration",
     "check_specificity",
     "choose_thresholds",
+    "class_curves",
     "compare",
     "dense_network",
     "evaluate",

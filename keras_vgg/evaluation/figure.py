@@ -55,22 +55,27 @@ class Figure:
         return self.value is None or self.baseline is None or self.value > self.baseline
 
     def text(self) -> str:
-        """Return the value with its interval for a table."""
-        if self.value is None:
-            return f"undefined: {self.undefined}"
-        if self.interval is None:
-            return self._number(self.value)
-        low, high = map(self._number, self.interval)
-        text = f"{self._number(self.value)} ({low} to {high})"
+        """Return the value with its interval and threshold for a table."""
+        interval = self.interval_text()
+        text = f"{self.value_text()} ({interval})" if interval else self.value_text()
         return text if self.threshold is None else f"{text} from {self.threshold:.4g} on"
+
+    def value_text(self) -> str:
+        """Return the value, or why there is none."""
+        return f"undefined: {self.undefined}" if self.value is None else self.number(self.value)
+
+    def interval_text(self) -> str:
+        """Return the interval, such as 70.12% to 74.30%; empty without one."""
+        return " to ".join(map(self.number, self.interval)) if self.interval else ""
 
     def baseline_text(self) -> str:
         """Return a remark for a table if the value is not above the baseline, else nothing."""
         if self.above_baseline or self.baseline is None:
             return ""
-        return f"not above {self._number(self.baseline)}, one answer for all"
+        return f"not above {self.number(self.baseline)}, one answer for all"
 
-    def _number(self, value: float) -> str:
+    def number(self, value: float) -> str:
+        """Return a number as people write this figure: in per cent, or with four places."""
         return f"{value:.2%}" if self.is_share else f"{value:.4f}"
 
 

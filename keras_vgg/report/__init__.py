@@ -2,10 +2,13 @@
 
 from keras_vgg.report.content import (
     Bin,
+    ClassCurves,
     ClassScores,
     Comparison,
     Evaluated,
     Exported,
+    FigureRow,
+    Majority,
     Page,
     Picture,
     RunContent,
@@ -19,10 +22,13 @@ from keras_vgg.report.tables import table
 
 __all__ = [
     "Bin",
+    "ClassCurves",
     "ClassScores",
     "Comparison",
     "Evaluated",
     "Exported",
+    "FigureRow",
+    "Majority",
     "Page",
     "Picture",
     "RunContent",

@@ -35,8 +35,42 @@ class ClassScores:
 
 
 @dataclass(frozen=True)
+class FigureRow:
+    """A row of the table of figures, as texts; `baseline` is empty if nobody uses one."""
+
+    title: str
+    value: str
+    interval: str
+    baseline: str
+    above_baseline: bool
+
+
+@dataclass(frozen=True)
+class ClassCurves:
+    """The curves of one class against the rest: [2, points] in [0, 1], x then y.
+
+    `share` is the share of the class's images.
+    """
+
+    name: str
+    share: float
+    auc: float
+    average_precision: float
+    roc: np.ndarray
+    precision_recall: np.ndarray
+
+
+@dataclass(frozen=True)
+class Majority:
+    """The commonest class, and the share of images that it gets right as the only answer."""
+
+    name: str
+    share: float
+
+
+@dataclass(frozen=True)
 class Scores:
-    """The evaluation of a run on a split."""
+    """The evaluation of a run on some images."""
 
     count: int
     top1: float
@@ -48,6 +82,10 @@ class Scores:
     confusion: np.ndarray
     bins: Sequence[Bin]
     calibration_error: float
+    balanced_accuracy: float | None = None
+    majority: Majority | None = None
+    figures: Sequence[FigureRow] = ()
+    curves: Sequence[ClassCurves] = ()
 
     @property
     def class_names(self) -> list[str]:
@@ -75,7 +113,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An entry of results.json."""
+    """An entry of results.json; `source` is another set than the run's own."""
 
     name: str
     count: int
@@ -83,6 +121,8 @@ class Evaluated:
     interval: tuple[float, float] | None
     top5: float | None
     loss: float
+    balanced_accuracy: float | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +146,7 @@ class RunContent:
     Attributes:
         number: From 1; plots label the run with it.
         changes: (field, value, default) of the fields that differ from `Recipe()`.
-        split: The split of `scores`, `mistakes` and `hits`.
+        images_title: The images of `scores`, `mistakes` and `hits`, such as "test images".
         explained: The layer whose Grad-CAM is over the pictures.
         missing: Section (evaluation, evaluations, export, metrics) -> why it is missing, and how to
             get it.
@@ -123,7 +163,7 @@ class RunContent:
     parameters: int | None = None
     training_seconds: float | None = None
     evaluated: Sequence[Evaluated] = ()
-    split: str | None = None
+    images_title: str | None = None
     scores: Scores | None = None
     mistakes: Sequence[Shown] = ()
     hits: Sequence[Shown] = ()

@@ -19,9 +19,15 @@ import numpy as np
 from keras_vgg.console import duration_in_words
 from keras_vgg.files import write_atomically
 from keras_vgg.plotting import DASHES, to_svg
-from keras_vgg.report.content import Page, Picture, RunContent, Scores
+from keras_vgg.report.content import ClassCurves, Page, Picture, RunContent, Scores
 from keras_vgg.report.curves import PANELS, Curve, absent_panels, curves_figure, run_curves
-from keras_vgg.report.plots import MOST_COUNTS, confusion_figure, reliability_figure
+from keras_vgg.report.plots import (
+    MOST_COUNTS,
+    confusion_figure,
+    precision_recall_figure,
+    reliability_figure,
+    roc_figure,
+)
 
 _MARK = '<meta name="generator" content="keras_vgg report">'  # every report has it
 _HEAD = 2048  # bytes: the mark is among the first
@@ -120,6 +126,15 @@ class _RunPart:
                 f"run{run.number}-confusion",
             )
         self.confusions = _common_confusions(scores)
+        self.large_curves, self.small_curves = [], []
+        if len(scores.classes) == 2:
+            self.large_curves = [
+                plot for one in scores.curves for plot in _large_curves(one, run.number)
+            ]
+        else:  # paths, because matplotlib takes seconds for so many plots
+            self.small_curves = [
+                (one, _path(one.roc), _path(one.precision_recall)) for one in scores.curves
+            ]
         ranked = sorted(scores.classes, key=lambda one: (one.recall is None, one.recall, one.name))
         self.classes = ranked[:_MOST_CLASSES]
         self.more_classes = ranked[_MOST_CLASSES:]
@@ -134,6 +149,28 @@ def _cells(scores: Scores) -> list[list[tuple[int, int]]]:
         list(zip(counts, row, strict=True))
         for counts, row in zip(confusion.tolist(), strength.tolist(), strict=True)
     ]
+
+
+def _large_curves(curves: ClassCurves, number: int) -> list[tuple[str, str]]:
+    """Return (title, SVG) of the ROC curve and the precision-recall curve of a class."""
+    roc, precision_recall = (
+        f"ROC curve of {curves.name}: AUC {curves.auc:.4f}",
+        f"Precision-recall curve of {curves.name}: average precision "
+        f"{curves.average_precision:.4f}",
+    )
+    return [
+        (roc, to_svg(roc_figure(curves), roc, f"run{number}-roc")),
+        (
+            precision_recall,
+            to_svg(precision_recall_figure(curves), precision_recall, f"run{number}-pr"),
+        ),
+    ]
+
+
+def _path(points: np.ndarray) -> str:
+    """Return points [2, n] in [0, 1] as an SVG path in a square of 100, whose y goes down."""
+    xs, ys = 100 * points[0], 100 * (1 - points[1])
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True))
 
 
 def _own_curves(run: RunContent) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from keras_vgg.architecture import Layer
-    from keras_vgg.report.content import Bin
+    from keras_vgg.report.content import Bin, ClassCurves
 
 MOST_COUNTS = 20  # classes up to which a cell of a confusion matrix has room for its count
 _MOST_LABELS = 50  # classes up to which every class name is legible
@@ -134,6 +134,32 @@ def reliability_figure(bins: Sequence[Bin]) -> Figure:
     bottom.set_xlabel("confidence: the answer's probability (%)")
     bottom.set_xlim(0, 100)
     return figure
+
+
+def roc_figure(curves: ClassCurves) -> Figure:
+    """Return the ROC curve of a class, with the diagonal of answers by chance."""
+    figure, axes = _unit_square("1 − specificity (%)", "sensitivity (%)")
+    axes.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--")
+    axes.plot(*(100 * curves.roc), **plotting.line_style(0))
+    return figure
+
+
+def precision_recall_figure(curves: ClassCurves) -> Figure:
+    """Return the precision-recall curve of a class, with the share of its images as a line."""
+    figure, axes = _unit_square("recall, or sensitivity (%)", "precision (%)")
+    axes.plot([0, 100], [100 * curves.share] * 2, color=INK, linewidth=1, linestyle="--")
+    axes.plot(*(100 * curves.precision_recall), **plotting.line_style(0))
+    return figure
+
+
+def _unit_square(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure, (axes,) = plotting.new_figure(4.8, 4.4, grid="both")
+    axes.set_aspect("equal")
+    axes.set_xlim(-2, 102)
+    axes.set_ylim(-2, 102)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return figure, axes
 
 
 def plot_sizes(

@@ -57,7 +57,7 @@ class RunImages:
         if self.source is None:
             return f"{self.name} images"
         of = f"images of {self.source}"
-        return f"all {of}" if self.name == "all" else f"{self.name} {of}"
+        return of if self.name == "all" else f"{self.name} {of}"
 
     @property
     def _set_name(self) -> str:
@@ -156,10 +156,12 @@ def _named_split(source: data.Source, name: str) -> data.Split:
 
 
 def _recipe_of(run: Run, source: str) -> Recipe:
-    """Return the run's recipe with another source, whose named splits are its own."""
+    """Return the run's recipe with another source; what names parts of the first is left out."""
     changes: dict[str, Any] = {"source": source}
     if source != run.recipe.source:
         changes |= dict.fromkeys(("train_split", "validation_split", "test_split"))
+    if not source.startswith("csv:"):
+        changes["columns"] = ""
     return run.recipe.replace(**changes).with_absolute_paths()
 
 
@@ -184,7 +186,14 @@ def _moved(run: Run, recipe: Recipe, whole: data.Source) -> data.Source | None:
 
 def _without_held_out(recipe: Recipe) -> data.Source:
     """Open a source with no more splits than it has itself."""
-    return load_source(recipe.replace(validation_fraction=0.0, test_fraction=0.0))
+    drawn_splits = {
+        "validation_fraction": 0.0,
+        "test_fraction": 0.0,
+        "group_pattern": None,
+        "folds": 0,
+        "fold": 0,
+    }
+    return load_source(recipe.replace(**drawn_splits))
 
 
 # --- another set -----------------------------------------------------------------------------
@@ -220,7 +229,7 @@ def _of_another_set(
     for left_out in other.left_out:
         _say(f"{name}: not read: {left_out}")
     classes, skipped = _matched(run, other.class_names, name, unknown_classes)
-    labelled, present = _with_labels_of_run(chosen, np.array(classes))
+    labelled, present = _with_labels_of_run(chosen, np.array(classes), len(run.class_names))
     absent = [one for number, one in enumerate(run.class_names) if number not in present]
     if absent:
         image = "image" if split_name == "all" else f"{split_name} image"
@@ -268,21 +277,31 @@ def _matched(
     return [numbers.get(one, -1) for one in class_names], unknown
 
 
-def _with_labels_of_run(split: data.Split, classes: np.ndarray) -> tuple[data.Split, set[int]]:
+def _with_labels_of_run(
+    split: data.Split, classes: np.ndarray, classes_of_run: int
+) -> tuple[data.Split, set[int]]:
     """Return the images of known classes, with the run's class numbers, and the numbers present.
 
     Args:
-        split: A split with the other set's labels.
+        split: A split with the other set's labels. An image with several labels is left out if the
+            run does not know one of them.
         classes: The run's number of each class, -1 for unknown.
+        classes_of_run: How many classes the run has.
     """
+    if split.several_labels:
+        others = np.asarray(split.labels)
+        labels = np.zeros((split.size, classes_of_run), np.uint8)
+        labels[:, classes[classes >= 0]] = others[:, classes >= 0]
+        known = np.flatnonzero(~others[:, classes < 0].any(axis=1))
+        kept = replace(split, labels=labels).take(known)
+        return kept, set(np.flatnonzero(labels[known].any(axis=0)).tolist())
     if split.records is None:
         labels = classes[np.asarray(split.labels)].astype(np.int32)
         known = np.flatnonzero(labels >= 0)
         kept = replace(split, labels=labels).take(known)
         return kept, set(labels[known].tolist())
-    labels = np.array(
-        [classes[label] for _, label in split.records.dataset().as_numpy_iterator()], np.int64
-    )
+    numbers = split.records.dataset().map(lambda _, label: label).as_numpy_iterator()
+    labels = classes[np.fromiter(numbers, np.int64, split.size)]
     parse = partial(_parse_with_labels_of_run, parse=split.records.parse, classes=classes)
     mapped = replace(split, records=replace(split.records, parse=parse))
     unknown = np.flatnonzero(labels < 0).tolist()

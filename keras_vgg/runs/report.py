@@ -9,19 +9,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from keras_vgg import __version__, data, evaluation, report
+from keras_vgg import __version__, evaluation, report
 from keras_vgg.fit import best_row
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.runs.evaluate import (
-    evaluate_runs,
     is_evaluated,
+    require_same_classes,
     require_same_split,
     run_names,
 )
-from keras_vgg.runs.images import open_split
+from keras_vgg.runs.evaluator import Evaluator, plan_of
+from keras_vgg.runs.images import RunImages, UnknownClasses, open_images
+from keras_vgg.runs.report_scores import scores_of
 from keras_vgg.runs.telling_images import most_telling_images
 
 _NAME = "report.html"
@@ -34,6 +34,8 @@ def report_runs(
     split: str | None = None,
     images: int = 12,
     verbose: bool = False,
+    source: str | None = None,
+    unknown_classes: UnknownClasses = "error",
 ) -> Path:
     """Write a report on runs as one HTML page that needs no other file and no network.
 
@@ -51,13 +53,14 @@ def report_runs(
             the test split.
         images: How many mistakes, and how many hits, to show for each run.
         verbose: Show progress bars.
+        source, unknown_classes: As `evaluate_run`: where the runs' images are now, or another set.
 
     Returns:
         The path of the page.
 
     Raises:
         ValueError: no run, or one twice; `images` is negative; the runs' classes or images differ;
-            a file of a run cannot be read; with a `split`, also as `evaluate_runs`.
+            a file of a run cannot be read; with a `split` or a `source`, also as `evaluate_runs`.
         FileExistsError: `path` exists and is not a report.
         OSError: the page cannot be written.
     """
@@ -68,31 +71,35 @@ def report_runs(
         path = (runs[0].directory if len(runs) == 1 else Path()) / _NAME
     path = Path(path).expanduser()
     report.require_own(path)  # An error must come before hours of evaluation.
-    tested = all(is_evaluated(run, "test") for run in runs)
-    split_name = split or ("test" if tested else "validation")
-    require_same_split(runs, split_name)
-    evaluations = _evaluations(runs, split_name, split is not None, verbose)
+    if source is None:
+        require_same_split(runs, split or _default_split(runs))
+    else:
+        require_same_classes(runs)
+    opened = [_opened(run, runs, split, source, unknown_classes) for run in runs]
+    evaluations = [
+        one if isinstance(one, str) else _evaluation(run, one, verbose)
+        for run, one in zip(runs, opened, strict=True)
+    ]
     contents = []
     for number, (run, name) in enumerate(zip(runs, run_names(runs), strict=True), 1):
-        evaluated, opened_split = evaluations[number - 1]
+        evaluated, tested = evaluations[number - 1], opened[number - 1]
         content = _content(run, number, name, typed_directories[number - 1])
-        if isinstance(evaluated, str):
+        if isinstance(evaluated, str) or isinstance(tested, str):
             missing = {**content.missing, "evaluation": evaluated}
             contents.append(dataclasses.replace(content, missing=missing))
             continue
-        assert opened_split is not None  # `_evaluations` returns the split with an evaluation.
-        mistakes, hits, layer = most_telling_images(run, evaluated, opened_split, images, verbose)
+        mistakes, hits, layer = most_telling_images(run, evaluated, tested.split, images, verbose)
         contents.append(
             dataclasses.replace(
                 content,
-                split=split_name,
-                scores=_scores(evaluated),
+                images_title=tested.title,
+                scores=scores_of(evaluated),
                 mistakes=mistakes,
                 hits=hits,
                 explained=layer,
             )
         )
-    page = _page(runs, contents, [evaluated for evaluated, _ in evaluations])
+    page = _page(runs, contents, evaluations)
     report.write_page(page, path)
     return path
 
@@ -114,29 +121,41 @@ def _check(runs: Sequence[Run], images: int) -> None:
             run.read_json("environment.json")
 
 
-def _evaluations(
-    runs: Sequence[Run], split_name: str, required: bool, verbose: bool
-) -> list[tuple[evaluation.Evaluation | str, data.Split | None]]:
-    """Return each run's evaluation and split; without an evaluation, the reason and None.
+def _default_split(runs: Sequence[Run]) -> str:
+    return "test" if all(is_evaluated(run, "test") for run in runs) else "validation"
 
-    If `required`, a split that cannot be opened is an error.
+
+def _opened(
+    run: Run,
+    runs: Sequence[Run],
+    split: str | None,
+    source: str | None,
+    unknown_classes: UnknownClasses,
+) -> RunImages | str:
+    """Return the images to test a run on, or why there are none.
+
+    Images that were asked for, by a split or a source, must be there.
     """
-    evaluations: list[tuple[evaluation.Evaluation | str, data.Split | None]] = []
-    for run in runs:
-        if not run.finished:
-            reason = "The run has not finished training. Repeat the train command to resume it."
-            evaluations.append((reason, None))
-            continue
-        try:
-            split = open_split(run, split_name)
-        except (OSError, ValueError) as error:  # The images are missing, or have changed.
-            if required:
-                raise
-            reason = f"The {split_name} images cannot be opened, so nothing is evaluated: {error}."
-            evaluations.append((reason, None))
-            continue
-        evaluations.append((evaluate_runs([run], split_name, verbose)[0], split))
-    return evaluations
+    if not run.finished and not run.model_path.is_file():
+        return "The run has not finished training. Repeat the train command to resume it."
+    own_split = split or _default_split(runs)
+    if source is not None:
+        tested = open_images(run, split, source, unknown_classes)
+        if tested.source is not None or tested.name == own_split:
+            return tested
+        return open_images(run, own_split, source)  # the run's own, in a new place
+    try:
+        return open_images(run, own_split)
+    except (OSError, ValueError) as error:  # The images are missing, or have changed.
+        if split is not None:
+            raise
+        return f"The {own_split} images cannot be opened, so nothing is evaluated: {error}."
+
+
+def _evaluation(run: Run, images: RunImages, verbose: bool) -> evaluation.Evaluation:
+    """Evaluate the central crops of a run's images, or read the posteriors of an earlier time."""
+    evaluator = Evaluator(run, images, None, verbose)
+    return evaluator.average_of(plan_of("center", [run.recipe.eval_scale_side]))
 
 
 # --- the content of a run directory ----------------------------------------------------------
@@ -170,6 +189,7 @@ def _content(run: Run, number: int, name: str, typed_directory: str) -> report.R
         subtitle=(
             f"VGG {recipe.configuration}, {recipe.width_multiplier:g} of the paper's width, "
             f"{recipe.image_size}x{recipe.image_size}, on {recipe.source}, {classes} classes"
+            f"{_state_note(run)}"
         ),
         changes=[(field, *values) for field, values in changes.items()],
         recipe=list(dataclasses.asdict(recipe).items()),
@@ -185,6 +205,18 @@ def _content(run: Run, number: int, name: str, typed_directory: str) -> report.R
     )
 
 
+def _state_note(run: Run) -> str:
+    """Return in words that a run has not finished, or ended early; otherwise nothing."""
+    planned = run.recipe.epochs
+    if not run.finished:
+        return (
+            f"; training has not finished (epoch {len(run.history)} of {planned}): this is its "
+            "best network so far"
+        )
+    early = run.results.get("finished_early_at_epoch")
+    return "" if early is None else f"; finished early, after epoch {early} of {planned}"
+
+
 def _evaluated(results: dict[str, Any]) -> list[report.Evaluated]:
     return [
         report.Evaluated(
@@ -194,6 +226,8 @@ def _evaluated(results: dict[str, Any]) -> list[report.Evaluated]:
             figures.get("top1_interval"),
             figures["top5"],
             figures["loss"],
+            figures.get("balanced_accuracy"),
+            figures.get("source"),
         )
         for key, figures in results.items()
         if isinstance(figures, dict) and "top1" in figures
@@ -252,44 +286,6 @@ def _flat(environment: dict[str, Any]) -> list[tuple[str, Any]]:
         else:
             rows.append((name, value))
     return rows
-
-
-# --- the content of an evaluation ------------------------------------------------------------
-
-
-def _scores(evaluated: evaluation.Evaluation) -> report.Scores:
-    def none_for_nan(values: np.ndarray) -> list[float | None]:
-        return [None if np.isnan(value) else float(value) for value in values]
-
-    calibrated = evaluation.calibration(evaluated)
-    edges = calibrated.edges.tolist()
-    scores = (evaluated.per_class, evaluated.precision, evaluated.f1)
-    images = evaluated.confusion.sum(axis=1).tolist()
-    return report.Scores(
-        count=evaluated.count,
-        top1=evaluated.top1,
-        top1_interval=evaluated.interval(),
-        top5=evaluated.top5,
-        top5_interval=None if evaluated.top5 is None else evaluated.interval(5),
-        loss=evaluated.loss,
-        classes=[
-            report.ClassScores(*row)
-            for row in zip(evaluated.class_names, images, *map(none_for_nan, scores), strict=True)
-        ],
-        confusion=evaluated.confusion,
-        bins=[
-            report.Bin(*row)
-            for row in zip(
-                edges[:-1],
-                edges[1:],
-                calibrated.counts.tolist(),
-                none_for_nan(calibrated.confidence),
-                none_for_nan(calibrated.accuracy),
-                strict=True,
-            )
-        ],
-        calibration_error=calibrated.error,
-    )
 
 
 def _page(

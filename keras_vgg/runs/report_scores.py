@@ -1,0 +1,71 @@
+"""What a report shows of an evaluation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from keras_vgg import evaluation, report
+
+
+def scores_of(evaluated: evaluation.Evaluation) -> report.Scores:
+    """Return the content of a report about an evaluation."""
+    calibrated = evaluation.calibration(evaluated)
+    edges = calibrated.edges.tolist()
+    scores = (evaluated.per_class, evaluated.precision, evaluated.f1)
+    images = evaluated.confusion.sum(axis=1).tolist()
+    figures = evaluated.figures()
+    majority = figures["majority_share"].value
+    assert majority is not None, "every evaluation has an image"
+    return report.Scores(
+        count=evaluated.count,
+        top1=evaluated.top1,
+        top1_interval=evaluated.interval(),
+        top5=evaluated.top5,
+        top5_interval=None if evaluated.top5 is None else evaluated.interval(5),
+        loss=evaluated.loss,
+        classes=[
+            report.ClassScores(*row)
+            for row in zip(evaluated.class_names, images, *map(_none_for_nan, scores), strict=True)
+        ],
+        confusion=evaluated.confusion,
+        bins=[
+            report.Bin(*row)
+            for row in zip(
+                edges[:-1],
+                edges[1:],
+                calibrated.counts.tolist(),
+                _none_for_nan(calibrated.confidence),
+                _none_for_nan(calibrated.accuracy),
+                strict=True,
+            )
+        ],
+        calibration_error=calibrated.error,
+        balanced_accuracy=figures["balanced_accuracy"].value,
+        majority=report.Majority(evaluated.majority_class, majority),
+        figures=[_row(figure) for figure in figures.values()],
+        curves=[
+            report.ClassCurves(
+                curves.name,
+                curves.share,
+                curves.auc,
+                curves.average_precision,
+                roc=np.stack([curves.false_alarms, curves.sensitivity]),
+                precision_recall=np.stack([curves.recall, curves.precision]),
+            )
+            for curves in evaluation.class_curves(evaluated)
+        ],
+    )
+
+
+def _row(figure: evaluation.Figure) -> report.FigureRow:
+    title, threshold = figure.title, figure.threshold
+    if threshold is not None:
+        title = f"{title}, from a probability of {threshold:.4g} on"
+    baseline = "" if figure.baseline is None else figure.number(figure.baseline)
+    texts = (figure.value_text(), figure.interval_text(), baseline)
+    spaced = (text.replace("%", "\N{NO-BREAK SPACE}%") for text in texts)
+    return report.FigureRow(title, *spaced, figure.above_baseline)
+
+
+def _none_for_nan(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]
