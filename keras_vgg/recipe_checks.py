@@ -24,6 +24,7 @@ _MOST_FOLDS = 1000
 _MEAN, _DEVIATION = (-1e4, 1e4), (1e-3, 1e4)
 _RATES = (1e-12, 1e3)
 _HEAVIEST = 1e6  # class weight
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,17 +188,14 @@ def parse_class_weights(text: str) -> dict[str, float]:
         return {}
     weights: dict[str, float] = {}
     end = 0
-    for match in re.finditer(r"\s*(.+?)\s*=([^=,]*)(?:,|$)", text):
+    for match in re.finditer(rf"\s*(.+?)\s*=\s*({_NUMBER})\s*(?:,|$)", text):
         name, number = match.groups()
         if match.start() != end or name in weights:
             break
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            break
+        weights[name] = float(number)
         if not 0 <= weights[name] <= _HEAVIEST:
             raise ValueError(
-                f"class_weights must be in [0, {_HEAVIEST:g}], not {number.strip()} for {name!r}"
+                f"class_weights must be in [0, {_HEAVIEST:g}], not {number} for {name!r}"
             )
         end = match.end()
     if end < len(text) or not weights:
