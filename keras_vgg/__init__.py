@@ -15,6 +15,7 @@ __all__ = [
     "ImagePreprocessing",
     "LocalResponseNormalization",
     "PerceptualLoss",
+    "Predictor",
     "Recipe",
     "Run",
     "__version__",
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from keras_vgg.models import VGG11, VGG11LRN, VGG13, VGG16, VGG16C, VGG19, vgg
     from keras_vgg.recipe import Recipe, load_recipe
     from keras_vgg.run import Run
-    from keras_vgg.runs import evaluate_run, export_run, finetune, predict_files
+    from keras_vgg.runs import Predictor, evaluate_run, export_run, finetune, predict_files
     from keras_vgg.transfer import PerceptualLoss, embed, feature_extractor, linear_probe
     from keras_vgg.weights import copy_weights, load_weights, read_weights
 else:
@@ -87,6 +88,7 @@ else:
         "evaluate_run": "runs",
         "finetune": "runs",
         "predict_files": "runs",
+        "Predictor": "runs",
         "export_run": "runs",
         "evaluate": "evaluation",
         "grad_cam": "explain",

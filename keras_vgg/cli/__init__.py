@@ -15,6 +15,7 @@ import tyro
 
 from keras_vgg import __version__
 from keras_vgg.architecture import MINIMUM_SIZE
+from keras_vgg.cli.calibrate import Calibrate
 from keras_vgg.cli.convert import Convert
 from keras_vgg.cli.data import DataCheck, DataPack, DataShow, DataStats
 from keras_vgg.cli.demo import Demo
@@ -49,6 +50,7 @@ COMMANDS = {
     "finetune": Finetune,
     "evaluate": Evaluate,
     "predict": Predict,
+    "calibrate": Calibrate,
     "explain": Explain,
     "export": Export,
     "report": Report,
@@ -68,8 +70,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    The status is 0 for success, 1 if the loss diverged, 2 for bad input, 130 after Ctrl-C, and 141
-    if the reader of the output closed the pipe. SIGTERM ends a training with 143.
+    The status is 0 for success, 1 if the loss diverged, 2 for bad input, 3 if predict could not
+    read some files, 130 after Ctrl-C, and 141 if the reader of the output closed the pipe. SIGTERM
+    ends a training with 143.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -86,14 +89,15 @@ def _run(arguments: list[str]) -> int:
         name, options = _split_name(arguments)
         if name is not None:
             command = _parse(name, options)
+            if isinstance(command, Predict):
+                command.check()  # before TensorFlow is imported, which takes seconds
             tables_only = isinstance(command, Summary) or command == Weights()
             if not tables_only:
                 from keras_vgg import hardware
 
                 backend = command.backend if isinstance(command, Train) else None
                 hardware.prepare_environment(backend)
-            command()
-            return OK
+            return command() or OK
         return _help(arguments)
     except KeyboardInterrupt:
         print(

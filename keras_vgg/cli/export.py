@@ -18,7 +18,8 @@ class Export:
     """Write files of a trained network for deployment, each verified on real images first.
 
     A run is verified on its validation images, a weight file on those of --source. The files take
-    RGB images in [0, 255]; they contain the preprocessing. Each file runs in a process of its own.
+    RGB images in [0, 255]; they contain the preprocessing, and state how to bring an image to their
+    size, and the class names. Each file runs in a process of its own.
     Accuracy, agreement with the model, latency and memory go into export.json. If a file loses more
     than the tolerance, no file is kept.
     """
@@ -44,16 +45,18 @@ class Export:
     writes compression.png."""
     fine_tune_steps: int = 0
     """With --compress: train the factors on the original's answers for this many batches of 32."""
+    calibrated: bool = False
+    """Divide the scores by the temperature of `keras-vgg calibrate`, inside the files."""
     overwrite: bool = False
     """Replace an existing export."""
     source: str | None = None
-    """Source of images to verify a weight file on: digits, folder:PATH, records:PATH, idx:PATH or a
-    TFDS name."""
+    """Source of images to verify on: digits, folder:PATH, records:PATH, idx:PATH or a TFDS name. A
+    run's recipe says how they come to the network; their classes are matched by name (default for
+    a run: its own validation images)."""
     source_options: FlatSourceOptions = DEFAULT_OPTIONS
 
     def __call__(self) -> None:
         from keras_vgg import runs
-        from keras_vgg.run import Run
 
         format = self.format or ("litert_int8" if self.compress else "saved_model,litert")
         options = {
@@ -66,15 +69,30 @@ class Export:
             "overwrite": self.overwrite,
             "verbose": True,
         }
-        if self.source is None:
+        run = runs.run_of(self.run)
+        output = self.output
+        if output is None and self.run.is_file():
+            output = self.run.with_name(f"{self.run.name}.export")
+        if run is not None and (self.run.is_dir() or self.source is not None):
+            if self.source_options != DEFAULT_OPTIONS:
+                raise ValueError(
+                    "how a run's source is opened is in its recipe; leave out the options of the"
+                    " source, such as --seed"
+                )
+            artifacts = runs.export_run(
+                run, output, source=self.source, calibrated=self.calibrated, **options
+            )
+        elif self.source is None:
             if self.run.is_file():
                 raise ValueError(
                     f"{self.run} is not a run directory; name images to verify on with --source"
                 )
-            artifacts = runs.export_run(Run.open(self.run), self.output, **options)
+            raise FileNotFoundError(f"{self.run} is not a run directory: it has no recipe.json")
         else:
+            if self.calibrated:
+                raise ValueError(f"--calibrated needs a run, which {self.run} is not")
             source = self.source_options.open(self.source)
-            output = self.output or self.run.with_name(f"{self.run.name}.export")
+            output = output or self.run.with_name(f"{self.run.name}.export")
             artifacts = runs.export_weights(self.run, source, output, **options)
         self._show(artifacts)
 

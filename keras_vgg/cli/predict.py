@@ -2,36 +2,216 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import tyro
 
-from keras_vgg.console import new_table, show
+from keras_vgg.console import new_table, percent, show
+from keras_vgg.files import whole_file
+from keras_vgg.image_paths import existing_paths
+
+if TYPE_CHECKING:
+    from keras_vgg.runs.predictor import Answer, Predictor
+
+SOME_BAD = 3  # the exit status if some files could not be read
 
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    """Classify images: print the most probable classes of each, with their probabilities."""
+    """Classify images: print the most probable classes of each, with their probabilities.
 
-    run: tyro.conf.Positional[Path]
-    """The run directory."""
+    The exit status is 3 if some files could not be read: their rows have the reason. It is 2 if
+    no file could be read, or nothing was classified.
+    """
+
+    model: tyro.conf.Positional[Path]
+    """A run directory; a .keras file; or an exported SavedModel folder, .tflite or .onnx file."""
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """One or more image files (JPEG, PNG, BMP, GIF, WebP)."""
-    top: int = 5
-    """Number of classes to print."""
+    """Image files (JPEG, PNG, BMP, GIF, WebP), folders (all images below them), patterns in quotes
+    ('photos/**/*.jpg'), or tables with a column of paths (.csv, .tsv, .jsonl). A file that is named
+    twice is classified once."""
+    top: int | Literal["all"] | None = None
+    """Number of classes to print for each image, or all (default: 2 in a table, 5 in csv and
+    jsonl)."""
+    format: Literal["table", "csv", "jsonl"] | None = None
+    """table: for a person. csv, jsonl (JSON Lines): one row for each image, for a program (default:
+    as the name of --out ends, else table)."""
+    out: Path | None = None
+    """File to write csv or jsonl into; it appears complete or not at all (default: print)."""
+    calibrated: bool = True
+    """Use the temperature of `keras-vgg calibrate`, if the run has one."""
+    unknown: float | None = None
+    """Answer "unknown" where the most probable class is below the probability that this share of
+    the validation images reaches, such as 0.95. Needs `keras-vgg calibrate`."""
+    columns: str = ""
+    """For a table whose column of paths has no common name: its name, such as path=file."""
+    classes: str | None = None
+    """For a file that does not state its classes: a text file with one name a line, or imagenet."""
+    eval_scale: int | None = None
+    """For a file that does not state it: smallest side to which an image is rescaled before the
+    centre crop."""
+    resize: Literal["crop", "squash", "pad"] | None = None
+    """For a file that does not state it: how an image comes to the scale."""
 
-    def __call__(self) -> None:
-        from keras_vgg.run import Run
-        from keras_vgg.runs import predict_files
+    def check(self) -> None:
+        """Check paths and options, without TensorFlow.
 
+        Raises:
+            FileNotFoundError: there is nothing at a path, or nothing matches a pattern.
+            ValueError: options contradict each other.
+        """
+        self._format()
         if not self.images:
-            raise ValueError("predict needs at least one image file")
-        run = Run.open(self.run)
-        for path, ranked in zip(
-            self.images, predict_files(run, self.images, top=self.top), strict=True
-        ):
-            table = new_table(str(path), "class", "probability")
-            for name, probability in ranked:
-                table.add_row(name, f"{probability:.2%}")
-            show(table)
+            raise ValueError("predict needs at least one image file or folder")
+        if not self.model.expanduser().exists():
+            raise FileNotFoundError(
+                f"{self.model} is not a run directory or a model file: it does not exist"
+            )
+        existing_paths(self.images)
+
+    def __call__(self) -> int:
+        format, names = self._format(), self._class_names()
+        from keras_vgg.data.listing import image_files
+        from keras_vgg.runs.predictor import Predictor
+
+        files = image_files(self.images, self.columns)
+        for left_out in files.left_out:
+            _note(f"not read: {left_out}")
+        if files.repeated:
+            _note(f"{files.repeated:,} files are named more than once, and are classified once")
+        predictor = Predictor(
+            self.model,
+            class_names=names,
+            eval_scale=self.eval_scale,
+            resize=self.resize,
+            calibrated=None if self.calibrated else False,
+            unknown=self.unknown,
+        )
+        for note in predictor.notes:
+            _note(note)
+        answers = predictor.stream(files.paths, verbose=True)
+        if format == "table":
+            count, bad = self._show(answers)
+        else:
+            count, bad = self._write(answers, predictor, format)
+        if not bad:
+            return 0
+        if len(bad) == count:
+            raise ValueError(_none_read(bad))
+        _note(f"{len(bad):,} of {count:,} files cannot be read; their rows have the reason")
+        return SOME_BAD
+
+    def _format(self) -> Literal["table", "csv", "jsonl"]:
+        """Return the format. ValueError: options contradict each other."""
+        if self.top is not None and self.top != "all" and self.top < 1:
+            raise ValueError(f"--top must be at least 1, or all, not {self.top}")
+        if self.out is None:
+            return self.format or "table"
+        if not self.out.parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {self.out.parent} for --out {self.out}")
+        if self.out.is_dir():
+            raise ValueError(f"--out {self.out} is a folder; name a file")
+        if self.format in ("csv", "jsonl"):
+            return self.format
+        if self.format is None and self.out.suffix.lower() == ".csv":
+            return "csv"
+        if self.format is None and self.out.suffix.lower() == ".jsonl":
+            return "jsonl"
+        raise ValueError(
+            f"--out {self.out} needs --format csv or --format jsonl, or a name that ends in .csv or"
+            " .jsonl"
+        )
+
+    def _class_names(self) -> list[str] | None:
+        if self.classes is None:
+            return None
+        if self.classes == "imagenet":
+            from keras_vgg.imagenet import class_names
+
+            return list(class_names())
+        try:
+            names = Path(self.classes).expanduser().read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--classes {self.classes} is not a text file: {error}") from error
+        if not names or not all(name.strip() for name in names):
+            raise ValueError(f"--classes {self.classes} must have one class name on every line")
+        return names
+
+    def _top(self, default: int) -> int | None:
+        return None if self.top == "all" else self.top or default
+
+    def _show(self, answers: Iterator[Answer]) -> tuple[int, list[Answer]]:
+        """Print one table. Return the number of answers, and those of bad files."""
+        from keras_vgg.data.left_out import printable
+
+        rows, bad = [], []
+        for answer in answers:
+            ranked = answer.ranked(self._top(2))
+            cells = [cell for name, p in ranked for cell in (name, percent(p))]
+            if ranked:
+                cells[0] = answer.name or ""
+            else:
+                bad.append(answer)
+            rows.append((printable(answer.path or ""), cells, answer.reason))
+        width = max(len(cells) for _, cells, _ in rows)
+        headers = [("class", "probability"), ("second class", "probability")]
+        headers += [(f"class {i}", "probability") for i in range(3, width // 2 + 1)]
+        reasons = ("reason",) if bad else ()
+        flat = [header for pair in headers[: width // 2] for header in pair]
+        table = new_table("", "image", *flat, *reasons)
+        if bad:
+            table.columns[-1].no_wrap, table.columns[-1].justify = False, "left"
+        for path, cells, reason in rows:
+            padded = [*cells, *[""] * (width - len(cells))]
+            table.add_row(path, *padded, *([reason] if bad else []))
+        show(table)
+        return len(rows), bad
+
+    def _write(
+        self, answers: Iterator[Answer], predictor: Predictor, format: Literal["csv", "jsonl"]
+    ) -> tuple[int, list[Answer]]:
+        """Write or print rows. Return the number of answers, and those of bad files."""
+        from keras_vgg.runs.answers import write_answers
+
+        with _text_file(self.out) as file:
+            written = write_answers(answers, file, format, predictor.class_names, self._top(5))
+            if self.out is not None and len(written[1]) == written[0]:
+                raise ValueError(_none_read(written[1]))
+        return written
+
+
+@contextlib.contextmanager
+def _text_file(path: Path | None) -> Iterator[TextIO]:
+    """Give a text file that appears whole at the end; None: stdout.
+
+    A path that is not UTF-8 keeps its bytes.
+    """
+    if path is None:
+        reconfigure: Any = getattr(sys.stdout, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="surrogateescape")
+        yield sys.stdout
+        return
+    with (
+        whole_file(path) as partial,
+        partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        yield file
+
+
+def _none_read(bad: Sequence[Answer]) -> str:
+    from keras_vgg.data.left_out import printable
+
+    first = f"{printable(bad[0].path or '')}: {bad[0].reason}"
+    if len(bad) == 1:
+        return first
+    return f"none of {len(bad):,} files can be read as an image; the first is {first}"
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from keras_vgg.data.folders import find_images
 from keras_vgg.data.left_out import LeftOut, printable
+from keras_vgg.data.table_rows import MISSING_FILE, read_table
 from keras_vgg.image_paths import existing_paths
+
+TABLES = (".csv", ".tsv", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class ImageFiles:
 
     Attributes:
         paths: Each file once.
-        left_out: What the folders hold besides images.
+        left_out: What the folders hold besides images, and the rows of tables without a path.
         repeated: How many times an argument named a file again.
     """
 
@@ -26,12 +29,17 @@ class ImageFiles:
     repeated: int = 0
 
 
-def image_files(arguments: Iterable[str | os.PathLike[str]]) -> ImageFiles:
+def image_files(arguments: Iterable[str | os.PathLike[str]], columns: str = "") -> ImageFiles:
     """Return the image files that arguments name.
 
     A folder stands for the images below it, at any depth, as in a folder: source: a file's bytes
     say whether it is an image. A file that an argument names is taken as an image, whatever it is,
-    but for a table (.csv, .tsv, .jsonl), which stands for the paths in it.
+    but for a table (.csv, .tsv, .jsonl), which stands for the paths in its column of paths,
+    whether there is a file at a path or not.
+
+    Args:
+        arguments: Files, folders, patterns and tables.
+        columns: The column of paths of a table, if its name is no common one, such as "path=file".
 
     Raises:
         FileNotFoundError: there is nothing at a path, or nothing matches a pattern.
@@ -49,6 +57,9 @@ def image_files(arguments: Iterable[str | os.PathLike[str]]) -> ImageFiles:
                     f"folder {printable(argument)} has no image (JPEG, PNG, BMP, GIF, WebP) at any"
                     " depth"
                 )
+        elif argument.lower().endswith(TABLES):
+            files, others = _of_table(argument, columns)
+            left_out += others
         else:
             files = [argument]
         named += len(files)
@@ -57,3 +68,14 @@ def image_files(arguments: Iterable[str | os.PathLike[str]]) -> ImageFiles:
     if not named:
         raise ValueError("there is no image to classify; name at least one image file or folder")
     return ImageFiles(tuple(paths.values()), tuple(left_out), named - len(paths))
+
+
+def _of_table(file: str, columns: str) -> tuple[list[str], list[LeftOut]]:
+    """Return the paths of a table in the order of its rows, and the rows that have none."""
+    table = read_table(file, columns, require_labels=False)
+    rows = [(row.line, row.path) for row in table.rows]
+    rows += [(bad.line, bad.detail) for bad in table.bad if bad.reason == MISSING_FILE]
+    others = [bad for bad in table.bad if bad.reason != MISSING_FILE]
+    names = [f"{printable(file)}, line {bad.line}: {bad.reason}" for bad in others]
+    left_out = [LeftOut.of("rows of a table", names)] if names else []
+    return [path for _, path in sorted(rows)], left_out

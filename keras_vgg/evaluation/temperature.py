@@ -87,7 +87,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
 
 
 def threshold_that_keeps(share: float, probabilities: np.ndarray) -> float:
-    """Return the largest probability that at least this share of images reach with their best class.
+    """Return the largest probability that at least a share of the images reach by their best class.
 
     It is lowered by 1e-6, so that rounding rejects none of these images.
 

@@ -91,8 +91,8 @@ def add_to_litert(path: Path, description: Mapping[str, Any]) -> None:
     """Append a zip archive with the description and the class names to a LiteRT file.
 
     LiteRT's own metadata keeps its files like this: the runtime does not look behind the model, and
-    any program for zip archives reads the file. Rewriting the model instead would lose the alignment
-    of its weights in memory.
+    any program for zip archives reads the file. Writing the model anew instead would not keep how
+    its weights are aligned.
     """
     names = "".join(f"{name}\n" for name in description["class_names"])
     with zipfile.ZipFile(path, "a") as archive:

@@ -72,8 +72,9 @@ def export(
     `probabilities` float32 [batch, classes]. Each file states how to bring an image to its input,
     and the class names: see `keras_vgg.export.description`. The folder also gets `class_names.txt`
     (one name a line, in the order of the outputs) and `export.json`: the same statement, the
-    artifacts with their figures, and the versions of the packages. Batch normalisation is folded into the convolutions. A model that
-    computes in lower precision is exported, and compared, in float32.
+    artifacts with their figures, and the versions of the packages. Batch normalisation is folded
+    into the convolutions. A model that computes in lower precision is exported, and compared, in
+    float32.
 
     The folder appears whole or not at all. If a process is killed, the earlier export stays, or
     the next export puts it back.

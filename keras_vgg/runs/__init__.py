@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from keras_vgg.runs.answers import write_answers
+from keras_vgg.runs.calibration import calibrate_run
+from keras_vgg.runs.classifier import run_of
 from keras_vgg.runs.evaluate import (
     PROTOCOLS,
     Recorded,
@@ -17,14 +20,18 @@ from keras_vgg.runs.finetuning import finetune
 from keras_vgg.runs.images import RunImages, open_images
 from keras_vgg.runs.paper_tables import paper_scales, paper_tables
 from keras_vgg.runs.predict import predict_files
+from keras_vgg.runs.predictor import Answer, Predictor
 from keras_vgg.runs.push import model_card, push_run
 from keras_vgg.runs.report import report_runs
 from keras_vgg.runs.show import show_augmentation
 
 __all__ = [
     "PROTOCOLS",
+    "Answer",
+    "Predictor",
     "Recorded",
     "RunImages",
+    "calibrate_run",
     "evaluate_run",
     "evaluate_runs",
     "evaluation_name",
@@ -41,5 +48,7 @@ __all__ = [
     "record_evaluation",
     "report_runs",
     "run_names",
+    "run_of",
     "show_augmentation",
+    "write_answers",
 ]

@@ -12,12 +12,14 @@ import numpy as np
 
 from keras_vgg import augment, convert, data, export, report
 from keras_vgg.export import compress as compression
+from keras_vgg.export.fold import with_temperature
 from keras_vgg.files import write_json
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.imagenet import class_names as imagenet_names
 from keras_vgg.models import DEFAULT_SIZE
 from keras_vgg.run import Run
-from keras_vgg.runs.images import open_split
+from keras_vgg.runs.calibration import read_calibration, require_calibration
+from keras_vgg.runs.images import open_images, open_split
 from keras_vgg.weights import read_weights
 
 if TYPE_CHECKING:
@@ -36,10 +38,14 @@ def export_run(
     formats: Sequence[str] = export.DEFAULT_FORMATS,
     compress: bool = False,
     fine_tune_steps: int = 0,
+    source: str | None = None,
+    calibrated: bool = False,
     **options: Any,
 ) -> list[export.Artifact]:
     """Export a run's best model, verified on images of its validation split.
 
+    Images come to the network as the run's recipe says (`eval_scale`, `resize`, `bit_depth`), also
+    those of another source. Each file states this, and the thresholds of calibration.json.
     litert_int8 is calibrated on images of the training split, transformed as for evaluation.
     `compress` factorises fc1 and fc2 first (`keras_vgg.export.compress`). Every other validation
     image and 3,000 training images choose the ranks, which may cost half of the tolerance. The
@@ -54,6 +60,9 @@ def export_run(
         model: The run's model, if it is loaded already.
         compress: Factorise fc1 and fc2 first.
         fine_tune_steps: As `keras_vgg.export.compress.compress`.
+        source: Verify on other images: those of the run in their new place, or the test images of
+            another set, or all if it has no splits; its classes are matched by name.
+        calibrated: Divide the scores by the temperature of calibration.json.
         formats, options: As `keras_vgg.export.export`.
 
     Raises:
@@ -61,14 +70,18 @@ def export_run(
             positive.
     """
     _check(images, formats, compress, fine_tune_steps)
+    options |= _calibration_options(run, calibrated)
     model = model or run.model()
+    if calibrated:
+        model = with_temperature(model, options["temperature"])
     directory = run.directory / "export" if directory is None else Path(directory)
-    validation, train = (open_split(run, name) for name in ("validation", "train"))
+    needs_train = compress or "litert_int8" in formats
+    verification, train = _verification_images(run, source, needs_train)
     return _export(
         model,
         run.class_names,
         directory,
-        _selected(validation, images),
+        _selected(verification, images),
         train,
         evaluation_transform(run.recipe),
         bit_depth=run.recipe.bit_depth,
@@ -77,6 +90,35 @@ def export_run(
         formats=formats,
         **options,
     )
+
+
+def _calibration_options(run: Run, calibrated: bool) -> dict[str, Any]:
+    """Return what files of a run state of its calibration, as options of `export.export`."""
+    if calibrated:
+        calibration = require_calibration(run, "calibrated=True (--calibrated)")
+    else:
+        calibration = read_calibration(run)
+    if calibration is None:
+        return {}
+    return {
+        "temperature": calibration.temperature if calibrated else None,
+        "unknown_below": {
+            share: calibration.threshold(share, calibrated) for share in calibration.thresholds
+        },
+    }
+
+
+def _verification_images(
+    run: Run, source: str | None, needs_train: bool
+) -> tuple[data.Split, data.Split | None]:
+    """Return the images that verify an export, and the run's training images if they are needed."""
+    if source is None:
+        return open_split(run, "validation"), open_split(run, "train") if needs_train else None
+    images = open_images(run, None, source)
+    if images.source is None:  # the run's own images, in a new place
+        train = open_split(run, "train", source) if needs_train else None
+        return open_split(run, "validation", source), train
+    return images.split, open_split(run, "train") if needs_train else None
 
 
 def export_weights(
@@ -148,7 +190,7 @@ def _export(
     class_names: Sequence[str],
     directory: str | Path,
     validation: data.Split,
-    train: data.Split,
+    train: data.Split | None,
     transform: Callable,
     *,
     labelled: bool = True,
@@ -160,6 +202,7 @@ def _export(
         transform = augment.in_grey(transform)
     images, labels = _arrays(validation, transform)
     if "litert_int8" in options["formats"]:
+        assert train is not None  # both callers open it
         options["calibration"], _ = _arrays(_selected(train, CALIBRATION_IMAGES), transform)
     if compress:
         if not labelled:
@@ -170,6 +213,7 @@ def _export(
         rank_images, rank_labels = images[::2], labels[::2]
         images, labels = images[1::2], labels[1::2]
         tolerance = options.setdefault("tolerance", export.TOLERANCE)
+        assert train is not None  # both callers open it
 
         def compressed_model(folder: Path) -> keras.Model:
             result = compression.compress(

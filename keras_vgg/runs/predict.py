@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from keras_vgg import data, evaluation
-from keras_vgg.fit import evaluation_transform
 from keras_vgg.run import Run
+from keras_vgg.runs.predictor import Predictor
 
 
 def predict_files(
-    run: Run, paths: Sequence[str | Path], top: int = 5
+    run: Run | str | Path, paths: Sequence[str | Path], top: int = 5
 ) -> list[list[tuple[str, float]]]:
     """Return the most probable classes of each image file, the most probable first.
 
+    For many calls, or for many files, use `Predictor`, which loads the network once.
+
     Args:
-        run: A finished run.
+        run: A finished run, or a path as `Predictor` takes it.
         paths: Image files.
         top: How many classes to return for each file.
 
@@ -26,10 +25,16 @@ def predict_files(
         For each file, a list of (class name, probability).
 
     Raises:
-        FileNotFoundError, ValueError: a file does not exist or is not an image. Then no file is
-            classified.
+        FileNotFoundError, ValueError: a file does not exist or is not an image, or as `Predictor`.
     """
-    transform = evaluation_transform(run.recipe)
-    depth = run.recipe.bit_depth
-    images = np.stack([transform(data.load_image(p, bit_depth=depth)).numpy() for p in paths])
-    return evaluation.predict(run.model(), images, run.class_names, top=top)
+    if top < 1:
+        raise ValueError(f"top must be at least 1, not {top}")
+    for path in map(Path, paths):
+        if not path.expanduser().exists():
+            raise FileNotFoundError(f"{path}: no such image file")
+    answers = []
+    for answer in Predictor(run).stream(paths):
+        if answer.probabilities is None:
+            raise ValueError(f"{answer.path}: {answer.reason}")
+        answers.append(answer.ranked(top))
+    return answers

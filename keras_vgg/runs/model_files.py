@@ -1,0 +1,199 @@
+"""Open the files that hold a network: .keras, and the SavedModel, LiteRT and ONNX of an export."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_vgg import evaluation
+from keras_vgg.containers import require_archive, require_hdf5
+from keras_vgg.export import description as descriptions
+
+_PREPROCESSING = ("ImagePreprocessing", "Rescaling", "Normalization")
+
+
+class Network:
+    """A network of a file, which runs on a batch.
+
+    `shape` is the shape of an image; a side may be None. `answer` maps images to probabilities.
+    """
+
+    def __init__(
+        self, shape: Sequence[int | None], classes: int, answer: Callable[[np.ndarray], Any]
+    ) -> None:
+        self.shape, self.classes = tuple(shape), classes
+        self._answer = answer
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        probabilities = np.asarray(self._answer(images), np.float32)
+        if not np.isfinite(probabilities).all():
+            raise ValueError("the model's answers are not finite: they hold nan or inf")
+        low, high = probabilities.min(), probabilities.max()
+        if low < -1e-3 or high > 1 + 1e-3:
+            raise ValueError(
+                f"the model's answers are not probabilities: they go from {low:.4g} to {high:.4g}"
+            )
+        return probabilities
+
+
+Opened = tuple[Network, Mapping[str, Any], Sequence[str]]
+"""A network, what its file states (`keras_vgg.export.description`), and notes for a user."""
+
+
+def open_model_file(path: Path) -> Opened:
+    """Open a .keras file, or a file or folder of an export.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+        ValueError: it is none of these, is damaged, or maps no images to probabilities.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not a run directory or a model file: it does not exist")
+    opener = next((opener for opener, fits in _OPENERS.items() if fits(path)), None)
+    if opener is None:
+        raise ValueError(
+            f"{path} is not a run directory or a model file: name a run, a .keras, .tflite or .onnx"
+            " file, or a SavedModel folder; convert other weight files by `keras-vgg convert FILE"
+            " model.keras`"
+        )
+    return opener(path)
+
+
+def _open_keras(path: Path) -> Opened:
+    import keras
+
+    import keras_vgg.layers  # noqa: F401  registers the layers of our files
+
+    require_archive(path)
+    require_hdf5(path, "model.weights.h5")
+    try:
+        model: Any = keras.saving.load_model(path, compile=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # Keras raises many errors for a damaged archive
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path} cannot be read: {lines[0]}") from error
+    shape, outputs = model.input_shape, model.output_shape
+    if not (isinstance(shape, tuple) and isinstance(outputs, tuple) and len(outputs) == 2):
+        raise ValueError(f"{path} maps {shape} to {outputs}, not images to probabilities")
+    notes = []
+    if not any(type(layer).__name__ in _PREPROCESSING for layer in model.layers):
+        notes.append(f"{path} has no preprocessing layer, and gets RGB images in [0, 255] as is")
+    scores = getattr(model.layers[-1], "activation", None) is keras.activations.linear
+    if scores:
+        notes.append(f"{path} gives scores; its probabilities are their soft-max")
+    model.jit_compile = False
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        values = np.asarray(model.predict_on_batch(images), np.float32)
+        return evaluation.softmax(values) if scores else values
+
+    return Network(shape[1:], outputs[-1], answer), {}, notes
+
+
+def _open_saved_model(path: Path) -> Opened:
+    import tensorflow as tf
+
+    try:
+        loaded: Any = tf.saved_model.load(str(path))
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    serve = loaded.signatures.get("serving_default")
+    inputs = {} if serve is None else serve.structured_input_signature[1]
+    if (
+        serve is None
+        or set(inputs) != {"images"}
+        or "probabilities" not in serve.structured_outputs
+    ):
+        raise ValueError(
+            f"{path} has no signature serving_default from images to probabilities, as an export"
+            " of this package has"
+        )
+    stated_file = path / "assets.extra" / descriptions.NAME
+    stated = _stated(path, stated_file.read_bytes() if stated_file.is_file() else None)
+    classes = serve.structured_outputs["probabilities"].shape[-1]
+    # The default argument keeps the model alive while its signature is in use.
+    return (
+        Network(
+            inputs["images"].shape[1:],
+            classes,
+            lambda images, _loaded=loaded: serve(images=tf.constant(images))["probabilities"],
+        ),
+        stated,
+        (),
+    )
+
+
+def _open_litert(path: Path) -> Opened:
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        interpreter = Interpreter(model_path=str(path))
+        serve = interpreter.get_signature_runner("serving_default")
+        image = serve.get_input_details()["images"]
+        classes = int(serve.get_output_details()["probabilities"]["shape"][-1])
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} is damaged, or has no signature serving_default from images to probabilities,"
+            f" as an export of this package has ({str(error).splitlines()[0]})"
+        ) from error
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        if image["dtype"] == np.uint8:
+            images = np.rint(images).astype(np.uint8)
+        return serve(images=images)["probabilities"]
+
+    content = None
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if descriptions.NAME in archive.namelist():
+                content = archive.read(descriptions.NAME)
+    shape = [int(side) for side in image["shape"][1:]]
+    return Network(shape, classes, answer), _stated(path, content), ()
+
+
+def _open_onnx(path: Path) -> Opened:
+    from keras_vgg.export.onnx import require_packages
+
+    require_packages()
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        (image,), (output,) = session.get_inputs(), session.get_outputs()
+    except Exception as error:  # onnxruntime raises exceptions of its own, and ValueError
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    content = session.get_modelmeta().custom_metadata_map.get(descriptions.KEY)
+    shape = [side if isinstance(side, int) else None for side in image.shape[1:]]
+    network = Network(
+        shape, output.shape[-1], lambda images: session.run([output.name], {image.name: images})[0]
+    )
+    return network, _stated(path, content), ()
+
+
+def _stated(path: Path, content: bytes | str | None) -> Mapping[str, Any]:
+    """Return what a file states about itself; without that, the class names that lie beside it."""
+    if content is None:
+        beside = path.parent / "class_names.txt"
+        lines = beside.read_text(encoding="utf-8").splitlines() if beside.is_file() else []
+        return {"class_names": lines} if lines else {}
+    try:
+        stated = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: what it states is not JSON ({error})") from error
+    if not isinstance(stated, dict):
+        raise ValueError(f"{path} is damaged: what it states is {str(stated)[:40]!r}")
+    return stated
+
+
+_OPENERS: dict[Callable[[Path], Opened], Callable[[Path], bool]] = {
+    _open_saved_model: lambda path: (path / "saved_model.pb").is_file(),
+    _open_keras: lambda path: path.suffix == ".keras",
+    _open_litert: lambda path: path.suffix == ".tflite",
+    _open_onnx: lambda path: path.suffix == ".onnx",
+}
