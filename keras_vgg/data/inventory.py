@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_vgg.data.equal import EqualImages, equal_images
+from keras_vgg.data.groups import SharedGroups, shared_groups
 from keras_vgg.data.left_out import NAMED, LeftOut, listed
 from keras_vgg.data.split import Source, class_counts
 
@@ -24,6 +25,7 @@ class Inventory:
         left_out: What of a folder is not read, the most frequent reason first.
         equal: Equal images on two sides of a split, and equal images of two classes.
         absent: Split -> the classes that it has no image of.
+        shared_groups: Groups that a source's own splits have on two sides.
     """
 
     class_names: tuple[str, ...]
@@ -31,6 +33,7 @@ class Inventory:
     left_out: tuple[LeftOut, ...]
     equal: tuple[EqualImages, ...]
     absent: dict[str, tuple[str, ...]]
+    shared_groups: tuple[SharedGroups, ...] = ()
 
     def lines(self) -> list[str]:
         """Return at most five lines on what a user should know; none where all is as it should."""
@@ -44,6 +47,7 @@ class Inventory:
             )
         for split, names in self.absent.items():
             lines.append(f"{split} has no image of {listed(names[:NAMED], len(names))}")
+        lines += [str(shared) for shared in self.shared_groups]
         lines += [str(equal) for equal in self.equal]
         if self.left_out:
             total = sum(reason.count for reason in self.left_out)
@@ -58,7 +62,7 @@ class Inventory:
     def as_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         values = asdict(self)
-        names = ("class_counts", "left_out", "equal", "absent")
+        names = ("class_counts", "left_out", "equal", "absent", "shared_groups")
         return json.loads(json.dumps({name: values[name] for name in names}))  # lists for tuples
 
 
@@ -83,4 +87,5 @@ def take_inventory(source: Source) -> Inventory:
         source.left_out,
         equal_images(splits),
         {name: classes for name, classes in absent.items() if classes},
+        shared_groups(splits),
     )
