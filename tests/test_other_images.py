@@ -182,6 +182,14 @@ def test_images_that_have_changed(run: Run, capsys: pytest.CaptureFixture[str]) 
     assert recorded.key.startswith("all_of_own_")
 
 
+def test_results_on_another_set_are_not_published(run: Run, other: Path) -> None:
+    run.add_results(validation_accuracy=0.5, training_seconds=1.0)
+    before = runs.model_card(run, "owner/name")
+    recorded = runs.record_evaluation(run, source=f"folder:{other}")
+    assert recorded.key in run.results
+    assert runs.model_card(run, "owner/name") == before
+
+
 def test_names_that_repeat(run: Run, other: Path) -> None:
     run.write_json("data.json", {**run.read_json("data.json"), "class_names": ["red", "a", "red"]})
     with pytest.raises(ValueError, match=r"cannot be matched by name: .*/run has red more than"):
@@ -230,6 +238,9 @@ def test_report_on_another_set_or_on_images_that_have_moved(
         (["--source", "digits"], "knows no class of digits, which has 0, 1, 2"),
         (["--split", "all"], "has no all split; it has train, validation, test"),
         (["--unknown-classes", "drop"], "invalid choice 'drop'"),
+        (["--unknown-classes", "skip"], "unknown_classes is for another set; name the set with"),
+        (["--specificity", "0.9"], "specificity=0.9 is for two classes, and "),
+        (["--specificity", "0.9", "--tables"], "--specificity is for the figures of one run"),
         (["--specificity", "95"], "--specificity must be in (0, 1), such as 0.95, not 95"),
         (["--specificity", "nan"], "--specificity must be in (0, 1), such as 0.95, not nan"),
     ],

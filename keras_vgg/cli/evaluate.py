@@ -60,6 +60,8 @@ class Evaluate:
             raise ValueError(
                 f"--specificity must be in (0, 1), such as 0.95, not {self.specificity:g}"
             )
+        if self.specificity != 0.95 and (len(self.runs) > 1 or self.tables):
+            raise ValueError("--specificity is for the figures of one run; leave it out")
         scales = self._scales()
         from keras_vgg import runs as evaluating
         from keras_vgg.run import Run

@@ -102,6 +102,11 @@ def record_evaluation(
     check_options([run], protocol, scales, average)
     require_one_label([run])
     evaluation.check_specificity(specificity)
+    if specificity != evaluation.SPECIFICITY and len(run.class_names) != 2:
+        raise ValueError(
+            f"specificity={specificity:g} is for two classes, and {run.directory} has "
+            f"{len(run.class_names)}; leave it out"
+        )
     evaluator = Evaluator.open(run, split, average, verbose, source, unknown_classes)
     images = evaluator.images
     evaluated = evaluator.average_of(plan_of(protocol, scales or [run.recipe.eval_scale_side]))

@@ -98,6 +98,8 @@ def open_images(
             f"unknown_classes must be {' or '.join(UNKNOWN_CLASSES)}, not {unknown_classes!r}"
         )
     own_split = split or "test"
+    if source is None and unknown_classes == "skip":
+        raise ValueError("unknown_classes is for another set; name the set with --source")
     if source is None:
         return RunImages(_own_split(run, own_split), own_split)
     recipe = _recipe_of(run, source)

@@ -91,7 +91,7 @@ def _write_files(run: Run, repository: str, folder: Path) -> None:
     recipe = _without_folders(run.recipe)
     documents = {
         "recipe.json": dataclasses.asdict(recipe),
-        "results.json": run.results,
+        "results.json": _own_results(run),
         "class_names.json": run.class_names,
     }
     for name, content in documents.items():
@@ -113,9 +113,18 @@ def _without_folders(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, **changes)
 
 
+def _own_results(run: Run) -> dict[str, Any]:
+    """Return the results without those on other sets, whose folders are of this machine."""
+    return {
+        name: value
+        for name, value in run.results.items()
+        if not (isinstance(value, Mapping) and "source" in value)
+    }
+
+
 def model_card(run: Run, repository: str) -> str:
     """Return the model card of a run as Markdown, with the metadata that the hub reads."""
-    recipe, results = _without_folders(run.recipe), run.results
+    recipe, results = _without_folders(run.recipe), _own_results(run)
     name = repository.partition("/")[2]
     figures = list(_figures(results))
     card_data = huggingface_hub.ModelCardData(
