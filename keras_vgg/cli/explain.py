@@ -32,7 +32,8 @@ class Explain:
     """Layer for grad-cam, features and filters, such as block4_conv3 (default: the last
     convolution; for features, the last one of each block)."""
     class_name: Annotated[str | None, tyro.conf.arg(name="class")] = None
-    """Explain this class instead of the most probable one."""
+    """Explain this class instead of the most probable one. If the run gives an image several
+    labels, each label of the image is explained by default."""
     out: Path | None = None
     """Folder to write into (default: explain/ in the run directory)."""
     seed: int = 0

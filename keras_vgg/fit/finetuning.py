@@ -86,6 +86,11 @@ def plan_finetuning(
     recipe = Recipe().replace(**{"image_size": IMAGENET_SIZE, **_COMMON, **_BLOCK, **asked})
     opened = load_source(recipe.replace(on_bad_image="error"))
     train = opened.train
+    if opened.several_labels:
+        raise ValueError(
+            f"{source} gives an image several labels, and finetune begins with a classifier of one "
+            "label an image: use keras-vgg train with --init imagenet and --freeze-until block5"
+        )
     median = data.median_smallest_side(train)
     classes = len(opened.class_names)
     decided: dict[str, Any] = {"image_size": size_for(median, SMALLEST_SIZE)}

@@ -20,11 +20,13 @@ from keras_vgg.explain.heat import resized, scaled
 from keras_vgg.explain.network import Network, opened
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.run import Run
+from keras_vgg.runs.several_labels import read_thresholds
 
 HEATS = ("grad-cam", "grad-cam++", "occlusion", "saliency", "smoothgrad")
 METHODS = (*HEATS, "features", "filters")
 _BRIGHTEST = 99  # Percentile of a saliency map; all brighter pixels are cut to it (Smilkov et al.).
 _FILTERS = 8
+_LABELS = 5  # explained of an image with several labels
 # Pixels of the longer side of a drawn picture. A smaller picture is enlarged, because the heat is
 # finer than its pixels; a larger one is scaled down.
 _MIN_SIDE, _MAX_SIDE = 256, 1600
@@ -56,7 +58,9 @@ def explain_files(
             filters answer to most, in filters_LAYER.png. If the name is taken, a number follows
             IMAGE or LAYER: only a picture of the same image with the same options is replaced.
         layer: The layer for Grad-CAM, features and filters. None: as in `keras_vgg.explain`.
-        class_name: Explain this class instead of the most probable one.
+        class_name: Explain this class instead of the most probable one. If the run gives an image
+            several labels, None explains each label that the image gets, at most five, beside each
+            other; the most probable class if it gets none.
         out: The folder to write into, made if needed. None: explain/ in the run directory.
         seed: Seed of SmoothGrad's noise and of the filters' first images.
 
@@ -87,14 +91,17 @@ def explain_files(
         picture = data.load_image(source, bit_depth=run.recipe.bit_depth)
         image = evaluation_transform(run.recipe)(picture).numpy()
         probabilities = network.probabilities(image[np.newaxis], 1)[0]
-        explained = int(probabilities.argmax()) if class_number is None else class_number
+        explained = _labels_of(run, probabilities) if class_number is None else [class_number]
         options["image"] = _digest(Path(source))
-        options["class"] = explained
+        options["class"] = explained[0] if len(explained) == 1 else explained
         shown_name = "/".join(Path(source).parts[-2:])
         title = f"{shown_name}: {_title(run.class_names, probabilities, explained)}"
         if heat_methods:
             heats = {
-                method: _heat(model, image, method, explained, layer, seed)
+                _heat_name(run.class_names, method, number, explained): _heat(
+                    model, image, method, number, layer, seed
+                )
+                for number in explained
                 for method in heat_methods
             }
             identity = _identity(run, methods=heat_methods, **options)
@@ -236,10 +243,27 @@ def _class_number(run: Run, name: str) -> int:
     return run.class_names.index(name)
 
 
-def _title(class_names: Sequence[str], probabilities: np.ndarray, explained: int) -> str:
+def _labels_of(run: Run, probabilities: np.ndarray) -> list[int]:
+    """Return the classes to explain: the best, or with several labels those that the image gets."""
     best = int(probabilities.argmax())
-    title = f"{class_names[explained]} {probabilities[explained]:.1%}"
-    if best == explained:
+    if not run.several_labels:
+        return [best]
+    thresholds = read_thresholds(run)
+    ranked = np.argsort(-probabilities, kind="stable")[:_LABELS]
+    labels = ranked[probabilities[ranked] >= (0.5 if thresholds is None else thresholds[ranked])]
+    return labels.tolist() or [best]
+
+
+def _heat_name(
+    class_names: Sequence[str], method: str, number: int, explained: Sequence[int]
+) -> str:
+    return method if len(explained) == 1 else f"{class_names[number]}: {method}"
+
+
+def _title(class_names: Sequence[str], probabilities: np.ndarray, explained: Sequence[int]) -> str:
+    best = int(probabilities.argmax())
+    title = ", ".join(f"{class_names[i]} {probabilities[i]:.1%}" for i in explained)
+    if best in explained:
         return title
     return f"{title} ({class_names[best]} {probabilities[best]:.1%})"
 

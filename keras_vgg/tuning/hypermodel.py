@@ -135,8 +135,18 @@ class VGGHyperModel(keras_tuner.HyperModel):
 
     @cached_property
     def classes(self) -> int:
-        """Return the number of classes of the recipe's data."""
-        return len(fit.load_source(self.base).class_names)
+        """Return the number of classes of the recipe's data.
+
+        Raises:
+            ValueError: an image of the data may have several labels.
+        """
+        source = fit.load_source(self.base)
+        if source.several_labels:
+            raise ValueError(
+                f"{source.name} gives an image several labels, and a search compares trials by "
+                "accuracy, which needs one for each image; train each recipe with keras-vgg train"
+            )
+        return len(source.class_names)
 
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
         declare(hp, self.base, self.space)
