@@ -232,5 +232,6 @@ def test_what_cannot_be_tested(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluation, "posteriors", None)  # nothing is computed before
     unfinished = Run.open(shutil.copytree(trained.directory, tmp_path / "unfinished"))
     (unfinished.directory / "results.json").unlink()
+    unfinished.model_path.unlink()
     with pytest.raises(ValueError, match="has not finished training"):
         evaluate_runs([trained, unfinished], "train")

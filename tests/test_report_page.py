@@ -289,8 +289,9 @@ def test_an_export_is_shown_with_its_figures(run):
     ]
 
 
-def test_a_run_that_is_not_finished(run):
+def test_a_run_that_has_no_model_yet(run):
     (run.directory / "results.json").unlink()
+    run.model_path.unlink()
 
     text = text_of(page_of(run))
 

@@ -71,3 +71,37 @@ def test_best_epoch_is_the_most_accurate_then_the_lowest_loss():
     rows = history(0.5, 0.6, 0.6)
     rows[2]["val_loss"] = 0.5
     assert schedule.best_row(rows)["epoch"] == 3
+
+
+RESTARTED = Recipe(
+    learning_rate=0.1,
+    epochs=6,
+    warmup_epochs=1,
+    restart_epochs=(2, 4),
+    restart_rates=(0.01, 0.02),
+)
+
+
+def test_a_restart_begins_the_schedule_again_without_warm_up():
+    found = rates(RESTARTED)
+    assert found[:20] == rates(RESTARTED.replace(epochs=2, restart_epochs=(), restart_rates=()))
+    plain = Recipe(epochs=2, warmup_epochs=0)
+    assert found[20:40] == pytest.approx(rates(plain.replace(learning_rate=0.01)))
+    assert found[40:] == pytest.approx(rates(plain.replace(learning_rate=0.02)))
+    assert rates(RESTARTED.replace(schedule="constant"))[10:] == pytest.approx(
+        [0.1] * 10 + [0.01] * 20 + [0.02] * 20
+    )
+    steps = RESTARTED.replace(schedule="step", step_epochs=(1,), warmup_epochs=0)
+    assert rates(steps) == pytest.approx(
+        [v for rate in (0.1, 0.01, 0.02) for v in [rate] * 10 + [rate / 10] * 10]
+    )
+
+
+def test_what_was_before_a_restart_ends_no_training():
+    plateau = RESTARTED.replace(schedule="plateau", plateau_patience=1, plateau_drops=0)
+    assert schedule.plateau_drops(plateau, history(0.9, 0.5)) == 0
+    assert schedule.plateau_drops(plateau, history(0.9, 0.5, 0.4)) == 0
+    early = RESTARTED.replace(early_stopping=1)
+    assert not schedule.is_over(early, history(0.9, 0.5))
+    assert schedule.is_over(early, history(0.9, 0.5, 0.4))
+    assert schedule.best_row(history(0.9, 0.5, 0.4))["epoch"] == 1
