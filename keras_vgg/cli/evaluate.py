@@ -13,6 +13,7 @@ from keras_vgg.console import new_table, percent, show
 
 if TYPE_CHECKING:
     from keras_vgg.evaluation import Evaluation
+    from keras_vgg.run import Run
     from keras_vgg.runs import Recorded
 
 
@@ -25,6 +26,9 @@ class Evaluate:
     validation split, and read the test split once, to report. With several runs, the command prints
     a comparison with the first run (McNemar's p) and the average of their posteriors. Posteriors
     are kept in the run directory: repeat the command to resume an interrupted one.
+
+    A run that gives an image several labels gets mean average precision, AUC, F1 and exact match in
+    their place. The threshold of each label is chosen on the validation images, and kept.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -74,6 +78,10 @@ class Evaluate:
             "source": self.source,
             "unknown_classes": self.unknown_classes,
         }
+        if any(run.several_labels for run in runs):
+            options |= {"protocol": self.protocol, "scales": scales}
+            self._evaluate_labels(runs, options)
+            return
         if self.tables:
             self._show_papers_tables(evaluating.paper_tables, runs, options)
             return
@@ -88,6 +96,37 @@ class Evaluate:
         confusion = runs[0].directory / f"confusion_{recorded.key}.png"
         if runs[0].finished:
             show(str(confusion))
+
+    def _evaluate_labels(self, runs: Sequence[Run], options: dict[str, Any]) -> None:
+        """Evaluate a run with several labels an image, and print its figures."""
+        from keras_vgg.runs import evaluate_labels
+
+        if self.tables:
+            raise ValueError("--tables has top-1 and top-5 errors, which need one label an image")
+        if len(runs) > 1:
+            raise ValueError(
+                "runs with several labels an image are not compared with others: name one run"
+            )
+        recorded = evaluate_labels(runs[0], **options)
+        evaluation = recorded.evaluation
+        table = new_table(self._title(recorded.images.title, self.runs[0]), "", "")
+        table.add_row("images", f"{evaluation.count:,}")
+        for figure in evaluation.figures().values():
+            remark = figure.baseline_text()
+            table.add_row(figure.title, figure.text() + (f"\n{remark}" if remark else ""))
+        show(table)
+        headers = ("class", "images", "AP", "AUC", "threshold", "precision", "recall", "F1")
+        table = new_table("labels, each by itself", *headers)
+        figures = (evaluation.average_precision, evaluation.auc, evaluation.thresholds)
+        shares = (evaluation.precision, evaluation.recall, evaluation.f1)
+        columns = zip(evaluation.class_names, evaluation.images, *figures, *shares, strict=True)
+        for name, images, *values in columns:
+            table.add_row(name, f"{images:,}", *map(_defined, values))
+        show(table)
+        if recorded.images.source is None and recorded.images.name == "validation":
+            show("the thresholds were chosen on these images, so F1 and exact match flatter")
+        else:
+            show("the thresholds were chosen on the validation images, for the highest F1")
 
     def _show_papers_tables(self, paper_tables: Callable, runs: Sequence, options: dict) -> None:
         if self.scales or self.protocol != "center":
@@ -182,3 +221,7 @@ class Evaluate:
             raise ValueError(
                 f"--scales must be whole numbers such as 256,384,512, not {self.scales!r}"
             ) from None
+
+
+def _defined(value: float) -> str:
+    return "–" if value != value else f"{value:.4f}"

@@ -23,6 +23,7 @@ from keras_vgg.runs.predict import predict_files
 from keras_vgg.runs.predictor import Answer, Predictor
 from keras_vgg.runs.push import model_card, push_run
 from keras_vgg.runs.report import report_runs
+from keras_vgg.runs.several_labels import RecordedLabels, evaluate_labels, read_thresholds
 from keras_vgg.runs.show import show_augmentation
 
 __all__ = [
@@ -30,8 +31,10 @@ __all__ = [
     "Answer",
     "Predictor",
     "Recorded",
+    "RecordedLabels",
     "RunImages",
     "calibrate_run",
+    "evaluate_labels",
     "evaluate_run",
     "evaluate_runs",
     "evaluation_name",
@@ -45,6 +48,7 @@ __all__ = [
     "paper_tables",
     "predict_files",
     "push_run",
+    "read_thresholds",
     "record_evaluation",
     "report_runs",
     "run_names",
