@@ -139,6 +139,7 @@ def test_predict(run, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "grey.png" in out
     assert out.count("%") == 3
+    assert "second class" in out
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,11 @@ def calibrate_run(
     for share in shares:
         if not 0 < share <= 1:
             raise ValueError(f"unknown must be above 0 and at most 1, not {share}")
+    if run.several_labels:
+        raise ValueError(
+            f"{run.directory} gives an image several labels, and one temperature calibrates only"
+            " classes of which an image has one"
+        )
     (evaluation,) = evaluate_runs([run], _SPLIT, verbose)
     temperature = fit_temperature(evaluation)
     calibrated = apply_temperature(evaluation.probabilities, temperature.value)

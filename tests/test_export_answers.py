@@ -1,0 +1,201 @@
+"""Calibrated exports, what a file states of itself, and answers without this package."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_vgg import Predictor, cli, export_run, runs
+from keras_vgg.evaluation.temperature import apply_temperature
+from keras_vgg.run import Run
+from keras_vgg.runs.calibration import calibrate_run, read_calibration
+from keras_vgg.runs.images import open_split
+from tests import pages
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose images are rescaled and cropped, with a temperature."""
+    folder = tmp_path_factory.mktemp("answers") / "run"
+    run = Run.open(shutil.copytree(tiny_run.directory, folder))
+    calibrate_run(run, shares=[0.8])
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "exported"
+    export_run(run, folder, formats=["litert"], images=20, calibrated=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smooth picture of 61 x 87 that Exif turns on its side."""
+    rows, columns = np.mgrid[0:61, 0:87]
+    waves = [127 + 120 * np.sin(rows / a + columns / b) for a, b in ((9, 7), (5, 11), (13, 6))]
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(path)
+    return path
+
+
+def test_calibration_json(run: Run):
+    (evaluation,) = runs.evaluate_runs([run], "validation")
+    kept = json.loads((run.directory / "calibration.json").read_text())
+
+    assert kept["split"] == "validation"
+    assert kept["images"] == evaluation.count
+    assert kept["nll"]["after"] <= kept["nll"]["before"]
+    assert set(kept["thresholds"]) == {"0.8", "0.9", "0.95", "0.99"}
+    assert len(kept["model_sha256"]) == 64
+    calibrated = apply_temperature(evaluation.probabilities, kept["temperature"])
+    for kind, probabilities in (
+        ("calibrated", calibrated),
+        ("uncalibrated", evaluation.probabilities),
+    ):
+        share = np.mean(probabilities.max(axis=1) >= kept["thresholds"]["0.8"][kind])
+        assert 0.8 <= share < 0.8 + 1 / 50
+
+
+def test_predict_uses_the_temperature_unless_told_otherwise(run: Run, photo: Path, capsys):
+    (own,) = Predictor(run, calibrated=False)([photo])
+    (answer,) = Predictor(run)([photo])
+
+    calibration = read_calibration(run)
+    assert calibration is not None
+    expected = apply_temperature(own.probabilities[np.newaxis], calibration.temperature)[0]
+    np.testing.assert_allclose(answer.probabilities, expected, atol=1e-7)
+    assert cli.main(["predict", str(run.directory), str(photo), "--format", "csv"]) == 0
+    assert "probabilities are calibrated: temperature" in capsys.readouterr().err
+    options = ["--no-calibrated", "--top", "all", "--format", "jsonl"]
+    assert cli.main(["predict", str(run.directory), str(photo), *options]) == 0
+    out, err = capsys.readouterr()
+    assert "calibrated" not in err
+    first = json.loads(out)["probabilities"][0]["probability"]
+    assert first == pytest.approx(own.probabilities.max(), abs=1e-7)
+
+
+def test_unknown_below_the_threshold_of_a_share(run: Run, capsys):
+    images = list(open_split(run, "validation").images)
+
+    names = [answer.name for answer in Predictor(run, unknown=0.8)(images)]
+
+    kept = sum(name != "unknown" for name in names)
+    assert np.ceil(0.8 * len(images)) <= kept < 0.8 * len(images) + 3
+    with pytest.raises(ValueError, match=r"none for 0\.7; repeat .* --unknown 0\.7"):
+        Predictor(run, unknown=0.7)
+
+
+def test_a_calibration_of_another_model_is_refused(run: Run, tmp_path: Path):
+    other = Run.open(shutil.copytree(run.directory, tmp_path / "other"))
+    kept = json.loads((other.directory / "calibration.json").read_text())
+
+    other.write_json("calibration.json", kept | {"model_sha256": "0" * 64})
+    with pytest.raises(ValueError, match="earlier model of the run; repeat `keras-vgg calibrate"):
+        read_calibration(other)
+    other.write_json("calibration.json", kept | {"thresholds": [1]})
+    with pytest.raises(ValueError, match=r"calibration\.json cannot be read"):
+        read_calibration(other)
+    (other.directory / "calibration.json").unlink()
+    with pytest.raises(ValueError, match="calibrated.* needs .*run `keras-vgg calibrate"):
+        export_run(other, calibrated=True)
+    for shares in ([0.0], [1.5], [-1]):
+        with pytest.raises(ValueError, match="unknown must be above 0 and at most 1"):
+            calibrate_run(other, shares=shares)
+
+
+def test_calibrate_prints_what_it_keeps(run: Run, tmp_path: Path, capsys):
+    copy = shutil.copytree(run.directory, tmp_path / "copy")
+
+    assert cli.main(["calibrate", str(copy), "--unknown", "0.7"]) == 0
+
+    out = capsys.readouterr().out
+    for words in ("negative log-likelihood", "expected calibration error", "temperature", "0.7"):
+        assert words in out
+    assert cli.main(["calibrate", str(tmp_path)]) == cli.BAD_INPUT
+    assert "is not a run directory" in capsys.readouterr().err
+
+
+def test_a_file_states_what_it_expects(run: Run, exported: Path):
+    with zipfile.ZipFile(exported / "model.tflite") as archive:
+        stated = json.loads(archive.read("keras_vgg.json"))
+        assert archive.read("labels.txt").decode().split() == list(run.class_names)
+    record = json.loads((exported / "export.json").read_text())["description"]
+    calibration = read_calibration(run)
+
+    assert calibration is not None
+    assert stated["scale"] == run.recipe.eval_scale_side == 36
+    assert stated["resize"] == run.recipe.resize
+    assert stated["input"]["shape"] == [None, 32, 32, 3]
+    assert stated["input"]["dtype"] == "float32"
+    assert stated["input"]["range"] == [0, 255]
+    assert stated["temperature"] == calibration.temperature
+    assert stated["unknown_below"]["0.95"] == calibration.threshold(0.95, True)
+    assert stated["class_names"] == list(run.class_names)
+    assert any("smallest side has 36 pixels" in step for step in stated["steps"])
+    assert {**stated["input"], "dtype": None} == {**record["input"], "dtype": None}
+    assert stated["steps"] == record["steps"]
+
+
+def test_a_calibrated_file_answers_like_the_calibrated_run(run: Run, exported: Path, photo: Path):
+    images = [photo, *open_split(run, "validation").images[:3]]
+    expected = Predictor(run, unknown=0.95)(images)
+
+    answers = Predictor(exported / "model.tflite", unknown=0.95)(images)
+
+    for answer, of_run in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(answer.probabilities, of_run.probabilities, atol=1e-5)
+        assert answer.threshold == pytest.approx(of_run.threshold)
+        assert answer.class_names == of_run.class_names
+    with pytest.raises(ValueError, match="states a threshold for 0.8, 0.9, 0.95, 0.99, not for"):
+        Predictor(exported / "model.tflite", unknown=0.5)
+    with pytest.raises(ValueError, match="cannot be calibrated"):
+        Predictor(exported / "model.tflite", calibrated=True)
+
+
+def test_ten_lines_without_this_package(
+    exported: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The script of the guide: Pillow, NumPy and ai_edge_litert."""
+    (block,) = (
+        block
+        for block in pages.blocks((pages.ROOT / "docs" / "export.md").read_text(), "python")
+        if "ImageOps" in block
+    )
+    script = block[block.index("# Without keras_vgg") :]
+    assert "keras_vgg " not in script.split("\n", 1)[1]
+    assert len([line for line in script.splitlines()[1:] if line and line[0] not in " )"]) <= 20
+    shutil.copytree(exported, tmp_path / "exported")
+    shutil.copy(photo, tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    (expected,) = Predictor(exported / "model.tflite")([photo])
+
+    scope: dict = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(script, "export.md", "exec"), scope)
+
+    np.testing.assert_allclose(scope["probabilities"], expected.probabilities, atol=5e-3)
+    assert expected.class_names[scope["probabilities"].argmax()] == expected.name
+
+
+@pytest.mark.slow
+def test_every_format_states_the_same(run: Run, photo: Path, tmp_path: Path):
+    folder = tmp_path / "all"
+    formats = ["saved_model", "litert_int8", "onnx"]
+    export_run(run, folder, formats=formats, images=40, calibrated=True, tolerance=20)
+    (expected,) = Predictor(run)([photo])
+
+    for name, bound in (("saved_model", 1e-5), ("model.onnx", 1e-5), ("model_int8.tflite", 0.1)):
+        predictor = Predictor(folder / name, unknown=0.95)
+        (answer,) = predictor([photo])
+        assert predictor.notes == ()
+        assert answer.class_names == run.class_names
+        np.testing.assert_allclose(answer.probabilities, expected.probabilities, atol=bound)
