@@ -21,6 +21,7 @@ __all__ = [
     "__version__",
     "convert_weights",
     "copy_weights",
+    "cross_validate",
     "decode_predictions",
     "embed",
     "evaluate",
@@ -55,7 +56,14 @@ if TYPE_CHECKING:
     from keras_vgg.models import VGG11, VGG11LRN, VGG13, VGG16, VGG16C, VGG19, vgg
     from keras_vgg.recipe import Recipe, load_recipe
     from keras_vgg.run import Run
-    from keras_vgg.runs import Predictor, evaluate_run, export_run, finetune, predict_files
+    from keras_vgg.runs import (
+        Predictor,
+        cross_validate,
+        evaluate_run,
+        export_run,
+        finetune,
+        predict_files,
+    )
     from keras_vgg.transfer import PerceptualLoss, embed, feature_extractor, linear_probe
     from keras_vgg.weights import copy_weights, load_weights, read_weights
 else:
@@ -85,6 +93,7 @@ else:
         "Run": "run",
         "recipe_for": "fit",
         "train": "fit",
+        "cross_validate": "runs",
         "evaluate_run": "runs",
         "finetune": "runs",
         "predict_files": "runs",

@@ -262,6 +262,12 @@ class Run:
         )
 
 
+def holds_folds(directory: str | Path) -> bool:
+    """Return whether a directory holds the runs of a cross-validation, finished or not."""
+    path = Path(directory)
+    return (path / "fold-1" / "recipe.json").is_file() and not (path / "recipe.json").is_file()
+
+
 @contextlib.contextmanager
 def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
     """Give the run of `recipe` in `directory`, for this process alone, and whether the run is new.

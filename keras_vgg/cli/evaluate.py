@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from keras_vgg.console import new_table, percent, show
+from keras_vgg.run import holds_folds
 
 if TYPE_CHECKING:
     from keras_vgg.evaluation import Evaluation
@@ -32,7 +33,9 @@ class Evaluate:
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """One or more run directories."""
+    """One or more run directories; or directories of folds, whose out-of-fold answers are then
+    printed, or compared (McNemar's test over images, and the corrected resampled t-test over
+    folds)."""
     split: Literal["test", "validation", "train", "all"] | None = None
     """Split to evaluate on (default: test; for another set without splits of its own, all)."""
     source: str | None = None
@@ -60,6 +63,9 @@ class Evaluate:
     def __call__(self) -> None:
         if not self.runs:
             raise ValueError("evaluate needs at least one run directory")
+        if any(map(holds_folds, self.runs)):
+            self._evaluate_folds()
+            return
         if not 0 < self.specificity < 1:
             raise ValueError(
                 f"--specificity must be in (0, 1), such as 0.95, not {self.specificity:g}"
@@ -127,6 +133,22 @@ class Evaluate:
             show("the thresholds were chosen on these images, so F1 and exact match flatter")
         else:
             show("the thresholds were chosen on the validation images, for the highest F1")
+
+    def _evaluate_folds(self) -> None:
+        from keras_vgg.cli.folds import evaluate_folds
+
+        if self != Evaluate(self.runs):
+            raise ValueError(
+                "a cross-validation was evaluated when its folds were trained: leave out all "
+                "options"
+            )
+        for path in self.runs:
+            if not holds_folds(path):
+                raise ValueError(
+                    f"{path} is no cross-validation, and cannot be compared with one; name "
+                    "directories that keras-vgg train --folds wrote"
+                )
+        evaluate_folds(self.runs)
 
     def _show_papers_tables(self, paper_tables: Callable, runs: Sequence, options: dict) -> None:
         if self.scales or self.protocol != "center":

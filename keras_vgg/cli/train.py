@@ -27,7 +27,8 @@ class Train:
     """
 
     workdir: Path
-    """The run directory: new, empty, or an earlier run of the same recipe."""
+    """The run directory: new, empty, or an earlier run of the same recipe. With --folds, the
+    directory of the runs fold-1, fold-2, ..."""
     recipe: Annotated[tyro.conf.FlagConversionOff[Recipe], tyro.conf.arg(name="")] = (
         dataclasses.field(default_factory=Recipe)
     )
@@ -72,9 +73,20 @@ class Train:
         else:
             from keras_vgg.fit import train
 
-            run = train(self._recipe(), self.workdir, verbose)
+            recipe = self._recipe()
+            if recipe.folds and not recipe.fold:
+                self._cross_validate(recipe, verbose)
+                return
+            run = train(recipe, self.workdir, verbose)
         if not hosts.index():
             _show_results(run)
+
+    def _cross_validate(self, recipe: Recipe, verbose: int | str) -> None:
+        from keras_vgg.cli.folds import show_cross_validation
+        from keras_vgg.runs import cross_validate
+
+        show_cross_validation(cross_validate(recipe, self.workdir, verbose))
+        show(f"next: keras-vgg evaluate {self.workdir} OTHER, to compare with another recipe")
 
     def _check(self) -> None:
         if self.coordinator is None and (self.processes, self.process) != (None, None):

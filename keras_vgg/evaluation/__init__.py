@@ -7,6 +7,7 @@ Images are RGB in [0, 255]; a model ends in soft-max probabilities. Accuracies a
 from keras_vgg.evaluation.curves import ClassCurves, class_curves
 from keras_vgg.evaluation.dense import dense_network
 from keras_vgg.evaluation.figure import SPECIFICITY, Figure, check_specificity, figures
+from keras_vgg.evaluation.folds import FoldComparison, compare_folds
 from keras_vgg.evaluation.multilabel import MultiLabelEvaluation, choose_thresholds
 from keras_vgg.evaluation.protocols import (
     AVERAGES,
@@ -30,6 +31,7 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Figure",
+    "FoldComparison",
     "MultiLabelEvaluation",
     "Protocol",
     "calibration",
@@ -37,6 +39,7 @@ __all__ = [
     "choose_thresholds",
     "class_curves",
     "compare",
+    "compare_folds",
     "dense_network",
     "evaluate",
     "figures",

@@ -17,6 +17,14 @@ from keras_vgg.runs.evaluate import (
 from keras_vgg.runs.explain import explain_files
 from keras_vgg.runs.export import export_run, export_weights
 from keras_vgg.runs.finetuning import finetune
+from keras_vgg.runs.folds import (
+    CrossValidation,
+    FoldFigure,
+    FoldsCompared,
+    compare_cross_validations,
+    cross_validate,
+    open_cross_validation,
+)
 from keras_vgg.runs.images import RunImages, open_images
 from keras_vgg.runs.paper_tables import paper_scales, paper_tables
 from keras_vgg.runs.predict import predict_files
@@ -29,11 +37,16 @@ from keras_vgg.runs.show import show_augmentation
 __all__ = [
     "PROTOCOLS",
     "Answer",
+    "CrossValidation",
+    "FoldFigure",
+    "FoldsCompared",
     "Predictor",
     "Recorded",
     "RecordedLabels",
     "RunImages",
     "calibrate_run",
+    "compare_cross_validations",
+    "cross_validate",
     "evaluate_labels",
     "evaluate_run",
     "evaluate_runs",
@@ -43,6 +56,7 @@ __all__ = [
     "export_weights",
     "finetune",
     "model_card",
+    "open_cross_validation",
     "open_images",
     "paper_scales",
     "paper_tables",
