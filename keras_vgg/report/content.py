@@ -93,6 +93,33 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class LabelRow:
+    """The scores of one label by itself; None for a figure that is undefined."""
+
+    name: str
+    images: int
+    average_precision: float | None
+    auc: float | None
+    threshold: float
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """The evaluation of a run that gives an image several labels.
+
+    `own_thresholds`: the thresholds were chosen on these images.
+    """
+
+    count: int
+    figures: Sequence[FigureRow]
+    labels: Sequence[LabelRow]
+    own_thresholds: bool
+
+
+@dataclass(frozen=True)
 class Picture:
     """An image, uint8 [h, w, 3] RGB, with its alternative text and caption."""
 
@@ -126,8 +153,26 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class EvaluatedLabels:
+    """An entry of results.json of several labels an image; None for an undefined figure."""
+
+    name: str
+    count: int
+    mean_average_precision: float | None
+    interval: tuple[float, float] | None
+    auc: float | None
+    micro_f1: float | None
+    macro_f1: float | None
+    exact_match: float | None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
 class Exported:
-    """A row of the table of exports; None for a value that was not measured."""
+    """A row of the table of exports; None for a value that was not measured.
+
+    With several labels an image, `top1` is the mean average precision.
+    """
 
     format: str
     bytes: int
@@ -165,6 +210,9 @@ class RunContent:
     evaluated: Sequence[Evaluated] = ()
     images_title: str | None = None
     scores: Scores | None = None
+    evaluated_labels: Sequence[EvaluatedLabels] = ()
+    labels: LabelScores | None = None
+    several_labels: bool = False
     mistakes: Sequence[Shown] = ()
     hits: Sequence[Shown] = ()
     explained: str = ""
@@ -174,9 +222,14 @@ class RunContent:
 
     @property
     def best_accuracy(self) -> float | None:
-        """Validation accuracy of the best epoch."""
+        """Validation accuracy, or with several labels pr_auc, of the best epoch."""
         rows = [row for row in self.history if row.get("epoch") == self.best_epoch]
-        return rows[0].get("val_accuracy") if rows else None
+        return rows[0].get(f"val_{self.figure}") if rows else None
+
+    @property
+    def figure(self) -> str:
+        """The figure that training reports: "accuracy", or "pr_auc" for several labels."""
+        return "pr_auc" if self.history and "val_pr_auc" in self.history[0] else "accuracy"
 
 
 @dataclass(frozen=True)

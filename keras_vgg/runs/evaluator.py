@@ -84,6 +84,10 @@ class Evaluator:
         """Return the average of the posteriors of several protocols and scales."""
         return evaluation.fuse([self.posteriors(protocol, scale) for protocol, scale in plan])
 
+    def on(self, images: RunImages) -> Evaluator:
+        """Return an evaluator of the same run, model and options for other images."""
+        return Evaluator(self.run, images, self._average, self._verbose)
+
     def labels_of(self, plan: Sequence[tuple[str, Scale]]) -> evaluation.MultiLabelEvaluation:
         """Return the same for several labels an image; all thresholds are 0.5."""
         names = self.run.class_names

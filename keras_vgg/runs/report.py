@@ -21,8 +21,10 @@ from keras_vgg.runs.evaluate import (
 )
 from keras_vgg.runs.evaluator import Evaluator, plan_of
 from keras_vgg.runs.images import RunImages, UnknownClasses, open_images
-from keras_vgg.runs.report_scores import scores_of
+from keras_vgg.runs.report_scores import evaluated_labels_of, label_scores_of, scores_of
+from keras_vgg.runs.several_labels import with_thresholds
 from keras_vgg.runs.telling_images import most_telling_images
+from keras_vgg.runs.telling_labels import most_telling_labels
 
 _NAME = "report.html"
 
@@ -77,7 +79,7 @@ def report_runs(
         require_same_classes(runs)
     opened = [_opened(run, runs, split, source, unknown_classes) for run in runs]
     evaluations = [
-        one if isinstance(one, str) else _evaluation(run, one, verbose)
+        one if isinstance(one, str) else _evaluation(run, one, verbose, source)
         for run, one in zip(runs, opened, strict=True)
     ]
     contents = []
@@ -88,15 +90,23 @@ def report_runs(
             missing = {**content.missing, "evaluation": evaluated}
             contents.append(dataclasses.replace(content, missing=missing))
             continue
-        mistakes, hits, layer = most_telling_images(run, evaluated, tested.split, images, verbose)
+        scores: dict[str, Any]
+        if isinstance(evaluated, evaluation.MultiLabelEvaluation):
+            own_thresholds = (tested.source, tested.name) == (None, "validation")
+            scores = {"labels": label_scores_of(evaluated, own_thresholds)}
+            shown = most_telling_labels(run, evaluated, tested.split, images, verbose)
+        else:
+            scores = {"scores": scores_of(evaluated)}
+            shown = most_telling_images(run, evaluated, tested.split, images, verbose)
+        mistakes, hits, layer = shown
         contents.append(
             dataclasses.replace(
                 content,
                 images_title=tested.title,
-                scores=scores_of(evaluated),
                 mistakes=mistakes,
                 hits=hits,
                 explained=layer,
+                **scores,
             )
         )
     page = _page(runs, contents, evaluations)
@@ -152,10 +162,15 @@ def _opened(
         return f"The {own_split} images cannot be opened, so nothing is evaluated: {error}."
 
 
-def _evaluation(run: Run, images: RunImages, verbose: bool) -> evaluation.Evaluation:
+def _evaluation(
+    run: Run, images: RunImages, verbose: bool, source: str | None
+) -> evaluation.Evaluation | evaluation.MultiLabelEvaluation:
     """Evaluate the central crops of a run's images, or read the posteriors of an earlier time."""
     evaluator = Evaluator(run, images, None, verbose)
-    return evaluator.average_of(plan_of("center", [run.recipe.eval_scale_side]))
+    plan = plan_of("center", [run.recipe.eval_scale_side])
+    if run.several_labels:
+        return with_thresholds(evaluator, plan, "validation", source)
+    return evaluator.average_of(plan)
 
 
 # --- the content of a run directory ----------------------------------------------------------
@@ -168,8 +183,8 @@ def _content(run: Run, number: int, name: str, typed_directory: str) -> report.R
     missing = {}
     if not history:
         missing["metrics"] = "No epoch has ended yet, so there is no metrics.csv."
-    evaluated = _evaluated(results)
-    if not evaluated:
+    evaluated, evaluated_labels = _evaluated(results), evaluated_labels_of(results)
+    if not evaluated and not evaluated_labels:
         missing["evaluations"] = (
             f"There is no evaluation yet: keras-vgg evaluate {typed_directory} evaluates the run "
             "on the test images. Do it once, at the end."
@@ -199,6 +214,8 @@ def _content(run: Run, number: int, name: str, typed_directory: str) -> report.R
         parameters=results.get("parameters"),
         training_seconds=results.get("training_seconds"),
         evaluated=evaluated,
+        evaluated_labels=evaluated_labels,
+        several_labels=run.several_labels,
         exports=exports,
         export_images=images,
         missing=missing,
@@ -242,14 +259,15 @@ def _exports(run: Run) -> tuple[list[report.Exported], int | None]:
 
     def rows() -> list[report.Exported]:
         model = record["model"]
-        first = report.Exported("the model, float32", model["bytes"], model["top1"], model["top5"])
+        figure = "mean_average_precision" if run.several_labels else "top1"
+        first = report.Exported("the model, float32", model["bytes"], model[figure], model["top5"])
         return [
             first,
             *(
                 report.Exported(
                     artifact["format"],
                     artifact["bytes"],
-                    artifact["top1"],
+                    artifact[figure],
                     artifact["top5"],
                     artifact["agreement"],
                     artifact["max_difference"],
@@ -291,9 +309,9 @@ def _flat(environment: dict[str, Any]) -> list[tuple[str, Any]]:
 def _page(
     runs: Sequence[Run],
     contents: Sequence[report.RunContent],
-    evaluations: Sequence[evaluation.Evaluation | str],
+    evaluations: Sequence[evaluation.Evaluation | evaluation.MultiLabelEvaluation | str],
 ) -> report.Page:
-    evaluated = [one for one in evaluations if not isinstance(one, str)]
+    evaluated = [one for one in evaluations if isinstance(one, evaluation.Evaluation)]
     all_evaluated = len(evaluated) == len(runs)
     compared = evaluated[1:] if all_evaluated else []
     comparisons = [evaluation.compare(evaluated[0], other) for other in compared]
@@ -308,7 +326,11 @@ def _page(
             for comparison in comparisons
         ],
         differences=[(f, [getattr(recipe, f) for recipe in recipes]) for f in fields],
-        not_compared=(
-            None if all_evaluated else "Accuracies are compared once every run is evaluated."
-        ),
+        not_compared=None if all_evaluated else _not_compared(runs),
     )
+
+
+def _not_compared(runs: Sequence[Run]) -> str:
+    if any(run.several_labels for run in runs):
+        return "Runs that give an image several labels are not compared."
+    return "Accuracies are compared once every run is evaluated."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from keras_vgg import evaluation, report
@@ -55,6 +57,46 @@ def scores_of(evaluated: evaluation.Evaluation) -> report.Scores:
             for curves in evaluation.class_curves(evaluated)
         ],
     )
+
+
+def label_scores_of(
+    evaluated: evaluation.MultiLabelEvaluation, own_thresholds: bool
+) -> report.LabelScores:
+    """Return the content of a report about an evaluation of several labels an image.
+
+    `own_thresholds`: the thresholds were chosen on these images.
+    """
+    columns = (
+        evaluated.class_names,
+        evaluated.images.tolist(),
+        _none_for_nan(evaluated.average_precision),
+        _none_for_nan(evaluated.auc),
+        evaluated.thresholds.tolist(),
+        *map(_none_for_nan, (evaluated.precision, evaluated.recall, evaluated.f1)),
+    )
+    return report.LabelScores(
+        count=evaluated.count,
+        figures=[_row(figure) for figure in evaluated.figures().values()],
+        labels=[report.LabelRow(*row) for row in zip(*columns, strict=True)],
+        own_thresholds=own_thresholds,
+    )
+
+
+def evaluated_labels_of(results: dict[str, Any]) -> list[report.EvaluatedLabels]:
+    """Return the evaluations of several labels an image in results.json."""
+    names = ("mean_average_precision", "auc", "micro_f1", "macro_f1", "exact_match")
+    return [
+        report.EvaluatedLabels(
+            key,
+            figures["count"],
+            figures[names[0]],
+            figures.get("mean_average_precision_interval"),
+            *(figures[name] for name in names[1:]),
+            figures.get("source"),
+        )
+        for key, figures in results.items()
+        if isinstance(figures, dict) and names[0] in figures
+    ]
 
 
 def _row(figure: evaluation.Figure) -> report.FigureRow:

@@ -59,25 +59,9 @@ def evaluate_labels(
         )
     evaluator = Evaluator.open(run, split, average, verbose, source, unknown_classes)
     images = evaluator.images
-    if not images.split.several_labels:
-        raise ValueError(
-            f"{images.title} have one label each, and {run.directory} gives an image several; "
-            "evaluate it on a table with a column of labels"
-        )
     plan = plan_of(protocol, scales or [run.recipe.eval_scale_side])
-    evaluated = evaluator.labels_of(plan)
-    evaluator.close()
     name = evaluation_name(_SPLIT, protocol, scales, average)
-    thresholds = read_thresholds(run, name)
-    if thresholds is None:
-        validation = evaluated
-        if images.source is not None or images.name != _SPLIT:
-            own = RunImages(_validation_images(run, source, images), _SPLIT)
-            validation = Evaluator(run, own, average, verbose).labels_of(plan)
-        thresholds = evaluation.choose_thresholds(validation.labels, validation.probabilities)
-        if run.finished:
-            _keep_thresholds(run, name, thresholds)
-    evaluated = dataclasses.replace(evaluated, thresholds=thresholds)
+    evaluated = with_thresholds(evaluator, plan, name, source)
     key = images.key(evaluation_name(images.name, protocol, scales, average))
     figures = evaluated.to_dict()
     if images.source is not None:
@@ -85,6 +69,40 @@ def evaluate_labels(
     if run.finished:
         run.add_results(**{key: figures})
     return RecordedLabels(key, evaluated, images)
+
+
+def with_thresholds(
+    evaluator: Evaluator, plan: Sequence[tuple[str, int | None]], name: str, source: str | None
+) -> evaluation.MultiLabelEvaluation:
+    """Evaluate a plan, with the run's thresholds; choose and keep them if there are none.
+
+    Args:
+        evaluator: The run on the tested images.
+        plan: From `plan_of`.
+        name: As for `read_thresholds`.
+        source: Where the tested images are, as given.
+
+    Raises:
+        ValueError, OSError: as `evaluate_labels`.
+    """
+    run, images = evaluator.run, evaluator.images
+    if not images.split.several_labels:
+        raise ValueError(
+            f"{images.title} have one label each, and {run.directory} gives an image several; "
+            "evaluate it on a table with a column of labels"
+        )
+    evaluated = evaluator.labels_of(plan)
+    thresholds = read_thresholds(run, name)
+    if thresholds is None:
+        validation = evaluated
+        if images.source is not None or images.name != _SPLIT:
+            own = RunImages(_validation_images(run, source, images), _SPLIT)
+            validation = evaluator.on(own).labels_of(plan)
+        thresholds = evaluation.choose_thresholds(validation.labels, validation.probabilities)
+        if run.finished:
+            _keep_thresholds(run, name, thresholds)
+    evaluator.close()
+    return dataclasses.replace(evaluated, thresholds=thresholds)
 
 
 def read_thresholds(run: Run, name: str = _SPLIT) -> np.ndarray | None:
