@@ -100,18 +100,21 @@ class Export:
         headers = ("MB", "top-1", "top-5", "agreement", "max |Δp|", "ms, 1 thread", "2 threads")
         directory = artifacts[0].path.parent
         record = json.loads((directory / "export.json").read_text())
+        model = record["model"]
+        names = ("top1", "top5")
+        if "mean_average_precision" in model:  # several labels an image
+            names, headers = ("mean_average_precision",), (headers[0], "mean AP", *headers[3:])
+        figures = [percent(model[name]) for name in names]
         table = new_table(
             f"verified on {artifacts[0].images:,} validation images; ms: median (95th percentile)",
             *("format", *headers, "peak MB"),
         )
-        model = record["model"]
-        figures = [*map(percent, (model["top1"], model["top5"]))]
         table.add_row("the model, float32", f"{model['bytes'] / 1e6:.2f}", *figures)
         for a in artifacts:
             table.add_row(
                 a.format,
                 f"{a.bytes / 1e6:.2f}",
-                *map(percent, (a.top1, a.top5, a.agreement)),
+                *(percent(getattr(a, name)) for name in (*names, "agreement")),
                 f"{a.max_difference:.1e}",
                 *(f"{median:.2f} ({p95:.2f})" for median, p95 in a.latency_ms.values()),
                 "" if a.peak_bytes is None else f"{a.peak_bytes / 1e6:.0f}",

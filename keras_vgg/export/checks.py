@@ -32,6 +32,33 @@ def check_model(model: keras.Model, class_names: Sequence[str]) -> None:
     require_finite_weights(model)
 
 
+def activation_name(model: keras.Model) -> str | None:
+    """Return "softmax" or "sigmoid", by which a model's last layer ends; None for any other."""
+    name = getattr(getattr(model.layers[-1], "activation", None), "__name__", None)
+    return name if name in ("softmax", "sigmoid") else None
+
+
+def check_thresholds(
+    model: keras.Model, thresholds: Sequence[float] | None, classes: int
+) -> np.ndarray | None:
+    """Return the threshold of each label; None for a model that gives an image one label.
+
+    Raises:
+        ValueError: the model gives one label an image; there is not one threshold for each class.
+    """
+    if activation_name(model) != "sigmoid":
+        if thresholds is not None:
+            raise ValueError(
+                f"thresholds are for a model that ends in sigmoids; {model.name!r} gives an image "
+                "one label"
+            )
+        return None
+    chosen = np.full(classes, 0.5) if thresholds is None else np.asarray(thresholds, np.float64)
+    if chosen.shape != (classes,) or not ((chosen >= 0) & (chosen <= 1)).all():
+        raise ValueError(f"thresholds must be {classes} numbers in [0, 1], not {thresholds}")
+    return chosen
+
+
 def check_images(
     model: keras.Model,
     images: np.ndarray,
@@ -41,8 +68,12 @@ def check_images(
 ) -> None:
     """Raise ValueError for images or labels on which nothing can be verified or calibrated."""
     _check_batch(images, model.input_shape, "to verify the export on")
-    if labels is not None and np.shape(labels) != (len(images),):
-        raise ValueError(f"labels are {np.shape(labels)} for {len(images)} images")
+    several = activation_name(model) == "sigmoid"
+    shape = (len(images), model.output_shape[-1]) if several else (len(images),)
+    if labels is not None and np.shape(labels) != shape:
+        raise ValueError(
+            f"labels are {np.shape(labels)} for {len(images)} images; they must be {shape}"
+        )
     if needs_calibration:
         if calibration is None:
             raise ValueError("litert_int8 needs calibration images, of the training set")

@@ -34,6 +34,8 @@ def describe(
     bit_depth: str = "16",
     temperature: float | None = None,
     unknown_below: Mapping[float, float] | None = None,
+    activation: str | None = "softmax",
+    thresholds: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Return what files of a model expect and answer, as plain values for JSON.
 
@@ -46,6 +48,9 @@ def describe(
         temperature: The number by which the scores are divided inside the file; None: the
             network's own probabilities.
         unknown_below: Share of the validation images -> the probability that this share reaches.
+        activation: What the probabilities come from: "softmax", one label an image; "sigmoid", any
+            number of labels, each with a probability of its own; None: not known.
+        thresholds: For "sigmoid": an image has a label from this probability on, one for each.
     """
     height, width, channels = input_shape
     grey = channels == 1
@@ -80,7 +85,12 @@ def describe(
         "interpolation": None if scale is None else "bilinear, antialiased",
         "bit_depth": bit_depth,
         "steps": steps,
-        "output": {"name": "probabilities", "shape": [None, len(class_names)]},
+        "output": {
+            "name": "probabilities",
+            "shape": [None, len(class_names)],
+            "activation": activation,
+            **({} if thresholds is None else {"thresholds": [float(t) for t in thresholds]}),
+        },
         "temperature": temperature,
         "unknown_below": {f"{s:g}": value for s, value in (unknown_below or {}).items()},
         "class_names": list(class_names),

@@ -16,7 +16,14 @@ from keras_vgg import augment
 from keras_vgg.console import progress_bars
 from keras_vgg.data.decode import BitDepth
 from keras_vgg.export import description as descriptions
-from keras_vgg.export.checks import check_images, check_model, check_tolerance, square_side
+from keras_vgg.export.checks import (
+    activation_name,
+    check_images,
+    check_model,
+    check_thresholds,
+    check_tolerance,
+    square_side,
+)
 from keras_vgg.export.fold import folded, in_float32
 from keras_vgg.export.folder import whole_folder
 from keras_vgg.export.formats import (
@@ -53,6 +60,7 @@ def export(
     top: int = 5,
     temperature: float | None = None,
     unknown_below: Mapping[float, float] | None = None,
+    thresholds: Sequence[float] | None = None,
     stand_in: Callable[[Path], keras.Model] | None = None,
     overwrite: bool = False,
     verbose: bool = False,
@@ -86,24 +94,30 @@ def export(
         directory: The folder to make, with its parents. A failure leaves it as it was.
         images: [n, size, size, 3] RGB in [0, 255], n >= 1: real images, such as the validation
             split.
-        labels: [n] integers, the classes of the images. None: no accuracy is stated.
+        labels: [n] integers, the classes of the images; for a model that ends in sigmoids, uint8
+            [n, classes], 1 for each label. None: no accuracy is stated.
         calibration: [n, size, size, 3], some hundred images of the training split. Only
             litert_int8 needs them.
         formats: Which of FORMATS to write.
         tolerance: How many percentage points of top-1 accuracy a format of less than float32 may
             lose (without labels: on how many of the images it may differ from the model). A
             float32 format must answer like the model: probabilities within 1e-3, and the same most
-            probable class unless the model's two best are tied (nearer than 1e-5).
+            probable class unless the model's two best are tied (nearer than 1e-5). For a model that
+            ends in sigmoids, percentage points of mean average precision; a float32 format must
+            give the same labels, unless a probability is within 1e-5 of its threshold.
         transform: What `classify` does with a decoded image, uint8 [h, w, 3] -> [size, size, 3] in
             [0, 255], or [size, size, 1] for a model of grey images. None: rescale the smallest side
             to the model's size and take the centre, in grey for such a model.
         bit_depth: How `classify` decodes a 16-bit PNG: which of its bits carry the image, as
             `Recipe.bit_depth`.
-        top: How many classes `classify` names.
+        top: How many classes `classify` names; all, for a model that ends in sigmoids.
         temperature: The number by which the model's scores are divided, for the files to state.
             The model must do that itself: see `keras_vgg.export.fold.with_temperature`.
         unknown_below: Share of the validation images -> the probability that this share reaches,
             for the files to state.
+        thresholds: For a model that ends in sigmoids, which gives an image any number of labels:
+            the probability from which on an image has each label, for the files to state. None: 0.5
+            for all.
         stand_in: Returns a model to write instead, such as a compressed one. It is compared with
             `model`, and `tolerance` holds for every format. It is called with the folder that is
             being made, into which it may write more files.
@@ -129,6 +143,9 @@ def export(
     check_model(model, class_names)
     check_images(model, images, labels, calibration, "litert_int8" in formats)
     check_tolerance(tolerance)
+    label_thresholds = check_thresholds(model, thresholds, len(class_names))
+    if label_thresholds is not None:
+        top = len(class_names)
     if transform is None:
         side = square_side(model)
         transform = partial(augment.eval_image, size=side, scale=side)
@@ -147,6 +164,8 @@ def export(
             bit_depth=bit_depth,
             temperature=temperature,
             unknown_below=unknown_below,
+            activation=activation_name(model),
+            thresholds=None if label_thresholds is None else label_thresholds.tolist(),
         ),
     }
     with (
@@ -158,7 +177,11 @@ def export(
         model = in_float32(model)
         scratch = new_folder.parent / "scratch"
         reference = Reference(
-            _probabilities(model, images), labels, class_names, _save_images(images, scratch)
+            _probabilities(model, images),
+            labels,
+            class_names,
+            _save_images(images, scratch),
+            label_thresholds,
         )
         written = folded(model if stand_in is None else in_float32(stand_in(new_folder)))
         artifacts = []

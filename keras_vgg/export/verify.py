@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from keras_vgg.evaluation.multilabel import MultiLabelEvaluation
 from keras_vgg.evaluation.result import Evaluation
 from keras_vgg.export import run_artifact
 from keras_vgg.export.litert import float_operations
@@ -40,12 +41,14 @@ class Artifact:
         images: How many images it was verified on.
         top1, top5: The accuracy on these images, in [0, 1]. Both are None without labels; top5 is
             None for five classes or fewer.
-        agreement: Fraction of the images whose most probable class is the model's.
+        agreement: Fraction of the images whose most probable class is the model's; with several
+            labels an image, of the images whose labels are all the model's.
         max_difference: Largest |difference| of any probability from the model's.
         latency_ms: threads -> (median, 95th percentile) of the milliseconds that one image takes.
         peak_bytes: The most memory of a process that loaded the file and answered one image.
             None where the system does not report it (Windows).
         float_operations: For litert_int8, the operations that stayed in float32.
+        mean_average_precision: With several labels an image, on these images; else None.
     """
 
     format: str
@@ -60,6 +63,7 @@ class Artifact:
     latency_ms: dict[int, tuple[float, float]]
     peak_bytes: int | None
     float_operations: tuple[str, ...] = ()
+    mean_average_precision: float | None = None
 
 
 @dataclass(frozen=True)
@@ -77,23 +81,39 @@ class Reference:
 
     Attributes:
         probabilities: [n, classes].
-        labels: [n] integers, or None.
+        labels: [n] integers, or None; with several labels an image, [n, classes].
         class_names: One name for each output.
         images_file: A .npy of the images, float32 [n, size, size, 3] RGB in [0, 255].
+        thresholds: With several labels an image, [classes]: a label is given from here on.
     """
 
     probabilities: np.ndarray
     labels: np.ndarray | None
     class_names: Sequence[str]
     images_file: Path
+    thresholds: np.ndarray | None = None
 
     def accuracy(self, probabilities: np.ndarray) -> dict[str, float | None]:
-        """Return top1 and top5 of some answers to the images; None without labels."""
+        """Return top1 and top5 of some answers to the images; None without labels.
+
+        With several labels an image, return mean_average_precision.
+        """
+        if self.thresholds is not None:
+            precision = None
+            if self.labels is not None:
+                precision = mean_average_precision(self.labels, probabilities)
+            return {"top1": None, "top5": None, "mean_average_precision": precision}
         if self.labels is None:
             return {"top1": None, "top5": None}
         labels = np.asarray(self.labels)
         evaluation = Evaluation(labels, probabilities, tuple(self.class_names))
         return {"top1": evaluation.top1, "top5": evaluation.top5}
+
+
+def mean_average_precision(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean over the labels that an image has; [n, classes] twice."""
+    names = tuple(map(str, range(probabilities.shape[1])))
+    return float(np.nanmean(MultiLabelEvaluation(labels, probabilities, names).average_precision))
 
 
 def verified_artifact(
@@ -111,9 +131,13 @@ def verified_artifact(
     """
     answers = run(format, path, reference.images_file, scratch)
     probabilities = answers.probabilities
-    agreement, difference = compare(
-        format, probabilities, reference.probabilities, reference.labels, allowed_loss
-    )
+    expected, labels = reference.probabilities, reference.labels
+    if reference.thresholds is None:
+        agreement, difference = compare(format, probabilities, expected, labels, allowed_loss)
+    else:
+        agreement, difference = compare_labels(
+            format, probabilities, expected, labels, allowed_loss, reference.thresholds
+        )
     size, digest = size_and_sha256(path)
     return Artifact(
         format=format,
@@ -185,10 +209,7 @@ def compare(
     Raises:
         ExportError: the file loses more.
     """
-    if actual.shape != expected.shape:
-        raise ExportError(f"{format}: gives {actual.shape} where the model gives {expected.shape}")
-    if not np.isfinite(actual).all():
-        raise ExportError(f"{format}: gives nan or infinite probabilities")
+    _require_answers(format, actual, expected)
     difference = float(np.abs(actual - expected).max())
     model_classes, file_classes = expected.argmax(axis=1), actual.argmax(axis=1)
     agreement = float(np.mean(model_classes == file_classes))
@@ -213,6 +234,62 @@ def compare(
     if round(loss * len(expected)) > tolerance / 100 * len(expected) + 1e-6:
         raise ExportError(
             f"{format}: {verb} by {100 * loss:.2f} percentage points on {len(expected)} images,"
+            f" more than the tolerance of {tolerance:g}; nothing was kept. Raise the tolerance, or"
+            " choose another format"
+        )
+    return agreement, difference
+
+
+def _require_answers(format: str, actual: np.ndarray, expected: np.ndarray) -> None:
+    if actual.shape != expected.shape:
+        raise ExportError(f"{format}: gives {actual.shape} where the model gives {expected.shape}")
+    if not np.isfinite(actual).all():
+        raise ExportError(f"{format}: gives nan or infinite probabilities")
+
+
+def compare_labels(
+    format: str,
+    actual: np.ndarray,
+    expected: np.ndarray,
+    labels: np.ndarray | None,
+    tolerance: float | None,
+    thresholds: np.ndarray,
+) -> tuple[float, float]:
+    """Compare as `compare`, for several labels an image.
+
+    Args:
+        labels: [n, classes], 1 where an image has a label; None: unknown.
+        tolerance: How many percentage points of mean average precision the file may lose; without
+            labels, on how many of the images it may give other labels. None: probabilities must be
+            within 1e-3, and no label may differ unless the model's probability is within 1e-5 of
+            the threshold.
+        thresholds: [classes]: a label is given from here on.
+
+    Raises:
+        ExportError: the file loses more.
+    """
+    _require_answers(format, actual, expected)
+    difference = float(np.abs(actual - expected).max())
+    differs = (actual >= thresholds) != (expected >= thresholds)
+    agreement = float(1 - differs.any(axis=1).mean())
+    if tolerance is None:
+        wrong = int((differs & (np.abs(expected - thresholds) > _TIE)).sum())
+        if difference > _FLOAT32_DIFFERENCE or wrong:
+            raise ExportError(
+                f"{format}: does not answer like the model on {len(expected)} images:"
+                f" probabilities differ by up to {difference:.3g} (tolerance"
+                f" {_FLOAT32_DIFFERENCE:.3g}), and {wrong} labels differ that are not at their"
+                f" threshold (the labels of {agreement:.2%} of the images agree)"
+            )
+        return agreement, difference
+    if labels is None:
+        loss, verb = 1 - agreement, "gives other labels than the model"
+    else:
+        loss = mean_average_precision(labels, expected) - mean_average_precision(labels, actual)
+        verb = "has a lower mean average precision"
+    if loss > tolerance / 100 + 1e-9:
+        raise ExportError(
+            f"{format}: {verb}, by {100 * loss:.2f} percentage points on {len(expected)} images,"
             f" more than the tolerance of {tolerance:g}; nothing was kept. Raise the tolerance, or"
             " choose another format"
         )

@@ -20,6 +20,7 @@ from keras_vgg.models import DEFAULT_SIZE
 from keras_vgg.run import Run
 from keras_vgg.runs.calibration import read_calibration, require_calibration
 from keras_vgg.runs.images import open_images, open_split
+from keras_vgg.runs.several_labels import read_thresholds
 from keras_vgg.weights import read_weights
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ def export_run(
     **options: Any,
 ) -> list[export.Artifact]:
     """Export a run's best model, verified on images of its validation split.
+
+    If the run gives an image several labels, the files state the thresholds of thresholds.json, and
+    0.5 for each label if the run has not been evaluated.
 
     Images come to the network as the run's recipe says (`eval_scale`, `resize`, `bit_depth`), also
     those of another source. Each file states this, and the thresholds of calibration.json.
@@ -70,7 +74,10 @@ def export_run(
             positive.
     """
     _check(images, formats, compress, fine_tune_steps)
-    options |= _calibration_options(run, calibrated)
+    if run.several_labels:
+        options |= _label_options(run, compress, calibrated)
+    else:
+        options |= _calibration_options(run, calibrated)
     model = model or run.model()
     if calibrated:
         model = with_temperature(model, options["temperature"])
@@ -90,6 +97,17 @@ def export_run(
         formats=formats,
         **options,
     )
+
+
+def _label_options(run: Run, compress: bool, calibrated: bool) -> dict[str, Any]:
+    """Return what files of a run with several labels an image state of them."""
+    for name, wrong in (("compress", compress), ("calibrated", calibrated)):
+        if wrong:
+            raise ValueError(
+                f"{name} needs one label an image, and {run.directory} gives several; leave it out"
+            )
+    thresholds = read_thresholds(run)
+    return {"thresholds": None if thresholds is None else thresholds.tolist()}
 
 
 def _calibration_options(run: Run, calibrated: bool) -> dict[str, Any]:
