@@ -14,8 +14,6 @@ from keras_vgg.run import Run, UnfinishedRun
 from keras_vgg.runs import evaluate_run, push_run, report_runs
 from tests.test_fit import TINY, checkpoint_arrays
 
-pytestmark = pytest.mark.usefixtures("blank_plots")
-
 UNEVEN = TINY.replace(
     epochs=2, sampling="balanced", loss="focal", select_by="balanced_accuracy", keep_checkpoints=3
 )
@@ -50,6 +48,7 @@ def unfinished(interrupted, tmp_path):
     return Run.open(shutil.copytree(interrupted.directory, tmp_path / "run"))
 
 
+@pytest.mark.filterwarnings("default::keras_vgg.run.UnfinishedRun")
 def test_an_unfinished_run_is_used_with_a_notice(unfinished, tmp_path, capsys):
     before = {path.name for path in unfinished.directory.iterdir()}
     with pytest.warns(UnfinishedRun, match=r"has not finished training \(epoch 1 of 2\)"):

@@ -8,8 +8,8 @@ them is held out to select the epoch, by balanced accuracy in every recipe. The 
 on the 10,000 official test images, 1,000 of each class. Repeat the command to resume it.
 
 For each recipe, the script prints the balanced accuracy, and the difference from the plain recipe
-with a 95 % bootstrap interval: seeds are drawn with replacement, and images of each class, the same
-for all networks. training/README.md has the result.
+of the same learning rate with a 95 % bootstrap interval: seeds are drawn with replacement, and
+images of each class, the same for all networks. training/README.md has the result.
 """
 
 from __future__ import annotations
@@ -38,11 +38,15 @@ PLAIN = Recipe(
     epochs=12,
     select_by="balanced_accuracy",
 )
+SLOW = PLAIN.replace(learning_rate=0.01)
 RECIPES = {
     "plain": PLAIN,
     "class_weights": PLAIN.replace(class_weights="balanced"),
     "sampling": PLAIN.replace(sampling="balanced"),
     "focal": PLAIN.replace(loss="focal"),
+    "plain, rate 0.01": SLOW,
+    "class_weights, rate 0.01": SLOW.replace(class_weights="balanced"),
+    "sampling, rate 0.01": SLOW.replace(sampling="balanced"),
 }
 
 
@@ -145,7 +149,7 @@ def main() -> None:
         folder = make_folder(arguments.data, arguments.workdir / f"images-{seed}", seed)
         for name, recipe in RECIPES.items():
             print(f"{name}, seed {seed}", flush=True)
-            workdir = arguments.workdir / f"{name}-{seed}"
+            workdir = arguments.workdir / f"{name.replace(', rate ', '_')}-{seed}"
             labels, answers = test_run(recipe.replace(seed=seed), folder, workdir)
             right[name].append(answers)
     rows: dict[str, Any] = {}
@@ -157,8 +161,9 @@ def main() -> None:
             "accuracy_by_class": [float(stacked[:, labels == k].mean()) for k in range(CLASSES)],
         }
         line = f"{name}: {np.mean(accuracies):.2%} ({', '.join(f'{a:.2%}' for a in accuracies)})"
-        if name != "plain":
-            rows[name] |= compare(np.stack(right["plain"]), stacked, labels)
+        baseline = "plain" + name[len(name.partition(",")[0]) :]
+        if name != baseline:
+            rows[name] |= compare(np.stack(right[baseline]), stacked, labels)
             low, high = rows[name]["interval"]
             line += f", {rows[name]['difference']:+.2%} ({low:+.2%} to {high:+.2%})"
         print(line)

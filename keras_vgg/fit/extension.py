@@ -10,7 +10,7 @@ from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, claim
 
 FILE = "extensions.json"
-RATE = 0.1  # of the recipe's learning rate, where an extension begins
+DIVISOR = 10  # An extension begins with the recipe's learning rate divided by this.
 
 
 def begin_extension(
@@ -78,7 +78,7 @@ def _begun_extension(run: Run, epochs: int, learning_rate: float | None) -> Reci
 
 
 def _extended(recipe: Recipe, done: int, epochs: int, learning_rate: float | None) -> Recipe:
-    rate = recipe.learning_rate * RATE if learning_rate is None else float(learning_rate)
+    rate = recipe.learning_rate / DIVISOR if learning_rate is None else float(learning_rate)
     return recipe.replace(
         epochs=done + epochs,
         warmup_epochs=min(recipe.warmup_epochs, float(done)),
