@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from keras_vgg import containers, hardware
 
 hardware.prepare_environment()  # before TensorFlow is imported
 
 import keras  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from sklearn.datasets import load_digits  # noqa: E402
 
 from keras_vgg.export import verify  # noqa: E402
 from keras_vgg.fit import Run, fit  # noqa: E402
+from keras_vgg.models import vgg  # noqa: E402
 
 # What the imports made stays: no collection, of which there is one after every file, looks at it.
 gc.freeze()
@@ -64,6 +69,37 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     from tests.test_fit import TINY
 
     return fit(TINY.replace(epochs=1), tmp_path_factory.mktemp("tiny") / "run", verbose=0)
+
+
+@pytest.fixture(scope="session")
+def varied_run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run like `tiny_run` whose answers differ from image to image; a test that writes copies it.
+
+    Its network has random weights, and scores of deviation 2.
+    """
+    folder = tmp_path_factory.mktemp("varied") / "run"
+    run = Run.open(shutil.copytree(tiny_run.directory, folder))
+    keras.utils.set_random_seed(0)
+    model = vgg(
+        "A",
+        weights=None,
+        input_shape=(32, 32, 3),
+        classes=10,
+        width_multiplier=1 / 16,
+        hidden_units=8,
+        classifier_activation=None,
+        kernel_initializer="he_normal",
+        include_preprocessing=True,
+    )
+    images = load_digits().images[:64, :, :, None] * np.ones(3) * 255 / 16
+    scores = model(keras.ops.image.resize(images, (32, 32)))
+    last: Any = model.layers[-1]
+    centred = keras.ops.std(scores, axis=0)
+    last.kernel.assign(2 * last.kernel / centred)
+    last.bias.assign(-2 * keras.ops.mean(scores, axis=0) / centred)
+    last.activation = keras.activations.softmax
+    model.save(run.model_path)
+    return run
 
 
 @pytest.fixture(autouse=True, scope="session")

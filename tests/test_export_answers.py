@@ -22,10 +22,10 @@ from tests import pages
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(varied_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run whose images are rescaled and cropped, with a temperature."""
     folder = tmp_path_factory.mktemp("answers") / "run"
-    run = Run.open(shutil.copytree(tiny_run.directory, folder))
+    run = Run.open(shutil.copytree(varied_run.directory, folder))
     calibrate_run(run, shares=[0.8])
     return run
 
@@ -105,7 +105,7 @@ def test_a_calibration_of_another_model_is_refused(run: Run, tmp_path: Path):
     with pytest.raises(ValueError, match=r"calibration\.json cannot be read"):
         read_calibration(other)
     (other.directory / "calibration.json").unlink()
-    with pytest.raises(ValueError, match="calibrated.* needs .*run `keras-vgg calibrate"):
+    with pytest.raises(ValueError, match=r"calibrated.* needs .*run `keras-vgg calibrate"):
         export_run(other, calibrated=True)
     for shares in ([0.0], [1.5], [-1]):
         with pytest.raises(ValueError, match="unknown must be above 0 and at most 1"):
@@ -155,7 +155,9 @@ def test_a_calibrated_file_answers_like_the_calibrated_run(run: Run, exported: P
         np.testing.assert_allclose(answer.probabilities, of_run.probabilities, atol=1e-5)
         assert answer.threshold == pytest.approx(of_run.threshold)
         assert answer.class_names == of_run.class_names
-    with pytest.raises(ValueError, match="states a threshold for 0.8, 0.9, 0.95, 0.99, not for"):
+    with pytest.raises(
+        ValueError, match=r"states a threshold for 0\.8, 0\.9, 0\.95, 0\.99, not for"
+    ):
         Predictor(exported / "model.tflite", unknown=0.5)
     with pytest.raises(ValueError, match="cannot be calibrated"):
         Predictor(exported / "model.tflite", calibrated=True)

@@ -24,9 +24,9 @@ from keras_vgg.runs.images import open_split
 
 
 @pytest.fixture(scope="module")
-def run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(varied_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("predicting") / "run"
-    return Run.open(shutil.copytree(tiny_run.directory, folder))
+    return Run.open(shutil.copytree(varied_run.directory, folder))
 
 
 @pytest.fixture(scope="module")
