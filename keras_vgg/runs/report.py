@@ -125,7 +125,7 @@ def _check(runs: Sequence[Run], images: int) -> None:
         raise ValueError(f"the number of images to show must be 0 or more, not {images}")
     for run in runs:
         _read(run, "results.json", lambda run=run: _evaluated(run.results))
-        _read(run, "metrics.csv", lambda run=run: run.history and best_row(run.history))
+        _read(run, "metrics.csv", lambda run=run: run.history and best_row(run.history, run.recipe))
         _read(run, "data.json", lambda run=run: run.class_names)
         if (run.directory / "environment.json").is_file():
             run.read_json("environment.json")
@@ -148,6 +148,8 @@ def _opened(
     """
     if not run.finished and not run.model_path.is_file():
         return "The run has not finished training. Repeat the train command to resume it."
+    if not run.finished:
+        run.require_model()  # for its notice
     own_split = split or _default_split(runs)
     if source is not None:
         tested = open_images(run, split, source, unknown_classes)
@@ -210,7 +212,7 @@ def _content(run: Run, number: int, name: str, typed_directory: str) -> report.R
         recipe=list(dataclasses.asdict(recipe).items()),
         environment=_flat(environment),
         history=history,
-        best_epoch=int(best_row(history)["epoch"]) if history else None,
+        best_epoch=int(best_row(history, recipe)["epoch"]) if history else None,
         parameters=results.get("parameters"),
         training_seconds=results.get("training_seconds"),
         evaluated=evaluated,
