@@ -493,7 +493,7 @@ def test_tfds_that_is_not_prepared(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spec", ["fashion_mnits", "/data/photos", "huggingface:mnist", ""])
 def test_unknown_source(spec: str) -> None:
     with pytest.raises(
-        ValueError, match=f"unknown source '{spec}'.*digits, folder:PATH, records:PATH, idx:PATH"
+        ValueError, match=f"unknown source '{spec}'.*folder:PATH, csv:FILE, records:PATH, idx:PATH"
     ):
         data.load_source(spec)
 
