@@ -25,6 +25,8 @@ SOME_BAD = 3  # the exit status if some files could not be read
 class Predict:
     """Classify images: print the most probable classes of each, with their probabilities.
 
+    A network that gives an image several labels prints all labels that reach their thresholds.
+
     The exit status is 3 if some files could not be read: their rows have the reason. It is 2 if
     no file could be read, or nothing was classified.
     """
@@ -96,7 +98,7 @@ class Predict:
             _note(note)
         answers = predictor.stream(files.paths, verbose=True)
         if format == "table":
-            count, bad = self._show(answers)
+            count, bad = self._show(answers, predictor.several_labels)
         else:
             count, bad = self._write(answers, predictor, format)
         if not bad:
@@ -145,25 +147,29 @@ class Predict:
     def _top(self, default: int) -> int | None:
         return None if self.top == "all" else self.top or default
 
-    def _show(self, answers: Iterator[Answer]) -> tuple[int, list[Answer]]:
-        """Print one table. Return the number of answers, and those of bad files."""
+    def _show(self, answers: Iterator[Answer], several_labels: bool) -> tuple[int, list[Answer]]:
+        """Print one table; with several labels an image, all of them in one column.
+
+        Return the number of answers, and those of bad files.
+        """
         from keras_vgg.data.left_out import printable
 
         rows, bad = [], []
         for answer in answers:
             ranked = answer.ranked(self._top(2))
             cells = [cell for name, p in ranked for cell in (name, percent(p))]
-            if ranked:
+            if ranked and several_labels:
+                labels = answer.labels if self.top is None else ranked
+                cells = [", ".join(f"{name} {percent(p)}" for name, p in labels) or "no label"]
+            elif ranked:
                 cells[0] = answer.name or ""
             else:
                 bad.append(answer)
             rows.append((printable(answer.path or ""), cells, answer.reason))
         width = max(len(cells) for _, cells, _ in rows)
-        headers = [("class", "probability"), ("second class", "probability")]
-        headers += [(f"class {i}", "probability") for i in range(3, width // 2 + 1)]
         reasons = ("reason",) if bad else ()
-        flat = [header for pair in headers[: width // 2] for header in pair]
-        table = new_table("", "image", *flat, *reasons)
+        headers = ["labels"][:width] if several_labels else _headers(width // 2)
+        table = new_table("", "image", *headers, *reasons)
         if bad:
             table.columns[-1].no_wrap, table.columns[-1].justify = False, "left"
         for path, cells, reason in rows:
@@ -179,10 +185,22 @@ class Predict:
         from keras_vgg.runs.answers import write_answers
 
         with _text_file(self.out) as file:
-            written = write_answers(answers, file, format, predictor.class_names, self._top(5))
+            written = write_answers(
+                answers,
+                file,
+                format,
+                predictor.class_names,
+                self._top(5),
+                several_labels=predictor.several_labels,
+            )
             if self.out is not None and len(written[1]) == written[0]:
                 raise ValueError(_none_read(written[1]))
         return written
+
+
+def _headers(classes: int) -> list[str]:
+    names = ["class", "second class", *(f"class {i}" for i in range(3, classes + 1))]
+    return [header for name in names[:classes] for header in (name, "probability")]
 
 
 @contextlib.contextmanager

@@ -18,6 +18,8 @@ def write_answers(
     format: AnswerFormat,
     class_names: Sequence[str],
     top: int | None = 5,
+    *,
+    several_labels: bool = False,
 ) -> tuple[int, list[Answer]]:
     """Write one row for each answer, as the answers come.
 
@@ -27,12 +29,16 @@ def write_answers(
     {"class", "probability"}, the most probable first. The reason says why a file could not be
     read; then the other values are empty or null. The class may be "unknown".
 
+    With several labels an image, `several_labels`, the column labels follows the path: all labels
+    of the image, the most probable first, with | between them in a CSV, and as a list in JSON.
+
     Args:
         answers: The answers.
         file: An open text file; a CSV needs newline="".
         format: "csv" or "jsonl".
         class_names: One name for each class.
         top: How many classes to write; None: all.
+        several_labels: Whether an image may have several labels.
 
     Returns:
         The number of answers, and the answers without probabilities.
@@ -41,15 +47,23 @@ def write_answers(
     shown = len(class_names) if top is None else min(top, len(class_names))
     writer = csv.writer(file, lineterminator="\n")
     if format == "csv":
-        writer.writerow([*("path", "class", "probability", "reason"), *_columns(class_names, top)])
+        columns = ["class", "probability", "reason", *_columns(class_names, top)]
+        writer.writerow(["path", *(["labels"] if several_labels else []), *columns])
     for answer in answers:
         count += 1
         if answer.probabilities is None:
             bad.append(answer)
         if format == "csv":
-            writer.writerow(_row(answer, shown, top is None))
+            row = _row(answer, shown, top is None)
+            if several_labels:
+                row.insert(1, "|".join(name for name, _ in answer.labels))
+            writer.writerow(row)
         else:
-            file.write(json.dumps(_fields(answer, shown)) + "\n")
+            fields = _fields(answer, shown)
+            if several_labels:
+                labels = None if answer.reason else [name for name, _ in answer.labels]
+                fields = {"path": fields.pop("path"), "labels": labels, **fields}
+            file.write(json.dumps(fields) + "\n")
     return count, bad
 
 

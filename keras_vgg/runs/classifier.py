@@ -18,6 +18,7 @@ from keras_vgg.models import DEFAULT_SIZE
 from keras_vgg.run import Run
 from keras_vgg.runs import calibration as calibrations
 from keras_vgg.runs.model_files import Network, open_model_file
+from keras_vgg.runs.several_labels import read_thresholds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Classifier:
         size: The side of an image in pixels.
         threshold: The largest probability of an image that is known; None: every image is known.
         notes: What a user must know about the answers.
+        label_thresholds: With several labels an image, [classes]: an image has a label from here
+            on. None: an image has one label.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
@@ -41,6 +44,7 @@ class Classifier:
     size: int = DEFAULT_SIZE
     threshold: float | None = None
     notes: tuple[str, ...] = ()
+    label_thresholds: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +110,9 @@ def open_classifier(
 
 def _of_run(run: Run, calibrated: bool | None, unknown: float | None) -> Classifier:
     calibration = None
-    if calibrated is not False or unknown is not None:
+    if run.several_labels:
+        require_one_label_options(str(run.directory), calibrated, unknown)
+    elif calibrated is not False or unknown is not None:
         calibration = calibrations.read_calibration(run)
     if calibration is None and (calibrated or unknown is not None):
         purpose = "calibrated=True" if calibrated else f"unknown={unknown:g}"
@@ -124,6 +130,15 @@ def _of_run(run: Run, calibrated: bool | None, unknown: float | None) -> Classif
         )
     if calibration is not None and unknown is not None:
         threshold = calibration.threshold(unknown, calibrated is not False)
+    label_thresholds = None
+    if run.several_labels:
+        label_thresholds = read_thresholds(run)
+        if label_thresholds is None:
+            label_thresholds = np.full(len(names), 0.5)
+            notes = (
+                f"an image gets a label from a probability of 0.5 on: `keras-vgg evaluate"
+                f" {run.directory}` chooses a threshold for each label",
+            )
     return Classifier(
         network,
         evaluation_transform(run.recipe),
@@ -132,7 +147,17 @@ def _of_run(run: Run, calibrated: bool | None, unknown: float | None) -> Classif
         run.recipe.image_size,
         threshold,
         notes,
+        label_thresholds,
     )
+
+
+def require_one_label_options(name: str, calibrated: bool | None, unknown: float | None) -> None:
+    """Raise ValueError for options that a network with several labels an image does not have."""
+    for option, value in (("calibrated", calibrated), ("unknown", unknown)):
+        if value:
+            raise ValueError(
+                f"{option}={value} needs one label an image, and {name} gives several; leave it out"
+            )
 
 
 def _with_temperature(network: Callable, temperature: float) -> Callable[[np.ndarray], np.ndarray]:
@@ -151,6 +176,16 @@ def _of_file(
         raise ValueError(
             f"{path} takes {network.shape}, not images of one or three channels, channels last"
         )
+    output = stated.get("output") or {}
+    label_thresholds = output.get("thresholds")
+    if label_thresholds is not None:
+        require_one_label_options(str(path), None, unknown)
+        label_thresholds = np.asarray(label_thresholds, np.float64)
+        if label_thresholds.shape != (network.classes,):
+            raise ValueError(
+                f"{path} is damaged: it states {label_thresholds.shape} thresholds for "
+                f"{network.classes} classes"
+            )
     size = network.shape[0] or DEFAULT_SIZE
     missing = []
     names = overrides.class_names or stated.get("class_names")
@@ -191,4 +226,5 @@ def _of_file(
         size,
         threshold,
         tuple(notes),
+        label_thresholds,
     )

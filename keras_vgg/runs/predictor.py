@@ -41,6 +41,8 @@ class Answer:
         reason: Why the file could not be read; empty for an answer.
         threshold: The least probability of the best class of an image that is known; None: every
             image is known.
+        label_thresholds: With several labels an image, [classes]: the image has a label from here
+            on. None: an image has one label.
     """
 
     path: str | None
@@ -48,6 +50,19 @@ class Answer:
     probabilities: np.ndarray | None
     reason: str = ""
     threshold: float | None = None
+    label_thresholds: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def labels(self) -> list[tuple[str, float]]:
+        """Return (label, probability) of all labels that the image has, the most probable first.
+
+        Empty without `label_thresholds`.
+        """
+        if self.probabilities is None or self.label_thresholds is None:
+            return []
+        order = np.argsort(-self.probabilities, kind="stable")
+        has = self.probabilities >= self.label_thresholds
+        return [(self.class_names[int(i)], float(self.probabilities[i])) for i in order if has[i]]
 
     @property
     def name(self) -> str | None:
@@ -91,6 +106,7 @@ class Predictor:
 
     Attributes:
         class_names: One name for each class.
+        several_labels: Whether an image may have several labels: see `Answer.labels`.
         notes: What a user must know about the answers, such as what a file does not state.
 
     Raises:
@@ -138,11 +154,16 @@ class Predictor:
         )
         self.class_names, self.notes = classifier.class_names, classifier.notes
         self._network, self._threshold = classifier.run, classifier.threshold
+        self._label_thresholds = classifier.label_thresholds
         self._batch_size = min(batch_size, max(1, _PIXELS // classifier.size**2))
         # With five sizes, TensorFlow would warn of frequent tracing.
         parts = (self._batch_size // divisor for divisor in (16, 4, 1))
         self._sizes = sorted({1, *(size for size in parts if size)})
         self._of_file, self._of_array = _loaders(classifier.transform, classifier.bit_depth)
+
+    @property
+    def several_labels(self) -> bool:
+        return self._label_thresholds is not None
 
     def __call__(self, images: Iterable[Any]) -> list[Answer]:
         """Return the answers to some images, in their order; see `stream`."""
@@ -208,7 +229,9 @@ class Predictor:
         answers = iter(self._run(views))
         for path, view, why in prepared:
             probabilities = None if view is None else next(answers)
-            yield Answer(path, self.class_names, probabilities, why, self._threshold)
+            yield Answer(
+                path, self.class_names, probabilities, why, self._threshold, self._label_thresholds
+            )
 
     def _run(self, views: list[np.ndarray]) -> np.ndarray | list:
         """Return the probabilities of images, [n, classes]; the batch is padded with zeros."""
