@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from keras_vgg.backend import backend_name, is_jax, is_tensorflow
 from keras_vgg.native_stderr import without_native_stderr
 from keras_vgg.recipe import Recipe
 
-# Multiply-accumulates of a forward pass of one image. In larger networks, a CPU spends its time in
-# convolutions, which XLA compiles well and bfloat16 shortens. In smaller ones, XLA's convolutions
-# are slower than oneDNN's (see training/README.md).
-_LARGE_MACS = 1e9
+# Multiply-accumulates of a forward pass of one image. On a CPU, bfloat16 shortens the convolutions
+# of networks above the first bound; in smaller ones, its conversions take as long. On processors
+# without bfloat16, XLA compiles the convolutions of networks above the second bound well; in
+# smaller networks, and on newer processors, its convolutions are slower than oneDNN's.
+_BFLOAT16_MACS = 8e6
+_XLA_MACS = 1e9
 # The first NVIDIA architectures whose matrix units support the type: Volta and Ampere.
 _FLOAT16_CAPABILITY = (7, 0)
 _BFLOAT16_CAPABILITY = (8, 0)
@@ -148,6 +151,13 @@ def _processor_flags() -> set[str]:
     return set(flags[0].partition(":")[2].split()) if flags else set()
 
 
+def processor_name() -> str:
+    """Return the first processor's model name and flags on Linux; else what Python knows."""
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()} {sorted(_processor_flags())}"
+
+
 def _half_of_gpu() -> str | None:
     if is_jax():
         import jax
@@ -211,11 +221,10 @@ def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
     machine = machine or find_machine(recipe.devices)
     devices = _devices(recipe, machine)
     why = []
-    large = architecture.totals(recipe.layers()).macs >= _LARGE_MACS
+    macs = architecture.totals(recipe.layers()).macs
     precision = recipe.precision
     if precision == "auto":
-        # On a CPU, the conversions of a small network take as long as half precision saves.
-        useful = machine.half is not None and (machine.kind != "cpu" or large)
+        useful = machine.half is not None and (machine.kind != "cpu" or macs >= _BFLOAT16_MACS)
         precision = f"mixed_{machine.half}" if useful else "float32"
         if precision == "mixed_float16" and recipe.gradient_accumulation > 1:
             useful, precision = False, "float32"
@@ -227,7 +236,7 @@ def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
     elif precision == "mixed_float16" and recipe.gradient_accumulation > 1:
         # Keras' loss scaling drops a part that overflows, and then miscounts the parts.
         raise ValueError("mixed_float16 does not go with gradient_accumulation; use mixed_bfloat16")
-    jit = {"on": True, "off": False, "auto": _jit(machine, precision, large)}[recipe.jit]
+    jit = {"on": True, "off": False, "auto": _jit(machine, precision, macs)}[recipe.jit]
     if len(devices) > 1 and jit and is_tensorflow():
         if recipe.jit == "on":
             # keras-team/keras#20763
@@ -278,7 +287,7 @@ def _devices(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
     return available[:wanted]
 
 
-def _jit(machine: Machine, precision: str, large: bool) -> bool:
+def _jit(machine: Machine, precision: str, macs: float) -> bool:
     if machine.kind != "cpu" or not is_tensorflow():
         return True  # without XLA, Keras on JAX runs operation by operation
-    return large and precision == "float32"
+    return macs >= _XLA_MACS and precision == "float32" and machine.half is None

@@ -13,6 +13,7 @@ from keras_vgg.hardware import Engine, Machine, choose_engine
 from keras_vgg.recipe import Recipe
 
 SMALL = Recipe()  # a quarter-width A at 32x32
+TINY = Recipe(width_multiplier=1 / 16)
 LARGE = Recipe(configuration="D", width_multiplier=1.0, image_size=224, hidden_units=4096)
 
 AVX2 = Machine("cpu", ("cpu:0",), None)
@@ -28,7 +29,10 @@ TPUS = Machine("tpu", tuple(f"tpu:{i}" for i in range(4)), "bfloat16")
     ("recipe", "machine", "expected"),
     [
         (SMALL, AVX2, "cpu, float32, without XLA"),
-        (SMALL, AMX, "cpu, float32, without XLA (float32: the network is small)"),
+        (SMALL, AMX, "cpu, mixed_bfloat16, without XLA (bfloat16 is this cpu's fastest)"),
+        (TINY, AMX, "cpu, float32, without XLA (float32: the network is small)"),
+        (LARGE, AVX2, "cpu, float32, with XLA"),
+        (LARGE.replace(precision="float32"), AMX, "cpu, float32, without XLA"),
         (LARGE, AMX, "cpu, mixed_bfloat16, without XLA (bfloat16 is this cpu's fastest)"),
         (SMALL, LOGICAL, "cpu, float32, without XLA"),
         (SMALL.replace(devices="2"), LOGICAL, "2 cpus, float32, without XLA"),

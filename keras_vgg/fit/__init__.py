@@ -229,12 +229,15 @@ def _memory_error_explained(recipe: Recipe) -> Iterator[None]:
 
 def _engine(run: Run, is_new: bool) -> hardware.Engine:
     recipe = run.recipe
-    if not is_new:  # a resume continues with the precision that trained the weights
-        precision = run.read_json("environment.json").get("precision")
+    if not is_new:  # a resume continues with the precision and compiler of the first steps
+        environment = run.read_json("environment.json")
+        precision, compiled = environment.get("precision"), environment.get("jit_compile")
         if precision is None:
             raise ValueError(
                 f"{run.directory} has checkpoints of an earlier version, which cannot be read; "
                 "choose another workdir"
             )
         recipe = recipe.replace(precision=precision)
+        if compiled is not None:  # earlier versions did not keep it
+            recipe = recipe.replace(jit="on" if compiled else "off")
     return hardware.choose_engine(recipe)

@@ -13,6 +13,7 @@ from keras_vgg import weights as weight_files
 from keras_vgg.backend import is_tensorflow
 from keras_vgg.fit import distribution, frozen, hosts
 from keras_vgg.fit.class_weights import class_weights
+from keras_vgg.fit.engine_timing import measured_engine
 from keras_vgg.fit.inputs import channel_statistics, describe, load_source, require_same_data
 from keras_vgg.fit.model import build_model, compile_model, initial_weights
 from keras_vgg.recipe import Recipe
@@ -25,6 +26,7 @@ class Prepared:
 
     Attributes:
         recipe: The run's, with batches that the training split fills.
+        engine: Devices, precision and compiler.
         source: The splits.
         described: Class names, and size and fingerprint of each split.
         inventory: What the source holds and what it leaves out.
@@ -37,6 +39,7 @@ class Prepared:
     """
 
     recipe: Recipe
+    engine: hardware.Engine
     source: data.Source
     described: dict[str, Any]
     inventory: data.Inventory
@@ -53,8 +56,8 @@ class Prepared:
         return self.source.validation
 
 
-def prepare(run: Run, engine: hardware.Engine, is_new: bool) -> Prepared:
-    """Open the data, and build and compile the network."""
+def prepare(run: Run, engine: hardware.Engine, is_new: bool, announce: bool) -> Prepared:
+    """Open the data, choose precision and compiler, and build and compile the network."""
     if is_new:  # an earlier version began runs of any scales
         recipe_checks.require_no_frames(
             run.recipe.image_size, run.recipe.train_scale_range, run.recipe.eval_scale_side
@@ -79,6 +82,9 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool) -> Prepared:
     with data.bad_images_named(source.train):
         statistics = channel_statistics(recipe, source.train)
         weights = class_weights(recipe, source.train, source.class_names)
+    if is_new:
+        images = recipe.epochs * source.train.size
+        engine = measured_engine(recipe, engine, len(source.class_names), images, announce)
     initial = initial_weights(recipe)
     if initial is not None and not is_new:
         _require_same_weights(run, initial)
@@ -96,6 +102,7 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool) -> Prepared:
     inventory = data.take_inventory(source)
     return Prepared(
         recipe=recipe,
+        engine=engine,
         source=source,
         described=described,
         inventory=inventory,

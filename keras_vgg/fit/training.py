@@ -53,7 +53,8 @@ def run_training(
     first = hosts.index() == 0  # the host that writes and prints
     verbose = verbose if first else 0
     keras.utils.set_random_seed(recipe.seed)
-    prepared = prepare(run, engine, is_new)
+    prepared = prepare(run, engine, is_new, announce=bool(verbose))
+    engine = prepared.engine
     # The directory keeps the recipe as it is; a small set has smaller batches.
     original, recipe = run, prepared.recipe
     run = dataclasses.replace(run, recipe=recipe)
@@ -317,6 +318,7 @@ def describe_environment(engine: hardware.Engine) -> dict[str, Any]:
         "processors": os.cpu_count(),
         "engine": str(engine),
         "precision": engine.precision,
+        "jit_compile": engine.jit_compile,
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

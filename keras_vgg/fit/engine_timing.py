@@ -1,0 +1,212 @@
+"""Choose precision and XLA on a CPU by timing them, for a training that is long enough.
+
+Which is the fastest depends on the processor, the network and the batch: on one processor, bfloat16
+trains VGG-16 1.7 times as fast as float32; on another, which emulates bfloat16, a step takes
+minutes. So the candidates train this network on random images for some seconds each, in a process
+of their own. The user's cache keeps the speeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from keras_vgg import architecture, hardware
+from keras_vgg.backend import backend_name, is_jax
+from keras_vgg.files import cache_folder, write_json
+from keras_vgg.recipe import Recipe
+from keras_vgg.versions import package_versions
+
+# A measurement takes about a minute. It is not worth a minute to make a shorter training faster.
+_WORTH_SECONDS = 1200.0
+_OPERATIONS_A_SECOND = 5e10  # of one core, for the estimate of a training's time
+_LIMIT_SECONDS = 240.0  # for all candidates
+_TIMED_SECONDS = 2.0  # for the steps of one candidate
+_HOPELESS = 0.5  # share of the best speed below which a candidate is timed no further
+_FIELDS = ("precision", "jit_compile", "images_per_second")
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What one precision and compiler reached: training images a second."""
+
+    precision: str
+    jit_compile: bool
+    images_per_second: float
+
+    def __str__(self) -> str:
+        xla = "with XLA" if self.jit_compile else "without XLA"
+        return f"{self.precision} {xla} {self.images_per_second:.3g}"
+
+
+def measured_engine(
+    recipe: Recipe, engine: hardware.Engine, classes: int, images: int, announce: bool = False
+) -> hardware.Engine:
+    """Return the engine with the precision and the compiler that train this recipe fastest.
+
+    The engine stays as it is if there is nothing to choose, if the training is expected to take
+    less than 20 minutes, on accelerators and on several devices or hosts, and if the measurement
+    fails. The expectation counts 50 billion operations a second for each core.
+
+    Args:
+        recipe: The recipe. Fields other than "auto" are not chosen.
+        engine: The choice of `hardware.choose_engine`.
+        classes: The number of classes.
+        images: The number of images that the training sees, over all epochs.
+        announce: Print a line before a measurement begins.
+    """
+    if len(engine.devices) > 1 or not engine.devices[0].startswith("cpu"):
+        return engine
+    machine = hardware.find_machine(recipe.devices)
+    candidates = _candidates(recipe, machine)
+    if machine.hosts > 1 or len(candidates) < 2 or not _is_worth(recipe, classes, images):
+        return engine
+    key, file = _key(recipe, classes, candidates), cache_folder() / "engines.json"
+    known = _read(file)
+    speeds = _speeds(known.get(key, []))
+    if not speeds:
+        if announce:
+            print(
+                "timing the precisions for this network and batch, once on this machine", flush=True
+            )
+        speeds = _measure(recipe, classes, candidates)
+        with contextlib.suppress(OSError):  # the cache is a convenience
+            write_json(file, known | {key: [dataclasses.asdict(speed) for speed in speeds]})
+    if not speeds:
+        if announce:
+            print("the timing failed; the rule of docs/devices.md decides", flush=True)
+        return engine
+    ranked = sorted(speeds, key=lambda speed: -speed.images_per_second)
+    why = f"measured, images/s: {', '.join(map(str, ranked))}"
+    best = ranked[0]
+    return hardware.Engine(engine.devices, best.precision, best.jit_compile, (why,))
+
+
+def _candidates(recipe: Recipe, machine: hardware.Machine) -> list[tuple[str, bool]]:
+    """Return the pairs (precision, XLA) that the recipe leaves open, the likely best one first."""
+    halves = [f"mixed_{machine.half}"] if machine.half else []
+    precisions = [*halves, "float32"] if recipe.precision == "auto" else [recipe.precision]
+    compiled = {"on": [True], "off": [False], "auto": [False, True]}[recipe.jit]
+    if is_jax():
+        compiled = [True]  # without XLA, Keras on JAX runs operation by operation
+    return [(precision, jit) for jit in compiled for precision in precisions]
+
+
+def _is_worth(recipe: Recipe, classes: int, images: int) -> bool:
+    if recipe.freeze_until == "all":  # the frozen part is computed once
+        return False
+    # A multiplication and an addition, in the forward pass and twice in the backward pass.
+    operations = 6 * architecture.totals(recipe.layers(classes)).macs * images
+    return operations >= _WORTH_SECONDS * _OPERATIONS_A_SECOND * (os.cpu_count() or 1)
+
+
+def _key(recipe: Recipe, classes: int, candidates: Sequence[tuple[str, bool]]) -> str:
+    """Return a digest of what the speeds depend on: machine, network, batch and versions."""
+    facts = {
+        "processor": [platform.machine(), hardware.processor_name(), os.cpu_count()],
+        "network": [recipe.configuration, recipe.network_options(), classes, recipe.freeze_until],
+        "batch": [recipe.batch_size, recipe.gradient_accumulation],
+        "candidates": list(candidates),
+        "versions": package_versions([*{"keras", "tensorflow", backend_name()}]),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(file: Any) -> dict[str, Any]:
+    """Return the cache's content; an empty dictionary if there is none that can be read."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _speeds(rows: Any) -> list[Speed]:
+    """Return the speeds that the cache or the process states; none if they are not whole."""
+    try:
+        return [Speed(*(row[name] for name in _FIELDS)) for row in rows]
+    except (TypeError, LookupError):
+        return []
+
+
+def _measure(recipe: Recipe, classes: int, candidates: Sequence[tuple[str, bool]]) -> list[Speed]:
+    """Time the candidates in a new process; those that end within the limit count."""
+    job = {"recipe": recipe.to_json(), "classes": classes, "candidates": list(candidates)}
+    environment = os.environ | {"KERAS_BACKEND": backend_name()}
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+        with contextlib.suppress(subprocess.TimeoutExpired, OSError):
+            subprocess.run(
+                [sys.executable, "-m", __name__],
+                input=json.dumps(job),
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=environment,
+                timeout=_LIMIT_SECONDS,
+                check=False,
+            )
+        output.seek(0)
+        lines = output.read().splitlines()
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError):  # a line that was cut off
+            rows.append(json.loads(line))
+    return _speeds(rows)
+
+
+def _timed(job: dict[str, Any]) -> Iterator[Speed]:
+    """Yield each candidate's speed; the process that times them runs this."""
+    recipe, best = Recipe.from_json(job["recipe"]), 0.0
+    for precision, jit_compile in job["candidates"]:
+        speed = _speed(recipe, job["classes"], precision, jit_compile, best)
+        best = max(best, speed)
+        yield Speed(precision, jit_compile, speed)
+
+
+def _speed(recipe: Recipe, classes: int, precision: str, jit_compile: bool, best: float) -> float:
+    """Return training images a second, of random images."""
+    import numpy as np
+    import tensorflow as tf
+
+    from keras_vgg import data, transfer
+    from keras_vgg.fit.model import build_model, compile_model
+
+    engine = dataclasses.replace(
+        hardware.choose_engine(recipe), precision=precision, jit_compile=jit_compile
+    )
+    recipe = recipe.replace(init=None, init_head="none", initialization="he_normal")
+    model = build_model(recipe, classes, data.ChannelStatistics.unknown(), precision)
+    transfer.freeze(model, recipe.freeze_until)
+    compile_model(model, recipe, engine)
+    size = recipe.part_size
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (size, *model.input_shape[1:]), np.uint8)
+    targets = np.eye(classes, dtype=np.float32)[rng.integers(0, classes, size)]
+    batches = data.untuned(tf.data.Dataset.from_tensors((pixels, targets)).repeat())
+
+    def seconds(steps: int) -> float:
+        begin = time.perf_counter()
+        model.fit(batches, steps_per_epoch=steps, verbose=0, shuffle=False)  # pyright: ignore[reportArgumentType]
+        return (time.perf_counter() - begin) / steps
+
+    seconds(1)  # traces and compiles
+    step = seconds(1)
+    if size / step > _HOPELESS * best:
+        step = seconds(min(max(round(_TIMED_SECONDS / step), 2), 200))
+    return size / step
+
+
+if __name__ == "__main__":
+    hardware.prepare_environment()
+    for each in _timed(json.load(sys.stdin)):
+        print(json.dumps(dataclasses.asdict(each)), flush=True)
