@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
-from keras_vgg import convert, data, export, runs
+from keras_vgg import cli, convert, data, export, runs
 from keras_vgg.fit import Run
 from keras_vgg.models import vgg
 from keras_vgg.runs import export as exporting
@@ -207,3 +209,53 @@ def test_an_untrained_run_is_refused(tmp_path: Path, run: Run) -> None:
 def test_no_images_prove_nothing(run: Run, count: int) -> None:
     with pytest.raises(ValueError, match=f"at least 1 image, not {count}"):
         runs.export_run(run, images=count)
+
+
+@pytest.fixture
+def other_digits(run: Run, tmp_path: Path) -> str:
+    """A folder: source with images of two of the run's classes, in no splits."""
+    split = runs.images.open_split(run, "train")
+    for place in range(60):
+        name = run.class_names[split.labels[place]]
+        if name in "37":
+            (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(split.images[place]).save(tmp_path / "set" / name / f"{place}.png")
+    return f"folder:{tmp_path / 'set'}"
+
+
+def test_another_source_comes_to_the_network_as_the_recipe_says(
+    run: Run, told: dict, other_digits: str
+) -> None:
+    changed = dataclasses.replace(run, recipe=run.recipe.replace(eval_scale=48, resize="squash"))
+
+    runs.export_run(changed, source=other_digits, formats=["litert", "litert_int8"])
+
+    assert told["transform"].keywords == {"size": 32, "scale": 48, "resize": "squash"}
+    assert told["names"] == run.class_names
+    assert set(told["labels"].tolist()) == {3, 7}
+    train = runs.images.open_split(run, "train")
+    assert len(told["calibration"]) == min(exporting.CALIBRATION_IMAGES, train.size)
+
+
+def test_export_of_a_run_with_source_is_not_that_of_a_weight_file(
+    run: Run, other_digits: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked: dict = {}
+
+    def note(asked_run: Run, output: object, **options: object) -> list:
+        asked.update(run=asked_run, output=output, **options)
+        raise ValueError("as far as this")
+
+    monkeypatch.setattr(runs, "export_run", note)
+    for path, output in (
+        (run.directory, None),
+        (run.model_path, run.directory / "model.keras.export"),
+    ):
+        assert cli.main(["export", str(path), "--source", other_digits]) == cli.BAD_INPUT
+        assert "as far as this" in capsys.readouterr().err
+        assert asked["run"] == run
+        assert asked["output"] == output
+        assert asked["source"] == other_digits
+    arguments = ["export", str(run.directory), "--source", other_digits, "--seed", "3"]
+    assert cli.main(arguments) == cli.BAD_INPUT
+    assert "leave out the options of the source" in capsys.readouterr().err

@@ -74,11 +74,11 @@ def export_run(
             positive.
     """
     _check(images, formats, compress, fine_tune_steps)
+    model = model or run.model()
     if run.several_labels:
         options |= _label_options(run, compress, calibrated)
     else:
         options |= _calibration_options(run, calibrated)
-    model = model or run.model()
     if calibrated:
         model = with_temperature(model, options["temperature"])
     directory = run.directory / "export" if directory is None else Path(directory)
