@@ -81,6 +81,11 @@ def _refusal(run: Run, repository: str, error: Exception) -> OSError:
     return OSError(f"{run.directory} could not be pushed to hf://{repository}: {reason}{remedy}")
 
 
+# What a card states; first of one label an image, then of several.
+_FIGURES = ("top-1 accuracy", "mean average precision")
+_SELECTED_BY = ("the accuracy", "the area under the precision-recall curves")
+
+
 def _write_files(run: Run, repository: str, folder: Path) -> None:
     with zipfile.ZipFile(run.model_path) as archive:
         missing = [name for name in _MEMBERS if name not in archive.namelist()]
@@ -127,6 +132,7 @@ def model_card(run: Run, repository: str) -> str:
     recipe, results = _without_folders(run.recipe), _own_results(run)
     name = repository.partition("/")[2]
     figures = list(_figures(results))
+    several = "validation_pr_auc" in results
     card_data = huggingface_hub.ModelCardData(
         library_name="keras",
         pipeline_tag="image-classification",
@@ -138,8 +144,8 @@ def model_card(run: Run, repository: str) -> str:
                 dataset_type=recipe.source.partition(":")[0],
                 dataset_name=recipe.source,
                 dataset_split=split,
-                metric_type="accuracy",
-                metric_name=f"top-1 accuracy, {protocol}",
+                metric_type="mean_average_precision" if several else "accuracy",
+                metric_name=f"{_FIGURES[several]}, {protocol}",
                 metric_value=round(top1, 4),
             )
             for split, protocol, _, top1, _ in figures
@@ -149,17 +155,22 @@ def model_card(run: Run, repository: str) -> str:
 
 
 def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, str, int | None, float, Any]]:
-    """Yield (split, protocol, images, top-1, top-5) of results.json, accuracies in [0, 1]."""
-    accuracy = results["validation_accuracy"]
-    yield "validation", "while training", None, accuracy, None
+    """Yield (split, protocol, images, top-1, top-5) of results.json, accuracies in [0, 1].
+
+    With several labels an image, the mean average precision is in place of top-1.
+    """
+    several = "validation_pr_auc" in results
+    figure = results["validation_pr_auc" if several else "validation_accuracy"]
+    yield "validation", "while training", None, figure, None
+    key = "mean_average_precision" if several else "top1"
     for name, figures in results.items():
-        if isinstance(figures, Mapping) and isinstance(figures.get("top1"), float):
+        if isinstance(figures, Mapping) and isinstance(figures.get(key), float):
             split, _, protocol = name.partition("_")
             yield (
                 split,
                 protocol.replace("_", " ") or "center",
                 figures.get("count"),
-                figures["top1"],
+                figures[key],
                 figures.get("top5"),
             )
 
@@ -201,11 +212,11 @@ load the weights into another network.
 
 ## Accuracy
 
-| split | protocol | images | top-1 | top-5 |
+| split | protocol | images | {_FIGURES[run.several_labels]} | top-5 |
 |---|---|---|---|---|
 {rows}
 
-The best epoch was selected by the accuracy on the validation split.
+The best epoch was selected by {_SELECTED_BY[run.several_labels]} on the validation split.
 
 ## Data
 
