@@ -11,7 +11,7 @@ from keras_vgg.fit import extend, finish, fit, load_source
 from keras_vgg.fit.extension import begin_extension, read_extensions
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, UnfinishedRun
-from keras_vgg.runs import evaluate_run, push_run, report_runs
+from keras_vgg.runs import evaluate_run, report_runs
 from tests.test_fit import TINY, checkpoint_arrays
 
 UNEVEN = TINY.replace(
@@ -66,7 +66,7 @@ def test_an_unfinished_run_is_used_with_a_notice(unfinished, tmp_path, capsys):
     assert line.endswith("its best network so far is used, and no result is final")
     assert not unfinished.finished
     with pytest.raises(ValueError, match=r"resume it first, or end it with .* --finish"):
-        push_run(unfinished, "owner/name")
+        unfinished.require_finished()
     (unfinished.directory / "model.keras").unlink()
     with pytest.raises(ValueError, match="has not finished training, and has no network yet"):
         evaluate_run(unfinished, "validation")
