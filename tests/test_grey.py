@@ -1,13 +1,18 @@
 """A run of grey images: one channel from the recipe to the export."""
 
+import io
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import keras_vgg
 from keras_vgg import augment, cli, convert, data, models, weights
 from keras_vgg.augment import may_take_pictures
+from keras_vgg.data.decode import decode, transform_encoded
 from keras_vgg.fit import evaluation_transform, fit, training_transform
 from keras_vgg.fit.model import build_model, initial_weights
 from keras_vgg.recipe import Recipe
@@ -45,12 +50,88 @@ def test_transforms_of_a_grey_recipe():
     image = np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype("uint8")
     assert evaluate.keywords == rgb.keywords
     assert may_take_pictures(evaluate)
-    np.testing.assert_array_equal(evaluate(image), augment.to_grey(rgb(image)))
+    # The image becomes grey, and rounded, before it is resampled.
+    np.testing.assert_allclose(evaluate(image), augment.to_grey(rgb(image)), atol=0.51)
+    assert (augment.channels_for(evaluate), augment.channels_for(rgb)) == (1, 3)
     train = training_transform(GREY.replace(rgb_shift=0), None)
     assert train(image, tf.constant([1, 2])).shape == (32, 32, 1)
     batches = tf.data.Dataset.from_tensors(image).map(evaluate)
     assert next(iter(batches)).shape == (32, 32, 1)
     assert not may_take_pictures(augment.in_grey(lambda image: image))
+
+
+def test_augmentation_in_grey_is_that_in_colour():
+    """Of grey images, the two give the same but for rounding; colour clips at other places."""
+    strengths = {"brightness": 0.2, "contrast": 0.3, "saturation": 0.4, "hue": 0.1, "shift": 0.1}
+    statistics = {"eigenvalues": np.ones(3) / 10, "eigenvectors": np.eye(3)}
+    train = partial(augment.train_image, size=32, scale=(32, 40), **strengths, **statistics)
+    grey = np.random.default_rng(0).integers(60, 180, (40, 50, 1)).astype("uint8")
+    for seed in range(4):
+        in_color = augment.to_grey(train(grey.repeat(3, axis=-1), tf.constant([1, seed])))
+        in_grey = augment.in_grey(train)(grey, tf.constant([1, seed]))
+        assert in_grey.dtype == tf.uint8
+        # The luma of a rounded colour, and a rounded luma.
+        np.testing.assert_allclose(in_grey, tf.cast(in_color, tf.int32), atol=1)
+
+
+def encoded_as(form, pixels, **options):
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(form.partition(" ")[2] or "RGB").save(
+        file, form.partition(" ")[0], **options
+    )
+    return tf.constant(file.getvalue())
+
+
+@pytest.mark.parametrize(
+    "form", ["JPEG", "JPEG L", "JPEG CMYK", "PNG", "PNG L", "PNG LA", "PNG P", "BMP", "WEBP", "GIF"]
+)
+def test_files_are_decoded_to_luma(form):
+    rows = np.linspace(60, 190, 48)[:, np.newaxis, np.newaxis]
+    pixels = (rows + np.linspace(-40, 40, 56)[:, np.newaxis] * [1, 0.5, -1]).astype("uint8")
+    encoded = encoded_as(form, pixels)
+    luma = decode(encoded, channels=1)
+    assert (luma.shape, luma.dtype) == ((48, 56, 1), tf.uint8)
+    expected = tf.cast(augment.to_grey(decode(encoded)), tf.int32)
+    np.testing.assert_allclose(luma, expected, atol=1 if form.startswith("JPEG") else 0)
+    transform = partial(augment.eval_image, size=32, scale=40)
+    in_grey = augment.in_grey(transform)
+    view = transform_encoded(encoded, in_grey, channels=augment.channels_for(in_grey))
+    rgb = transform_encoded(encoded, transform)
+    np.testing.assert_allclose(view, augment.to_grey(rgb), atol=1)
+
+
+def test_a_turned_jpeg_and_a_deep_png_are_decoded_to_luma():
+    pixels = np.arange(40 * 56, dtype="uint16").reshape(40, 56)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded_as("JPEG L", (pixels % 200).astype("uint8"), exif=exif)
+    assert decode(turned, channels=1).shape == (56, 40, 1)
+    np.testing.assert_array_equal(decode(turned, channels=1), decode(turned)[..., :1])
+    deep = tf.io.encode_png(pixels[..., np.newaxis])
+    for bits in ("16", "12", "stretch"):
+        luma, rgb = (decode(deep, bit_depth=bits, channels=count) for count in (1, 3))
+        np.testing.assert_array_equal(luma, rgb[..., :1])
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode(tf.constant(b"\xff\xd8\xff not a JPEG"), channels=1)
+
+
+@pytest.mark.parametrize("is_grey", [True, False])
+def test_images_in_memory_in_grey(is_grey):
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype("uint8")
+    if is_grey:
+        images[:] = images[..., :1]
+    split = data.Split("train", 4, labels=np.arange(4, dtype=np.int32), images=images)
+    channels = []
+
+    @augment.takes_pictures
+    def transform(image):
+        channels.append(image.channels)
+        return augment.decoded(image)
+
+    batches = data.evaluation_dataset(split, 4, augment.in_grey(transform))
+    views, _ = next(iter(batches))
+    assert channels == [1]
+    np.testing.assert_array_equal(views, augment.to_grey(tf.constant(images)))
 
 
 def test_pretrained_weights_see_grey_as_rgb_saw_it(tmp_path):
@@ -132,6 +213,7 @@ def test_wrong_grey_recipes(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_batch_augmentations_of_grey(tmp_path):
     recipe = GREY.replace(mixup=0.2, cutmix=1.0, random_erasing=0.5, saturation=0.5)
     fit(recipe, tmp_path / "run", verbose=0)

@@ -27,6 +27,7 @@ from keras_vgg.augment.geometry import (
     takes_pictures,
 )
 from keras_vgg.augment.image import (
+    channels_for,
     eval_image,
     grid_crops,
     in_grey,
@@ -43,6 +44,7 @@ __all__ = [
     "adjust_color",
     "batch_augmentation",
     "center_crop",
+    "channels_for",
     "color_jitter",
     "decoded",
     "eval_image",

@@ -127,7 +127,14 @@ def jitter_amounts(
 
 
 def adjust_to_uint8(image: tf.Tensor, amounts: Amounts, shift: tf.Tensor | None) -> tf.Tensor:
-    """`adjust_color`, rounded to uint8, of [size, size, 3] float32, for the speed of tf.data."""
+    """Return `adjust_color`, rounded to uint8, of [size, size, 1 or 3] float32, fast in tf.data.
+
+    Of a grey image, saturation and hue change nothing, and a shift is the shift of the luma.
+    """
+    if image.shape[-1] == 1:
+        luma_shift = None if shift is None else tf.reduce_sum(shift * LUMA)
+        gain, _, offset = _affine(image, amounts[0], amounts[1], 1.0, 0.0, luma_shift)
+        return tf.cast(tf.clip_by_value(gain * image + (offset + 0.5), 0.0, 255.0), tf.uint8)
     gain, matrix, offset = _affine(image, *amounts, shift)
     matrix = gain * (tf.eye(3) if matrix is None else matrix)
     # A matmul with 3 columns is all overhead. With several pixels a row, and the matrix as often on

@@ -18,14 +18,15 @@ class Picture(NamedTuple):
     """An image of which any part can be read without the rest.
 
     `sides`: int32 [2], height and width. `read` maps an int32 [4], (top, left, height, width), to
-    that part, [height, width, 3]. `reduced` maps an int32 scalar, 0 to 3, to the Picture that is
-    1, 2, 4 or 8 times smaller, sides rounded up: a JPEG is decoded at that size. None: there is
-    no such Picture.
+    that part, [height, width, channels]. `reduced` maps an int32 scalar, 0 to 3, to the Picture
+    that is 1, 2, 4 or 8 times smaller, sides rounded up: a JPEG is decoded at that size. None:
+    there is no such Picture. `channels`: 3, or 1 for a grey image.
     """
 
     sides: tf.Tensor
     read: Callable[[tf.Tensor], tf.Tensor]
     reduced: Callable[[tf.Tensor], Picture] | None = None
+    channels: int = 3
 
 
 class Window(NamedTuple):
@@ -140,15 +141,16 @@ def mirror_if(image: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
 
 
 def picture_of(image: tf.Tensor | Picture) -> Picture:
-    """A decoded image [h, w, 3] as a Picture; a Picture as it is."""
+    """Return a decoded image [h, w, 1 or 3] as a Picture, and a Picture as it is."""
     if isinstance(image, Picture):
         return image
     image = tf.convert_to_tensor(image)
+    channels = image.shape[-1] or 3
 
     def read(part: tf.Tensor) -> tf.Tensor:
-        return tf.slice(image, tf.pad(part[:2], [[0, 1]]), tf.concat([part[2:], [3]], 0))
+        return tf.slice(image, tf.pad(part[:2], [[0, 1]]), tf.concat([part[2:], [channels]], 0))
 
-    return Picture(tf.shape(image)[:2], read)
+    return Picture(tf.shape(image)[:2], read, channels=channels)
 
 
 def takes_pictures(function: Callable) -> Callable:
@@ -165,11 +167,11 @@ def may_take_pictures(transform: Callable) -> bool:
 
 
 def decoded(image: tf.Tensor | Picture) -> tf.Tensor:
-    """The whole of a Picture, uint8 [h, w, 3]; an image as it is."""
+    """Return the whole of a Picture, uint8 [h, w, channels], and an image as it is."""
     if not isinstance(image, Picture):
         return image
     whole = image.read(tf.pad(image.sides, [[2, 0]]))
-    whole.set_shape([None, None, 3])
+    whole.set_shape([None, None, image.channels])
     return whole
 
 
@@ -256,13 +258,14 @@ def resample(image: tf.Tensor | Picture, window: Window, exact: bool = True) -> 
             ),
             lambda: _exactly(image, window.scaled, low, high),
         )
-    return _in_frame(part, window, low, high)
+    return _in_frame(part, window, low, high, image.channels)
 
 
 def cut(image: tf.Tensor | Picture, window: Window) -> tf.Tensor:
     """The window of an image that is not rescaled: [size, size, 3] of the image's dtype."""
     low, high = visible(window)
-    return _in_frame(_part(picture_of(image), low, high), window, low, high)
+    image = picture_of(image)
+    return _in_frame(_part(image, low, high), window, low, high, image.channels)
 
 
 def visible(window: Window) -> tuple[tf.Tensor, tf.Tensor]:
@@ -294,7 +297,7 @@ def source_window(image: Picture, window: Window) -> tf.Tensor:
 def _part(image: Picture, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
     """The pixels first..last, int64 [2] each, of the image as it is."""
     part = image.read(tf.cast(tf.concat([first, last - first], 0), tf.int32))
-    part.set_shape([None, None, 3])
+    part.set_shape([None, None, image.channels])
     return part
 
 
@@ -316,11 +319,13 @@ def _exactly(image: Picture, scaled: tf.Tensor, low: tf.Tensor, high: tf.Tensor)
     return resized[0]
 
 
-def _in_frame(part: tf.Tensor, window: Window, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+def _in_frame(
+    part: tf.Tensor, window: Window, low: tf.Tensor, high: tf.Tensor, channels: int
+) -> tf.Tensor:
     if not window.inside:
         around = tf.stack([low - window.start, window.start + window.size - high], axis=1)
         part = tf.pad(part, tf.pad(around, [[0, 1], [0, 0]]))
-    part.set_shape([window.size, window.size, 3])
+    part.set_shape([window.size, window.size, channels])
     return part
 
 
@@ -340,9 +345,10 @@ def sides_of_at_least(size: int, image: tf.Tensor) -> tuple[int | tf.Tensor, int
 
 
 def crop(image: tf.Tensor, top: int | tf.Tensor, left: int | tf.Tensor, size: int) -> tf.Tensor:
-    """[h, w, 3] -> the [size, size, 3] at (top, left); same dtype."""
-    window = tf.slice(image, [top, left, 0], [size, size, 3])
-    window.set_shape([size, size, 3])
+    """Return the [size, size, channels] at (top, left) of an image, with its dtype."""
+    channels = image.shape[-1]
+    window = tf.slice(image, [top, left, 0], [size, size, channels])
+    window.set_shape([size, size, channels])
     return window
 
 

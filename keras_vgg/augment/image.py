@@ -190,16 +190,41 @@ def grid_crops(
 
 
 def in_grey(transform: Callable) -> partial:
-    """Return a transform like the given one, whose images have one channel (`to_grey`)."""
+    """Return a transform like the given one, whose images have one channel (`to_grey`).
+
+    A transform that takes a Picture is given one of one channel, which costs a third to resample.
+    The images of any other transform are made grey at its end.
+    """
     transform = partial(transform)  # a partial of a partial is one partial
-    function = _grey_picture if may_take_pictures(transform) else _grey
+    function = _of_grey_picture if may_take_pictures(transform) else _made_grey
     return partial(function, transform.func, *transform.args, **transform.keywords)
 
 
-def _grey(transform: Callable, *args: Any, **options: Any) -> tf.Tensor:
+def channels_for(transform: Callable) -> int:
+    """Return how many channels of an image a transform uses: 1 for one of `in_grey`, else 3."""
+    is_grey = isinstance(transform, partial) and transform.func is _of_grey_picture
+    return 1 if is_grey else 3
+
+
+def _made_grey(transform: Callable, *args: Any, **options: Any) -> tf.Tensor:
     return to_grey(transform(*args, **options))
 
 
 @takes_pictures
-def _grey_picture(transform: Callable, *args: Any, **options: Any) -> tf.Tensor:
-    return to_grey(transform(*args, **options))
+def _of_grey_picture(
+    transform: Callable, image: tf.Tensor | Picture, *args: Any, **options: Any
+) -> tf.Tensor:
+    return transform(_grey_picture(picture_of(image)), *args, **options)
+
+
+def _grey_picture(picture: Picture) -> Picture:
+    """Return a Picture whose parts have one channel."""
+    if picture.channels == 1:
+        return picture
+    reduced = picture.reduced
+    return Picture(
+        picture.sides,
+        lambda part: to_grey(picture.read(part)),
+        None if reduced is None else lambda halvings: _grey_picture(reduced(halvings)),
+        channels=1,
+    )

@@ -1,4 +1,4 @@
-"""Encoded image to RGB, whole or no more than is needed."""
+"""Decode an encoded image to RGB or luma: the whole image, or no more of it than is needed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Literal
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg.augment import Picture
+from keras_vgg.augment import Picture, to_grey
 from keras_vgg.data import gif
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
-# A file of a few kilobytes can claim more pixels than any memory holds. Of one's own images, 100
-# megapixels are decoded, which takes 0.3 GB, and 1.6 GB for a progressive JPEG that Exif turns.
+# A file of a few kilobytes can claim more pixels than any memory holds. One's own images may have
+# 100 megapixels, which takes 0.3 GB, and 1.6 GB for a progressive JPEG that Exif turns.
 MAX_PIXELS = 100_000_000
 # Anyone may send an upload. 25 megapixels, more than the 24 of a phone's usual photograph, are
 # decoded and shown in half a gigabyte and a few seconds, however the file was made.
@@ -37,7 +37,7 @@ _HEAD_BYTES = 640  # as far as the pattern can reach
 
 _UNKNOWN = "not a JPEG, PNG, BMP, GIF or WebP image, or nothing of one but its first bytes"
 _TOO_LARGE = "more than {:,} pixels, height and width"
-_TOO_LARGE_SAID = re.compile(r"\[(more than [\d,]+ pixels), height and width\] \[(-?\d+) (-?\d+)\]")
+_TOO_LARGE_TEXT = re.compile(r"\[(more than [\d,]+ pixels), height and width\] \[(-?\d+) (-?\d+)\]")
 
 
 # Of 16-bit PNG files: the bits that carry the image, or each file's own smallest and largest value.
@@ -45,10 +45,15 @@ BitDepth = Literal["16", "14", "12", "10", "stretch"]
 
 
 def decode(
-    encoded: tf.Tensor, max_pixels: int = MAX_PIXELS, bit_depth: BitDepth = "16"
+    encoded: tf.Tensor,
+    max_pixels: int = MAX_PIXELS,
+    bit_depth: BitDepth = "16",
+    channels: int = 3,
 ) -> tf.Tensor:
-    """JPEG, PNG, BMP, GIF (first frame) or WebP bytes -> uint8 [h, w, 3] RGB, as it is to be seen.
+    """Decode JPEG, PNG, BMP, GIF (first frame) or WebP bytes to uint8 [h, w, 3] RGB, upright.
 
+    With one channel, the luma: [h, w, 1]. Of a JPEG it is the stored luma, which differs from the
+    luma of its RGB by rounding, and in saturated colours, which RGB clips.
     The bytes decide, not a file's name. Grey is repeated, alpha dropped (what a GIF has transparent
     is black), a palette looked up, CMYK becomes RGB, of 16 bits the upper 8
     of the lowest `bit_depth` stay (floor(v / 256); "stretch": (v - min) * 255 / (max - min)),
@@ -56,38 +61,70 @@ def decode(
     tf.errors.InvalidArgumentError for anything else: a truncated file (but damage after the first
     frame is not seen), a BMP of 1, 4 or 16 bits, an image of more than `max_pixels`.
     """
-    return _decoder(max_pixels, bit_depth)(encoded)
+    return _decoder(max_pixels, bit_depth, channels)(encoded)
 
 
 @functools.cache
-def _decoder(max_pixels: int, bit_depth: BitDepth) -> Callable[[tf.Tensor], tf.Tensor]:
+def _decoder(
+    max_pixels: int, bit_depth: BitDepth, channels: int
+) -> Callable[[tf.Tensor], tf.Tensor]:
     """Return `decode` as one function: it takes 0.3 s to trace, which every pipeline would."""
     signature = [tf.TensorSpec([], tf.string)]
-    decoder = partial(_decoded, max_pixels=max_pixels, bit_depth=bit_depth)
+    decoder = partial(_decoded, max_pixels=max_pixels, bit_depth=bit_depth, channels=channels)
     return tf.function(decoder, input_signature=signature)
 
 
-def _decoded(encoded: tf.Tensor, max_pixels: int, bit_depth: BitDepth) -> tf.Tensor:
-    mark = tf.strings.substr(encoded, 0, 2)
+def _decoded(encoded: tf.Tensor, max_pixels: int, bit_depth: BitDepth, channels: int) -> tf.Tensor:
     sides, first = _sides_and_first_frame(encoded)
     with tf.control_dependencies([_known(sides), _small_enough(sides, max_pixels)]):
-        image = tf.cond(
-            mark == b"RI",
-            # WebP's decoder must not be asked for 3 channels where there is alpha.
-            lambda: tf.io.decode_image(encoded, expand_animations=False)[..., :3],
-            lambda: tf.io.decode_image(first.encoded, channels=3, expand_animations=False),
-        )
-        if bit_depth != "16":
-            image = tf.cond(is_16_bit(encoded), lambda: _deep(encoded, bit_depth), lambda: image)
-        image = tf.cond(mark == b"BM", lambda: _looked_up(image, encoded), lambda: image)
-        image = tf.cond(mark == b"GI", lambda: gif.on_canvas(image, first), lambda: image)
-    image.set_shape([None, None, 3])
+        if channels == 3:
+            image = _in_rgb(encoded, first, bit_depth)
+        else:
+            image = tf.cond(
+                _has_luma(encoded),
+                lambda: tf.io.decode_image(encoded, channels=1, expand_animations=False),
+                lambda: to_grey(_in_rgb(encoded, first, bit_depth)),
+            )
+    image.set_shape([None, None, channels])
     turned = orientation(encoded)
     return tf.cond(turned == 1, lambda: image, lambda: _upright(image, turned))
 
 
+def _in_rgb(encoded: tf.Tensor, first: gif.FirstFrame, bit_depth: BitDepth) -> tf.Tensor:
+    """Return an image as it is stored, not turned: uint8 [h, w, 3]."""
+    mark = tf.strings.substr(encoded, 0, 2)
+    image = tf.cond(
+        mark == b"RI",
+        # WebP's decoder must not be asked for 3 channels where there is alpha.
+        lambda: tf.io.decode_image(encoded, expand_animations=False)[..., :3],
+        lambda: tf.io.decode_image(first.encoded, channels=3, expand_animations=False),
+    )
+    if bit_depth != "16":
+        image = tf.cond(is_16_bit(encoded), lambda: _deep(encoded, bit_depth), lambda: image)
+    image = tf.cond(mark == b"BM", lambda: _looked_up(image, encoded), lambda: image)
+    image = tf.cond(mark == b"GI", lambda: gif.on_canvas(image, first), lambda: image)
+    image.set_shape([None, None, 3])
+    return image
+
+
+def _has_luma(encoded: tf.Tensor) -> tf.Tensor:
+    """Return whether TensorFlow decodes one channel of a file without its colours, bool [].
+
+    That is a JPEG, but not of CMYK, and a grey PNG of 8 bits. Of a PNG in colour, TensorFlow
+    rounds the luma down.
+    """
+    kind = tf.strings.substr(encoded, 24, 2)  # a PNG's bits a channel and colour type
+    is_png = tf.strings.substr(encoded, 0, 4) == b"\x89PNG"
+    is_grey_png = is_png & ((kind == b"\x08\x00") | (kind == b"\x08\x04"))
+    return tf.cond(tf.io.is_jpeg(encoded), lambda: _is_no_cmyk(encoded), lambda: is_grey_png)
+
+
+def _is_no_cmyk(encoded: tf.Tensor) -> tf.Tensor:
+    return tf.io.extract_jpeg_shape(encoded)[2] != 4
+
+
 def _halved(sides: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
-    """Sides, int32 [2], halved so many times and rounded up, as libjpeg's scaled decoding does."""
+    """Return sides, int32 [2], halved so often, rounded up as in libjpeg's scaled decoding."""
     ratio = tf.bitwise.left_shift(1, times)
     return (sides + ratio - 1) // ratio
 
@@ -100,12 +137,12 @@ def is_16_bit(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def decode_16_bit(encoded: tf.Tensor) -> tf.Tensor:
-    """PNG bytes -> int32 [h, w, 3] RGB in [0, 65535]."""
+    """Decode PNG bytes to int32 [h, w, 3] RGB in [0, 65535]."""
     return tf.cast(tf.io.decode_png(encoded, channels=3, dtype=tf.uint16), tf.int32)
 
 
 def _deep(encoded: tf.Tensor, bit_depth: BitDepth) -> tf.Tensor:
-    """A 16-bit PNG as uint8 [h, w, 3]."""
+    """Decode a 16-bit PNG to uint8 [h, w, 3]."""
     values = decode_16_bit(encoded)
     if bit_depth == "stretch":
         low, high = tf.reduce_min(values), tf.reduce_max(values)
@@ -121,12 +158,14 @@ def transform_encoded(
     transform: Callable[[tf.Tensor | Picture], tf.Tensor],
     max_pixels: int = MAX_PIXELS,
     bit_depth: BitDepth = "16",
+    channels: int = 3,
 ) -> tf.Tensor:
-    """`transform` of an encoded image, of which no more is decoded than it reads.
+    """Return `transform` of an encoded image, and decode no more of it than that reads.
 
-    `transform` maps a Picture or a decoded image, uint8 [h, w, 3], to a tensor of one shape. A JPEG
-    that is upright is a Picture: of a part of it, the rows below are not decoded, and damage there
-    is not seen. All else is decoded as a whole. Errors as of `decode`.
+    `transform` maps a Picture or a decoded image, uint8 [h, w, channels], to a tensor of one shape;
+    `augment.channels_for` says which channels it needs. A JPEG that is upright is a Picture: the
+    rows below a part of it are not decoded, so damage in them is not seen. Every other image is
+    decoded as a whole. Errors as in `decode`.
     """
 
     def of_jpeg() -> tf.Tensor:
@@ -141,7 +180,7 @@ def transform_encoded(
             wider = tf.stack([part[0], part[1] - before, part[2], part[3] + before + after])
 
             def decoded(ratio: int) -> tf.Tensor:
-                return tf.io.decode_and_crop_jpeg(encoded, wider, channels=3, ratio=ratio)
+                return tf.io.decode_and_crop_jpeg(encoded, wider, channels=channels, ratio=ratio)
 
             if halvings is None:
                 pixels = decoded(1)
@@ -150,29 +189,34 @@ def transform_encoded(
             return tf.slice(pixels, [0, before, 0], [-1, part[3], -1])
 
         def reduced(halvings: tf.Tensor) -> Picture:
-            return Picture(_halved(sides, halvings), partial(read, halvings=halvings))
+            read_part = partial(read, halvings=halvings)
+            return Picture(_halved(sides, halvings), read_part, channels=channels)
 
         with tf.control_dependencies([_small_enough(sides, max_pixels)]):
-            return transform(Picture(tf.identity(sides), read, reduced))
+            return transform(Picture(tf.identity(sides), read, reduced, channels))
 
     turned = tf.strings.regex_full_match(
         tf.strings.substr(encoded, 0, _HEAD_BYTES), _EXIF_ORIENTATION
     )
     in_part = tf.io.is_jpeg(encoded) & ~turned
-    return tf.cond(in_part, of_jpeg, lambda: transform(decode(encoded, max_pixels, bit_depth)))
+    if channels == 1:
+        in_part = tf.cond(in_part, lambda: _is_no_cmyk(encoded), lambda: False)
+    return tf.cond(
+        in_part, of_jpeg, lambda: transform(decode(encoded, max_pixels, bit_depth, channels))
+    )
 
 
 def encoded_sides(encoded: tf.Tensor) -> tf.Tensor:
-    """What an image file says of its size: int32 [2], (height, width); [0, 0] if it says nothing.
+    """Return the size that an image file states: int32 [2], (height, width); [0, 0] if none.
 
-    As stored: a JPEG that Exif turns on its side is as wide here as it is high upright. Of a GIF
-    the canvas, or the first frame if that claims more pixels.
+    The sides are as stored: a JPEG that Exif turns on its side is as wide here as it is high
+    upright. For a GIF, they are the canvas's, or the first frame's if that claims more pixels.
     """
     return _sides_and_first_frame(encoded)[0]
 
 
 def _sides_and_first_frame(encoded: tf.Tensor) -> tuple[tf.Tensor, gif.FirstFrame]:
-    """`encoded_sides`; the first frame of a GIF, for other formats the bytes as they are."""
+    """Return `encoded_sides`, and a GIF's first frame; for other formats the bytes as they are."""
     first = tf.cond(
         tf.strings.substr(encoded, 0, 4) == b"GIF8",
         lambda: gif.first_frame(encoded),
@@ -187,17 +231,17 @@ def _sides_and_first_frame(encoded: tf.Tensor) -> tuple[tf.Tensor, gif.FirstFram
 
 
 def _sides_in_header(encoded: tf.Tensor) -> tf.Tensor:
-    """`encoded_sides` of PNG, BMP and WebP, which have them at a fixed place; [0, 0] of others."""
+    """Return `encoded_sides` of PNG, BMP and WebP, at their fixed places; for others [0, 0]."""
     head = tf.io.decode_raw(tf.reshape(encoded, [1]), tf.uint8, fixed_length=30)[0]
     head = tf.cast(head, tf.int64)
 
     def number(*places: int) -> tf.Tensor:
-        """Bytes, the least significant first."""
+        """Return the number that bytes spell, the least significant first."""
         digits = (head[place] * 256**i for i, place in enumerate(places))
         return sum(digits, tf.constant(0, tf.int64))
 
     def low(bits: tf.Tensor) -> tf.Tensor:
-        """The lowest 14 bits."""
+        """Return the lowest 14 bits."""
         return tf.math.floormod(bits, 2**14)
 
     lossless = number(21, 22, 23, 24)
@@ -212,10 +256,10 @@ def _sides_in_header(encoded: tf.Tensor) -> tf.Tensor:
         (b"BM", (tf.cast(tf.abs(bmp_height), tf.int64), number(18, 19, 20, 21))),
     ]
     sides = tf.zeros([2], tf.int64)
-    for mark, found in formats:
-        sides = tf.where(_begins(head, 0, mark), tf.stack(found), sides)
-    for kind, found in webp.items():
-        sides = tf.where(_begins(head, 8, b"WEBPVP8" + kind), tf.stack(found), sides)
+    for mark, stated in formats:
+        sides = tf.where(_begins(head, 0, mark), tf.stack(stated), sides)
+    for kind, stated in webp.items():
+        sides = tf.where(_begins(head, 8, b"WEBPVP8" + kind), tf.stack(stated), sides)
     return tf.cast(sides, tf.int32)
 
 
@@ -224,16 +268,16 @@ def _begins(head: tf.Tensor, at: int, mark: bytes) -> tf.Tensor:
 
 
 def orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """Exif's orientation of a JPEG, int32 1 to 8; 1, upright, where there is none."""
+    """Return Exif's orientation of a JPEG, int32 1 to 8; 1, upright, if the file states none."""
     head = tf.strings.substr(encoded, 0, _HEAD_BYTES)
-    found = tf.strings.regex_replace(head, _EXIF_ORIENTATION, r"\1\2")
+    stated = tf.strings.regex_replace(head, _EXIF_ORIENTATION, r"\1\2")
     turned = tf.strings.regex_full_match(head, _EXIF_ORIENTATION) & tf.io.is_jpeg(encoded)
-    code = tf.io.decode_raw(tf.reshape(found, [1]), tf.uint8, fixed_length=1)[0, 0]
+    code = tf.io.decode_raw(tf.reshape(stated, [1]), tf.uint8, fixed_length=1)[0, 0]
     return tf.where(turned, tf.cast(code, tf.int32), 1)
 
 
 def _looked_up(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    """A BMP as TensorFlow decodes it, which takes the 8-bit indices of a palette for grey."""
+    """Look up the colours of a BMP: TensorFlow takes the 8-bit indices of a palette for grey."""
     head = tf.io.decode_raw(tf.reshape(encoded, [1]), tf.uint8, fixed_length=30)[0]
     head = tf.cast(head, tf.int32)
 
@@ -249,14 +293,14 @@ def _looked_up(image: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _transposed(image: tf.Tensor) -> tf.Tensor:
-    """[h, w, 3] -> [w, h, 3]. tf.transpose of bytes has oneDNN complain on stderr on most CPUs."""
+    """Transpose [h, w, c] to [w, h, c]; for tf.transpose of bytes, oneDNN complains on stderr."""
     height, width = tf.unstack(tf.shape(image)[:2])
     pixels = tf.range(height) * width + tf.range(width)[:, tf.newaxis]
-    return tf.gather(tf.reshape(image, [-1, 3]), pixels)
+    return tf.gather(tf.reshape(image, [-1, image.shape[-1]]), pixels)
 
 
 def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Undo what Exif says: 2 to 4 are mirrored or upside down, 5 to 8 have rows for columns."""
+    """Turn an image upright: 2 to 4 are mirrored or upside down, 5 to 8 have rows for columns."""
     image = tf.cond(orientation >= 5, lambda: _transposed(image), lambda: image)
     # Then what is left to mirror: the columns, the rows, both or neither.
     columns = tf.reduce_any(orientation == [2, 3, 6, 7])
@@ -269,7 +313,7 @@ def _known(sides: tf.Tensor) -> tf.Operation | None:
 
 
 def _small_enough(sides: tf.Tensor, max_pixels: int) -> tf.Operation | None:
-    """Where the image has more pixels, tf.errors.InvalidArgumentError."""
+    """Raise tf.errors.InvalidArgumentError, in the graph, if an image has more pixels."""
     pixels = tf.reduce_prod(tf.cast(sides, tf.int64))
     # The raw op, for tf.debugging.Assert wraps it in a conditional that costs more than the test.
     too_large = _TOO_LARGE.format(max_pixels)
@@ -279,10 +323,11 @@ def _small_enough(sides: tf.Tensor, max_pixels: int) -> tf.Operation | None:
 def load_image(
     path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS, bit_depth: BitDepth = "16"
 ) -> np.ndarray:
-    """An image file as uint8 [h, w, 3] RGB.
+    """Read an image file as uint8 [h, w, 3] RGB.
 
-    FileNotFoundError if there is no such file; ValueError naming it if it is no whole image, or
-    one of more than `max_pixels`.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no whole image, or has more than `max_pixels`; the error names it.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -296,7 +341,7 @@ def load_image(
 
 
 def why_bad(encoded: tf.Tensor) -> str | None:
-    """Why the bytes do not decode, in a few words; None if they do."""
+    """Return why the bytes do not decode, in a few words; None if they do."""
     try:
         decode(encoded)
     except tf.errors.OpError as error:
@@ -313,18 +358,18 @@ TENSORFLOW_ERRORS = (tf.errors.OpError, UnicodeDecodeError)
 
 
 def reason(error: tf.errors.OpError | UnicodeDecodeError) -> str:
-    """What one of TENSORFLOW_ERRORS says, on one line and without the names of its graph."""
+    """Return the text of one of TENSORFLOW_ERRORS, on one line, without the names of its graph."""
     if isinstance(error, UnicodeDecodeError):
         return "not a record of an image and its label"
     lines = [line.strip() for line in error.message.splitlines() if line.strip()]
     # A graph's error has its name, what is wrong, "[[{{node ...}}]]", and maybe the same again.
     places = [i for i, line in enumerate(lines) if line.startswith("[[{{") and i > 0]
-    said = lines[places[0] - 1] if places else lines[0] if lines else type(error).__name__
+    text = lines[places[0] - 1] if places else lines[0] if lines else type(error).__name__
     # "{{function_node ...}} what is wrong [Op:DecodeImage] name: "
-    said = re.sub(r"^(\{\{.*?\}\} )+|( \[Op:| \[\[\{\{).*$", "", said)
-    said = re.sub(r"^Error in user-defined function .* with iterator: \S+: ", "", said)
-    if found := _TOO_LARGE_SAID.search(said):
-        return f"{found[1]}: height {found[2]}, width {found[3]}; make the image smaller"
-    if gif.TOO_MANY_BLOCKS in said:
+    text = re.sub(r"^(\{\{.*?\}\} )+|( \[Op:| \[\[\{\{).*$", "", text)
+    text = re.sub(r"^Error in user-defined function .* with iterator: \S+: ", "", text)
+    if match := _TOO_LARGE_TEXT.search(text):
+        return f"{match[1]}: height {match[2]}, width {match[3]}; make the image smaller"
+    if gif.TOO_MANY_BLOCKS in text:
         return f"{gif.TOO_MANY_BLOCKS}; save the image again, or as a PNG"
-    return _UNKNOWN if _UNKNOWN in said or "Unknown image file format" in said else said
+    return _UNKNOWN if _UNKNOWN in text or "Unknown image file format" in text else text

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg.augment import may_take_pictures
+from keras_vgg.augment import channels_for, may_take_pictures
 from keras_vgg.console import progress_bars
 from keras_vgg.data.balance import balanced_order
 from keras_vgg.data.decode import decode, transform_encoded
@@ -32,7 +32,7 @@ _random = tf.random.experimental  # pyright: ignore[reportAttributeAccessIssue] 
 
 @dataclass(frozen=True, eq=False)
 class ChannelStatistics:
-    """RGB over the pixels of `images` images.
+    """The statistics of RGB over the pixels of `images` images.
 
     `mean`, `std`: float64 [3] in [0, 255] units. `eigenvalues` [3], descending, and `eigenvectors`
     [3, 3], in columns, of the covariance of RGB in [0, 1] units, for `augment.rgb_shift`.
@@ -51,7 +51,11 @@ class ChannelStatistics:
 
 
 def steps_per_epoch(split: Split, batch_size: int, hosts: int = 1) -> int:
-    """Whole batches in an epoch of training, `batch_size` on each host. ValueError for none."""
+    """Return the number of whole batches in an epoch, each of `batch_size` images on each host.
+
+    Raises:
+        ValueError: there is no whole batch.
+    """
     smallest = split.size // hosts
     if split.records is not None and hosts > 1:
         shares = [split.records.share(host, hosts).size for host in range(hosts)]
@@ -79,7 +83,7 @@ def training_dataset(
     balanced: bool = False,
     batch_transform: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None = None,
 ) -> tf.data.Dataset:
-    """Endless batches (transform's dtype [batch, size, size, 3], int32 [batch]).
+    """Return endless batches (transform's dtype [batch, size, size, 3], int32 [batch]).
 
     They begin with batch `start_step` of epoch `start_epoch`: nothing before it is decoded, nor are
     files before it read, or groups of 16 shards. `transform(image, seed)` maps uint8 [h, w, 3] and
@@ -117,7 +121,7 @@ def training_dataset(
             f"balanced sampling needs images in any order, and split {split.name!r} is read from "
             "TFRecord files; use class weights instead, or a folder of images"
         )
-    load = _loader(split, may_take_pictures(transform))
+    load = _loader(split, transform)
 
     def order_of(epoch: tf.Tensor, order_seed: tf.Tensor) -> tf.Tensor:
         if not balanced:
@@ -175,7 +179,7 @@ def evaluation_dataset(
     host: int = 0,
     hosts: int = 1,
 ) -> tf.data.Dataset:
-    """Every image once, in order: batches (transform's dtype [<=batch, ...], int32 [<=batch]).
+    """Return all images in order: batches (transform's dtype [<=batch, ...], int32 [<=batch]).
 
     The last batch is smaller where the size of the split is no multiple of `batch_size`. None:
     single (image, label) pairs, whose images may differ in size. Of several `hosts` each gets
@@ -204,7 +208,7 @@ def statistics(
     limit: int | None = 10_000,
     verbose: bool = False,
 ) -> ChannelStatistics:
-    """Mean, deviation and principal components of RGB over at most `limit` images of the split.
+    """Return mean, deviation and principal components of RGB over at most `limit` images.
 
     Those images are evenly spaced through it (of a stream: the first ones). Every pixel counts the
     same, so that, without a `transform(image)` to one size, a larger image weighs more; what a
@@ -233,8 +237,8 @@ def statistics(
     total = np.zeros([4, 4])
     with progress_bars(verbose) as bars:
         images = sums.as_numpy_iterator()
-        for found, _ in bars.track(images, total=count, description="statistics"):
-            total += found
+        for image_sums, _ in bars.track(images, total=count, description="statistics"):
+            total += image_sums
     mean = total[:3, 3] / total[3, 3]
     covariance = total[:3, :3] / total[3, 3] - np.outer(mean, mean)
     eigenvalues, eigenvectors = np.linalg.eigh(covariance)
@@ -248,45 +252,56 @@ def statistics(
     )
 
 
-def _loader(split: Split, lazy: bool) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """What turns an index, or an (encoded, label) record, into (transform(image), label).
+def _loader(split: Split, transform: Callable) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """Return what turns an index, or an (encoded, label) record, into (of_image(image), label).
 
-    The label is int32 [], or uint8 [classes] where an image may have several.
-
-    `lazy`: the transform takes a Picture.
+    The label is int32 [], or uint8 [classes] where an image may have several. `of_image` is
+    `transform`, or calls it: it is given a Picture, or one channel, if `transform` takes that.
     """
+    lazy, channels = may_take_pictures(transform), channels_for(transform)
 
-    def transformed(encoded: tf.Tensor, transform: Callable) -> tf.Tensor:
+    def transformed(encoded: tf.Tensor, of_image: Callable) -> tf.Tensor:
         if lazy:
-            return transform_encoded(encoded, transform, bit_depth=split.bit_depth)
-        return transform(decode(encoded, bit_depth=split.bit_depth))
+            return transform_encoded(
+                encoded, of_image, bit_depth=split.bit_depth, channels=channels
+            )
+        return of_image(decode(encoded, bit_depth=split.bit_depth))
 
     if split.records is not None:
-        return lambda record, transform: (
-            transformed(record[0], transform),
+        return lambda record, of_image: (
+            transformed(record[0], of_image),
             tf.cast(record[1], tf.int32),
         )
     # On the CPU, where tf.data runs: a GPU would be given a copy it does not need.
     with tf.device("CPU"):
         labels = tf.constant(labels_of(split), tf.uint8 if split.several_labels else tf.int32)
-        pixels = tf.constant(pictures_of(split))
+        pictures = tf.constant(_kept_channels(pictures_of(split), channels))
 
-    def load(index: tf.Tensor, transform: Callable) -> tuple[tf.Tensor, tf.Tensor]:
-        found = tf.gather(pixels, index)
+    def load(index: tf.Tensor, of_image: Callable) -> tuple[tf.Tensor, tf.Tensor]:
+        picture = tf.gather(pictures, index)
         if split.images is None:
-            image = transformed(tf.io.read_file(found), transform)
+            image = transformed(tf.io.read_file(picture), of_image)
         else:
-            image = transform(found)
+            image = of_image(picture)
         return image, tf.gather(labels, index)
 
     return load
 
 
+def _kept_channels(pictures: np.ndarray, channels: int) -> np.ndarray:
+    """Return images of one channel for [n, h, w, 3] that are grey, and any others as they are."""
+    if channels == 3 or pictures.ndim != 4:
+        return pictures
+    red, *others = np.moveaxis(pictures, -1, 0)
+    is_grey = all(np.array_equal(red, other) for other in others)
+    return red[..., np.newaxis] if is_grey else pictures
+
+
 def _in_order(split: Split, indices: np.ndarray, transform: Callable) -> tf.data.Dataset:
-    """(transform(image), label) at the ascending `indices`; of records, of as many first ones."""
+    """Return (transform(image), label) at ascending `indices`; from records, the first ones."""
     if split.records is not None:
         return _decoded(split, split.records.dataset().take(len(indices)), transform)
-    load = _loader(split, may_take_pictures(transform))
+    load = _loader(split, transform)
     return tf.data.Dataset.from_tensor_slices(indices).map(
         lambda index: load(index, transform),
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -295,8 +310,8 @@ def _in_order(split: Split, indices: np.ndarray, transform: Callable) -> tf.data
 
 
 def _decoded(split: Split, records: tf.data.Dataset, transform: Callable) -> tf.data.Dataset:
-    """(transform(image), label) of records."""
-    load = _loader(split, may_take_pictures(transform))
+    """Return (transform(image), label) of each record."""
+    load = _loader(split, transform)
     return records.map(
         lambda *record: load(record, transform),
         num_parallel_calls=tf.data.AUTOTUNE,
@@ -305,7 +320,7 @@ def _decoded(split: Split, records: tf.data.Dataset, transform: Callable) -> tf.
 
 
 def _mixed(records: Records, seed: tf.Tensor, skip: tf.Tensor) -> tf.data.Dataset:
-    """(encoded image, label) of every record after the first `skip`, in an order decided by `seed`.
+    """Return (encoded image, label) of the records after the first `skip`, in the order of `seed`.
 
     Shards are drawn without replacement, MIXED_SHARDS at a time; such a group is read in turns and
     shuffled by itself, so that whole groups can be skipped without reading them.
@@ -324,7 +339,7 @@ def _mixed(records: Records, seed: tf.Tensor, skip: tf.Tensor) -> tf.data.Datase
         start = tf.cast(number, tf.int32) * MIXED_SHARDS
         members = order[start : start + MIXED_SHARDS]
         columns = tuple(tf.gather(column, members) for column in (paths, starts, stops))
-        found = tf.data.Dataset.from_tensor_slices(columns).interleave(
+        group_records = tf.data.Dataset.from_tensor_slices(columns).interleave(
             records.read,  # pyright: ignore[reportArgumentType]  # the stub has one column
             cycle_length=MIXED_SHARDS,
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -332,14 +347,14 @@ def _mixed(records: Records, seed: tf.Tensor, skip: tf.Tensor) -> tf.data.Datase
         )
         # The stub has ints for tensors.
         group_seed = tf.random.fold_in(seed, number)  # pyright: ignore[reportArgumentType]
-        return _shuffled(found, group_seed)  # pyright: ignore[reportArgumentType]
+        return _shuffled(group_records, group_seed)  # pyright: ignore[reportArgumentType]
 
     numbers = tf.data.Dataset.range(tf.cast(first, tf.int64), tf.cast(groups, tf.int64))
     return numbers.flat_map(group).skip(skip - passed)
 
 
 def _shuffled(records: tf.data.Dataset, seed: tf.Tensor) -> tf.data.Dataset:
-    """Dataset.shuffle with a tensor of two seeds.
+    """Return what Dataset.shuffle does with a tensor of two seeds.
 
     The method itself mixes the global seed in, and fails on a tensor where that is 0.
     """

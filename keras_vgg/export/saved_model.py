@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from keras_vgg.augment import may_take_pictures
+from keras_vgg.augment import channels_for, may_take_pictures
 from keras_vgg.data.decode import (
     MAX_UPLOAD_PIXELS,
     BitDepth,
@@ -127,7 +127,9 @@ def _classify(
         with tf.control_dependencies(_header_checks(index, encoded)):
             encoded = tf.identity(encoded)
         if decodes_lazily:
-            transformed = transform_encoded(encoded, transform, MAX_UPLOAD_PIXELS, bit_depth)
+            transformed = transform_encoded(
+                encoded, transform, MAX_UPLOAD_PIXELS, bit_depth, channels_for(transform)
+            )
         else:
             transformed = transform(decode(encoded, MAX_UPLOAD_PIXELS, bit_depth))
         return tf.cast(transformed, tf.float32)
