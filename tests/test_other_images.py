@@ -13,6 +13,7 @@ from PIL import Image
 from keras_vgg import cli, data, evaluation, runs
 from keras_vgg.fit import Run, describe, load_source
 from keras_vgg.recipe import Recipe
+from keras_vgg.runs import images
 from keras_vgg.runs.images import open_split
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -182,6 +183,20 @@ def test_images_that_have_changed(run: Run, capsys: pytest.CaptureFixture[str]) 
     assert recorded.key.startswith("all_of_own_")
 
 
+def test_several_labels_are_matched_by_name(run: Run) -> None:
+    labels = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 0]], np.uint8)
+    split = data.Split("train", 3, labels, paths=np.array(["a", "b", "c"]))
+    kept, present = data.relabelled(split, np.array([3, -1, 0]), 4)
+    assert kept.labels.tolist() == [[1, 0, 0, 1], [0, 0, 0, 0]]
+    assert (kept.paths.tolist(), present) == (["a", "c"], {0, 3})
+    one = data.Split("train", 4, np.array([0, 1, -1, 2]), paths=np.array(list("abcd")))
+    kept, present = data.relabelled(one, np.array([3, -1, 0]), 4)
+    assert (kept.labels.tolist(), kept.paths.tolist(), present) == ([3, 0], ["a", "d"], {0, 3})
+    source = data.Source("csv:x", run.class_names, split, None, None)
+    with pytest.raises(ValueError, match=r"gives an image several labels, and .*/run one label"):
+        images._of_another_set(run, source, None, "csv:x", "error")
+
+
 def test_results_on_another_set_are_not_published(run: Run, other: Path) -> None:
     run.add_results(validation_accuracy=0.5, training_seconds=1.0)
     before = runs.model_card(run, "owner/name")
@@ -260,8 +275,8 @@ def test_a_network_that_is_no_better_than_a_guess_says_so(capsys) -> None:
     labels = np.array([0] * 10 + [1] * 2)
     always = np.tile(np.array([0.9, 0.1], np.float32), (12, 1))
     evaluated = evaluation.Evaluation(labels, always, ("cat", "dog"))
-    images = RunImages(data.Split("test", 12, labels, paths=np.array(["a"] * 12)), "test")
-    Evaluate((Path("run"),), specificity=0.9)._show_figures(Recorded("test", evaluated, images))
+    tested = RunImages(data.Split("test", 12, labels, paths=np.array(["a"] * 12)), "test")
+    Evaluate((Path("run"),), specificity=0.9)._show_figures(Recorded("test", evaluated, tested))
     text = " ".join(capsys.readouterr().out.split())
     for row in (
         "top-1 accuracy 83.33% (58.33% to 100.00%) not above 83.33%, one answer for all",

@@ -22,6 +22,7 @@ from keras_vgg.data.pipeline import (
     training_dataset,
 )
 from keras_vgg.data.records import pack, verify
+from keras_vgg.data.relabel import relabelled
 from keras_vgg.data.show import contact_sheet
 from keras_vgg.data.sides import median_smallest_side
 from keras_vgg.data.sources import load_source
@@ -46,6 +47,7 @@ __all__ = [
     "median_smallest_side",
     "pack",
     "raise_for_bad_images",
+    "relabelled",
     "statistics",
     "steps_per_epoch",
     "take_inventory",

@@ -26,7 +26,7 @@ from keras_vgg.runs.folds import (
     open_cross_validation,
 )
 from keras_vgg.runs.images import RunImages, open_images
-from keras_vgg.runs.paper_tables import paper_scales, paper_tables
+from keras_vgg.runs.paper import paper_scales, paper_tables
 from keras_vgg.runs.predict import predict_files
 from keras_vgg.runs.predictor import Answer, Predictor
 from keras_vgg.runs.push import model_card, push_run

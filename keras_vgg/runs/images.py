@@ -6,8 +6,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,6 +210,12 @@ def _of_another_set(
     name: str,
     unknown_classes: UnknownClasses,
 ) -> RunImages:
+    if other.several_labels != run.several_labels:
+        kinds = {True: "several labels", False: "one label"}
+        raise ValueError(
+            f"source {name} gives an image {kinds[other.several_labels]}, and {run.directory} "
+            f"{kinds[run.several_labels]}; choose a set of the same kind"
+        )
     splits = other.splits()
     if list(splits) == ["train"]:
         if split not in (None, "all"):
@@ -234,16 +239,15 @@ def _of_another_set(
     for left_out in other.left_out:
         _say(f"{name}: not read: {left_out}")
     classes, skipped = _matched(run, other.class_names, name, unknown_classes)
-    labelled, present = _with_labels_of_run(chosen, np.array(classes), len(run.class_names))
+    labelled, present = data.relabelled(chosen, np.array(classes), len(run.class_names))
     absent = [one for number, one in enumerate(run.class_names) if number not in present]
     if absent:
         image = "image" if split_name == "all" else f"{split_name} image"
         _say(f"{name} has no {image} of {_listed(absent)}")
     if labelled.size < chosen.size:
-        _say(
-            f"{name}: {chosen.size - labelled.size:,} of {chosen.size:,} images are left out: the "
-            f"run does not know {_listed(skipped)}"
-        )
+        why = f"the run does not know {_listed(skipped)}" if skipped else "they have no label"
+        left_out = f"{chosen.size - labelled.size:,} of {chosen.size:,} images are left out"
+        _say(f"{name}: {left_out}: {why}")
     if not labelled.size:
         raise ValueError(f"source {name}: the run knows no class of the {split_name} images")
     return RunImages(labelled, split_name, name, tuple(classes), tuple(skipped))
@@ -280,45 +284,6 @@ def _matched(
             "classes, or leave their images out with --unknown-classes skip"
         )
     return [numbers.get(one, -1) for one in class_names], unknown
-
-
-def _with_labels_of_run(
-    split: data.Split, classes: np.ndarray, classes_of_run: int
-) -> tuple[data.Split, set[int]]:
-    """Return the images of known classes, with the run's class numbers, and the numbers present.
-
-    Args:
-        split: A split with the other set's labels. An image with several labels is left out if the
-            run does not know one of them.
-        classes: The run's number of each class, -1 for unknown.
-        classes_of_run: How many classes the run has.
-    """
-    if split.several_labels:
-        others = np.asarray(split.labels)
-        labels = np.zeros((split.size, classes_of_run), np.uint8)
-        labels[:, classes[classes >= 0]] = others[:, classes >= 0]
-        known = np.flatnonzero(~others[:, classes < 0].any(axis=1))
-        kept = replace(split, labels=labels).take(known)
-        return kept, set(np.flatnonzero(labels[known].any(axis=0)).tolist())
-    if split.records is None:
-        labels = classes[np.asarray(split.labels)].astype(np.int32)
-        known = np.flatnonzero(labels >= 0)
-        kept = replace(split, labels=labels).take(known)
-        return kept, set(labels[known].tolist())
-    numbers = split.records.dataset().map(lambda _, label: label).as_numpy_iterator()
-    labels = classes[np.fromiter(numbers, np.int64, split.size)]
-    parse = partial(_parse_with_labels_of_run, parse=split.records.parse, classes=classes)
-    mapped = replace(split, records=replace(split.records, parse=parse))
-    unknown = np.flatnonzero(labels < 0).tolist()
-    kept = mapped.without(unknown) if unknown else mapped
-    return kept, set(labels[labels >= 0].tolist())
-
-
-def _parse_with_labels_of_run(serialized: Any, *, parse: Any, classes: np.ndarray) -> Any:
-    import tensorflow as tf
-
-    encoded, label = parse(serialized)
-    return encoded, tf.gather(tf.constant(classes, tf.int32), label)
 
 
 def _listed(names: Sequence[str]) -> str:

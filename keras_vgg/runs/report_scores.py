@@ -84,18 +84,20 @@ def label_scores_of(
 
 def evaluated_labels_of(results: dict[str, Any]) -> list[report.EvaluatedLabels]:
     """Return the evaluations of several labels an image in results.json."""
-    names = ("mean_average_precision", "auc", "micro_f1", "macro_f1", "exact_match")
     return [
         report.EvaluatedLabels(
             key,
             figures["count"],
-            figures[names[0]],
+            figures["mean_average_precision"],
             figures.get("mean_average_precision_interval"),
-            *(figures[name] for name in names[1:]),
+            figures["auc"],
+            figures["micro_f1"],
+            figures["macro_f1"],
+            figures["exact_match"],
             figures.get("source"),
         )
         for key, figures in results.items()
-        if isinstance(figures, dict) and names[0] in figures
+        if isinstance(figures, dict) and "mean_average_precision" in figures
     ]
 
 
@@ -104,9 +106,11 @@ def _row(figure: evaluation.Figure) -> report.FigureRow:
     if threshold is not None:
         title = f"{title}, from a probability of {threshold:.4g} on"
     baseline = "" if figure.baseline is None else figure.number(figure.baseline)
-    texts = (figure.value_text(), figure.interval_text(), baseline)
-    spaced = (text.replace("%", "\N{NO-BREAK SPACE}%") for text in texts)
-    return report.FigureRow(title, *spaced, figure.above_baseline)
+    value, interval, baseline = (
+        text.replace("%", "\N{NO-BREAK SPACE}%")
+        for text in (figure.value_text(), figure.interval_text(), baseline)
+    )
+    return report.FigureRow(title, value, interval, baseline, figure.above_baseline)
 
 
 def _none_for_nan(values: np.ndarray) -> list[float | None]:
