@@ -86,11 +86,6 @@ def with_thresholds(
         ValueError, OSError: as `evaluate_labels`.
     """
     run, images = evaluator.run, evaluator.images
-    if not images.split.several_labels:
-        raise ValueError(
-            f"{images.title} have one label each, and {run.directory} gives an image several; "
-            "evaluate it on a table with a column of labels"
-        )
     evaluated = evaluator.labels_of(plan)
     thresholds = read_thresholds(run, name)
     if thresholds is None:
