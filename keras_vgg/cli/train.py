@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from keras_vgg.console import show
 from keras_vgg.recipe import Recipe
-from keras_vgg.run import Run
+
+if TYPE_CHECKING:
+    from keras_vgg.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,8 @@ class Train:
             return
         if self.extend is not None and self.finish:
             raise ValueError("--extend goes on with a run, and --finish ends it: choose one")
+        from keras_vgg.run import Run
+
         if self.recipe not in (Recipe(), Run.open(self.workdir).recipe):
             raise ValueError(
                 f"--extend and --finish use the recipe of {self.workdir}: leave out the recipe and "

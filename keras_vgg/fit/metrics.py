@@ -66,7 +66,7 @@ class BalancedAccuracy(keras.metrics.Metric):
         self.images = self.add_variable((classes,), "zeros", dtype="float32", name="images")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        ops = keras.ops
+        ops: Any = keras.ops
         labels = ops.argmax(y_true, axis=-1)
         classes = ops.one_hot(labels, self.images.shape[0], dtype="float32")
         if sample_weight is not None:
@@ -76,7 +76,7 @@ class BalancedAccuracy(keras.metrics.Metric):
         self.right.assign_add(ops.sum(classes * ops.reshape(is_right, (-1, 1)), axis=0))
 
     def result(self) -> Any:
-        ops = keras.ops
+        ops: Any = keras.ops
         shares = self.right / ops.maximum(self.images, 1.0)
         present = ops.sum(ops.cast(self.images > 0, "float32"))
         return ops.sum(shares) / ops.maximum(present, 1.0)
