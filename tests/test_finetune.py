@@ -280,6 +280,13 @@ def test_the_command_says_what_it_did_and_what_is_next(finished, photos, monkeyp
     assert workdir.parts == ("runs", photos.name)
     assert options == {"init": "a.h5", "head_only": False, "verbose": 2, "epochs": 3}
     out = capsys.readouterr().out
-    for text in ("validation accuracy", "test accuracy", "of 12 images", "report.html", "next: "):
+    for text in (
+        "validation accuracy",
+        "test accuracy",
+        "of 12 images",
+        "majority baseline",
+        "report.html",
+        "next: ",
+    ):
         assert text in out
     assert Recipe.from_json((finished.directory / "recipe.json").read_text()) == finished.recipe

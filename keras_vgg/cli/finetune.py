@@ -93,6 +93,11 @@ class Finetune:
                 f"test accuracy {test['top1']:.2%} ({low:.2%} to {high:.2%}) of "
                 f"{test['count']:,} images"
             )
+            if test.get("balanced_accuracy") is not None:
+                show(
+                    f"majority baseline {test['majority_share']:.2%} (always "
+                    f"{test['majority_class']}), balanced accuracy {test['balanced_accuracy']:.2%}"
+                )
         show(
             f"{run.directory / 'report.html'}\n"
             f"next: keras-vgg predict {run.directory} IMAGE; keras-vgg explain {run.directory} "
