@@ -14,11 +14,13 @@ import pytest
 from PIL import Image
 
 from keras_vgg import Predictor, cli, export_run, runs
+from keras_vgg.data.split import pictures_of
 from keras_vgg.evaluation.temperature import apply_temperature
 from keras_vgg.run import Run
 from keras_vgg.runs.calibration import calibrate_run, read_calibration
 from keras_vgg.runs.images import open_split
 from tests import pages
+from tests.test_predict import array
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +73,8 @@ def test_predict_uses_the_temperature_unless_told_otherwise(run: Run, photo: Pat
 
     calibration = read_calibration(run)
     assert calibration is not None
-    expected = apply_temperature(own.probabilities[np.newaxis], calibration.temperature)[0]
-    np.testing.assert_allclose(answer.probabilities, expected, atol=1e-7)
+    expected = apply_temperature(array(own)[np.newaxis], calibration.temperature)[0]
+    np.testing.assert_allclose(array(answer), expected, atol=1e-7)
     assert cli.main(["predict", str(run.directory), str(photo), "--format", "csv"]) == 0
     assert "probabilities are calibrated: temperature" in capsys.readouterr().err
     options = ["--no-calibrated", "--top", "all", "--format", "jsonl"]
@@ -80,11 +82,11 @@ def test_predict_uses_the_temperature_unless_told_otherwise(run: Run, photo: Pat
     out, err = capsys.readouterr()
     assert "calibrated" not in err
     first = json.loads(out)["probabilities"][0]["probability"]
-    assert first == pytest.approx(own.probabilities.max(), abs=1e-7)
+    assert first == pytest.approx(array(own).max(), abs=1e-7)
 
 
 def test_unknown_below_the_threshold_of_a_share(run: Run, capsys):
-    images = list(open_split(run, "validation").images)
+    images = list(pictures_of(open_split(run, "validation")))
 
     names = [answer.name for answer in Predictor(run, unknown=0.8)(images)]
 
@@ -146,13 +148,13 @@ def test_a_file_states_what_it_expects(run: Run, exported: Path):
 
 
 def test_a_calibrated_file_answers_like_the_calibrated_run(run: Run, exported: Path, photo: Path):
-    images = [photo, *open_split(run, "validation").images[:3]]
+    images = [photo, *pictures_of(open_split(run, "validation"))[:3]]
     expected = Predictor(run, unknown=0.95)(images)
 
     answers = Predictor(exported / "model.tflite", unknown=0.95)(images)
 
     for answer, of_run in zip(answers, expected, strict=True):
-        np.testing.assert_allclose(answer.probabilities, of_run.probabilities, atol=1e-5)
+        np.testing.assert_allclose(array(answer), array(of_run), atol=1e-5)
         assert answer.threshold == pytest.approx(of_run.threshold)
         assert answer.class_names == of_run.class_names
     with pytest.raises(
@@ -184,7 +186,7 @@ def test_ten_lines_without_this_package(
     with contextlib.redirect_stdout(io.StringIO()):
         exec(compile(script, "export.md", "exec"), scope)
 
-    np.testing.assert_allclose(scope["probabilities"], expected.probabilities, atol=5e-3)
+    np.testing.assert_allclose(scope["probabilities"], array(expected), atol=5e-3)
     assert expected.class_names[scope["probabilities"].argmax()] == expected.name
 
 
@@ -200,4 +202,4 @@ def test_every_format_states_the_same(run: Run, photo: Path, tmp_path: Path):
         (answer,) = predictor([photo])
         assert predictor.notes == ()
         assert answer.class_names == run.class_names
-        np.testing.assert_allclose(answer.probabilities, expected.probabilities, atol=bound)
+        np.testing.assert_allclose(array(answer), array(expected), atol=bound)

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from keras_vgg import cli, convert, data, export, runs
+from keras_vgg.data.split import labels_of, pictures_of
 from keras_vgg.fit import Run
 from keras_vgg.models import vgg
 from keras_vgg.runs import export as exporting
@@ -216,10 +217,12 @@ def other_digits(run: Run, tmp_path: Path) -> str:
     """A folder: source with images of two of the run's classes, in no splits."""
     split = runs.images.open_split(run, "train")
     for place in range(60):
-        name = run.class_names[split.labels[place]]
+        name = run.class_names[labels_of(split)[place]]
         if name in "37":
             (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(split.images[place]).save(tmp_path / "set" / name / f"{place}.png")
+            Image.fromarray(pictures_of(split)[place]).save(
+                tmp_path / "set" / name / f"{place}.png"
+            )
     return f"folder:{tmp_path / 'set'}"
 
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow as tf
 
-from keras_vgg import data
-from keras_vgg.augment import may_take_pictures
 from keras_vgg.console import progress_bars
-from keras_vgg.data.decode import TENSORFLOW_ERRORS, decode, reason, transform_encoded
+from keras_vgg.data.image_loader import ImageLoader
 from keras_vgg.finite import check_range, require_finite_images
 from keras_vgg.run import Run
 from keras_vgg.runs.classifier import Overrides, open_classifier
@@ -159,7 +156,7 @@ class Predictor:
         # With five sizes, TensorFlow would warn of frequent tracing.
         parts = (self._batch_size // divisor for divisor in (16, 4, 1))
         self._sizes = sorted({1, *(size for size in parts if size)})
-        self._of_file, self._of_array = _loaders(classifier.transform, classifier.bit_depth)
+        self._loader = ImageLoader(classifier.transform, classifier.bit_depth)
 
     @property
     def several_labels(self) -> bool:
@@ -171,7 +168,7 @@ class Predictor:
 
     def stream(
         self, images: Iterable[Any], *, total: int | None = None, verbose: bool = False
-    ) -> Iterator[Answer]:
+    ) -> Generator[Answer, None, None]:
         """Yield the answers to images one after the other, in their order.
 
         A file that is missing or damaged gets an answer with a reason.
@@ -206,23 +203,17 @@ class Predictor:
 
     def _prepared(self, image: Any) -> tuple[str | None, np.ndarray | None, str]:
         """Return the path, the image for the network and the reason of a bad file."""
-        if isinstance(image, (str, bytes, os.PathLike)):
-            path = os.fsdecode(image)
-            view, why = self._of_path(path)
-            return path, view, why
-        return None, self._of_array(_pixels(image)).numpy(), ""
-
-    def _of_path(self, path: str) -> tuple[np.ndarray | None, str]:
-        path = os.path.expanduser(path)
-        if not os.path.isfile(path):
-            return None, "is a folder" if os.path.isdir(path) else "no such image file"
+        if not isinstance(image, (str, bytes, os.PathLike)):
+            return None, self._loader.of_array(_pixels(image)), ""
+        path = os.fsdecode(image)
         try:
-            return self._of_file(os.fsencode(path)).numpy(), ""
-        except TENSORFLOW_ERRORS as error:
-            empty = os.path.isfile(path) and os.path.getsize(path) == 0
-            return None, "the file is empty" if empty else reason(error)
+            return path, self._loader.of_file(path), ""
+        except (OSError, ValueError) as error:
+            return path, None, str(error)
 
-    def _answers(self, waiting: collections.deque[Future], count: int) -> Iterator[Answer]:
+    def _answers(
+        self, waiting: collections.deque[Future], count: int
+    ) -> Generator[Answer, None, None]:
         """Yield the answers to the first images that wait, which run as one batch."""
         prepared = [waiting.popleft().result() for _ in range(count)]
         views = [view for _, view, _ in prepared if view is not None]
@@ -241,36 +232,6 @@ class Predictor:
         batch = np.zeros((size, *views[0].shape), np.float32)
         batch[: len(views)] = views
         return self._network(batch)[: len(views)].copy()
-
-
-def _loaders(
-    transform: Callable, bit_depth: data.BitDepth
-) -> tuple[Callable[[bytes], tf.Tensor], Callable[[np.ndarray], tf.Tensor]]:
-    """Return functions from a path, and from an array, to an image for the network.
-
-    Each is traced once, whatever the sizes of the images.
-    """
-
-    def of_file(path: tf.Tensor) -> tf.Tensor:
-        encoded = tf.io.read_file(path)
-        if may_take_pictures(transform):
-            return transform_encoded(encoded, transform, bit_depth=bit_depth)
-        return transform(decode(encoded, bit_depth=bit_depth))
-
-    def on_cpu(function: Callable, spec: tf.TensorSpec) -> Callable[..., tf.Tensor]:
-        with tf.device("CPU"):
-            traced = tf.function(function, input_signature=[spec]).get_concrete_function()
-
-        def call(value: Any) -> tf.Tensor:
-            with tf.device("CPU"):
-                return traced(tf.constant(value, spec.dtype))
-
-        return call
-
-    return (
-        on_cpu(of_file, tf.TensorSpec([], tf.string)),
-        on_cpu(transform, tf.TensorSpec([None, None, 3], tf.float32)),
-    )
 
 
 def _pixels(image: Any) -> np.ndarray:
@@ -300,4 +261,4 @@ def _pixels(image: Any) -> np.ndarray:
         raise ValueError(f"an image must have numbers in [0, 255], not {pixels.dtype}")
     require_finite_images(pixels, "an image holds")
     check_range(pixels, subject="an image", advice="pass values in [0, 255]")
-    return np.broadcast_to(pixels, (*pixels.shape[:2], 3)).astype(np.float32)
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
