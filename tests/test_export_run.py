@@ -219,10 +219,9 @@ def other_digits(run: Run, tmp_path: Path) -> str:
     for place in range(60):
         name = run.class_names[labels_of(split)[place]]
         if name in "37":
-            (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pictures_of(split)[place]).save(
-                tmp_path / "set" / name / f"{place}.png"
-            )
+            folder = tmp_path / "set" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pictures_of(split)[place]).save(folder / f"{place}.png")
     return f"folder:{tmp_path / 'set'}"
 
 

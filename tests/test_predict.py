@@ -336,6 +336,9 @@ def test_wrong_arguments_of_a_predictor(run: Run, network: Path, tmp_path: Path)
     predictor = Predictor(network)
     with pytest.raises(ValueError, match="put the one image into a list"):
         predictor("photo.jpg")
+    with pytest.raises(ValueError, match="put the one image into a list"):
+        predictor(np.zeros((40, 40, 3), np.uint8))
+    assert len(predictor(np.zeros((2, 40, 40, 3), np.uint8))) == 2
     with pytest.raises(ValueError, match=r"ndarray \(4, 4, 7\)"):
         predictor([np.zeros((4, 4, 7))])
     with pytest.raises(ValueError, match="not finite"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,16 +174,18 @@ class Predictor:
         A file that is missing or damaged gets an answer with a reason.
 
         Args:
-            images: Paths, PIL images and arrays; read as the answers are taken.
+            images: Paths, PIL images and arrays, or one array [n, h, w, 3]; read as the answers
+                are taken.
             total: How many there are, for the progress bar.
             verbose: Show a progress bar on stderr.
 
         Raises:
             ValueError: an array or a PIL image is no image of one or three channels in [0, 255].
         """
-        if isinstance(images, (str, bytes, os.PathLike, np.ndarray)):
+        one_array = isinstance(images, np.ndarray) and images.ndim != 4
+        if one_array or isinstance(images, (str, bytes, os.PathLike)):
             raise ValueError("images must be a list of images; put the one image into a list")
-        if total is None and isinstance(images, Sequence):
+        if total is None and isinstance(images, (Sequence, np.ndarray)):
             total = len(images)
         threads = min(8, os.cpu_count() or 1)
         with ThreadPoolExecutor(threads) as pool, progress_bars(verbose) as progress:
@@ -211,9 +213,7 @@ class Predictor:
         except (OSError, ValueError) as error:
             return path, None, str(error)
 
-    def _answers(
-        self, waiting: collections.deque[Future], count: int
-    ) -> Generator[Answer, None, None]:
+    def _answers(self, waiting: collections.deque[Future], count: int) -> Iterator[Answer]:
         """Yield the answers to the first images that wait, which run as one batch."""
         prepared = [waiting.popleft().result() for _ in range(count)]
         views = [view for _, view, _ in prepared if view is not None]
