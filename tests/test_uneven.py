@@ -13,7 +13,9 @@ from sklearn.metrics import balanced_accuracy_score
 from keras_vgg import data
 from keras_vgg.data.balance import balanced_order
 from keras_vgg.fit.metrics import BalancedAccuracy, loss_for, metrics_for
+from keras_vgg.fit.progress import epoch_figures, log_line, table_row
 from keras_vgg.fit.schedule import best_row, is_over, plateau_drops
+from keras_vgg.fit.verdict import guessed_classes
 from keras_vgg.recipe import Recipe
 
 LABELS = np.repeat([0, 1, 2, 4], [600, 60, 6, 30])  # no image is of class 3
@@ -153,6 +155,20 @@ def test_the_figure_that_selects_decides():
     assert is_over(balanced.replace(select_by="accuracy"), history)
 
 
+def test_guesses_are_told_from_a_network_that_has_learned():
+    labels = np.repeat([0, 1, 3], [400, 40, 6])
+    guesses = guessed_classes(labels)
+    rng = np.random.default_rng(0)
+    drawn = np.mean([rng.binomial(n, 1 / 3, 2000) / n for n in (400, 40, 6)], axis=0)
+    assert guesses.share == pytest.approx(1 / 3)
+    assert np.mean(drawn > guesses.limit) == pytest.approx(0.05, abs=0.02)
+    # An answer that is always the same has an accuracy of 90 %, and a balanced accuracy of 33 %.
+    assert guesses.explains(balanced_accuracy_score(labels, np.zeros(446)))
+    assert not guesses.explains(0.6)
+    assert "balanced accuracy, 33.33%, is no better than guessing" in guesses.final_line(1 / 3)
+    assert not guessed_classes(np.array([0, 1])).can_be_beaten
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -170,6 +186,16 @@ def test_the_figure_that_selects_decides():
 def test_wrong_fields_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**fields)
+
+
+def test_the_selecting_figure_is_shown():
+    row = rows((0.9, 0.25))[0]
+    row |= {"loss": 1.0, "accuracy": 0.9, "images_per_second": 1, "learning_rate": 0.1}
+    figures = epoch_figures(row | {"seconds": 1.0}, 999, 10.0, True)
+    assert "val_balanced_accuracy 25.00 %" in log_line(figures)
+    assert "val_accuracy" not in log_line(figures)
+    assert "balanced val" in table_row(figures, headings=True)
+    assert len(table_row(figures)) == len(table_row(figures, headings=True)) <= 80
 
 
 @pytest.mark.slow

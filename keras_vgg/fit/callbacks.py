@@ -14,7 +14,7 @@ from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.keeping import Keeper
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
 from keras_vgg.fit.stopping import StopRequest
-from keras_vgg.fit.verdict import Commonest, RandomAnswers
+from keras_vgg.fit.verdict import Baseline, Commonest
 from keras_vgg.run import Run
 
 
@@ -45,7 +45,7 @@ class Recorder(keras.callbacks.Callback):
         steps_per_epoch: int,
         full_model: keras.Model | None = None,
         stop: StopRequest | None = None,
-        commonest: Commonest | RandomAnswers | None = None,
+        commonest: Baseline | None = None,
     ) -> None:
         super().__init__()
         self._keeper = Keeper(run, full_model)

@@ -14,7 +14,7 @@ from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.inputs import evaluation_transform
 from keras_vgg.fit.metrics import metrics_for
 from keras_vgg.fit.preparation import Prepared
-from keras_vgg.fit.schedule import best_row, figure_column, selecting_column
+from keras_vgg.fit.schedule import best_row, compared_column, figure_column, selecting_column
 from keras_vgg.run import Run
 
 _MEASURED_IMAGES = 1000  # training images that the kept model is tested on
@@ -97,8 +97,9 @@ def _print_verdict(run: Run, recorder: Recorder, prepared: Prepared) -> None:
     if 0 < recorder.commonest.share < 1 and not recorder.commonest.can_be_beaten:
         print(recorder.commonest.too_few_line())
     column = figure_column(best)
-    if recorder.commonest.explains(best[column]):
-        print(recorder.commonest.final_line(best[column]))
+    compared = best[compared_column(best)]
+    if recorder.commonest.explains(compared):
+        print(recorder.commonest.final_line(compared))
         print(verdict.advice(recipe, recorder.history, recorder.commonest.share))
     batches = int(best["epoch"]) * recorder.steps_per_epoch * recipe.gradient_accumulation
     images = min(prepared.source.train.size, _MEASURED_IMAGES)

@@ -16,7 +16,7 @@ import keras
 
 from keras_vgg.console import duration
 from keras_vgg.fit.callbacks import Recorder
-from keras_vgg.fit.schedule import figure_column
+from keras_vgg.fit.schedule import compared_column, figure_column
 from keras_vgg.fit.timing import Timing
 from keras_vgg.fit.verdict import is_due
 from keras_vgg.recipe import Recipe
@@ -218,7 +218,7 @@ class TrainingProgress(keras.callbacks.Callback):
 
     def _say_if_useless(self, epoch: int) -> None:
         row = self._recorder.history[-1]
-        value = row[figure_column(row)]
+        value = row[compared_column(row)]
         if not self._recorder.commonest.explains(value):
             return
         line = self._recorder.commonest.line(value, epoch)

@@ -72,8 +72,13 @@ def selecting_column(recipe: Recipe, history: Sequence[Row]) -> str:
 
 
 def figure_column(row: Row) -> str:
-    """Return the column of the figure to compare with answers without looking at an image."""
+    """Return the column of the figure that every run of this kind has."""
     return "val_pr_auc" if "val_pr_auc" in row else "val_accuracy"
+
+
+def compared_column(row: Row) -> str:
+    """Return the column that a `keras_vgg.fit.verdict.Baseline` explains, or not."""
+    return "val_balanced_accuracy" if "val_balanced_accuracy" in row else figure_column(row)
 
 
 def best_row(history: Sequence[Row], recipe: Recipe | None = None) -> Row:

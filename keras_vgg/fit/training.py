@@ -102,7 +102,7 @@ def run_training(
     return original
 
 
-def _commonest(prepared: Prepared) -> verdict.Commonest | verdict.RandomAnswers:
+def _commonest(prepared: Prepared) -> verdict.Baseline:
     """Return what answers without looking at an image would have right."""
     names = prepared.source.class_names
     labels = prepared.validation.labels
@@ -110,6 +110,8 @@ def _commonest(prepared: Prepared) -> verdict.Commonest | verdict.RandomAnswers:
         return verdict.random_answers(labels)
     if labels is None:  # in TFRecord files; no class is less common than this
         return verdict.Commonest(None, 1 / len(names), prepared.validation.size)
+    if prepared.recipe.select_by == "balanced_accuracy":
+        return verdict.guessed_classes(labels)
     counts = np.bincount(labels)
     share = float(counts.max() / counts.sum())
     return verdict.Commonest(names[int(counts.argmax())], share, prepared.validation.size)

@@ -17,6 +17,7 @@ _GAP = 0.1  # accuracy in training above the same images' in evaluation
 _STUCK = 0.02  # of the first loss: a change that is none
 _MOST_RANDOM = 0.95  # mean area of random answers, above which no network can show what it learned
 _DRAWN_IMAGES = 5000
+_QUANTILE = 1.645  # of the standard normal distribution, at 1 - _LEVEL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,67 @@ class RandomAnswers:
             f"random answers (up to {self.limit:.3f} in 19 of 20 draws; a label is on "
             f"{self.share:.2%} of {self.images:,} images on average)"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class GuessedClasses:
+    """The balanced accuracy that guesses reach. An answer that is always the same has its mean.
+
+    Attributes:
+        share: 1 / the number of classes that validation images have.
+        limit: What guesses exceed once in 20 times.
+        images: How many validation images there are.
+    """
+
+    share: float
+    limit: float
+    images: int
+
+    @property
+    def can_be_beaten(self) -> bool:
+        """Whether guesses stay clearly below 100 %."""
+        return self.limit < _MOST_RANDOM
+
+    def explains(self, accuracy: float) -> bool:
+        """Return whether guesses may have this balanced accuracy."""
+        return self.can_be_beaten and accuracy <= self.limit
+
+    def line(self, accuracy: float, epoch: int) -> str:
+        """Return what to say of it while a run trains."""
+        return (
+            f"after epoch {epoch}, validation balanced accuracy {accuracy:.2%} is no better than "
+            f"{self._answer()}"
+        )
+
+    def final_line(self, accuracy: float) -> str:
+        """Return what to say of it at a run's end."""
+        return (
+            f"this network is of no use: its best validation balanced accuracy, {accuracy:.2%}, is "
+            f"no better than {self._answer()}"
+        )
+
+    def too_few_line(self) -> str:
+        """Return what to say at the end of a run that has too few validation images."""
+        return (
+            f"{self.images:,} validation images are too few to say whether this network is better "
+            f"than {self._answer()}"
+        )
+
+    def _answer(self) -> str:
+        return f"guessing ({self.share:.2%}, up to {self.limit:.2%} in 19 of 20 times)"
+
+
+Baseline = Commonest | RandomAnswers | GuessedClasses
+"""What answers reach that do not look at an image."""
+
+
+def guessed_classes(labels: np.ndarray) -> GuessedClasses:
+    """Return the balanced accuracy of guesses for labels [n], by the normal distribution."""
+    counts = np.bincount(labels)
+    counts = counts[counts > 0]
+    share = 1 / len(counts)
+    deviation = math.sqrt(share * (1 - share) * np.sum(1 / counts)) * share
+    return GuessedClasses(share, share + _QUANTILE * deviation, len(labels))
 
 
 def random_answers(labels: np.ndarray, seed: int = 0) -> RandomAnswers:
