@@ -58,7 +58,7 @@ class Recipe:
     validation_fraction: Annotated[float, Interval(0, 1, closed=False)] = 0.1
     """Share of the training images to hold out if a source has no validation split."""
     test_fraction: Annotated[float, Interval(0, 1, closed=False)] = 0.2
-    """Share of the images to hold out if a source has no test split (digits, folders)."""
+    """Share of the images to hold out if a source has no test split (digits, folders, tables)."""
     columns: str = ""
     """csv: the columns' names if they are not common ones: path, label (one label) or labels
     (several), split, group; such as path=file,label=diagnosis,group=patient."""

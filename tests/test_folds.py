@@ -21,6 +21,7 @@ from keras_vgg.fit import describe, load_source, train
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.runs import folds as module
+from keras_vgg.runs.out_of_fold import Answers, write_table
 from tests.test_fit import TINY
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -239,8 +240,9 @@ def write_folds(
         figures = evaluated.figures()
         if not several:
             figures["top1"] = evaluation.Figure("top-1 accuracy", evaluated.top1, None)
-        tested.append(module._Tested(run, split, labels[part], shares[part], figures))
-    module._write_table(directory / "out_of_fold.csv", tested, ("a", "b", "c"))
+        answers = Answers(split, labels[part], shares[part])
+        tested.append(module._Tested(run, answers, figures))
+    write_table(directory / "out_of_fold.csv", [one.answers for one in tested], ("a", "b", "c"))
     module.write_json(directory / "folds.json", module._summary(tested, ("a", "b", "c")))
     result = runs.open_cross_validation(directory)
     np.testing.assert_array_equal(result.evaluation.probabilities, shares)

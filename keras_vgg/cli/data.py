@@ -21,7 +21,8 @@ class DataCheck:
     """
 
     source: SourceName
-    """Source of images: digits, folder:PATH, records:PATH, idx:PATH or a TFDS name."""
+    """Source of images: digits, folder:PATH, csv:FILE, records:PATH, idx:PATH or a TFDS
+    name."""
     report: Path = Path("data_check.json")
     """The JSON file to write the report into."""
     source_options: FlatSourceOptions = DEFAULT_OPTIONS
@@ -71,7 +72,8 @@ class DataStats:
     """Print the mean, standard deviation and principal components of RGB over a training split."""
 
     source: SourceName
-    """Source of images: digits, folder:PATH, records:PATH, idx:PATH or a TFDS name."""
+    """Source of images: digits, folder:PATH, csv:FILE, records:PATH, idx:PATH or a TFDS
+    name."""
     limit: int | None = None
     """Number of images to read, evenly spaced (default: all)."""
     source_options: FlatSourceOptions = DEFAULT_OPTIONS
@@ -105,7 +107,7 @@ class DataPack:
     """
 
     source: SourceName
-    """Source of images: digits, folder:PATH, idx:PATH or a TFDS name."""
+    """Source of images: digits, folder:PATH, csv:FILE, idx:PATH or a TFDS name."""
     out: tyro.conf.Positional[Path]
     """Folder to write into: new, empty, or with an unfinished pack of the same source."""
     shard_images: int = 1024
@@ -144,7 +146,8 @@ class DataShow:
     """
 
     source: SourceName
-    """Source of images: digits, folder:PATH, records:PATH, idx:PATH or a TFDS name."""
+    """Source of images: digits, folder:PATH, csv:FILE, records:PATH, idx:PATH or a TFDS
+    name."""
     recipe: Path | None = None
     """A recipe file, or a run's recipe.json (default: the recipe of the digits)."""
     out: Path = Path("contact_sheet.png")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -55,19 +57,22 @@ def recipe_for(source: str, *, workdir: str | Path | None = None, **fields: Any)
     if "horizontal_flip" in defaults:
         recipe = recipe.replace(horizontal_flip=True)
     if "image_size" in defaults:
-        train = load_source(for_a_look(recipe)).train
+        train = look_at(recipe).train
         recipe = recipe.replace(image_size=size_for(data.median_smallest_side(train)))
     return recipe
 
 
-def for_a_look(recipe: Recipe) -> Recipe:
-    """Return a recipe whose source opens quickly, and whole: its images decide values of a recipe.
+def look_at(recipe: Recipe) -> data.Source:
+    """Open a recipe's source quickly and whole: the images decide values of the recipe.
 
-    Bad images are named, or skipped, when the training opens the source; bad rows of a table have
-    to be skipped here too.
+    Bad images are named, or skipped, when the training opens the source. Bad rows of a table have
+    to be skipped here too; the training names them.
     """
     recipe = recipe.replace(folds=0, fold=0)
-    return recipe if recipe.source.startswith("csv:") else recipe.replace(on_bad_image="error")
+    if not recipe.source.startswith("csv:"):
+        return load_source(recipe.replace(on_bad_image="error"))
+    with contextlib.redirect_stderr(io.StringIO()):
+        return load_source(recipe)
 
 
 def size_for(side: int, smallest: int = MINIMUM_SIZE) -> int:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_vgg import architecture, data, hardware
-from keras_vgg.fit.defaults import IMAGENET_SIZE, for_a_look, size_for
-from keras_vgg.fit.inputs import load_source
+from keras_vgg.fit.defaults import IMAGENET_SIZE, look_at, size_for
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 
@@ -84,7 +83,7 @@ def plan_finetuning(
         return FineTuning(recipe, (_recipe_line(recipe),))
     # `replace` names an unknown field, where Recipe would raise a TypeError.
     recipe = Recipe().replace(**{"image_size": IMAGENET_SIZE, **_COMMON, **_BLOCK, **asked})
-    opened = load_source(for_a_look(recipe))
+    opened = look_at(recipe)
     train = opened.train
     if opened.several_labels:
         raise ValueError(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import gc
-import io
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,18 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from keras_vgg import data, evaluation
-from keras_vgg.data.left_out import printable
-from keras_vgg.files import PARTIAL, write_atomically, write_json
+from keras_vgg import evaluation
+from keras_vgg.files import PARTIAL, write_json
 from keras_vgg.fit import hosts, train
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, holds_folds, read_fields
 from keras_vgg.runs.evaluate import record_evaluation
+from keras_vgg.runs.out_of_fold import Answers, read_table, write_table
 from keras_vgg.runs.several_labels import evaluate_labels
 
 TABLE, SUMMARY = "out_of_fold.csv", "folds.json"
-_PROBABILITY = "probability_"  # and the class, in the header of the table
-_COLUMNS = ("path", "group", "fold", "class")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +71,7 @@ class CrossValidation:
     @cached_property
     def evaluation(self) -> evaluation.Evaluation | evaluation.MultiLabelEvaluation:
         """The answers for every image, by the network that had not seen it."""
-        labels, probabilities = _read_table(
+        labels, probabilities = read_table(
             self.directory / TABLE, self.class_names, self.several_labels
         )
         if self.several_labels:
@@ -140,7 +135,7 @@ def cross_validate(
         tested.append(_test(run, shows_bars=verbose not in (0, 2)))
         gc.collect()  # before the next network, because a network may fill half of the memory
     class_names = tested[0].run.class_names
-    _write_table(directory / TABLE, tested, class_names)
+    write_table(directory / TABLE, [fold.answers for fold in tested], class_names)
     write_json(directory / SUMMARY, _summary(tested, class_names))
     return open_cross_validation(directory)
 
@@ -218,12 +213,10 @@ def compare_cross_validations(
 
 @dataclasses.dataclass(frozen=True)
 class _Tested:
-    """A fold's run, its held-out images, and the network's answers for them."""
+    """A fold's run, the network's answers for the held-out images, and their figures."""
 
     run: Run
-    split: data.Split
-    labels: np.ndarray
-    probabilities: np.ndarray
+    answers: Answers
     figures: Mapping[str, evaluation.Figure]
 
 
@@ -238,8 +231,9 @@ def _test(run: Run, shows_bars: bool) -> _Tested:
         loss = evaluation.Figure("loss", evaluated.loss, None, is_share=False)
         figures = {"top1": top1, "loss": loss, **evaluated.figures()}
         del figures["majority_share"]  # the data's, not the network's
-    answers = recorded.evaluation
-    return _Tested(run, recorded.images.split, answers.labels, answers.probabilities, figures)
+    evaluated = recorded.evaluation
+    answers = Answers(recorded.images.split, evaluated.labels, evaluated.probabilities)
+    return _Tested(run, answers, figures)
 
 
 def _fold_paths(directory: Path, folds: int) -> list[Path]:
@@ -263,60 +257,6 @@ def _require_directory_of_folds(directory: Path) -> None:
             f"{directory} exists and is not a directory of folds: it has {others[0]}; choose "
             "another workdir"
         )
-
-
-# --- files -----------------------------------------------------------------------------------
-
-
-def _write_table(path: Path, tested: Sequence[_Tested], class_names: Sequence[str]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *(f"{_PROBABILITY}{name}" for name in class_names)])
-    for number, fold in enumerate(tested, 1):
-        groups = fold.split.groups
-        for place in range(fold.split.size):
-            name = f"test image {place} of fold {number}"
-            if fold.split.paths is not None:
-                name = printable(fold.split.paths[place])
-            group = "" if groups is None else groups[place]
-            label = _label_text(fold.labels[place], class_names)
-            # Nine digits give the same float32 when they are read.
-            shares = [f"{share:.9g}" for share in fold.probabilities[place]]
-            writer.writerow([name, group, number, label, *shares])
-    write_atomically(path, lambda partial: partial.write_text(text.getvalue(), encoding="utf-8"))
-
-
-def _label_text(label: np.ndarray, class_names: Sequence[str]) -> str:
-    """Return the class of an image, or its labels as a JSON list."""
-    if np.ndim(label) == 0:
-        return class_names[int(label)]
-    names = [name for name, present in zip(class_names, label, strict=True) if present]
-    return json.dumps(names, ensure_ascii=False)
-
-
-def _read_table(
-    path: Path, class_names: Sequence[str], several_labels: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels and probabilities, as `keras_vgg.evaluation.Evaluation` has them."""
-    numbers = {name: number for number, name in enumerate(class_names)}
-    labels, probabilities = [], []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.reader(file, strict=True)
-            if len(next(rows)) != len(_COLUMNS) + len(class_names):
-                raise ValueError("it has other columns")
-            for row in rows:
-                label = row[_COLUMNS.index("class")]
-                if several_labels:
-                    present = [numbers[name] for name in json.loads(label)]
-                    labels.append(np.isin(np.arange(len(class_names)), present))
-                else:
-                    labels.append(numbers[label])
-                probabilities.append([float(share) for share in row[len(_COLUMNS) :]])
-        kind = np.uint8 if several_labels else np.int32
-        return np.array(labels, kind), np.array(probabilities, np.float32)
-    except (ValueError, KeyError, IndexError, StopIteration, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _summary(tested: Sequence[_Tested], class_names: Sequence[str]) -> dict[str, Any]:
