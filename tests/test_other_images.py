@@ -97,7 +97,12 @@ def test_images_that_have_moved(run: Run, tmp_path: Path) -> None:
     assert validation.size == len(validation.labels) > 0
 
 
-def test_another_set(run: Run, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_set(
+    run: Run,
+    other: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     runs.evaluate_run(run)
     own = run.results["test"]
     recorded = runs.record_evaluation(run, source=f"folder:{other}")
@@ -117,13 +122,9 @@ def test_another_set(run: Run, other: Path, capsys: pytest.CaptureFixture[str]) 
         runs.evaluate_run(run, "test", source=f"folder:{other}")
     with pytest.raises(ValueError, match=r"does not hold the images of .*/run, which are from"):
         open_split(run, "validation", f"folder:{other}")
-
-
-def test_posteriors_of_another_set_are_kept(run: Run, other: Path, monkeypatch) -> None:
-    first = runs.evaluate_run(run, source=f"folder:{other}")
     monkeypatch.setattr(evaluation, "posteriors", None)  # nothing is computed again
     again = runs.evaluate_runs([run, run], source=f"folder:{other}")
-    np.testing.assert_array_equal(again[1].probabilities, first.probabilities)
+    np.testing.assert_array_equal(again[1].probabilities, recorded.evaluation.probabilities)
 
 
 def test_unknown_classes(run: Run, other: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,13 +152,13 @@ def test_another_set_with_splits(run: Run, tmp_path: Path, capsys) -> None:
     write(tmp_path / "set" / "test", "blue", 3)
     write(tmp_path / "set" / "test", "mauve", 3, "red")
     source = f"folder:{tmp_path / 'set'}"
-    recorded = runs.record_evaluation(run, source=source)
-    assert recorded.key.startswith("test_of_set_")
-    assert recorded.evaluation.labels.tolist() == [0, 0, 0]
+    tested = runs.open_images(run, source=source)
+    assert tested.key("test_dense").startswith("test_dense_of_set_")
+    assert tested.split.labels.tolist() == [0, 0, 0]
     err = capsys.readouterr().err
     assert f"{source} has no test image of green, red" in err
     assert "not read: 3 in a class of test that train has not" in err
-    assert runs.evaluate_run(run, "train", source=source).count == 6
+    assert runs.open_images(run, "train", source=source).split.size == 6
     with pytest.raises(ValueError, match="no validation split; choose one of train, test"):
         runs.evaluate_run(run, "validation", source=source)
 
@@ -177,10 +178,9 @@ def test_images_that_have_changed(run: Run, capsys: pytest.CaptureFixture[str]) 
     write(Path(source.removeprefix("folder:")), "red", 2, first=20)
     with pytest.raises(ValueError, match=rf"has changed since .*; --source {source} evaluates on"):
         runs.evaluate_run(run)
-    recorded = runs.record_evaluation(run, source=source)
+    tested = runs.open_images(run, source=source)
     assert "it may have been trained on some of them" in capsys.readouterr().err
-    assert recorded.evaluation.count == 30
-    assert recorded.key.startswith("all_of_own_")
+    assert (tested.split.size, tested.name) == (30, "all")
 
 
 def test_several_labels_are_matched_by_name(run: Run) -> None:
