@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -58,6 +59,17 @@ class Inventory:
         if len(lines) > 5:
             lines[4:] = [f"and {len(lines) - 4} more remarks: see data.json"]
         return lines
+
+    @classmethod
+    def from_json(cls, class_names: Sequence[str], values: Mapping[str, Any]) -> Inventory:
+        """Return the inventory that `as_json` wrote."""
+        return cls(
+            class_names=tuple(class_names),
+            class_counts=dict(values["class_counts"]),
+            left_out=tuple(LeftOut(**reason) for reason in values["left_out"]),
+            equal=tuple(EqualImages(**images) for images in values["equal"]),
+            absent={name: tuple(classes) for name, classes in values["absent"].items()},
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""

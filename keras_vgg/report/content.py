@@ -193,6 +193,7 @@ class RunContent:
         changes: (field, value, default) of the fields that differ from `Recipe()`.
         images_title: The images of `scores`, `mistakes` and `hits`, such as "test images".
         explained: The layer whose Grad-CAM is over the pictures.
+        remarks: What a reader should know of the images and the result; empty if nothing is wrong.
         missing: Section (evaluation, evaluations, export, metrics) -> why it is missing, and how to
             get it.
     """
@@ -218,6 +219,7 @@ class RunContent:
     explained: str = ""
     exports: Sequence[Exported] = ()
     export_images: int | None = None
+    remarks: Sequence[str] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 
     @property

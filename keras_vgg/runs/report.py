@@ -21,6 +21,7 @@ from keras_vgg.runs.evaluate import (
 )
 from keras_vgg.runs.evaluator import Evaluator, plan_of
 from keras_vgg.runs.images import RunImages, UnknownClasses, open_images
+from keras_vgg.runs.remarks import remarks_on
 from keras_vgg.runs.report_scores import evaluated_labels_of, label_scores_of, scores_of
 from keras_vgg.runs.several_labels import with_thresholds
 from keras_vgg.runs.telling_images import most_telling_images
@@ -220,6 +221,7 @@ def _content(run: Run, number: int, name: str, typed_directory: str) -> report.R
         several_labels=run.several_labels,
         exports=exports,
         export_images=images,
+        remarks=_read(run, "data.json", lambda: remarks_on(run)),
         missing=missing,
     )
 
