@@ -62,6 +62,7 @@ def test_weights_by_name_are_taken_as_they_are(text, weights):
     ("text", "message"),
     [
         ("cta=2,dog=1", "no class is 'cta'; did you mean 'cat'"),
+        ("emu=2", "no class is 'emu'; the classes are cat, dog"),
         ("cat=0,dog=0", "gives every class weight 0"),
     ],
 )

@@ -13,6 +13,8 @@ from keras_vgg.recipe import Recipe
 from keras_vgg.recipe_checks import parse_class_weights
 from keras_vgg.recipe_faults import did_you_mean
 
+_SHOWN = 10  # class names in a message
+
 
 def class_weights(
     recipe: Recipe, split: data.Split, class_names: Sequence[str]
@@ -41,7 +43,8 @@ def class_weights(
     by_name = parse_class_weights(recipe.class_weights)
     for name in by_name:
         if name not in class_names:
-            hint = did_you_mean(name, class_names)
+            shown = ", ".join(class_names[:_SHOWN]) + (", ..." if class_names[_SHOWN:] else "")
+            hint = did_you_mean(name, class_names) or f"; the classes are {shown}"
             raise ValueError(f"class_weights={recipe.class_weights!r}: no class is {name!r}{hint}")
     weights = np.array([by_name.get(name, 1.0) for name in class_names], np.float32)
     if not weights.any():
