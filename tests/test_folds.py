@@ -73,7 +73,11 @@ def test_folds_leave_the_sources_own_test_split_alone(tmp_path: Path, photos: Pa
     source = data.load_source(spec, group_pattern="([cd][0-9]+)_", validation_fraction=0)
     line, *_ = data.take_inventory(source).lines()
     assert line.startswith("16 groups have images in train and in validation: c0, c1, c2, c3, c4, ")
-    assert data.take_inventory(source).as_json()["shared_groups"][0]["count"] == 16
+    inventory = data.take_inventory(source)
+    kept = inventory.as_json()
+    assert kept["shared_groups"][0]["count"] == 16
+    again = data.Inventory.from_json(source.class_names, kept)
+    assert again.lines() == inventory.lines()
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,10 @@ class Inventory:
             left_out=tuple(LeftOut(**reason) for reason in values["left_out"]),
             equal=tuple(EqualImages(**images) for images in values["equal"]),
             absent={name: tuple(classes) for name, classes in values["absent"].items()},
+            # Runs of earlier versions have no groups.
+            shared_groups=tuple(
+                SharedGroups(**shared) for shared in values.get("shared_groups", ())
+            ),
         )
 
     def as_json(self) -> dict[str, Any]:
