@@ -146,7 +146,7 @@ def _choose(split: Split, images: int, classes: int, rng: np.random.Generator) -
 
 def _name(label: int | np.ndarray, class_names: Sequence[str], split_name: str) -> str:
     if isinstance(label, np.ndarray):
-        return ", ".join(str(class_names[i]) for i in np.flatnonzero(label)) or "no label"
+        return ", ".join(str(class_names[int(i)]) for i in np.flatnonzero(label)) or "no label"
     if not 0 <= label < len(class_names):
         raise ValueError(
             f"an image of split {split_name!r} has label {label}, "
