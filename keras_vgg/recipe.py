@@ -172,10 +172,12 @@ class Recipe:
     weight_decay: Annotated[float, Interval(0, 1)] = 5e-4
     """Weight decay as in the paper: this times a kernel is added to the kernel's gradient."""
     label_smoothing: Annotated[float, Interval(0, 1, closed=False)] = 0.0
-    """Share of the target that is spread over all classes."""
+    """Share of the target that is spread over all classes; with several labels an image, that goes
+    half to 0 and half to 1."""
     loss: Literal["crossentropy", "focal"] = "crossentropy"
     """Loss. focal: cross-entropy in which an image counts the less, the surer the network is of its
-    class (keras.losses.CategoricalFocalCrossentropy with alpha 1)."""
+    class (keras.losses.CategoricalFocalCrossentropy with alpha 1). With several labels an image,
+    both are Keras' binary ones."""
     focal_gamma: Annotated[float, Interval(0, 10)] = 2.0
     """Focal loss: the cross-entropy is multiplied by (1 - p) to this power; 0: cross-entropy."""
     class_weights: str = "none"
@@ -187,7 +189,8 @@ class Recipe:
     in every batch; the images of a class take turns. An epoch has as many steps either way."""
     select_by: Literal["accuracy", "balanced_accuracy"] = "accuracy"
     """Validation figure that selects the epoch to keep, and that plateau and early_stopping watch.
-    balanced_accuracy: the mean of the classes' accuracies."""
+    balanced_accuracy: the mean of the classes' accuracies. With several labels an image, the area
+    under the precision-recall curves is watched instead."""
     schedule: Literal["constant", "step", "cosine", "plateau"] = "cosine"
     """Learning-rate schedule; the paper's is plateau."""
     warmup_epochs: Annotated[float, Interval(0, 1e6)] = 1.0
