@@ -17,7 +17,7 @@ from keras_vgg.files import write_json
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.imagenet import class_names as imagenet_names
 from keras_vgg.models import DEFAULT_SIZE
-from keras_vgg.run import Run
+from keras_vgg.run import Run, read_fields
 from keras_vgg.runs.calibration import read_calibration, require_calibration
 from keras_vgg.runs.images import open_images, open_split
 from keras_vgg.runs.several_labels import read_thresholds
@@ -56,8 +56,11 @@ def export_run(
     remaining validation images verify the export. compression.json and compression.png in the
     export show the networks that were tried.
 
+    A run that has not finished training gives its best network so far, with a notice
+    (`UnfinishedRun`), and export.json says so under "unfinished".
+
     Args:
-        run: A finished run.
+        run: The run.
         directory: The folder to make. None: export/ in the run directory.
         images: How many validation images to verify with, evenly spaced. None: all of them. They
             are held in memory, 12 bytes a pixel.
@@ -84,7 +87,7 @@ def export_run(
     directory = run.directory / "export" if directory is None else Path(directory)
     needs_train = compress or "litert_int8" in formats
     verification, train = _verification_images(run, source, needs_train)
-    return _export(
+    artifacts = _export(
         model,
         run.class_names,
         directory,
@@ -97,6 +100,10 @@ def export_run(
         formats=formats,
         **options,
     )
+    if not run.finished:
+        record = directory / "export.json"
+        write_json(record, {"unfinished": run.progress_note(), **read_fields(record)})
+    return artifacts
 
 
 def _label_options(run: Run, compress: bool, calibrated: bool) -> dict[str, Any]:
