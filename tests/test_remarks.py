@@ -17,6 +17,7 @@ INVENTORY = {
 
 def run_of(folder, accuracy, **inventory):
     run = Run(folder / "run", Recipe())
+    run.directory.mkdir(parents=True)
     run.write_recipe()
     run.write_json("data.json", {"class_names": ["cat", "dog"], "splits": {}} | inventory)
     rows = f"epoch,accuracy,loss,val_accuracy,val_loss\n1,0.9,0.1,{accuracy},0.2\n"
