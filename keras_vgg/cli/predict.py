@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 import tyro
 
 from keras_vgg.console import new_table, percent, show
-from keras_vgg.files import whole_file
-from keras_vgg.image_paths import existing_paths
 
 if TYPE_CHECKING:
     from keras_vgg.runs.predictor import Answer, Predictor
@@ -74,6 +72,8 @@ class Predict:
             raise FileNotFoundError(
                 f"{self.model} is not a run directory or a model file: it does not exist"
             )
+        from keras_vgg.image_paths import existing_paths
+
         existing_paths(self.images)
 
     def __call__(self) -> int:
@@ -166,6 +166,8 @@ class Predict:
             else:
                 bad.append(answer)
             rows.append((printable(answer.path or ""), cells, answer.reason))
+        if len(bad) == len(rows) == 1:
+            return 1, bad  # the error says all of it
         width = max(len(cells) for _, cells, _ in rows)
         reasons = ("reason",) if bad else ()
         headers = ["labels"][:width] if several_labels else _headers(width // 2)
@@ -215,6 +217,8 @@ def _text_file(path: Path | None) -> Iterator[TextIO]:
             reconfigure(errors="surrogateescape")
         yield sys.stdout
         return
+    from keras_vgg.files import whole_file
+
     with (
         whole_file(path) as partial,
         partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
