@@ -96,7 +96,7 @@ class Predict:
         )
         for note in predictor.notes:
             _note(note)
-        answers = predictor.stream(files.paths, verbose=True)
+        answers = predictor.stream(files.paths, verbose=sys.stderr.isatty())
         if format == "table":
             count, bad = self._show(answers, predictor.several_labels)
         else:
