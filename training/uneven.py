@@ -9,7 +9,10 @@ on the 10,000 official test images, 1,000 of each class. Repeat the command to r
 
 For each recipe, the script prints the balanced accuracy, and the difference from the plain recipe
 of the same learning rate with a 95 % bootstrap interval: seeds are drawn with replacement, and
-images of each class, the same for all networks. training/README.md has the result.
+images of each class, the same for all networks.
+
+Measured: plain 78.83 %, balanced sampling 83.31 % (+4.48 points, 3.43 to 5.58). training/README.md
+has all rows and the conditions.
 """
 
 from __future__ import annotations
