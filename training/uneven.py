@@ -49,7 +49,6 @@ RECIPES = {
     "focal": PLAIN.replace(loss="focal"),
     "plain, rate 0.01": SLOW,
     "class_weights, rate 0.01": SLOW.replace(class_weights="balanced"),
-    "sampling, rate 0.01": SLOW.replace(sampling="balanced"),
 }
 
 
