@@ -371,13 +371,15 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _is_known_name(value: str) -> bool:
-    """Return whether a value names a published checkpoint or an initializer, not a path."""
-    if value in ("imagenet", "torchvision", "glorot", "normal"):
-        return True
-    from keras import initializers  # rarely: a path without a folder exists
+# What a value without a folder may name besides a path: a published checkpoint, an initializer.
+_KNOWN_NAMES = ("imagenet", "torchvision", "normal", "glorot", "constant", "glorotnormal")
+_KNOWN_NAMES += ("glorotuniform", "henormal", "heuniform", "identity", "lecunnormal")
+_KNOWN_NAMES += ("lecununiform", "ones", "orthogonal", "randomnormal", "randomuniform", "stft")
+_KNOWN_NAMES += ("truncatednormal", "uniform", "variancescaling", "zeros")
 
-    return hasattr(initializers, value)
+
+def _is_known_name(value: str) -> bool:
+    return value.lower().replace("_", "").removesuffix("initializer") in _KNOWN_NAMES
 
 
 _STORAGE = ("data_dir", "manual_dir", "download")
