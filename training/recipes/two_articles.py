@@ -6,7 +6,10 @@ command:  python training/two_articles.py --data DIR --out two_articles
           keras-vgg evaluate runs/two_articles --split validation
           keras-vgg evaluate runs/two_articles
           (DIR holds the four official .gz files)
-hardware: not run
+hardware: 2 CPU cores (Intel Xeon, AVX-512) at the lowest priority beside other work, 1,663 s; about
+          5 minutes of processor time
+result:   mean average precision 95.13 %, macro F1 90.18 %, exact match 72.40 % on the 2,000 test
+          canvases; 94.43 %, 90.36 % and 72.75 % on the 2,000 validation canvases (1 run, seed 0)
 """
 
 from keras_vgg.recipe import Recipe
