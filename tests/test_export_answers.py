@@ -77,12 +77,6 @@ def test_predict_uses_the_temperature_unless_told_otherwise(run: Run, photo: Pat
     np.testing.assert_allclose(array(answer), expected, atol=1e-7)
     assert cli.main(["predict", str(run.directory), str(photo), "--format", "csv"]) == 0
     assert "probabilities are calibrated: temperature" in capsys.readouterr().err
-    options = ["--no-calibrated", "--top", "all", "--format", "jsonl"]
-    assert cli.main(["predict", str(run.directory), str(photo), *options]) == 0
-    out, err = capsys.readouterr()
-    assert "calibrated" not in err
-    first = json.loads(out)["probabilities"][0]["probability"]
-    assert first == pytest.approx(array(own).max(), abs=1e-7)
 
 
 def test_unknown_below_the_threshold_of_a_share(run: Run, capsys):
