@@ -60,18 +60,18 @@ def equal_file_groups(split: Split) -> dict[str, list[str]]:
 def equal_images(splits: Mapping[str, Split]) -> tuple[EqualImages, ...]:
     """Return the equal images of two splits, and those of two classes of one split.
 
-    For images in memory and for files; TFRecord files are not read for it.
+    Images in memory and files are compared; TFRecord files are not read.
     """
     keys = _keys(splits)
     first_of = {name: _first_places(keys[name]) for name in keys}
-    found = []
+    equal = []
     for earlier, later in itertools.combinations(keys, 2):
         pairs = [
             (first_of[earlier][key], place)
             for place, key in enumerate(keys[later])
             if key is not None and key in first_of[earlier]
         ]
-        found.append(_described(splits, earlier, later, pairs))
+        equal.append(_described(splits, earlier, later, pairs))
     for name in keys:
         labels = labels_of(splits[name])
         pairs = [
@@ -79,8 +79,8 @@ def equal_images(splits: Mapping[str, Split]) -> tuple[EqualImages, ...]:
             for place, key in enumerate(keys[name])
             if key is not None and np.any(labels[first_of[name][key]] != labels[place])
         ]
-        found.append(_described(splits, name, name, pairs))
-    return tuple(equal for equal in found if equal.count)
+        equal.append(_described(splits, name, name, pairs))
+    return tuple(images for images in equal if images.count)
 
 
 def _described(

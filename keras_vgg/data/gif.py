@@ -20,7 +20,7 @@ _UNROLLED = 16  # blocks in each turn of the loop, which costs as much as severa
 
 
 class FirstFrame(NamedTuple):
-    """A GIF without what comes after its first frame.
+    """A GIF that ends after its first frame.
 
     Attributes:
         encoded: Its bytes. The frame has no offset any more, for the decoder would cut off what
@@ -43,9 +43,10 @@ class FirstFrame(NamedTuple):
     input_signature=[tf.TensorSpec([], tf.string)], experimental_attributes={"_noinline": True}
 )
 def first_frame(encoded: tf.Tensor) -> FirstFrame:
-    """GIF bytes -> a FirstFrame, without decoding.
+    """Return the first frame of a GIF's bytes, without decoding.
 
-    tf.errors.InvalidArgumentError if the frame ends after more than MAX_BLOCKS.
+    Raises:
+        tf.errors.InvalidArgumentError: the frame ends after more than MAX_BLOCKS.
     """
     with tf.device("CPU"):  # many steps, each of a few bytes
         # A zero ends a walk. From inside the file, no step leads farther than these.
@@ -69,30 +70,30 @@ def first_frame(encoded: tf.Tensor) -> FirstFrame:
         )
 
 
-def on_canvas(image: tf.Tensor, found: FirstFrame) -> tf.Tensor:
-    """The decoded frame, [h, w, 3], where it lies on the canvas; black elsewhere."""
+def on_canvas(image: tf.Tensor, frame: FirstFrame) -> tf.Tensor:
+    """Return the decoded frame, [h, w, 3], in its place on the canvas, which is black elsewhere."""
 
     def placed() -> tf.Tensor:
-        top, left = tf.unstack(tf.minimum(found.corner, found.canvas))
-        height, width = tf.unstack(found.canvas)
+        top, left = tf.unstack(tf.minimum(frame.corner, frame.canvas))
+        height, width = tf.unstack(frame.canvas)
         seen = image[: height - top, : width - left]
         below = height - top - tf.shape(seen)[0]
         right = width - left - tf.shape(seen)[1]
         return tf.pad(seen, [[top, below], [left, right], [0, 0]])
 
-    covers = tf.reduce_all((found.corner == 0) & (tf.shape(image)[:2] == found.canvas))
+    covers = tf.reduce_all((frame.corner == 0) & (tf.shape(image)[:2] == frame.canvas))
     return tf.cond(covers, lambda: image, placed)
 
 
 def _bounds(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The place of the first frame's head, and the place after its data; 0 for no frame.
+    """Return the place of the first frame's head, and the place after its data; 0: no frame.
 
     Before the frame come extensions. An extension and a frame's data are chains of blocks: a length
     and so many bytes, again and again, until a length is 0.
     """
 
     def chain_of(place: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Its first block, of the extension or frame at a place; whether there is a frame."""
+        """Return the first block of the extension or frame at a place; and the place of a frame."""
         is_frame = content[place] == _IMAGE
         # A frame's head has 10 bytes, maybe colours, and one that says how the pixels are packed.
         data = place + 11 + _colour_bytes(content[place + 9])
@@ -107,9 +108,9 @@ def _bounds(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         for _ in range(_UNROLLED):
             length = tf.cast(tf.gather(content, at), tf.int32)
             at += length + tf.sign(length)
-        after, found = chain_of(at + 1)
+        after, frame = chain_of(at + 1)
         next_chain = (content[at] == 0) & (start == 0)
-        at, start = tf.where(next_chain, after, at), tf.where(next_chain, found, start)
+        at, start = tf.where(next_chain, after, at), tf.where(next_chain, frame, start)
         blocks += _UNROLLED
         few = tf.raw_ops.Assert(condition=blocks <= MAX_BLOCKS, data=[TOO_MANY_BLOCKS])
         with tf.control_dependencies([few]):
@@ -121,13 +122,13 @@ def _bounds(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def _two_numbers(content: tf.Tensor, start: tf.Tensor | int, first: int, second: int) -> tf.Tensor:
-    """int32 [2]: the two-byte numbers at these distances from `start`."""
+    """Return the two-byte numbers at these distances from `start`, int32 [2]."""
     places = tf.add(start, [first, second])
     low = tf.cast(tf.gather(content, places), tf.int32)
     return low + 256 * tf.cast(tf.gather(content, places + 1), tf.int32)
 
 
 def _colour_bytes(flags: tf.Tensor) -> tf.Tensor:
-    """Bytes of the colour table that flags announce: none, or 3 for each of 2 to 256 colours."""
+    """Return the bytes of the colour table that flags announce: 0, or 3 for each of its colours."""
     flags = tf.cast(flags, tf.int32)
     return tf.where(flags >= 128, 6 * tf.bitwise.left_shift(1, tf.bitwise.bitwise_and(flags, 7)), 0)

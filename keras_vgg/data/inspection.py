@@ -1,4 +1,4 @@
-"""Looking through a set before it is used: what does not decode, and what the rest is."""
+"""Look through a data set before it is used: what does not decode, and what the rest is."""
 
 from __future__ import annotations
 
@@ -57,22 +57,22 @@ def check(
     splits = source.splits()
     with progress_bars(verbose) as bars:
         tasks = {name: bars.add_task(name, total=split.size) for name, split in splits.items()}
-        found = {}
+        described = {}
         for name, split in splits.items():
             scanned = _Scan(
                 split, lambda count, task=tasks[name]: bars.update(task, completed=count)
             )
-            found[name] = scanned.describe(len(source.class_names))
+            described[name] = scanned.describe(len(source.class_names))
     return {
         "source": source.name,
         "class_names": list(source.class_names),
-        "splits": found,
+        "splits": described,
         "inventory": (inventory or take_inventory(source)).as_json(),
     }
 
 
 def find_bad_images(split: Split) -> list[tuple[str, str]]:
-    """(name, reason) of every image of the split that does not decode; [] for images in memory.
+    """Return (name, reason) of each image that does not decode; [] for images in memory.
 
     The name is a file's path, or "PATH, record N". All of them are decoded, in parallel.
     """
@@ -80,7 +80,7 @@ def find_bad_images(split: Split) -> list[tuple[str, str]]:
 
 
 def bad_images(split: Split) -> list[tuple[int, str, str]]:
-    """`find_bad_images`, with the position in the split before each."""
+    """Return what `find_bad_images` does, with the position in the split before each."""
     return [] if split.images is not None else _Scan(split).bad()
 
 
@@ -104,7 +104,7 @@ def without_bad_images(split: Split) -> Split:
 
 
 def raise_for_bad_images(split: Split) -> None:
-    """ValueError naming the split's bad images, the first ten with reasons; None for none.
+    """Raise a ValueError that names the split's bad images, the first ten with reasons, if any.
 
     TensorFlow's own decoding error does not name the file: call this on tf.errors.OpError.
     """
@@ -136,7 +136,7 @@ def bad_images_named(*splits: Split) -> Iterator[None]:
 
 
 class _Scan:
-    """One pass over a split, everything decoded; per image it keeps three small numbers."""
+    """One pass over a split that decodes every image and keeps a few small numbers of each."""
 
     def __init__(self, split: Split, progress: Callable[[int], Any] = lambda count: None) -> None:
         self.split = split
@@ -155,8 +155,8 @@ class _Scan:
         # Errors are ignored here, and what is missing at the end is bad.
         examined = _readable(split).map(_examine, num_parallel_calls=tf.data.AUTOTUNE)
         examined = untuned(examined.ignore_errors().prefetch(tf.data.AUTOTUNE))
-        found = enumerate(examined.as_numpy_iterator(), 1)
-        for done, (position, label, head, sides, components, turned, deep) in found:
+        rows = enumerate(examined.as_numpy_iterator(), 1)
+        for done, (position, label, head, sides, components, turned, deep) in rows:
             self.sides[position] = sides
             if split.records is not None:
                 self.labels[position] = label
@@ -177,7 +177,7 @@ class _Scan:
                 self.wrong_extension.append((path, kind))
 
     def bad(self) -> list[tuple[int, str, str]]:
-        """(position, name, reason)"""
+        """Return (position, name, reason) of each bad image."""
         positions = np.flatnonzero(self.sides[:, 0] == 0).tolist()
         if self.split.paths is not None:
             paths = [str(self.split.paths[position]) for position in positions]
@@ -191,7 +191,7 @@ class _Scan:
         for position, record in _serialized(records).ignore_errors():
             if int(position) in reasons:
                 reasons[int(position)] = _why_bad_record(record, records)
-        return [(found[0], *_named(records, *found)) for found in reasons.items()]
+        return [(position, *_named(records, position, why)) for position, why in reasons.items()]
 
     def _few_levels(self) -> list[list[Any]]:
         """Return [name, smallest, largest value] of each 16-bit file that would be almost flat."""
@@ -221,7 +221,7 @@ class _Scan:
         return described | {
             "bad": [[name, reason] for _, name, reason in self.bad()],
             "formats": dict(self.formats.most_common()),
-            "wrong_extension": [list(found) for found in self.wrong_extension],
+            "wrong_extension": [list(pair) for pair in self.wrong_extension],
             "turned": self.turned,
             "few_levels": self._few_levels(),
             **ranges,
@@ -229,7 +229,7 @@ class _Scan:
 
 
 def _readable(split: Split) -> tf.data.Dataset:
-    """(position in the split, encoded image, label); an error in place of what cannot be read."""
+    """Return (position in the split, encoded image, label), or an error for what cannot be read."""
     records = split.records
     if records is not None:
         return _serialized(records).map(
@@ -245,7 +245,7 @@ def _readable(split: Split) -> tf.data.Dataset:
 
 
 def _serialized(records: Records) -> tf.data.Dataset:
-    """(position in the split, record), in order; after damage, on with the next shard.
+    """Return (position in the split, record), in order; after damage, those of the next shard.
 
     A shard that cannot be opened is left out: ignore_errors would try it again for ever.
     """
@@ -289,7 +289,7 @@ def _range_of(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _named(records: Records, position: int, why: str) -> tuple[str, str]:
-    """("PATH, record N", N counted in the file; the reason)."""
+    """Return "PATH, record N", where N counts in the file, and the reason."""
     (shard,) = records.between(position, position + 1).shards
     if why == _NOT_READ:
         why = _why_not_opened(shard.path) or why

@@ -1,4 +1,4 @@
-"""What this package asks of every tf.data pipeline."""
+"""The options of every tf.data pipeline of this package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The same data set without tf.data's autotuner, whose AUTOTUNE is then one call for each core.
+    """Return the data set without tf.data's autotuner: AUTOTUNE is then one call for each core.
 
     The tuner's thread sleeps for 10 ms, then twice as long each time, up to a minute, and in
     TensorFlow 2.21 the end of an iterator often waits until it wakes: an evaluation of 0.8 s took

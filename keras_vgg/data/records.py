@@ -33,7 +33,7 @@ _SHARD_FIELDS = {"file": str, "images": int, "bytes": int, "sha256": str}
 
 
 def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """A record of a pack, string [] -> (encoded image, string []; label, int32 [])."""
+    """Return the encoded image, string [], and the label, int32 [], of a record, string []."""
     features = {
         "image": tf.io.FixedLenFeature([], tf.string),
         "label": tf.io.FixedLenFeature([], tf.int64),
@@ -56,8 +56,8 @@ def pack(
     mixed; records as they are, in their order. Each image is decoded first, so that a pack holds
     no damaged one. An image whose longest side is more than `max_side` is resized to that, with
     antialiasing, and stored upright, a JPEG as a JPEG of quality 95 and any other file as a PNG.
-    A call that was stopped is gone on with by the same call: its finished shards are hashed and
-    left alone. The same source is one of the same class names, sizes and fingerprints, wherever it
+    The same call continues one that was stopped: it hashes the finished shards and leaves them
+    alone. The same source is one of the same class names, sizes and fingerprints, wherever it
     lies. If `out` is finished already, one line on stderr says so. One call at a time.
 
     Raises:
@@ -75,13 +75,13 @@ def pack(
     splits = {name: split for name in _SPLITS if (split := getattr(source, name)) is not None}
     manifest = _plan(source, splits, shard_images, max_side)
     if (out / _MANIFEST).exists():
-        there = _read(out / _MANIFEST)
-        _refuse_another(out, there, manifest)
-        for _ in _shard_files(out, there):
+        stored = _read(out / _MANIFEST)
+        _refuse_another(out, stored, manifest)
+        for _ in _shard_files(out, stored):
             pass  # only to find one that has gone
         (out / _PROGRESS).unlink(missing_ok=True)
         print(f"{out} already holds this pack: nothing to do", file=sys.stderr)
-        return there
+        return stored
     done = _claim(out, manifest)
     with progress_bars(verbose) as bars:
         task = bars.add_task("packing", total=sum(split.size for split in splits.values()))
@@ -146,7 +146,11 @@ def load(path: str | os.PathLike[str]) -> Source:
 
 
 def verify(path: str | os.PathLike[str]) -> None:
-    """Read every shard. ValueError naming the first whose contents are not what `pack` wrote."""
+    """Read every shard, and require the contents that `pack` wrote.
+
+    Raises:
+        ValueError: a shard has other contents; the error names the first one.
+    """
     root = Path(path).expanduser()
     for file, shard in _shard_files(root, _open(root)):
         if _sha256(file) != shard["sha256"]:
@@ -159,7 +163,7 @@ def verify(path: str | os.PathLike[str]) -> None:
 def _plan(
     source: Source, splits: dict[str, Split], shard_images: int, max_side: int | None
 ) -> dict[str, Any]:
-    """The manifest before there is a shard: nothing counted or hashed."""
+    """Return the manifest before there is a shard: nothing is counted or hashed."""
     if shard_images < 1:
         raise ValueError(f"shard_images={shard_images} must be at least 1")
     if max_side is not None and max_side < 1:
@@ -186,13 +190,13 @@ def _plan(
     return manifest
 
 
-def _refuse_another(out: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """ValueError if the manifests would not hold the same images in the same shards."""
-    parts = [_parts(manifest) for manifest in (there, here)]
+def _refuse_another(out: Path, stored: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise ValueError if two manifests do not hold the same images in the same shards."""
+    parts = [_parts(manifest) for manifest in (stored, new)]
     differing = [key for key in {**parts[0], **parts[1]} if parts[0].get(key) != parts[1].get(key)]
     if differing:
         raise ValueError(
-            f"{out} holds a pack of another source ({there['source']}) or of other shards: "
+            f"{out} holds a pack of another source ({stored['source']}) or of other shards: "
             f"{', '.join(differing)} differ; choose another folder"
         )
 
@@ -207,12 +211,12 @@ def _parts(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _claim(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """Make `out`, or find it begun with the same plan; what is recorded of its finished shards."""
+    """Make `out`, or go on with the same plan; return what is recorded of the finished shards."""
     done: dict[str, Any] = {}
     if (out / _PROGRESS).exists():
-        there = _read(out / _PROGRESS)
-        _refuse_another(out, there, plan)
-        done = there.get("done", {})
+        stored = _read(out / _PROGRESS)
+        _refuse_another(out, stored, plan)
+        done = stored.get("done", {})
     elif out.exists() and not out.is_dir():
         raise ValueError(f"{out} is not a folder")
     elif out.exists() and any(not file.name.startswith(PARTIAL) for file in out.iterdir()):
@@ -235,7 +239,7 @@ def _open(root: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A manifest, or what there is of one in a progress file, with all its fields."""
+    """Read a manifest, or the manifest in a progress file, and require all its fields."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -264,7 +268,7 @@ def _require(path: Path, what: str, fields: Any, kinds: dict[str, type]) -> None
 
 
 def _shard_files(root: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """(path, its entry) of every shard, whose size is that of the entry."""
+    """Yield (path, entry) of each shard, and require the size that the entry states."""
     for split in manifest["splits"].values():
         for shard in split["shards"]:
             path = root / shard["file"]
@@ -287,7 +291,7 @@ def _images(
     classes: int,
     max_side: int | None,
 ) -> Iterator[tuple[bytes, int]]:
-    """(encoded image, label) `start` to `stop` of the order, each decoded to see that it can be."""
+    """Yield (encoded image, label) `start` to `stop` of the order; each must decode."""
     images = _dataset(split, order, start, stop, max_side).as_numpy_iterator()
     for position in range(start, stop):
         index = position if order is None else order[position]
@@ -334,7 +338,7 @@ def _dataset(
 
 @tf.function  # traced once, not for each shard
 def _shrunk(encoded: tf.Tensor, max_side: tf.Tensor, bit_depth: BitDepth) -> tf.Tensor:
-    """The bytes of an image whose longest side is at most `max_side`; as they are where it is."""
+    """Return the bytes of an image whose longest side is at most `max_side`; unchanged if it is."""
     image = decode(encoded, bit_depth=bit_depth)
 
     def smaller() -> tf.Tensor:
@@ -363,7 +367,7 @@ def _serialize(encoded: bytes, label: int) -> bytes:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A name to write to: the file appears at `path` when all went well, or not at all."""
+    """Yield a name to write to: the file appears at `path` as a whole, or not at all."""
     try:
         with whole_file(path) as partial:
             yield partial

@@ -131,7 +131,7 @@ def contact_sheet(
 
 
 def _choose(split: Split, images: int, classes: int, rng: np.random.Generator) -> Split:
-    """A split of at most so many of the images, evenly of its classes, in the order of labels."""
+    """Return a split of at most so many images, evenly of its classes, in the order of labels."""
     if split.records is not None:
         shards, labels = _first_records(split.records, images, classes, rng)
         picked = _evenly(np.array(labels), images, rng)
@@ -156,7 +156,7 @@ def _name(label: int | np.ndarray, class_names: Sequence[str], split_name: str) 
 
 
 def _evenly(labels: np.ndarray, images: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of `labels`, ascending by label: in turns one of each class, the first ones first."""
+    """Return indices of `labels`, by label: in turns one of each class, the first ones first."""
     _, of_class, counts = np.unique(labels, return_inverse=True, return_counts=True)
     by_class = np.argsort(of_class, kind="stable")
     turn = np.empty(len(labels), int)
@@ -169,45 +169,45 @@ def _evenly(labels: np.ndarray, images: int, rng: np.random.Generator) -> np.nda
 def _first_records(
     records: Records, images: int, classes: int, rng: np.random.Generator
 ) -> tuple[list[Shard], list[int]]:
-    """Single records, and their labels, from the heads of shards in random order.
+    """Return single records, and their labels, from the heads of shards in random order.
 
     No more are read than are needed for `images` images evenly of `classes` classes, or than the
     limits above allow: a class that comes late in every shard is missed.
     """
-    found: list[Shard] = []
+    single: list[Shard] = []
     labels: list[int] = []
     counts: collections.Counter[int] = collections.Counter()
     for opened, number in enumerate(rng.permutation(len(records.shards))):
         shard = records.shards[number]
-        if len(found) >= images and (opened == _SHARDS or _even(counts, images, classes)):
+        if len(single) >= images and (opened == _SHARDS or _even(counts, images, classes)):
             break
         stop = min(shard.stop, shard.start + _LOOK * images)
         head = replace(records, shards=(replace(shard, stop=stop),)).dataset()
-        before = len(found)
+        before = len(single)
         try:
             for place, (_, label) in enumerate(head, shard.start):
-                found.append(Shard(shard.path, place, place + 1))
+                single.append(Shard(shard.path, place, place + 1))
                 labels.append(int(label))
                 counts[int(label)] += 1
                 if _even(counts, images, classes):
                     break
         except TENSORFLOW_ERRORS as error:
-            place = shard.start + len(found) - before
+            place = shard.start + len(single) - before
             raise ValueError(f"{shard.path}, record {place}: {reason(error)}") from error
-    if not found:
+    if not single:
         raise ValueError("the split's files hold no records to show")
-    return found, labels
+    return single, labels
 
 
 def _even(counts: collections.Counter[int], images: int, classes: int) -> bool:
-    """Whether as many as `images` can be taken, and no class twice more than another."""
+    """Return whether `images` can be taken, and no class twice more often than another."""
     turns, rest = divmod(images, max(classes, 1))
     whole = sum(min(count, turns) for count in counts.values()) >= images - rest
     return whole and sum(min(count, turns + 1) for count in counts.values()) >= images
 
 
 def _stored(split: Split) -> Iterator[tuple[tf.Tensor, int | np.ndarray]]:
-    """(uint8 [h, w, 3] or an encoded image, label or uint8 [classes]) in order."""
+    """Yield (uint8 [h, w, 3] or an encoded image, label or uint8 [classes]) in order."""
     if split.records is not None:
         for encoded, label in split.records.dataset():
             yield encoded, int(label)
@@ -254,7 +254,7 @@ def _row(
 
 
 def _box(sides: tuple[int, int], window: Window) -> Box:
-    """The window in source pixels, as far as there are any."""
+    """Return the part of a window that lies in the image, in source pixels."""
     start, scaled = np.asarray(window.start, float), np.asarray(window.scaled, float)
     low = np.clip(start * sides / scaled, 0, sides)
     high = np.clip((start + window.size) * sides / scaled, 0, sides)
@@ -263,9 +263,9 @@ def _box(sides: tuple[int, int], window: Window) -> Box:
 
 
 def _drawn(height: int, width: int) -> tuple[float, float]:
-    """Width and height in inches: a cell high, but a long image as long as it may be.
+    """Return width and height in inches: a cell high, but a long image as long as it may be.
 
-    At its own aspect, unless it would be too thin to be seen.
+    The image keeps its ratio, unless it would be too thin to be seen.
     """
     tallest = _TALLEST if height > 2 * width else _CELL
     scale = min(_WIDEST / width, tallest / height)
@@ -273,7 +273,7 @@ def _drawn(height: int, width: int) -> tuple[float, float]:
 
 
 def _shrunk(image: np.ndarray, drawn: tuple[float, float]) -> np.ndarray:
-    """The image in no more pixels than it has dots on the sheet."""
+    """Return the image in no more pixels than it has dots on the sheet."""
     sides = [
         min(side, max(1, round(inches * _DPI)))
         for side, inches in zip(image.shape[:2], reversed(drawn), strict=True)
@@ -334,13 +334,13 @@ def _draw(rows: Sequence[_Row]) -> Figure:
 
 
 def _look(view: int) -> tuple[str, str, str]:
-    """A view's colour, the colour of its number on that, and its stroke."""
+    """Return a view's colour, the colour of its number on that, and its stroke."""
     turn, index = divmod(view, len(_COLOURS))
     return (*_COLOURS[index], _STROKES[turn % len(_STROKES)])
 
 
 def _show(axis: Axes, pixels: np.ndarray, sides: tuple[int, int], dots: float) -> None:
-    """The pixels on the whole axis, whose coordinates are those of an image of `sides`."""
+    """Draw pixels on the whole axis, whose coordinates are those of an image of `sides`."""
     small = 2 * max(pixels.shape[:2]) <= dots
     axis.imshow(
         pixels,
