@@ -65,7 +65,7 @@ def measured_engine(
         images: The number of images that the training sees, over all epochs.
         announce: Print a line before a measurement begins.
     """
-    if len(engine.devices) > 1 or not engine.devices[0].startswith("cpu"):
+    if not engine.devices[0].startswith("cpu") or len(engine.devices) > 1:
         return engine
     machine = hardware.find_machine(recipe.devices)
     candidates = _candidates(recipe, machine)
