@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from keras_vgg.console import new_table, percent, show
-from keras_vgg.run import holds_folds
 
 if TYPE_CHECKING:
     from keras_vgg.evaluation import Evaluation
@@ -63,6 +62,8 @@ class Evaluate:
     def __call__(self) -> None:
         if not self.runs:
             raise ValueError("evaluate needs at least one run directory")
+        from keras_vgg.run import Run, holds_folds
+
         if any(map(holds_folds, self.runs)):
             self._evaluate_folds()
             return
@@ -74,7 +75,6 @@ class Evaluate:
             raise ValueError("--specificity is for the figures of one run; leave it out")
         scales = self._scales()
         from keras_vgg import runs as evaluating
-        from keras_vgg.run import Run
 
         runs = [Run.open(path) for path in self.runs]
         options: dict[str, Any] = {
@@ -136,6 +136,7 @@ class Evaluate:
 
     def _evaluate_folds(self) -> None:
         from keras_vgg.cli.folds import evaluate_folds
+        from keras_vgg.run import holds_folds
 
         if self != Evaluate(self.runs):
             raise ValueError(
