@@ -136,7 +136,7 @@ def _choose_splits(
     fractions: tuple[float, float],
     rng: np.random.Generator,
 ) -> tuple[list[Piece], list[Piece], list[Piece]]:
-    """The records of train, validation and test; [] where there is no such split."""
+    """Return the records of train, validation and test; [] where there is no such split."""
     train, validation, test = (_pieces(spec, info) if spec else [] for spec in given)
     validation_fraction, test_fraction = fractions
     held_out = 0

@@ -19,14 +19,14 @@ Piece = tuple[str, int, int]
 
 
 def between(pieces: Sequence[Piece], start: int, stop: int) -> list[Piece]:
-    """Records `start` to `stop` of the pieces laid end to end."""
-    found = []
+    """Return the parts of pieces that hold records `start` to `stop` of all pieces in order."""
+    parts = []
     for name, first, last in pieces:
         low, high = max(start, 0), min(stop, last - first)
         if low < high:
-            found.append((name, first + low, first + high))
+            parts.append((name, first + low, first + high))
         start, stop = start - (last - first), stop - (last - first)
-    return found
+    return parts
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,22 @@ class Records:
         return sum(shard.stop - shard.start for shard in self.shards)
 
     def share(self, host: int, hosts: int) -> Records:
-        """Every `hosts`-th shard, from number `host` on."""
+        """Return every `hosts`-th shard, from number `host` on."""
         return replace(self, shards=self.shards[host::hosts])
 
     def between(self, start: int, stop: int) -> Records:
-        """Records `start` to `stop` in the order of `dataset`, with no shard that has none."""
-        found = between([astuple(shard) for shard in self.shards], start, stop)
-        return replace(self, shards=tuple(Shard(*piece) for piece in found))
+        """Return records `start` to `stop` in the order of `dataset`, without empty shards."""
+        pieces = between([astuple(shard) for shard in self.shards], start, stop)
+        return replace(self, shards=tuple(Shard(*piece) for piece in pieces))
 
     def without(self, positions: Collection[int]) -> Records:
-        """All records but those at `positions` in the order of `dataset`."""
+        """Return all records but those at `positions` in the order of `dataset`."""
         edges = itertools.pairwise([-1, *sorted(positions), self.size])
         parts = (self.between(before + 1, after).shards for before, after in edges)
         return replace(self, shards=tuple(itertools.chain(*parts)))
 
     def columns(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Path, start and stop of every shard: string, int64 and int64 [shards]."""
+        """Return path, start and stop of every shard: string, int64 and int64 [shards]."""
         return (
             tf.constant([shard.path for shard in self.shards]),
             tf.constant([shard.start for shard in self.shards], tf.int64),
@@ -77,13 +77,13 @@ class Records:
         )
 
     def dataset(self) -> tf.data.Dataset:
-        """(encoded image, label) of every record, in order."""
+        """Return (encoded image, label) of every record, in order."""
         shards = tf.data.Dataset.from_tensor_slices(self.columns())
         # The stub has no function of several columns.
         return shards.flat_map(self.read)  # pyright: ignore[reportArgumentType]
 
     def read(self, path: tf.Tensor, start: tf.Tensor, stop: tf.Tensor) -> tf.data.Dataset:
-        """(encoded image, label) of one shard's records, in order."""
+        """Return (encoded image, label) of one shard's records, in order."""
         return tf.data.TFRecordDataset(path).skip(start).take(stop - start).map(self.parse)
 
 
@@ -133,7 +133,7 @@ class Split:
         return self.labels is not None and self.labels.ndim == 2
 
     def fingerprint(self) -> str:
-        """A digest that changes when images are added, removed, renamed or relabelled.
+        """Return a digest that changes when images are added, removed, renamed or relabelled.
 
         Of files it reads the names (with their class folder), not the contents; of records, their
         identity, the names of the shards and the range of records in each.
@@ -158,7 +158,7 @@ class Split:
         return digest.hexdigest()
 
     def take(self, indices: np.ndarray) -> Split:
-        """The images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         if self.records is not None:
             shards = tuple(s for i in indices for s in self.records.between(i, i + 1).shards)
             return replace(self, size=len(indices), records=replace(self.records, shards=shards))
@@ -172,29 +172,29 @@ class Split:
         )
 
     def stamp(self) -> str | None:
-        """Changes when a file is written anew under its name; None where there are no files."""
+        """Return what changes when a file is written anew under its name; None without files."""
         if self.images is not None:
             return None
         digest = hashlib.sha256()
         shards = self.records.shards if self.records is not None else ()
         for path in self.paths if self.paths is not None else [shard.path for shard in shards]:
-            found = os.stat(path)
-            digest.update(f"{found.st_size} {found.st_mtime_ns} ".encode())
+            status = os.stat(path)
+            digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
         return digest.hexdigest()
 
     def between(self, start: int, stop: int) -> Split:
-        """Images `start` to `stop`, in the same order."""
+        """Return images `start` to `stop`, in the same order."""
         if self.records is None:
             return self.take(np.arange(self.size)[start:stop])
         records = self.records.between(start, stop)
         return replace(self, size=records.size, records=records)
 
     def spread(self, count: int) -> Split:
-        """At most `count` images, evenly spaced through the split, in the same order."""
+        """Return at most `count` images, evenly spaced through the split, in the same order."""
         return self if count >= self.size else self.take(np.arange(count) * self.size // count)
 
     def without(self, positions: Collection[int]) -> Split:
-        """All images but those at `positions`, in the same order. For files and records."""
+        """Return all images but those at `positions`, in the same order; only of files and records."""
         if self.records is None:
             return self.take(np.array([i for i in range(self.size) if i not in positions], int))
         records = self.records.without(positions)
@@ -210,7 +210,7 @@ def _require_zeros_and_ones(name: str, labels: np.ndarray) -> None:
 
 
 def labels_of(split: Split) -> np.ndarray:
-    """The labels of a split of images or files. TypeError for records, which have their own."""
+    """Return the labels of a split of images or files; TypeError for records, which hold theirs."""
     if split.labels is None:
         raise TypeError(f"split {split.name!r} has no labels beside its images")
     return split.labels
