@@ -147,10 +147,7 @@ def export(
     if label_thresholds is not None:
         top = len(class_names)
     if transform is None:
-        side = square_side(model)
-        transform = partial(augment.eval_image, size=side, scale=side)
-        if model.input_shape[-1] == 1:
-            transform = augment.in_grey(transform)
+        transform = _default_transform(model)
     options = {
         "class_names": class_names,
         "transform": transform,
@@ -198,6 +195,13 @@ def export(
         record = _record(model, artifacts, reference, tolerance)
         write_json(new_folder / _RECORD, {"description": options["description"], **record})
     return [replace(artifact, path=directory / artifact.path.name) for artifact in artifacts]
+
+
+def _default_transform(model: keras.Model) -> Callable[[Any], Any]:
+    """Return a resize of the smallest side to the model's, and a centre crop."""
+    side = square_side(model)
+    transform = partial(augment.eval_image, size=side, scale=side)
+    return augment.in_grey(transform) if model.input_shape[-1] == 1 else transform
 
 
 def _probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
