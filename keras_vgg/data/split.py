@@ -194,7 +194,7 @@ class Split:
         return self if count >= self.size else self.take(np.arange(count) * self.size // count)
 
     def without(self, positions: Collection[int]) -> Split:
-        """Return all images but those at `positions`, in the same order; only of files and records."""
+        """Return all images but those at `positions`, in the same order."""
         if self.records is None:
             return self.take(np.array([i for i in range(self.size) if i not in positions], int))
         records = self.records.without(positions)
