@@ -21,6 +21,12 @@ from keras_vgg.evaluation.protocols import (
 )
 from keras_vgg.evaluation.reliability import Calibration, calibration
 from keras_vgg.evaluation.result import Comparison, Evaluation, compare, fuse
+from keras_vgg.evaluation.temperature import (
+    Temperature,
+    apply_temperature,
+    fit_temperature,
+    threshold_that_keeps,
+)
 
 __all__ = [
     "AVERAGES",
@@ -34,6 +40,8 @@ __all__ = [
     "FoldComparison",
     "MultiLabelEvaluation",
     "Protocol",
+    "Temperature",
+    "apply_temperature",
     "calibration",
     "check_specificity",
     "choose_thresholds",
@@ -43,9 +51,11 @@ __all__ = [
     "dense_network",
     "evaluate",
     "figures",
+    "fit_temperature",
     "fuse",
     "posteriors",
     "predict",
     "runner",
     "softmax",
+    "threshold_that_keeps",
 ]
