@@ -157,6 +157,7 @@ def test_evaluate(width, capsys, monkeypatch, tmp_path) -> None:
     row = ("imagenet_d_seed_0", "[256, 512]", "256, 384, 512", "24.81", "24.41 to 25.21", "7.53")
     tables = [("Table 4", ("net", "S", "Q", "top-1 error", "95 % interval", "top-5 error"), [row])]
     monkeypatch.setattr(runs, "paper_tables", lambda *_, **__: tables)
+    (tmp_path / "data.json").write_text('{"class_names": ["a", "b"], "splits": {}}')
     command = Evaluate(runs=(tmp_path,), tables=True)
     command()
     require_whole(capsys, width, list(row), "Table 4; test, per cent")

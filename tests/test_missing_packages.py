@@ -58,7 +58,7 @@ def test_a_plot_without_matplotlib() -> None:
 
 def test_a_backend_that_keras_does_not_have(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "JAX")
-    assert cli.main(["predict", "run", "a.jpg"]) == cli.BAD_INPUT
+    assert cli.main(["explain", "run", "a.jpg"]) == cli.BAD_INPUT
     assert "KERAS_BACKEND must be one of tensorflow, jax, torch" in capsys.readouterr().err
 
 

@@ -220,8 +220,8 @@ class Evaluate:
                 cells.append(f"{comparison.p_value:.2g}")
             table.add_row(name, *cells)
         baseline = evaluations[0].figures(self.specificity)["majority_share"]
+        table.add_row(baseline.title, percent(baseline.value))
         show(table)
-        show(f"{baseline.title}: {baseline.text()}")
 
     def _images(self) -> str:
         """Return the images of several runs in words."""
