@@ -110,6 +110,7 @@ def test_no_two_images_have_a_name(stems, names, tmp_path):
     assert [path.stem for path in written] == names
 
 
+@pytest.mark.slow
 def test_no_picture_is_overwritten_but_by_itself(run, photo, tmp_path):
     for name, seed in (("cat", 1), ("dog", 2)):
         (tmp_path / name).mkdir()

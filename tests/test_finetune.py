@@ -133,6 +133,7 @@ def test_a_missing_report_is_written(finished, photos, small, tmp_path):
     assert (run.directory / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_small_set_trains_the_classifier_alone(tmp_path, tiny_run, small, capsys):
     photos = write_photos(tmp_path / "few", [(40, 40)] * 8)
     options = {name: value for name, value in small.items() if name != "learning_rate"}

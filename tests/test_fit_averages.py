@@ -92,6 +92,7 @@ def test_a_short_training_keeps_a_model_that_is_as_right_as_training_was(tmp_pat
     assert run.results["training_accuracy"] > best["accuracy"] - 0.05
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_averages_of_its_own(tmp_path: Path, monkeypatch) -> None:
     """What is trained is the same, bit for bit, with and without estimates for validations."""
     fit(SMALL, tmp_path / "with", verbose=0)

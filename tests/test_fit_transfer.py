@@ -230,6 +230,7 @@ def test_images_that_vary_go_through_the_frozen_base_every_epoch(pretrained, tmp
         np.testing.assert_array_equal(after[path], value, err_msg=path)
 
 
+@pytest.mark.slow
 def test_blocks_before_freeze_until_are_kept(pretrained, tmp_path):
     run = fit(recipe_from(pretrained, freeze_until="block4", epochs=1), tmp_path / "run", verbose=0)
     before, after = pretrained.model(), run.model()

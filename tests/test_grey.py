@@ -176,6 +176,7 @@ def test_a_grey_run(run, tmp_path):
     assert report_runs([run], tmp_path / "report.html", images=2).is_file()
 
 
+@pytest.mark.slow
 def test_a_grey_run_exports(run, tmp_path):
     artifacts = export_run(
         run,
