@@ -78,27 +78,13 @@ def load_source(
         print(source.train.images.shape, source.class_names[source.train.labels[0]])
         ```
     """
-    if bit_depth not in get_args(BitDepth):
-        raise ValueError(f"bit_depth={bit_depth!r} must be one of {', '.join(get_args(BitDepth))}")
-    for name, fraction in (("validation", validation_fraction), ("test", test_fraction)):
-        if not 0 <= fraction < 1:
-            raise ValueError(f"{name}_fraction={fraction} must be at least 0 and below 1")
-    if on_bad_image not in ("error", "skip"):
-        raise ValueError(f'on_bad_image={on_bad_image!r} must be "error" or "skip"')
+    _check_fractions(validation_fraction, test_fraction)
     check_fold(folds, fold)
+    form = spec.partition(":")[0]
+    _check_options(spec, on_bad_image, bit_depth, columns, group_pattern)
     held_out = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
     if folds:
         held_out = dict.fromkeys(held_out, 0.0)
-    form, colon, path = spec.partition(":")
-    if columns and form != "csv":
-        raise ValueError(f"columns={columns!r} is for a table: source {spec!r} is not csv:FILE")
-    if group_pattern and form not in ("folder", "csv"):
-        raise ValueError(
-            f"group_pattern={group_pattern!r} is for folder:PATH and csv:FILE: source {spec!r} has "
-            "no paths to match"
-        )
-    if form in _PATH_FORMS and not (colon and path):
-        raise ValueError(f"source {spec!r} needs a path, as in {form}:/data/flowers")
     if spec == "digits" or form in _PATH_FORMS:
         if train_split or validation_split or test_split:
             raise ValueError(
@@ -134,6 +120,32 @@ def load_source(
 
 
 _PATH_FORMS = ("folder", "csv", "idx", "records")
+
+
+def _check_fractions(validation_fraction: float, test_fraction: float) -> None:
+    for name, fraction in (("validation", validation_fraction), ("test", test_fraction)):
+        if not 0 <= fraction < 1:
+            raise ValueError(f"{name}_fraction={fraction} must be at least 0 and below 1")
+
+
+def _check_options(
+    spec: str, on_bad_image: str, bit_depth: str, columns: str, group_pattern: str | None
+) -> None:
+    """Raise ValueError for an option with a wrong value, or that this kind of source lacks."""
+    if bit_depth not in get_args(BitDepth):
+        raise ValueError(f"bit_depth={bit_depth!r} must be one of {', '.join(get_args(BitDepth))}")
+    if on_bad_image not in ("error", "skip"):
+        raise ValueError(f'on_bad_image={on_bad_image!r} must be "error" or "skip"')
+    form, colon, path = spec.partition(":")
+    if columns and form != "csv":
+        raise ValueError(f"columns={columns!r} is for a table: source {spec!r} is not csv:FILE")
+    if group_pattern and form not in ("folder", "csv"):
+        raise ValueError(
+            f"group_pattern={group_pattern!r} is for folder:PATH and csv:FILE: source {spec!r} has "
+            "no paths to match"
+        )
+    if form in _PATH_FORMS and not (colon and path):
+        raise ValueError(f"source {spec!r} needs a path, as in {form}:/data/flowers")
 
 
 def _without_named_splits(

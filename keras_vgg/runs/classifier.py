@@ -176,16 +176,7 @@ def _of_file(
         raise ValueError(
             f"{path} takes {network.shape}, not images of one or three channels, channels last"
         )
-    output = stated.get("output") or {}
-    label_thresholds = output.get("thresholds")
-    if label_thresholds is not None:
-        require_one_label_options(str(path), None, unknown)
-        label_thresholds = np.asarray(label_thresholds, np.float64)
-        if label_thresholds.shape != (network.classes,):
-            raise ValueError(
-                f"{path} is damaged: it states {label_thresholds.shape} thresholds for "
-                f"{network.classes} classes"
-            )
+    label_thresholds = _stated_thresholds(path, network, stated, unknown)
     size = network.shape[0] or DEFAULT_SIZE
     missing = []
     names = overrides.class_names or stated.get("class_names")
@@ -228,3 +219,20 @@ def _of_file(
         tuple(notes),
         label_thresholds,
     )
+
+
+def _stated_thresholds(
+    path: Path, network: Network, stated: Mapping[str, Any], unknown: float | None
+) -> np.ndarray | None:
+    """Return the threshold of each label that a file states; None: an image has one label."""
+    thresholds = (stated.get("output") or {}).get("thresholds")
+    if thresholds is None:
+        return None
+    require_one_label_options(str(path), None, unknown)
+    thresholds = np.asarray(thresholds, np.float64)
+    if thresholds.shape != (network.classes,):
+        raise ValueError(
+            f"{path} is damaged: it states {thresholds.shape} thresholds for "
+            f"{network.classes} classes"
+        )
+    return thresholds
