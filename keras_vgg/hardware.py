@@ -15,10 +15,11 @@ from keras_vgg.backend import backend_name, is_jax, is_tensorflow
 from keras_vgg.native_stderr import without_native_stderr
 from keras_vgg.recipe import Recipe
 
-# Multiply-accumulates of a forward pass of one image. On a CPU, bfloat16 shortens the convolutions
-# of networks above the first bound; in smaller ones, its conversions take as long. On processors
-# without bfloat16, XLA compiles the convolutions of networks above the second bound well; in
-# smaller networks, and on newer processors, its convolutions are slower than oneDNN's.
+# Multiply-accumulates of a forward pass of one image. On a CPU whose bfloat16 is fast (AMD's Zen 4
+# and later, Intel's with AMX; not Intel's AVX512-BF16 alone, see training/README.md), it shortens
+# the convolutions of networks above the first bound; in smaller ones, its conversions take as long.
+# Without AVX-512, XLA compiles the convolutions of networks above the second bound well; in smaller
+# networks, and on newer processors, its convolutions are slower than oneDNN's.
 _BFLOAT16_MACS = 8e6
 _XLA_MACS = 1e9
 # The first NVIDIA architectures whose matrix units support the type: Volta and Ampere.
@@ -89,12 +90,16 @@ class Machine:
         devices: Keras' names of all devices of that kind.
         half: The fastest half-precision type of the devices: bfloat16, float16, or None.
         hosts: The number of processes that own the devices.
+        half_is_fast: Whether the rule expects half precision to train faster than float32.
+        xla_is_fast: Whether the rule expects XLA to train large float32 networks faster on a CPU.
     """
 
     kind: str
     devices: tuple[str, ...]
     half: str | None
     hosts: int = 1
+    half_is_fast: bool = True
+    xla_is_fast: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +137,15 @@ def find_machine(devices: str = "auto") -> Machine:
         if accelerators:
             half = _half_of_gpu() if kind == "gpu" else "bfloat16"
             return Machine(kind, tuple(accelerators), half, _hosts())
-    half = "bfloat16" if _processor_flags() & _BFLOAT16_FLAGS else None
-    return Machine("cpu", tuple(keras.distribution.list_devices("cpu")), half, _hosts())
+    flags = _processor_flags()
+    return Machine(
+        "cpu",
+        tuple(keras.distribution.list_devices("cpu")),
+        "bfloat16" if flags & _BFLOAT16_FLAGS else None,
+        _hosts(),
+        half_is_fast="amx_bf16" in flags or _processor_fact("vendor_id") == "AuthenticAMD",
+        xla_is_fast="avx512f" not in flags,
+    )
 
 
 def _hosts() -> int:
@@ -146,16 +158,18 @@ def _hosts() -> int:
 
 def _processor_flags() -> set[str]:
     """Return the first processor's flags on Linux; an empty set on other systems."""
+    return set(_processor_fact("flags").split())
+
+
+def _processor_fact(name: str) -> str:
+    """Return a value that Linux states of the first processor; "" on other systems."""
     lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
-    flags = [line for line in lines if line.startswith("flags")]
-    return set(flags[0].partition(":")[2].split()) if flags else set()
+    return next((ln.partition(":")[2].strip() for ln in lines if ln.startswith(name)), "")
 
 
 def processor_name() -> str:
     """Return the first processor's model name and flags on Linux; else what Python knows."""
-    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()} {sorted(_processor_flags())}"
+    return f"{_processor_fact('model name') or platform.processor()} {sorted(_processor_flags())}"
 
 
 def _half_of_gpu() -> str | None:
@@ -224,7 +238,9 @@ def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
     macs = architecture.totals(recipe.layers()).macs
     precision = recipe.precision
     if precision == "auto":
-        useful = machine.half is not None and (machine.kind != "cpu" or macs >= _BFLOAT16_MACS)
+        useful = machine.half is not None and (
+            machine.kind != "cpu" or (machine.half_is_fast and macs >= _BFLOAT16_MACS)
+        )
         precision = f"mixed_{machine.half}" if useful else "float32"
         if precision == "mixed_float16" and recipe.gradient_accumulation > 1:
             useful, precision = False, "float32"
@@ -232,7 +248,10 @@ def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:
         if useful:
             why.append(f"{machine.half} is this {machine.kind}'s fastest")
         elif machine.half is not None and not why:
-            why.append("float32: the network is small")
+            small = machine.half_is_fast
+            why.append(
+                "float32: the network is small" if small else f"this cpu's {machine.half} is slow"
+            )
     elif precision == "mixed_float16" and recipe.gradient_accumulation > 1:
         # Keras' loss scaling drops a part that overflows, and then miscounts the parts.
         raise ValueError("mixed_float16 does not go with gradient_accumulation; use mixed_bfloat16")
@@ -290,4 +309,4 @@ def _devices(recipe: Recipe, machine: Machine) -> tuple[str, ...]:
 def _jit(machine: Machine, precision: str, macs: float) -> bool:
     if machine.kind != "cpu" or not is_tensorflow():
         return True  # without XLA, Keras on JAX runs operation by operation
-    return macs >= _XLA_MACS and precision == "float32" and machine.half is None
+    return macs >= _XLA_MACS and precision == "float32" and machine.xla_is_fast

@@ -34,7 +34,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list:
         asked.append((recipe.batch_size, candidates))
         return SPEEDS
 
-    monkeypatch.setattr(engine_timing, "_measure", measure)
+    monkeypatch.setattr(engine_timing, "measure", measure)
     monkeypatch.setenv("KERAS_VGG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(engine_timing.os, "cpu_count", lambda: 2)
     return asked
@@ -53,7 +53,7 @@ def test_the_fastest_is_chosen_and_its_speed_said(jobs, monkeypatch) -> None:
         "cpu, mixed_bfloat16, without XLA (measured, images/s: mixed_bfloat16 without XLA 420, "
         "float32 without XLA 236, mixed_bfloat16 with XLA 113)"
     )
-    monkeypatch.setattr(engine_timing, "_measure", lambda *_: [SPEEDS[0], Speed("float32", 1, 9e9)])
+    monkeypatch.setattr(engine_timing, "measure", lambda *_: [SPEEDS[0], Speed("float32", 1, 9e9)])
     slower = chosen(monkeypatch, RECIPE.replace(batch_size=64), AMX)
     assert (slower.precision, slower.jit_compile) == ("float32", True)
 
@@ -120,7 +120,7 @@ def test_what_a_recipe_states_is_not_chosen(jobs, monkeypatch) -> None:
 
 
 def test_a_measurement_that_fails_leaves_the_rule_and_says_so(jobs, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(engine_timing, "_measure", lambda *_: [])
+    monkeypatch.setattr(engine_timing, "measure", lambda *_: [])
     monkeypatch.setattr(hardware, "find_machine", lambda devices="auto": AMX)
     rule = choose_engine(RECIPE, AMX)
     assert measured_engine(RECIPE, rule, 10, LONG, announce=True) == rule
@@ -133,13 +133,13 @@ def test_lines_of_a_process_that_was_ended_count(monkeypatch) -> None:
         raise engine_timing.subprocess.TimeoutExpired(command, 1)
 
     monkeypatch.setattr(engine_timing.subprocess, "run", run)
-    assert engine_timing._measure(RECIPE, 10, [("float32", False)]) == SPEEDS[:1]
+    assert engine_timing.measure(RECIPE, 10, [("float32", False)]) == SPEEDS[:1]
 
 
 @pytest.mark.slow
 def test_this_machine_is_timed() -> None:
     tiny = Recipe(width_multiplier=1 / 16, hidden_units=8, batch_size=16)
-    speeds = engine_timing._measure(tiny, 10, [("float32", False), ("float32", True)])
+    speeds = engine_timing.measure(tiny, 10, [("float32", False), ("float32", True)])
     assert [(speed.precision, speed.jit_compile) for speed in speeds] == [
         ("float32", False),
         ("float32", True),

@@ -371,7 +371,7 @@ def test_environment_is_recorded(finished):
     ("flags", "engine"),
     [
         ("fpu avx2", "cpu, float32, without XLA"),
-        ("avx2 avx512_bf16", "cpu, float32, without XLA (float32: the network is small)"),
+        ("avx2 avx512_bf16", "cpu, float32, without XLA (this cpu's bfloat16 is slow)"),
     ],
 )
 def test_the_engine_that_is_recorded_is_the_processors(tmp_path, monkeypatch, flags, engine):

@@ -16,7 +16,8 @@ SMALL = Recipe()  # a quarter-width A at 32x32
 TINY = Recipe(width_multiplier=1 / 16)
 LARGE = Recipe(configuration="D", width_multiplier=1.0, image_size=224, hidden_units=4096)
 
-AVX2 = Machine("cpu", ("cpu:0",), None)
+AVX2 = Machine("cpu", ("cpu:0",), None, xla_is_fast=True)
+AVX512_BF16 = Machine("cpu", ("cpu:0",), "bfloat16", half_is_fast=False)
 AMX = Machine("cpu", ("cpu:0",), "bfloat16")
 LOGICAL = Machine("cpu", ("cpu:0", "cpu:1"), None)
 PASCAL = Machine("gpu", ("gpu:0",), None)
@@ -32,6 +33,7 @@ TPUS = Machine("tpu", tuple(f"tpu:{i}" for i in range(4)), "bfloat16")
         (SMALL, AMX, "cpu, mixed_bfloat16, without XLA (bfloat16 is this cpu's fastest)"),
         (TINY, AMX, "cpu, float32, without XLA (float32: the network is small)"),
         (LARGE, AVX2, "cpu, float32, with XLA"),
+        (LARGE, AVX512_BF16, "cpu, float32, without XLA (this cpu's bfloat16 is slow)"),
         (LARGE.replace(precision="float32"), AMX, "cpu, float32, without XLA"),
         (LARGE, AMX, "cpu, mixed_bfloat16, without XLA (bfloat16 is this cpu's fastest)"),
         (SMALL, LOGICAL, "cpu, float32, without XLA"),
@@ -152,3 +154,25 @@ def test_flags_of_a_processor(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None
     assert hardware.find_machine("cpu").half is None
     monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "none")
     assert hardware.find_machine("cpu").half is None
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "half", "half_is_fast", "xla_is_fast"),
+    [
+        ("vendor_id\t: AuthenticAMD\nflags\t: fpu avx2", None, True, True),
+        ("vendor_id\t: AuthenticAMD\nflags\t: avx512f avx512_bf16", "bfloat16", True, False),
+        ("vendor_id\t: GenuineIntel\nflags\t: avx512f avx512_bf16", "bfloat16", False, False),
+        ("vendor_id\t: GenuineIntel\nflags\t: avx512f amx_bf16", "bfloat16", True, False),
+        ("", None, False, True),
+    ],
+    ids=["AMD, AVX2", "AMD, bfloat16", "Intel, bfloat16", "Intel, AMX", "unknown"],
+)
+def test_what_a_processor_is_expected_to_do_well(
+    monkeypatch, tmp_path, cpuinfo: str, half: str | None, half_is_fast: bool, xla_is_fast: bool
+) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(cpuinfo)
+    monkeypatch.setattr(hardware, "_CPUINFO", file)
+    machine = hardware.find_machine("cpu")
+    assert machine.half == half
+    assert (machine.half_is_fast, machine.xla_is_fast) == (half_is_fast, xla_is_fast)
