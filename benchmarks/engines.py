@@ -32,7 +32,7 @@ CASES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Measure precisions and XLA on this CPU.")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     machine = hardware.find_machine("cpu")
     print(hardware.processor_name().partition(" [")[0])
