@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import struct
@@ -63,6 +64,12 @@ def cache_folder() -> Path:
         return Path(configured).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
     return (Path(base) if base else Path.home() / ".cache") / "keras_vgg"
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the SHA-256 of a file's content in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # zipfile and NumPy raise many errors for a damaged file. From Python 3.12 on, NumPy raises

@@ -21,7 +21,7 @@ import numpy as np
 from keras_vgg.console import progress_bars
 from keras_vgg.data.left_out import printable
 from keras_vgg.data.split import Split, labels_of
-from keras_vgg.files import cache_folder, write_json
+from keras_vgg.files import cache_folder, sha256_of, write_json
 
 _NAMED = 3  # pairs
 _SHOWN_FROM = 50_000_000  # bytes to hash, from which a progress bar is shown
@@ -145,8 +145,7 @@ def _hashes(paths: list[str]) -> dict[str, str]:
     with progress_bars(total >= _SHOWN_FROM and sys.stderr.isatty()) as bars:
         for path in bars.track(new, description="looking for equal files"):
             try:
-                with open(path, "rb") as file:
-                    hashes[path] = hashlib.file_digest(file, "sha256").hexdigest()
+                hashes[path] = sha256_of(path)
             except OSError:
                 continue  # whoever reads the image says so
     if new:

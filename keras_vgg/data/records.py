@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sys
@@ -21,7 +20,7 @@ from keras_vgg.data.inspection import find_bad_images
 from keras_vgg.data.left_out import printable
 from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Records, Shard, Source, Split, labels_of, pictures_of
-from keras_vgg.files import PARTIAL, whole_file
+from keras_vgg.files import PARTIAL, sha256_of, whole_file
 
 _FORMAT = {"format": "keras_vgg records", "version": 1}
 _MANIFEST, _PROGRESS = "manifest.json", "progress.json"
@@ -107,7 +106,7 @@ def pack(
                             bars.advance(task)
                     done[file] = {
                         "bytes": (out / file).stat().st_size,
-                        "sha256": _sha256(out / file),
+                        "sha256": sha256_of(out / file),
                         "class_counts": shard_counts.tolist(),
                     }
                     _write_json(out / _PROGRESS, {**manifest, "done": done})
@@ -153,7 +152,7 @@ def verify(path: str | os.PathLike[str]) -> None:
     """
     root = Path(path).expanduser()
     for file, shard in _shard_files(root, _open(root)):
-        if _sha256(file) != shard["sha256"]:
+        if sha256_of(file) != shard["sha256"]:
             raise ValueError(f"{file} is damaged: its SHA-256 is not the manifest's")
 
 
@@ -381,9 +380,4 @@ def _write_json(path: Path, value: dict[str, Any], indent: int | None = None) ->
 
 
 def _is_whole(path: Path, entry: dict[str, Any] | None) -> bool:
-    return entry is not None and path.is_file() and _sha256(path) == entry["sha256"]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return entry is not None and path.is_file() and sha256_of(path) == entry["sha256"]

@@ -16,6 +16,7 @@ from keras_vgg.evaluation.multilabel import MultiLabelEvaluation
 from keras_vgg.evaluation.result import Evaluation
 from keras_vgg.export import run_artifact
 from keras_vgg.export.litert import float_operations
+from keras_vgg.files import sha256_of
 
 THREADS = (1, 2)
 TOLERANCE = 0.5  # percentage points
@@ -299,8 +300,7 @@ def compare_labels(
 def size_and_sha256(path: Path) -> tuple[int, str]:
     """Return the bytes and the hash of a file, or of all files below a folder (see Artifact)."""
     if path.is_file():
-        with path.open("rb") as file:
-            return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        return path.stat().st_size, sha256_of(path)
     digest = hashlib.sha256()
     total = 0
     for name in sorted(file.relative_to(path).as_posix() for file in path.rglob("*")):

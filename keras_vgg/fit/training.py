@@ -112,9 +112,7 @@ def _commonest(prepared: Prepared) -> verdict.Baseline:
         return verdict.Commonest(None, 1 / len(names), prepared.validation.size)
     if prepared.recipe.select_by == "balanced_accuracy":
         return verdict.guessed_classes(labels)
-    counts = np.bincount(labels)
-    share = float(counts.max() / counts.sum())
-    return verdict.Commonest(names[int(counts.argmax())], share, prepared.validation.size)
+    return verdict.commonest_class(names, np.bincount(labels).tolist())
 
 
 def _write_first_files(run: Run, engine: hardware.Engine, prepared: Prepared) -> None:

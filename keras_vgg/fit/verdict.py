@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,47 +21,40 @@ _DRAWN_IMAGES = 5000
 _QUANTILE = 1.645  # of the standard normal distribution, at 1 - _LEVEL
 
 
-@dataclasses.dataclass(frozen=True)
-class Commonest:
-    """What an answer that is always the same would have right.
+class Baseline:
+    """What answers reach that do not look at an image.
 
     Attributes:
-        class_name: The commonest class of the validation images; None: not known.
-        share: Its share of them.
-        images: How many there are.
+        share: Their mean figure.
+        images: How many validation images there are.
     """
 
-    class_name: str | None
     share: float
     images: int
+    _figure: ClassVar[str]  # as in "validation accuracy"
+    _format: ClassVar[str] = ".2%"
 
     @property
     def can_be_beaten(self) -> bool:
-        """Whether there are enough images for an accuracy of 100 % to be significant."""
-        return 0 < self.share < 1 and self.share**self.images <= _LEVEL
+        """Whether there are enough images for the best possible figure to be clearly better."""
+        raise NotImplementedError
 
-    def explains(self, accuracy: float) -> bool:
-        """Return whether this accuracy may be had so: a one-sided binomial test, level 5 %."""
-        from scipy.stats import binomtest
+    def explains(self, value: float) -> bool:
+        """Return whether such answers may have this figure."""
+        raise NotImplementedError
 
-        if not self.can_be_beaten:
-            return False
-        right = round(accuracy * self.images)
-        test = binomtest(right, self.images, self.share, alternative="greater")
-        return bool(test.pvalue > _LEVEL)
-
-    def line(self, accuracy: float, epoch: int) -> str:
+    def line(self, value: float, epoch: int) -> str:
         """Return what to say of it while a run trains."""
         return (
-            f"after epoch {epoch}, validation accuracy {accuracy:.2%} is no better than "
-            f"{self._answer()}"
+            f"after epoch {epoch}, validation {self._figure} {value:{self._format}} is no better "
+            f"than {self._answer()}"
         )
 
-    def final_line(self, accuracy: float) -> str:
+    def final_line(self, value: float) -> str:
         """Return what to say of it at a run's end."""
         return (
-            f"this network is of no use: its best validation accuracy, {accuracy:.2%}, is no "
-            f"better than {self._answer()}"
+            f"this network is of no use: its best validation {self._figure}, "
+            f"{value:{self._format}}, is no better than {self._answer()}"
         )
 
     def too_few_line(self) -> str:
@@ -71,18 +65,49 @@ class Commonest:
         )
 
     def _answer(self) -> str:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Commonest(Baseline):
+    """What an answer that is always the same would have right.
+
+    Attributes:
+        class_name: The commonest class of the validation images; None: not known. `share` is its
+            share of them.
+    """
+
+    class_name: str | None
+    share: float
+    images: int
+    _figure = "accuracy"
+
+    @property
+    def can_be_beaten(self) -> bool:
+        """Whether there are enough images for an accuracy of 100 % to be significant."""
+        return 0 < self.share < 1 and self.share**self.images <= _LEVEL
+
+    def explains(self, value: float) -> bool:
+        """Return whether this accuracy may be had so: a one-sided binomial test, level 5 %."""
+        from scipy.stats import binomtest
+
+        if not self.can_be_beaten:
+            return False
+        right = round(value * self.images)
+        test = binomtest(right, self.images, self.share, alternative="greater")
+        return bool(test.pvalue > _LEVEL)
+
+    def _answer(self) -> str:
         named = f"always answering {self.class_name!r}" if self.class_name else "guessing"
         return f"{named} ({self.share:.2%} of {self.images:,} images)"
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomAnswers:
-    """The area under the precision-recall curve that random answers reach, for several labels.
+class _Guesses(Baseline):
+    """A baseline with a limit.
 
     Attributes:
-        share: The mean share of the validation images that have a label: random answers' mean.
-        limit: What random answers reach or exceed in one of 20 draws.
-        images: How many validation images there are.
+        limit: What guesses exceed once in 20 times.
     """
 
     share: float
@@ -91,32 +116,20 @@ class RandomAnswers:
 
     @property
     def can_be_beaten(self) -> bool:
-        """Whether random answers stay clearly below the best possible figure, 1."""
+        """Whether guesses stay clearly below the best possible figure, 1."""
         return self.limit < _MOST_RANDOM
 
-    def explains(self, area: float) -> bool:
-        """Return whether random answers may have this mean area."""
-        return self.can_be_beaten and area <= self.limit
+    def explains(self, value: float) -> bool:
+        return self.can_be_beaten and value <= self.limit
 
-    def line(self, area: float, epoch: int) -> str:
-        """Return what to say of it while a run trains."""
-        return (
-            f"after epoch {epoch}, validation pr_auc {area:.3f} is no better than {self._answer()}"
-        )
 
-    def final_line(self, area: float) -> str:
-        """Return what to say of it at a run's end."""
-        return (
-            f"this network is of no use: its best validation pr_auc, {area:.3f}, is no better than "
-            f"{self._answer()}"
-        )
+class RandomAnswers(_Guesses):
+    """The area under the precision-recall curve that random answers reach, for several labels.
 
-    def too_few_line(self) -> str:
-        """Return what to say at the end of a run that has too few validation images."""
-        return (
-            f"{self.images:,} validation images are too few to say whether this network is better "
-            f"than {self._answer()}"
-        )
+    `share` is the mean share of the validation images that have a label: random answers' mean.
+    """
+
+    _figure, _format = "pr_auc", ".3f"
 
     def _answer(self) -> str:
         return (
@@ -125,56 +138,23 @@ class RandomAnswers:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class GuessedClasses:
+class GuessedClasses(_Guesses):
     """The balanced accuracy that guesses reach. An answer that is always the same has its mean.
 
-    Attributes:
-        share: 1 / the number of classes that validation images have.
-        limit: What guesses exceed once in 20 times.
-        images: How many validation images there are.
+    `share` is 1 / the number of classes that validation images have.
     """
 
-    share: float
-    limit: float
-    images: int
-
-    @property
-    def can_be_beaten(self) -> bool:
-        """Whether guesses stay clearly below 100 %."""
-        return self.limit < _MOST_RANDOM
-
-    def explains(self, accuracy: float) -> bool:
-        """Return whether guesses may have this balanced accuracy."""
-        return self.can_be_beaten and accuracy <= self.limit
-
-    def line(self, accuracy: float, epoch: int) -> str:
-        """Return what to say of it while a run trains."""
-        return (
-            f"after epoch {epoch}, validation balanced accuracy {accuracy:.2%} is no better than "
-            f"{self._answer()}"
-        )
-
-    def final_line(self, accuracy: float) -> str:
-        """Return what to say of it at a run's end."""
-        return (
-            f"this network is of no use: its best validation balanced accuracy, {accuracy:.2%}, is "
-            f"no better than {self._answer()}"
-        )
-
-    def too_few_line(self) -> str:
-        """Return what to say at the end of a run that has too few validation images."""
-        return (
-            f"{self.images:,} validation images are too few to say whether this network is better "
-            f"than {self._answer()}"
-        )
+    _figure = "balanced accuracy"
 
     def _answer(self) -> str:
         return f"guessing ({self.share:.2%}, up to {self.limit:.2%} in 19 of 20 times)"
 
 
-Baseline = Commonest | RandomAnswers | GuessedClasses
-"""What answers reach that do not look at an image."""
+def commonest_class(class_names: Sequence[str], counts: Sequence[int]) -> Commonest:
+    """Return the baseline of validation images, of which each class has so many."""
+    largest = int(np.argmax(counts))
+    total = sum(counts)
+    return Commonest(class_names[largest], int(counts[largest]) / total, total)
 
 
 def guessed_classes(labels: np.ndarray) -> GuessedClasses:

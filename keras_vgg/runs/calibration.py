@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from keras_vgg.evaluation.temperature import (
@@ -14,6 +12,7 @@ from keras_vgg.evaluation.temperature import (
     fit_temperature,
     threshold_that_keeps,
 )
+from keras_vgg.files import sha256_of
 from keras_vgg.run import Run
 from keras_vgg.runs.evaluate import evaluate_runs
 
@@ -92,7 +91,7 @@ def calibrate_run(
         "nll": dict(zip(("before", "after"), temperature.nll, strict=True)),
         "ece": dict(zip(("before", "after"), temperature.ece, strict=True)),
         "thresholds": thresholds,
-        "model_sha256": _sha256(run.model_path),
+        "model_sha256": sha256_of(run.model_path),
         "note": temperature.note,
     }
     run.write_json(FILE, content)
@@ -109,7 +108,7 @@ def read_calibration(run: Run) -> Calibration | None:
     if not path.is_file():
         return None
     fields = run.read_json(FILE)
-    if fields["model_sha256"] != _sha256(run.model_path):
+    if fields["model_sha256"] != sha256_of(run.model_path):
         raise ValueError(
             f"{path} belongs to an earlier model of the run; repeat `keras-vgg calibrate"
             f" {run.directory}`, or remove the file"
@@ -135,8 +134,3 @@ def require_calibration(run: Run, purpose: str) -> Calibration:
             f"{purpose} needs {run.directory / FILE}: run `keras-vgg calibrate {run.directory}`"
         )
     return calibration
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -113,11 +113,9 @@ def record_evaluation(
     key = images.key(evaluation_name(images.name, protocol, scales, average))
     figures = evaluated.to_dict(specificity)
     del figures["confusion"]  # It has a million numbers for ImageNet.
-    if images.source is not None:
-        figures = {"source": images.source, "skipped_classes": list(images.skipped), **figures}
     if not run.finished:
         return Recorded(key, evaluated, images)
-    run.add_results(**{key: figures})
+    run.add_results(**{key: images.record(figures)})
     confusion, path = evaluated.confusion, run.directory / f"confusion_{key}.csv"
     write_atomically(path, lambda partial: np.savetxt(partial, confusion, "%d", ","))
     report.plot_confusion(confusion, run.class_names, path.with_suffix(".png"))

@@ -16,6 +16,7 @@ import numpy as np
 from keras_vgg import augment, data, evaluation, hardware
 from keras_vgg.array_cache import ArrayCache
 from keras_vgg.console import progress_bars
+from keras_vgg.files import sha256_of
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
@@ -37,7 +38,7 @@ class Evaluator:
         self._images: dict[str, Any] = {"split": split.fingerprint(), "files": split.stamp()}
         if images.source is not None:  # The fingerprint of records does not have the labels.
             self._images["classes"] = images.classes
-        self._weights = self._digest()
+        self._weights = sha256_of(self.run.model_path)
         self._model = None
         self._runners: dict[evaluation.Protocol, Callable] = {}
 
@@ -95,10 +96,6 @@ class Evaluator:
             [evaluation.MultiLabelEvaluation(*self._arrays(*one), names) for one in plan]
         )
 
-    def _digest(self) -> str:
-        with self.run.model_path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     def close(self) -> None:
         """Free the network's memory. It is loaded again if it is needed."""
         self._model = None
@@ -110,7 +107,7 @@ class Evaluator:
         recipe, split, classes = self.run.recipe, self.images.split, len(self.run.class_names)
         if self._model is None:
             self._model = self.run.model()
-            if self._digest() != self._weights:  # the run is being trained
+            if sha256_of(self.run.model_path) != self._weights:  # the run is being trained
                 raise ValueError(
                     f"{self.run.model_path} was replaced by the training in the meantime; repeat "
                     "the command"

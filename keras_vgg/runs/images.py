@@ -50,6 +50,12 @@ class RunImages:
         """Return the key in results.json, from what `evaluation_name` returns."""
         return name if self.source is None else f"{name}_of_{self._set_name}"
 
+    def record(self, figures: dict[str, Any]) -> dict[str, Any]:
+        """Return figures for results.json; those of another set also state the set."""
+        if self.source is None:
+            return figures
+        return {"source": self.source, "skipped_classes": list(self.skipped), **figures}
+
     @property
     def title(self) -> str:
         """The images in words, such as "test images"."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from keras_vgg import data, evaluation
+from keras_vgg.files import sha256_of
 from keras_vgg.run import Run
 from keras_vgg.runs.evaluate import check_options, evaluation_name
 from keras_vgg.runs.evaluator import Evaluator, plan_of
@@ -63,11 +63,8 @@ def evaluate_labels(
     name = evaluation_name(_SPLIT, protocol, scales, average)
     evaluated = with_thresholds(evaluator, plan, name, source)
     key = images.key(evaluation_name(images.name, protocol, scales, average))
-    figures = evaluated.to_dict()
-    if images.source is not None:
-        figures = {"source": images.source, "skipped_classes": list(images.skipped), **figures}
     if run.finished:
-        run.add_results(**{key: figures})
+        run.add_results(**{key: images.record(evaluated.to_dict())})
     return RecordedLabels(key, evaluated, images)
 
 
@@ -130,7 +127,7 @@ def _validation_images(run: Run, source: str | None, images: RunImages) -> data.
 
 def _keep_thresholds(run: Run, name: str, thresholds: np.ndarray) -> None:
     content = {
-        "model_sha256": _model_digest(run),
+        "model_sha256": sha256_of(run.model_path),
         "thresholds": {**_read(run), name: thresholds.tolist()},
     }
     run.write_json(FILE, content)
@@ -141,11 +138,6 @@ def _read(run: Run) -> dict[str, list[float]]:
     if not (run.directory / FILE).is_file():
         return {}
     content = run.read_json(FILE)
-    if content["model_sha256"] != _model_digest(run):
+    if content["model_sha256"] != sha256_of(run.model_path):
         return {}
     return content["thresholds"]
-
-
-def _model_digest(run: Run) -> str:
-    with run.model_path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
