@@ -1,6 +1,7 @@
 """Transfer learning: features, image descriptors, frozen blocks, probes, perceptual losses."""
 
-from keras_vgg.transfer.features import embed, feature_extractor, freeze
+from keras_vgg.transfer.descriptors import embed
+from keras_vgg.transfer.features import feature_extractor, freeze
 from keras_vgg.transfer.perceptual import PerceptualLoss
 from keras_vgg.transfer.probe import LinearProbe, linear_probe
 
