@@ -1,4 +1,4 @@
-"""Layers that VGG needs and Keras lacks: response normalisation and image preprocessing."""
+"""Layers that VGG needs and Keras lacks: normalisation, dilated pools, image preprocessing."""
 
 from __future__ import annotations
 
@@ -69,6 +69,42 @@ class LocalResponseNormalization(keras.layers.Layer):
             "bias": self.bias,
             "alpha": self.alpha,
             "beta": self.beta,
+            "data_format": self.data_format,
+        }
+
+
+@keras.saving.register_keras_serializable("keras_vgg")
+class DilatedMaxPooling2D(keras.layers.Layer):
+    """A 2x2 max-pool of stride 1 whose four places are `dilation_rate` rows and columns apart.
+
+    This is the pool of an à trous network. The input and the output have the same shape. At the
+    bottom and the right, the places outside the map do not count, as with `padding="same"`.
+    """
+
+    def __init__(
+        self, dilation_rate: int = 2, data_format: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        if dilation_rate < 1:
+            raise ValueError(f"dilation_rate must be 1 or more, not {dilation_rate}")
+        self.dilation_rate = dilation_rate
+        self.data_format = data_format or keras.config.image_data_format()
+
+    def call(self, inputs):
+        x, d = inputs, self.dilation_rate
+        for axis in (2, 3) if self.data_format == "channels_first" else (1, 2):
+            before = (slice(None),) * axis
+            here, there, rest = x[*before, :-d], x[*before, d:], x[*before, -d:]
+            x = ops.concatenate([ops.maximum(here, there), rest], axis=axis)
+        return x
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "dilation_rate": self.dilation_rate,
             "data_format": self.data_format,
         }
 

@@ -19,9 +19,14 @@ from keras_vgg.architecture import (
     get_configuration,
     scaled_width,
 )
-from keras_vgg.layers import ImagePreprocessing, LocalResponseNormalization
+from keras_vgg.layers import (
+    DilatedMaxPooling2D,
+    ImagePreprocessing,
+    LocalResponseNormalization,
+)
 
 DEFAULT_SIZE = 224  # sides of the paper's input, in pixels
+OUTPUT_STRIDES = (8, 16, 32)
 _Options = ParamSpec("_Options")
 
 
@@ -45,6 +50,7 @@ def vgg(
     kernel_regularizer: Any = None,
     include_preprocessing: bool | ImagePreprocessing = False,
     train_size: int | tuple[int, int] | None = None,
+    output_stride: int = 32,
 ) -> keras.Model:
     """Build a VGG network (arXiv:1409.1556, Table 1).
 
@@ -88,6 +94,12 @@ def vgg(
         train_size: With `head="conv"`, the side, or (height, width), of the images that the
             classifier is trained on; fc1's kernel is a 32nd of it. Default: the input's size, or
             224 if that is unknown or the weights are a published checkpoint's.
+        output_stride: Without the top, the pixels between neighbouring cells of the feature map:
+            32 is the paper's network. With 16, the last pool has stride 1. With 8, the last two
+            pools have stride 1, and the layers behind the first of them are dilated (à trous), so
+            that every weight sees the same pixels. With the same weights, every second (16) or
+            fourth (8) cell equals the ordinary network's cell, up to the border if the sides are
+            multiples of 32.
 
     Returns:
         An uncompiled `keras.Model`.
@@ -108,6 +120,7 @@ def vgg(
     """
     architecture = get_configuration(configuration)
     _check(weights, include_top, classes, head, pooling, width_multiplier, hidden_units, dropout)
+    _check_output_stride(output_stride, include_top)
     if input_tensor is not None and not keras.utils.is_keras_tensor(input_tensor):
         raise ValueError(
             f"input_tensor must be a Keras tensor, such as keras.Input(...), not {input_tensor!r}"
@@ -134,7 +147,7 @@ def vgg(
         x = include_preprocessing(x)
     if loaded is not None:
         loaded = weight_files.for_channels(loaded, x.shape[channel_axis])
-    x = _convolutions(x, architecture, width_multiplier, batch_norm, options)
+    x = _convolutions(x, architecture, width_multiplier, batch_norm, output_stride, options)
     if include_top:
         if train_size is None:
             published = weights in weight_files.NAMES
@@ -181,9 +194,11 @@ def _convolutions(
     architecture: Configuration,
     width_multiplier: float,
     batch_norm: bool,
+    output_stride: int,
     options: Callable[[], dict],
 ) -> Any:
     channel_axis = 1 if keras.config.image_data_format() == "channels_first" else -1
+    dilation = 1
     for b, block in enumerate(architecture.blocks, 1):
         for i, (kernel, filters) in enumerate(block, 1):
             name = f"block{b}_conv{i}"
@@ -191,6 +206,7 @@ def _convolutions(
                 scaled_width(filters, width_multiplier),
                 kernel,
                 padding="same",
+                dilation_rate=dilation,
                 activation=None if batch_norm else "relu",
                 name=name,
                 **options(),
@@ -202,8 +218,19 @@ def _convolutions(
                 x = layers.Activation("relu", name=f"{name}_relu")(x)
             if architecture.lrn and (b, i) == (1, 1):
                 x = LocalResponseNormalization(name="block1_lrn")(x)
-        x = layers.MaxPooling2D(2, name=f"block{b}_pool")(x)
+        keeps_cells = 2**b > output_stride
+        x = _pool(f"block{b}_pool", keeps_cells, dilation)(x)
+        dilation = 2 * dilation if keeps_cells else dilation
     return x
+
+
+def _pool(name: str, keeps_cells: bool, dilation: int) -> keras.layers.Layer:
+    """Return the pool that ends a block; with `keeps_cells`, its stride is 1 (à trous)."""
+    if not keeps_cells:
+        return layers.MaxPooling2D(2, name=name)
+    if dilation == 1:
+        return layers.MaxPooling2D(2, strides=1, padding="same", name=name)
+    return DilatedMaxPooling2D(dilation, name=name)
 
 
 def _fc_head(x, train_size, hidden_units, dropout, classes, options, classifier) -> Any:
@@ -266,6 +293,17 @@ def _check(
     check_options(classes, head, pooling, width_multiplier, hidden_units)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), not {dropout}")
+
+
+def _check_output_stride(output_stride: int, include_top: bool) -> None:
+    if output_stride not in OUTPUT_STRIDES:
+        raise ValueError(f"output_stride must be 8, 16 or 32, not {output_stride!r}")
+    if include_top and output_stride != 32:
+        raise ValueError(
+            f"output_stride={output_stride} is for a feature map: pass include_top=False. The "
+            "classifier sees cells that are 32 pixels apart; `keras_vgg.dense.reduced_fc` puts it "
+            "behind a denser map"
+        )
 
 
 def _require_file(weights: str | Path) -> None:
