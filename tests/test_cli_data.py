@@ -105,6 +105,7 @@ def test_a_pack_is_written_checked_and_shown(
         (["data", "check", "folder:/nowhere"], "there is no folder /nowhere"),
         (["data", "stats", "digits", "--limit", "0"], "limit=0"),
         (["data", "stats", "digitz"], "unknown source 'digitz'"),
+        (["data", "check", "{tmp}"], "is a folder: write folder:/"),
         (["data", "pack", "digits", "{file}"], "is not a folder"),
         (["data", "pack", "digits", "{tmp}/new", "--shard-images", "0"], "shard_images=0"),
         (["data", "show", "digits", "--views", "0"], "views=0"),

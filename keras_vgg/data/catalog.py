@@ -104,6 +104,8 @@ def _prepare(builder: Any, manual_dir: str | os.PathLike[str] | None, download: 
 
 
 def _unknown(name: str) -> str:
+    if os.path.isdir(name):
+        return f"source {name!r} is a folder: write folder:{name}"
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
