@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from keras_vgg.cli.rows import RowFormat, note, row_format, text_file
 from keras_vgg.console import new_table, percent, show
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Predict:
     top: int | Literal["all"] | None = None
     """Number of classes to print for each image, or all (default: 2 in a table, 5 in csv and
     jsonl)."""
-    format: Literal["table", "csv", "jsonl"] | None = None
+    format: RowFormat | None = None
     """table: for a person. csv, jsonl (JSON Lines): one row for each image, for a program (default:
     as the name of --out ends, else table)."""
     out: Path | None = None
@@ -83,9 +83,9 @@ class Predict:
 
         files = image_files(self.images, self.columns)
         for left_out in files.left_out:
-            _note(f"not read: {left_out}")
+            note(f"not read: {left_out}")
         if files.repeated:
-            _note(f"{files.repeated:,} files are named more than once, and are classified once")
+            note(f"{files.repeated:,} files are named more than once, and are classified once")
         predictor = Predictor(
             self.model,
             class_names=names,
@@ -94,8 +94,8 @@ class Predict:
             calibrated=None if self.calibrated else False,
             unknown=self.unknown,
         )
-        for note in predictor.notes:
-            _note(note)
+        for line in predictor.notes:
+            note(line)
         answers = predictor.stream(files.paths, verbose=sys.stderr.isatty())
         if format == "table":
             count, bad = self._show(answers, predictor.several_labels)
@@ -105,29 +105,14 @@ class Predict:
             return 0
         if len(bad) == count:
             raise ValueError(_none_read(bad))
-        _note(f"{len(bad):,} of {count:,} files cannot be read; their rows have the reason")
+        note(f"{len(bad):,} of {count:,} files cannot be read; their rows have the reason")
         return SOME_BAD
 
-    def _format(self) -> Literal["table", "csv", "jsonl"]:
+    def _format(self) -> RowFormat:
         """Return the format. ValueError: options contradict each other."""
         if self.top is not None and self.top != "all" and self.top < 1:
             raise ValueError(f"--top must be at least 1, or all, not {self.top}")
-        if self.out is None:
-            return self.format or "table"
-        if not self.out.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {self.out.parent} for --out {self.out}")
-        if self.out.is_dir():
-            raise ValueError(f"--out {self.out} is a folder; name a file")
-        if self.format in ("csv", "jsonl"):
-            return self.format
-        if self.format is None and self.out.suffix.lower() == ".csv":
-            return "csv"
-        if self.format is None and self.out.suffix.lower() == ".jsonl":
-            return "jsonl"
-        raise ValueError(
-            f"--out {self.out} needs --format csv or --format jsonl, or a name that ends in .csv or"
-            " .jsonl"
-        )
+        return row_format(self.format, self.out)
 
     def _class_names(self) -> list[str] | None:
         if self.classes is None:
@@ -186,7 +171,7 @@ class Predict:
         """Write or print rows. Return the number of answers, and those of bad files."""
         from keras_vgg.runs.answers import write_answers
 
-        with _text_file(self.out) as file:
+        with text_file(self.out) as file:
             written = write_answers(
                 answers,
                 file,
@@ -205,27 +190,6 @@ def _headers(classes: int) -> list[str]:
     return [header for name in names[:classes] for header in (name, "probability")]
 
 
-@contextlib.contextmanager
-def _text_file(path: Path | None) -> Iterator[TextIO]:
-    """Give a text file that appears whole at the end; None: stdout.
-
-    A path that is not UTF-8 keeps its bytes.
-    """
-    if path is None:
-        reconfigure: Any = getattr(sys.stdout, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="surrogateescape")
-        yield sys.stdout
-        return
-    from keras_vgg.files import whole_file
-
-    with (
-        whole_file(path) as partial,
-        partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        yield file
-
-
 def _none_read(bad: Sequence[Answer]) -> str:
     from keras_vgg.data.left_out import printable
 
@@ -233,7 +197,3 @@ def _none_read(bad: Sequence[Answer]) -> str:
     if len(bad) == 1:
         return first
     return f"none of {len(bad):,} files can be read as an image; the first is {first}"
-
-
-def _note(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -1,0 +1,61 @@
+"""What commands have in common that print a row for each file: a table, CSV or JSON Lines."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+RowFormat = Literal["table", "csv", "jsonl"]
+
+
+def row_format(format: RowFormat | None, out: Path | None) -> RowFormat:
+    """Return the format that --format and --out decide together.
+
+    Raises:
+        FileNotFoundError: there is no folder for the file.
+        ValueError: the options contradict each other.
+    """
+    if out is None:
+        return format or "table"
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {out.parent} for --out {out}")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file")
+    if format in ("csv", "jsonl"):
+        return format
+    if format is None and out.suffix.lower() == ".csv":
+        return "csv"
+    if format is None and out.suffix.lower() == ".jsonl":
+        return "jsonl"
+    raise ValueError(
+        f"--out {out} needs --format csv or --format jsonl, or a name that ends in .csv or .jsonl"
+    )
+
+
+@contextlib.contextmanager
+def text_file(path: Path | None) -> Iterator[TextIO]:
+    """Give a text file that appears whole at the end; None: stdout.
+
+    A path that is not UTF-8 keeps its bytes.
+    """
+    if path is None:
+        reconfigure: Any = getattr(sys.stdout, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="surrogateescape")
+        yield sys.stdout
+        return
+    from keras_vgg.files import whole_file
+
+    with (
+        whole_file(path) as partial,
+        partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        yield file
+
+
+def note(line: str) -> None:
+    """Print a line on stderr; stdout is for results."""
+    print(line, file=sys.stderr)
