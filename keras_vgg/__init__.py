@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.2.0"
 
 __all__ = [
+    "DISTS",
+    "LPIPS",
     "VGG11",
     "VGG11LRN",
     "VGG13",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from keras_vgg.imagenet import decode_predictions, preprocess_input
     from keras_vgg.layers import ImagePreprocessing, LocalResponseNormalization
     from keras_vgg.models import VGG11, VGG11LRN, VGG13, VGG16, VGG16C, VGG19, vgg
+    from keras_vgg.perceptual import DISTS, LPIPS, PerceptualLoss
     from keras_vgg.recipe import Recipe, load_recipe
     from keras_vgg.run import Run
     from keras_vgg.runs import (
@@ -64,7 +67,7 @@ if TYPE_CHECKING:
         finetune,
         predict_files,
     )
-    from keras_vgg.transfer import PerceptualLoss, embed, feature_extractor, linear_probe
+    from keras_vgg.transfer import embed, feature_extractor, linear_probe
     from keras_vgg.weights import copy_weights, load_weights, read_weights
 else:
     _HOMES = {
@@ -86,7 +89,9 @@ else:
         "feature_extractor": "transfer",
         "embed": "transfer",
         "linear_probe": "transfer",
-        "PerceptualLoss": "transfer",
+        "DISTS": "perceptual",
+        "LPIPS": "perceptual",
+        "PerceptualLoss": "perceptual",
         "load_source": "data",
         "Recipe": "recipe",
         "load_recipe": "recipe",

@@ -18,7 +18,7 @@ from keras_vgg.data.decode import (
     transform_encoded,
 )
 from keras_vgg.export.warmup import write_warmup
-from keras_vgg.transfer import feature_extractor
+from keras_vgg.features import feature_extractor
 
 CLASS_NAMES = "class_names.txt"
 

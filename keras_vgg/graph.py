@@ -5,6 +5,7 @@ A model inside the model is rebuilt the same way, at any depth, so all layers ca
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
@@ -20,25 +21,37 @@ class Place(NamedTuple):
     output: Any
 
 
-@keras.saving.register_keras_serializable("keras_vgg")
-class _Borrowed(keras.layers.Layer):
-    """Call a layer of another model, without a new node in the layer's graph."""
+class _AroundLayer(keras.layers.Layer):
+    """A layer around one of another model, whose weights it shares. A saved copy has its own."""
 
     def __init__(self, layer: Any, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
         self.layer = layer
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        layer = keras.saving.deserialize_keras_object(config.pop("layer"))
+        return cls(layer=layer, **config)
+
+    def build(self, input_shape) -> None:
+        if not self.layer.built:  # after loading
+            self.layer.build(input_shape)
+
+
+@keras.saving.register_keras_serializable("keras_vgg")
+class _Borrowed(_AroundLayer):
+    """Call a layer of another model, without a new node in the layer's graph."""
 
     def call(self, *args, **kwargs):
         return self.layer(*args, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_vgg")
-class _BeforeActivation(keras.layers.Layer):
+class _BeforeActivation(_AroundLayer):
     """The output of a dense layer or convolution before its activation, float32."""
-
-    def __init__(self, layer: keras.layers.Dense | keras.layers.Conv2D, **kwargs: Any) -> None:
-        super().__init__(autocast=False, **kwargs)
-        self.layer = layer
 
     def call(self, inputs):
         rank = len(inputs.shape)
@@ -61,12 +74,35 @@ def holds_layers(layer: Any) -> bool:
     return isinstance(layer, keras.Model) and bool(getattr(layer, "inputs", None))
 
 
-def rebuild(model: keras.Model, image: Any, instead: dict[str, Any]) -> tuple[Any, list[Place]]:
+def all_layers(model: keras.Model) -> Iterator[Any]:
+    """Yield the layers of a model, and of the models inside it."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from all_layers(layer)
+
+
+def borrowed(layer: Any) -> Any:
+    """Return the layer of the model that a rebuilt model's layer stands for."""
+    return layer.layer if isinstance(layer, _AroundLayer) else layer
+
+
+def rebuild(
+    model: keras.Model,
+    image: Any,
+    instead: Mapping[str, Any] | None = None,
+    replace: Callable[[Any, str, Any], Any] | None = None,
+) -> tuple[Any, list[Place]]:
     """Return the output of a model on `image`, and all calls of its layers in order.
 
     Args:
+        model: A functional or Sequential model.
+        image: The tensor to use in place of the model's input.
         instead: Path -> a tensor to use in place of that layer's output.
+        replace: A function from a layer, its path and its inputs to a tensor to use as the layer's
+            output; None: call the layer.
     """
+    instead = instead or {}
     places: list[Place] = []
     names: dict[str, int] = {}
 
@@ -82,7 +118,9 @@ def rebuild(model: keras.Model, image: Any, instead: dict[str, Any]) -> tuple[An
         else:
             names[path] = names.get(path, 0) + 1
             name = f"{path.replace('/', '.')}.{names[path]}"
-            output = _Borrowed(layer, name=name)(*args, **kwargs)
+            output = None if replace is None else replace(layer, path, inputs)
+            if output is None:
+                output = _Borrowed(layer, name=name)(*args, **kwargs)
         places.append(Place(path, layer, inputs, output))
         return instead.get(path, output)
 
@@ -127,11 +165,11 @@ def rebuild(model: keras.Model, image: Any, instead: dict[str, Any]) -> tuple[An
     return output, places
 
 
-def before_activation(place: Place) -> Any:
+def before_activation(place: Place, name: str = "before_activation") -> Any:
     """Return the input of a layer's activation, or the layer's output if that is not known."""
     if isinstance(place.layer, keras.layers.Activation | keras.layers.ReLU | keras.layers.Softmax):
         return place.inputs
     # A subclass computes something else.
     if type(place.layer) in (keras.layers.Dense, keras.layers.Conv2D):
-        return _BeforeActivation(place.layer, name="before_activation")(place.inputs)
+        return _BeforeActivation(place.layer, name=name)(place.inputs)
     return place.output
