@@ -150,6 +150,8 @@ class Recipe:
     """Alpha of keras.layers.MixUp, which blends two images of a batch; 0.2 is usual."""
     cutmix: Annotated[float, Interval(0, 1)] = 0.0
     """Factor of keras.layers.CutMix, which pastes a part of another image; 1 is usual."""
+    unmixed_epochs: Annotated[int, Interval(0, 1e6)] = 0
+    """Number of last epochs, before the end and before each restart, without mixup and cutmix."""
     mean_rgb: tuple[float, float, float] | None = None
     """Mean that the model subtracts, in [0, 255]; None: that of init or of the training set."""
     std_rgb: tuple[float, float, float] | None = None
@@ -163,14 +165,25 @@ class Recipe:
     gradient_accumulation: Annotated[int, Interval(1, 1e6)] = 1
     """Compute a batch in this many parts, one after the other, which takes less memory. Batch
     normalisation sees one part at a time."""
+    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
+    """Keras' optimizer of this name. muon: also for the kernels of convolutions; AdamW for biases,
+    batch norm and the last layer."""
     learning_rate: Annotated[float, Interval(1e-12, 1e3)] = 0.05
-    """SGD learning rate after warm-up."""
+    """Learning rate after warm-up; 0.001 is usual with adamw and muon."""
     momentum: Annotated[float, Interval(0, 1, closed=False)] = 0.9
-    """SGD momentum."""
+    """Momentum of sgd and muon (0.95 is usual with muon); the first beta of adamw."""
     nesterov: bool = False
-    """Use Nesterov momentum."""
+    """Use Nesterov momentum: sgd and muon (usual with muon)."""
     weight_decay: Annotated[float, Interval(0, 1)] = 5e-4
-    """Weight decay as in the paper: this times a kernel is added to the kernel's gradient."""
+    """Weight decay of the kernels. sgd: as in the paper, this times a kernel is added to the
+    kernel's gradient. adamw, muon: decoupled, this times learning rate times kernel is subtracted
+    from the kernel; 0.05 is usual."""
+    clip_norm: Annotated[float, Interval(0, 1e6)] = 0.0
+    """Scale the gradient of all weights down to at most this norm; 0: leave it as it is. With sgd,
+    weight decay is in the gradient."""
+    ema_momentum: Annotated[float, Interval(0, 1, closed=False)] = 0.0
+    """Momentum of an average of the weights over the steps, which is validated, kept and exported
+    as the model; 0.999 is usual, and less for short trainings. 0: no average."""
     label_smoothing: Annotated[float, Interval(0, 1, closed=False)] = 0.0
     """Share of the target that is spread over all classes; with several labels an image, that goes
     half to 0 and half to 1."""
@@ -180,6 +193,15 @@ class Recipe:
     both are Keras' binary ones."""
     focal_gamma: Annotated[float, Interval(0, 10)] = 2.0
     """Focal loss: the cross-entropy is multiplied by (1 - p) to this power; 0: cross-entropy."""
+    teachers: tuple[str, ...] = ()
+    """Distillation: finished run directories whose networks, averaged, are the teacher. They see
+    the same images, at their own size, and must have the same classes."""
+    distillation_weight: Annotated[float, Interval(0, 1)] = 0.5
+    """Distillation: weight of the teacher's probabilities in the loss; that of the labels is 1
+    minus this."""
+    distillation_temperature: Annotated[float, Interval(0.1, 100)] = 2.0
+    """Distillation: the scores of teacher and network are divided by this before the soft-max.
+    A higher temperature shows more of what the teacher thinks of the other classes."""
     class_weights: str = "none"
     """Weights of the classes in the training loss and accuracy. balanced: every class counts the
     same, however many training images it has. Or weights by name, such as cat=2,dog=0.5; other
@@ -258,6 +280,11 @@ class Recipe:
             self.schedule, self.step_epochs, self.warmup_epochs, self.epochs
         )
         recipe_checks.check_restarts(self.restart_epochs, self.restart_rates, self.epochs)
+        recipe_checks.check_optimizer(self.optimizer, self.learning_rate, self.nesterov)
+        if self.unmixed_epochs > self.epochs:
+            raise ValueError(
+                f"unmixed_epochs ({self.unmixed_epochs}) is more than epochs ({self.epochs})"
+            )
         if self.color == "grey" and self.rand_augment:
             raise ValueError(
                 f"rand_augment={self.rand_augment} works on RGB images; use color='rgb', or set it "
@@ -332,8 +359,8 @@ class Recipe:
     def with_absolute_paths(self) -> Recipe:
         """Return a recipe that means the same files from any folder.
 
-        These are the paths of the source, of data_dir and manual_dir, and of weights and runs that
-        `init` and `initialization` name and that exist.
+        These are the paths of the source, of data_dir and manual_dir, of the teachers, and of
+        weights and runs that `init` and `initialization` name and that exist.
         """
         changes: dict[str, Any] = {}
         kind, colon, path = self.source.partition(":")
@@ -346,6 +373,8 @@ class Recipe:
             value = getattr(self, name)
             if value and Path(value).exists() and (os.sep in value or not _is_known_name(value)):
                 changes[name] = _absolute(value)
+        if self.teachers:
+            changes["teachers"] = tuple(map(_absolute, self.teachers))
         return self.replace(**changes) if changes else self
 
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:

@@ -24,6 +24,7 @@ _MOST_FOLDS = 1000
 _MEAN, _DEVIATION = (-1e4, 1e4), (1e-3, 1e4)
 _RATES = (1e-12, 1e3)
 _HEAVIEST = 1e6  # class weight
+_SGD_RATE = 0.05  # the default of learning_rate
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf"
 
 
@@ -72,8 +73,8 @@ def _is_one_of(value: Any, options: tuple[Any, ...]) -> bool:
             if value in typing.get_args(option):
                 return True
         elif typing.get_origin(option) is tuple:
-            numbers = (int,) if int in typing.get_args(option) else (float, int)
-            if isinstance(value, tuple) and all(type(item) in numbers for item in value):
+            kinds = {int: (int,), str: (str,)}.get(typing.get_args(option)[0], (float, int))
+            if isinstance(value, tuple) and all(type(item) in kinds for item in value):
                 return True
         elif type(value) is option:  # so True is no int, and 2.5 is no int either
             return True
@@ -180,6 +181,16 @@ def check_restarts(
         raise ValueError(
             f"restart_rates must be in [{low:g}, {high:g}], not {shorten(tuple(restart_rates))}"
         )
+
+
+def check_optimizer(optimizer: str, learning_rate: float, nesterov: bool) -> None:
+    if optimizer != "sgd" and learning_rate == _SGD_RATE:
+        raise ValueError(
+            f"learning_rate={_SGD_RATE} is the default, which is meant for sgd; give "
+            f"optimizer={optimizer!r} its own, such as 0.001"
+        )
+    if optimizer == "adamw" and nesterov:
+        raise ValueError("nesterov=True is for optimizer 'sgd' or 'muon', not 'adamw'")
 
 
 def parse_class_weights(text: str) -> dict[str, float]:

@@ -26,6 +26,7 @@ _FIELD_TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "data.json": {"class_names": list, "splits": dict},
     "environment.json": {"precision": str, "engine": str},
     "init.json": {"source": str, "sha256": str},
+    "teachers.json": {"teachers": list},
     "results.json": {
         "epochs": int,
         "best_epoch": int,

@@ -13,7 +13,7 @@ from keras_vgg.array_cache import ArrayCache
 from keras_vgg.fit import Run, build_model, fit, frozen
 from keras_vgg.fit.inputs import channel_statistics
 from keras_vgg.fit.model import initial_weights
-from keras_vgg.fit.optimizer import LayerwiseSGD
+from keras_vgg.fit.optimizer import SGD
 from keras_vgg.recipe import Recipe
 from tests.test_fit import fit_interrupted
 
@@ -303,7 +303,7 @@ def test_learning_rates_by_depth():
             for w, before in zip(clone.weights, model.get_weights(), strict=True)
         }
 
-    plain, layered = moved(keras.optimizers.SGD(0.1)), moved(LayerwiseSGD(0.1, 0.5))
+    plain, layered = moved(keras.optimizers.SGD(0.1)), moved(SGD(0.1, layer_decay=0.5))
     for path, step in plain.items():
         depth = 6 - int(path[5]) if path.startswith("block") else 0
         np.testing.assert_allclose(layered[path], step * 0.5**depth, atol=1e-6, err_msg=path)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -180,6 +181,8 @@ def _parse(name: str, arguments: list[str]):
     """Return a command with its options. ValueError: tyro's message as one line."""
     tyro_options = {}
     if name == "train":
+        # The recipe's field, whose name says that there may be several.
+        arguments = [re.sub("^--teacher(?==|$)", "--teachers", word) for word in arguments]
         recipe_first = bool(arguments) and not arguments[0].startswith("-")
         late = [argument for argument in arguments[1:] if argument.endswith(".py")]
         if late and not recipe_first:

@@ -1,4 +1,8 @@
-"""Batch norm's moving averages, estimated anew where training has been too short for them.
+"""What a validation, and the kept model, have in place of the state of training.
+
+These are the averages of the weights, if the recipe asks for them (`ema_momentum`), and batch
+norm's moving averages, estimated anew where training has been too short for them, or where they
+belong to other weights than the averaged ones.
 
 A moving average begins at 0 or 1, and keeps momentum ** steps of that. After 20 steps with momentum
 0.9 that is 12 %, and the averages also lag behind weights that change quickly: a network can be
@@ -17,36 +21,57 @@ import numpy as np
 
 from keras_vgg.backend import is_jax, is_tensorflow
 from keras_vgg.fit.batch_norm import batch_norms
+from keras_vgg.fit.optimizer import averaged_weights
 
 _RESIDUE = 1e-3  # of the first value, from which on an average has settled
 _BATCHES = 32  # that an estimate is the mean of
 
 
 class Averages:
-    """Estimates for a validation, in place of averages that have not settled.
+    """Averaged weights for a validation, and estimates in place of averages that do not fit.
 
-    Training goes on with the averages of its own: `leave` puts them back, so that a checkpoint
-    holds them, and a run that is resumed goes on exactly.
+    Training goes on with its own weights and averages: `leave` puts them back, bit for bit, so that
+    a checkpoint holds them, and a run that is resumed goes on exactly. (Keras' SwapEMAWeights swaps
+    by adding and subtracting, which rounds the weights on TensorFlow.)
 
     Args:
-        batches: An epoch's number, from 0 -> training batches, (images, targets).
+        batches: An epoch's number, from 0 -> training batches, (images, targets). None: nothing is
+            estimated.
     """
 
-    def __init__(self, batches: Callable[[int], Iterable[tuple[Any, Any]]]) -> None:
+    def __init__(self, batches: Callable[[int], Iterable[tuple[Any, Any]]] | None) -> None:
         self._batches = batches
         self._own: list[tuple[Any, np.ndarray]] = []
         self._rows: list[tuple[int, float]] = []
         self._statistics: Callable | None = None  # compiled for these rows
 
     def enter(self, model: keras.Model, epoch: int, batches_taken: int) -> None:
-        """Put estimates from this epoch's batches into the model, if its averages need them.
+        """Put averaged weights, and estimates from this epoch's batches, into the model.
 
         Args:
-            batches_taken: Training batches that the averages have seen.
+            batches_taken: Training batches that batch norm's averages have seen.
         """
-        layers = unsettled(model, batches_taken)
-        if not layers or self._own:
+        if self._own:
             return
+        averaged = [*averaged_weights(model)]
+        self._replace(averaged)
+        layers = unsettled(model, 0 if averaged else batches_taken)
+        if layers and self._batches is not None:
+            self._replace(self._estimates(model, layers, self._batches(epoch)))
+
+    def _replace(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+        """Assign values to variables, and keep what the variables held."""
+        for variable, value in pairs:
+            self._own.append((variable, np.array(keras.ops.convert_to_numpy(variable))))
+            variable.assign(value)
+
+    def _estimates(
+        self,
+        model: keras.Model,
+        layers: list[keras.layers.BatchNormalization],
+        batches: Iterable[tuple[Any, Any]],
+    ) -> list[tuple[Any, np.ndarray]]:
+        """Return the moving averages of these layers, each with its estimate."""
         variables: list[Any] = [
             v for layer in layers for v in (layer.moving_mean, layer.moving_variance)
         ]
@@ -56,14 +81,12 @@ class Averages:
         rows = [(places[id(v)], share) for v, share in zip(variables, shares, strict=True)]
         if self._statistics is None or rows != self._rows:
             self._rows, self._statistics = rows, _compiled(partial(_batch_statistics, model, rows))
-        batches = itertools.islice(self._batches(epoch), _BATCHES)
+        batches = itertools.islice(batches, _BATCHES)
         values = _estimate(model, rows, self._statistics, batches)
-        self._own = [(v, np.asarray(keras.ops.convert_to_numpy(v))) for v in variables]
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
+        return [*zip(variables, values, strict=True)]
 
     def leave(self) -> None:
-        """Put the averages of training back."""
+        """Put the weights and the averages of training back."""
         for variable, value in self._own:
             variable.assign(value)
         self._own = []

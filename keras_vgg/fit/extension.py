@@ -82,6 +82,7 @@ def _extended(recipe: Recipe, done: int, epochs: int, learning_rate: float | Non
     return recipe.replace(
         epochs=done + epochs,
         warmup_epochs=min(recipe.warmup_epochs, float(done)),
+        unmixed_epochs=min(recipe.unmixed_epochs, done + epochs),
         restart_epochs=(*recipe.restart_epochs, done),
         restart_rates=(*recipe.restart_rates, rate),
     )

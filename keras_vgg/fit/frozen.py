@@ -25,9 +25,14 @@ SHARD = 2048  # images in a file: an interrupted computation loses less than one
 
 
 def varies(recipe: Recipe) -> list[str]:
-    """Return the fields that change training images every epoch, except horizontal_flip."""
+    """Return the fields because of which training needs images every epoch.
+
+    horizontal_flip is not among them: the features of mirror images are computed too.
+    """
     fields = ("crop_padding", "brightness", "contrast", "saturation", "hue", "rgb_shift")
-    varying = [name for name in fields + BATCH_AUGMENTATIONS if getattr(recipe, name)]
+    # Teachers see the images, so the network has to begin with images too.
+    fields += (*BATCH_AUGMENTATIONS, "teachers")
+    varying = [name for name in fields if getattr(recipe, name)]
     # If the scale is not the crop's size, the place of the crop is random.
     train_scale, eval_scale = recipe.train_scale_range, recipe.eval_scale_side
     fixed = eval_scale is None and train_scale is None

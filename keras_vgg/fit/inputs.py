@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_vgg import augment, data
 from keras_vgg.backend import is_jax
 from keras_vgg.fit import hosts
+from keras_vgg.fit.schedule import part_end
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 from keras_vgg.run import Run
 
@@ -149,9 +150,45 @@ def training_data(
 ) -> tf.data.Dataset:
     """Return endless batches (images, one-hot labels) from `step` of `epoch` on.
 
-    With gradient accumulation, a batch comes as several parts.
+    With gradient accumulation, a batch comes as several parts. Without mixup and cutmix in the last
+    epochs (`unmixed_epochs`), there is one data set after the other.
     """
-    batches = data.training_dataset(
+    switch = next_mixing_switch(recipe, epoch)
+    batches = _batches(recipe, source, statistics, epoch, step)
+    if switch is not None:
+        host_batch = recipe.batch_size // hosts.count()
+        steps = data.steps_per_epoch(source.train, host_batch, hosts.count())
+        batches = batches.take((switch - epoch) * steps - step)
+        rest = training_data(recipe.replace(gradient_accumulation=1), source, statistics, switch)
+        endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+        batches = batches.concatenate(rest).apply(endless)
+    return in_parts(recipe, batches)
+
+
+def is_mixed(recipe: Recipe, epoch: int) -> bool:
+    """Return whether the batches of an epoch, from 0, have mixup and cutmix."""
+    return not recipe.unmixed_epochs or part_end(recipe, epoch) - epoch > recipe.unmixed_epochs
+
+
+def next_mixing_switch(recipe: Recipe, epoch: int) -> int | None:
+    """Return the next epoch in which mixing is switched on or off; None: there is none."""
+    if not (recipe.mixup or recipe.cutmix) or not recipe.unmixed_epochs:
+        return None
+    later = range(epoch + 1, recipe.epochs)
+    return next((e for e in later if is_mixed(recipe, e) != is_mixed(recipe, epoch)), None)
+
+
+def _batches(
+    recipe: Recipe,
+    source: data.Source,
+    statistics: data.ChannelStatistics,
+    epoch: int,
+    step: int,
+) -> tf.data.Dataset:
+    """Return endless batches, all of them mixed as those of `epoch`."""
+    if not is_mixed(recipe, epoch):
+        recipe = recipe.replace(mixup=0.0, cutmix=0.0)
+    return data.training_dataset(
         source.train,
         recipe.batch_size // hosts.count(),
         training_transform(recipe, statistics),
@@ -164,7 +201,6 @@ def training_data(
         balanced=recipe.sampling == "balanced",
         batch_transform=_batch_transform(recipe, len(source.class_names)),
     )
-    return in_parts(recipe, batches)
 
 
 def in_parts(recipe: Recipe, batches: tf.data.Dataset) -> tf.data.Dataset:

@@ -14,7 +14,7 @@ from keras_vgg.architecture import convolutions
 from keras_vgg.augment.color import LUMA
 from keras_vgg.fit.batch_norm import fuse
 from keras_vgg.fit.metrics import loss_for, metrics_for
-from keras_vgg.fit.optimizer import LayerwiseSGD
+from keras_vgg.fit.optimizer import optimizer_for
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.models import vgg
 from keras_vgg.recipe import Recipe
@@ -130,8 +130,10 @@ def build_model(
         several_labels: Whether an image may have several labels: the network then ends in a
             sigmoid for each class in place of a soft-max.
     """
-    # Keras adds l * sum(w^2), whose gradient is 2 l w; the paper's decay adds wd * w.
-    decay = keras.regularizers.L2(recipe.weight_decay / 2) if recipe.weight_decay else None
+    # Keras adds l * sum(w^2), whose gradient is 2 l w; the paper's decay adds wd * w. The decay of
+    # the other optimizers is decoupled from the gradient: `optimizer_for`.
+    coupled_decay = recipe.weight_decay if recipe.optimizer == "sgd" else 0.0
+    decay = keras.regularizers.L2(coupled_decay / 2) if coupled_decay else None
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
@@ -189,24 +191,13 @@ def _preprocessing(
 def compile_model(
     model: keras.Model, recipe: Recipe, engine: hardware.Engine, several_labels: bool = False
 ) -> None:
-    """Compile for targets [n, classes]: SGD, and the loss and metrics of `keras_vgg.fit.metrics`.
+    """Compile for targets [n, classes]: optimizer, loss and metrics of the recipe.
 
     Loss and metrics use the weights of validation images.
     """
     fuse(model)
-    options = {
-        "momentum": recipe.momentum,
-        "nesterov": recipe.nesterov,
-        "gradient_accumulation_steps": recipe.gradient_accumulation
-        if recipe.gradient_accumulation > 1
-        else None,
-    }
-    if recipe.layer_decay == 1:
-        optimizer = keras.optimizers.SGD(recipe.learning_rate, **options)
-    else:
-        optimizer = LayerwiseSGD(recipe.learning_rate, recipe.layer_decay, **options)
     model.compile(
-        optimizer=optimizer,
+        optimizer=optimizer_for(recipe),
         loss=loss_for(recipe, several_labels),
         weighted_metrics=metrics_for(recipe, model.output_shape[-1], several_labels),
         # Keras annotates its default, "auto", and documents True and False.

@@ -11,8 +11,9 @@ import numpy as np
 from keras_vgg import data, hardware, recipe_checks, transfer
 from keras_vgg import weights as weight_files
 from keras_vgg.backend import is_tensorflow
-from keras_vgg.fit import distribution, frozen, hosts
+from keras_vgg.fit import distillation, distribution, frozen, hosts
 from keras_vgg.fit.class_weights import class_weights
+from keras_vgg.fit.distillation import Teacher
 from keras_vgg.fit.engine_timing import measured_engine
 from keras_vgg.fit.inputs import channel_statistics, describe, load_source, require_same_data
 from keras_vgg.fit.model import build_model, compile_model, initial_weights
@@ -36,6 +37,7 @@ class Prepared:
         full_model: The recipe's network.
         base: The frozen base, whose features are computed once; None: nothing is computed once.
         trained: The network that model.fit trains: the head, or the full network.
+        teachers: The networks whose answers it learns besides the labels.
     """
 
     recipe: Recipe
@@ -49,6 +51,7 @@ class Prepared:
     full_model: keras.Model
     base: keras.Model | None
     trained: keras.Model
+    teachers: list[Teacher]
 
     @property
     def validation(self) -> data.Split:
@@ -67,6 +70,7 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool, announce: bool) -> 
             "init_head='probe' works on one host: train there with freeze_until='all', and give "
             "that run as init, with init_head='all'"
         )
+    _require_possible(run.recipe, engine)
     source = load_source(run.recipe)
     if source.several_labels:
         _require_for_several_labels(run.recipe)
@@ -98,6 +102,11 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool, announce: bool) -> 
     if recipe.freeze_until == "all" and not frozen.varies(recipe) and is_tensorflow():
         base, trained = frozen.split_model(model)
     compile_model(trained, recipe, engine, several)
+    teachers = distillation.load_teachers(recipe.teachers, source.class_names, several)
+    if teachers:
+        if not is_new:
+            distillation.require_same_teachers(run, teachers)
+        distillation.teach(trained, teachers, recipe, several)
     trained.optimizer.build(trained.trainable_variables)
     inventory = data.take_inventory(source)
     return Prepared(
@@ -112,7 +121,22 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool, announce: bool) -> 
         full_model=model,
         base=base,
         trained=trained,
+        teachers=teachers,
     )
+
+
+def _require_possible(recipe: Recipe, engine: hardware.Engine) -> None:
+    """Raise ValueError for what Keras computes otherwise on several devices or hosts."""
+    if recipe.clip_norm and len(engine.devices) > 1 and is_tensorflow():
+        raise ValueError(
+            f"clip_norm={recipe.clip_norm:g} works on one device: Keras on TensorFlow clips the "
+            "gradient of each device before they are summed; use devices='1', or Keras on JAX"
+        )
+    if recipe.ema_momentum and recipe.batch_norm and hosts.count() > 1:
+        raise ValueError(
+            f"ema_momentum={recipe.ema_momentum:g} with batch_norm works on one host, which "
+            "estimates batch norm's statistics for the averaged weights; set one of them to 0"
+        )
 
 
 def _require_for_several_labels(recipe: Recipe) -> None:

@@ -44,6 +44,11 @@ def _part(recipe: Recipe, epoch: int) -> tuple[int, int, float]:
     return starts[number], ends[number], (recipe.learning_rate, *recipe.restart_rates)[number]
 
 
+def part_end(recipe: Recipe, epoch: int) -> int:
+    """Return the epoch, from 0, of the next restart after `epoch`, or the number of epochs."""
+    return _part(recipe, epoch)[1]
+
+
 def plateau_drops(recipe: Recipe, history: Sequence[Row]) -> int:
     """Return how often the figure that selects has stopped improving (section 3.1).
 

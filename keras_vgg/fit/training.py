@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from keras_vgg import __version__, data, hardware
 from keras_vgg.backend import backend_name, is_tensorflow
-from keras_vgg.fit import frozen, hosts, verdict
+from keras_vgg.fit import distillation, frozen, hosts, verdict
 from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.checkpoint import Progress
@@ -78,8 +78,7 @@ def run_training(
     if is_new and recipe.init_head == "probe":  # a resume has the classifier in its checkpoint
         _begin_with_probe(run, prepared, verbose)
     training, validation = _datasets(run, prepared, verbose)
-    if hosts.count() == 1:
-        recorder.averages = Averages(training)
+    recorder.averages = Averages(training if hosts.count() == 1 else None)
     batches = -(-prepared.validation.size // recipe.part_size)
     progress = TrainingProgress(recorder, batches, verbose)
     all_callbacks = [recorder, progress, *callbacks]
@@ -125,6 +124,8 @@ def _write_first_files(run: Run, engine: hardware.Engine, prepared: Prepared) ->
     initial = prepared.initial
     if initial is not None:
         run.write_json("init.json", {"source": initial.source, "sha256": initial.sha256()})
+    if prepared.teachers:
+        run.write_json(distillation.FILE, distillation.describe(prepared.teachers))
 
 
 def _announce(
@@ -148,6 +149,8 @@ def _announce(
         print(_labels_note(source.train.labels))
     for line in prepared.inventory.lines():
         print(line)
+    for teacher in prepared.teachers:
+        print(*teacher.lines(prepared.described), sep="\n")
     if prepared.class_weights is not None:
         print(describe_weights(prepared.class_weights, source.class_names))
     if recipe.freeze_until == "all" and is_tensorflow():

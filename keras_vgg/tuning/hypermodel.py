@@ -29,8 +29,9 @@ class Limits:
     Attributes:
         parameters: Parameters of the network.
         memory_mb: Memory of training in units of 10^6 bytes: three float32 numbers a parameter
-            (weight, gradient, momentum) and two an activation of a batch. This is a lower bound:
-            the engine needs more in between.
+            (weight, gradient, momentum; one more each with adamw, an average of the weights, and
+            gradient accumulation) and two an activation of a batch. This is a lower bound: the
+            engine needs more in between.
         latency_ms: Milliseconds of a prediction for one image, before training, on this machine.
 
     Raises:
@@ -73,7 +74,9 @@ def cost(recipe: Recipe, classes: int) -> tuple[int, float]:
     """Return (parameters, megabytes of training as in `Limits`) of a recipe's network."""
     totals = architecture.totals(recipe.layers(classes))
     activations = recipe.part_size * totals.activations
-    copies = 3 if recipe.gradient_accumulation == 1 else 4
+    # Weight, gradient, momentum; and what some recipes need besides.
+    additional = (recipe.gradient_accumulation > 1, recipe.optimizer == "adamw")
+    copies = 3 + sum(additional) + bool(recipe.ema_momentum)
     return totals.parameters, 4 * (copies * totals.parameters + 2 * activations) / 1e6
 
 
@@ -154,12 +157,16 @@ class VGGHyperModel(keras_tuner.HyperModel):
     def recipe(self, hp: keras_tuner.HyperParameters, epochs: int | None = None) -> Recipe:
         """Return the recipe of a trial, with `epochs`, or Hyperband's, in place of the base's.
 
-        Fewer epochs shorten the warm-up in proportion.
+        Fewer epochs shorten the warm-up, and the epochs without mixing, in proportion.
         """
         recipe = declare(hp, self.base, self.space)
         epochs = epochs or hp.values.get("tuner/epochs") or recipe.epochs
-        warmup = recipe.warmup_epochs * min(1.0, epochs / recipe.epochs)
-        return recipe.replace(epochs=epochs, warmup_epochs=warmup)
+        share = min(1.0, epochs / recipe.epochs)
+        return recipe.replace(
+            epochs=epochs,
+            warmup_epochs=recipe.warmup_epochs * share,
+            unmixed_epochs=round(recipe.unmixed_epochs * share),
+        )
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """Return the compiled network of a trial, with its initial weights.

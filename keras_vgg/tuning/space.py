@@ -79,6 +79,12 @@ def default_space(recipe: Recipe) -> dict[str, Range | Sequence[Any]]:
         "hue": Range(0.0, 0.1, step=0.02),
         "crop_padding": (0, 2, 4),
     }
+    if recipe.optimizer != "sgd":  # the decay is times the learning rate
+        space |= {
+            "learning_rate": Range(1e-4, 1e-2, log=True),
+            "momentum": (recipe.momentum,),
+            "weight_decay": Range(1e-3, 0.3, log=True),
+        }
     if recipe.train_scale is not None:
         space["train_scale"] = ((side, side), (side, side * 5 // 4), (side * 9 // 8, side * 3 // 2))
         space["crop_padding"] = (recipe.crop_padding,)

@@ -1,0 +1,192 @@
+"""Distillation: a network learns the probabilities of finished runs besides the labels.
+
+Hinton, Vinyals & Dean, arXiv:1503.02531. The teachers see the very images that the network sees,
+after augmentation (as in Beyer et al., arXiv:2106.05237).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vgg.augment.color import LUMA
+from keras_vgg.files import sha256_of
+from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
+
+FILE = "teachers.json"
+_SMALLEST = 1e-7  # a probability whose logarithm is taken; Keras' losses have the same bound
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A finished run whose network teaches.
+
+    Attributes:
+        run: The run.
+        model: The run's network, with its own preprocessing as the first layer.
+        order: Which of the teacher's classes is each class of the network that learns.
+    """
+
+    run: Run
+    model: keras.Model
+    order: np.ndarray
+
+    def lines(self, described: dict[str, Any]) -> list[str]:
+        """Return what to print of a teacher; `described` is the content of data.json."""
+        lines = [f"teacher {self.run.directory}: {self.model.count_params():,} parameters"]
+        if self.run.read_json("data.json")["splits"] != described["splits"]:
+            lines.append(
+                f"teacher {self.run.directory} was trained on another split: if it has seen "
+                "validation or test images of this run, their figures are too good"
+            )
+        return lines
+
+
+def load_teachers(
+    directories: Sequence[str], class_names: Sequence[str], several_labels: bool = False
+) -> list[Teacher]:
+    """Open the teachers of a recipe.
+
+    Args:
+        directories: Run directories.
+        class_names: The classes of the network that learns.
+        several_labels: Whether an image of its data may have several labels.
+
+    Raises:
+        FileNotFoundError: a directory is not a run.
+        ValueError: a run is not finished, or has other classes or another kind of labels.
+    """
+    return [_load(directory, class_names, several_labels) for directory in directories]
+
+
+def _load(directory: str, class_names: Sequence[str], several_labels: bool) -> Teacher:
+    run = Run.open(directory)
+    run.require_finished()
+    missing = sorted(set(class_names) - set(run.class_names))
+    additional = sorted(set(run.class_names) - set(class_names))
+    if missing or additional:
+        differences = [
+            f"{what} {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+            for what, names in (("lacks", missing), ("has also", additional))
+            if names
+        ]
+        raise ValueError(
+            f"teacher {directory} must have the classes of the data, but "
+            f"{' and '.join(differences)}"
+        )
+    if run.several_labels != several_labels:
+        kinds = ("one label", "several labels")
+        raise ValueError(
+            f"teacher {directory} was trained on images with {kinds[run.several_labels]}, but an "
+            f"image of this data has {kinds[several_labels]}"
+        )
+    model = run.model()
+    # TensorFlow would keep every activation of a network whose weights can be trained.
+    model.trainable = False
+    return Teacher(run, model, np.array([run.class_names.index(name) for name in class_names]))
+
+
+def describe(teachers: Sequence[Teacher]) -> dict[str, Any]:
+    """Return what teachers.json holds: the directory and the digest of each network."""
+    rows = [
+        {"source": str(teacher.run.directory), "sha256": sha256_of(teacher.run.model_path)}
+        for teacher in teachers
+    ]
+    return {"teachers": rows}
+
+
+def require_same_teachers(run: Run, teachers: Sequence[Teacher]) -> None:
+    """Raise ValueError if a teacher's network has changed since the run began."""
+    before = run.read_json(FILE)["teachers"]
+    for earlier, now in zip(before, describe(teachers)["teachers"], strict=True):
+        if earlier["sha256"] != now["sha256"]:
+            raise ValueError(
+                f"the network of teacher {now['source']} has changed since {run.directory} began; "
+                "choose another workdir"
+            )
+
+
+def teach(
+    model: keras.Model, teachers: Sequence[Teacher], recipe: Recipe, several_labels: bool = False
+) -> None:
+    """Let a compiled model learn from teachers. Only the loss of this model object changes.
+
+    The loss of training is (1 - weight) x loss + weight x temperature^2 x divergence of the
+    teachers' softened probabilities from the model's; the validation loss stays as it is. With
+    several labels an image, the divergence is a binary cross-entropy.
+    """
+    weight, temperature = recipe.distillation_weight, recipe.distillation_temperature
+    divergence = (
+        keras.losses.BinaryCrossentropy() if several_labels else keras.losses.KLDivergence()
+    )
+    soften = partial(softened, temperature=temperature, several_labels=several_labels)
+    plain_loss: Callable[..., Any] = model.compute_loss
+
+    def compute_loss(
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        total = plain_loss(x, y, y_pred, sample_weight, training=training)
+        if not training:
+            return total
+        answers = [ops.take(_answer(t.model, x), t.order, axis=-1) for t in teachers]
+        # The mean of the probabilities, as of an ensemble.
+        target = ops.stop_gradient(sum(map(soften, answers)) / len(answers))
+        soft = temperature**2 * divergence(target, soften(y_pred), sample_weight)
+        labels_loss: Any = model.loss
+        # The total also has the regularization, whose weight stays 1.
+        return total + weight * (soft - labels_loss(y, y_pred, sample_weight))
+
+    model.compute_loss = compute_loss
+
+
+def softened(probabilities: Any, temperature: float, several_labels: bool = False) -> Any:
+    """Return the probabilities of scores divided by a temperature, from those at temperature 1.
+
+    Args:
+        probabilities: Soft-max probabilities [n, classes], or sigmoids with `several_labels`.
+        temperature: The temperature.
+        several_labels: Whether each class has a probability of its own.
+    """
+    probabilities = ops.cast(probabilities, "float32")
+    scores: Any = ops.log(ops.maximum(probabilities, _SMALLEST))
+    if not several_labels:
+        return ops.softmax(scores / temperature)
+    scores -= ops.log(ops.maximum(1.0 - probabilities, _SMALLEST))
+    return ops.sigmoid(scores / temperature)
+
+
+def _answer(teacher: keras.Model, images: Any) -> Any:
+    """Return a teacher's probabilities for images [n, size, size, channels] in [0, 255]."""
+    images = ops.cast(images, "float32")
+    size, channels = teacher.input_shape[1], teacher.input_shape[-1]
+    if images.shape[-1] == 3 and channels == 1:
+        images = ops.sum(images * np.asarray(LUMA, "float32"), axis=-1, keepdims=True)
+    elif images.shape[-1] != channels:
+        images = ops.repeat(images, channels, axis=-1)
+    if images.shape[1] != size:
+        matrix = resampling(images.shape[1], size)
+        images = ops.einsum("ih,nhwc,jw->nijc", matrix, images, matrix)
+    return teacher(images, training=False)
+
+
+def resampling(before: int, after: int) -> np.ndarray:
+    """Return float32 [after, before]: bilinear interpolation, antialiased where it shrinks.
+
+    It is tf.image.resize with antialias as a matrix: XLA has no such operation.
+    """
+    ratio = before / after
+    centers = (np.arange(after) + 0.5) * ratio - 0.5
+    distances = np.abs(np.arange(before) - centers[:, None]) / max(ratio, 1.0)
+    weights = np.maximum(1.0 - distances, 0.0)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
