@@ -1,0 +1,238 @@
+"""GeM and R-MAC by hand, on every backend; whitening, neighbours, near-duplicates, precision."""
+
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from sklearn.metrics import average_precision_score
+
+import keras_vgg
+from keras_vgg import retrieval, transfer
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def base():
+    return keras_vgg.vgg("A", weights=None, include_top=False, width_multiplier=1 / 16)
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(0, 255, shape).astype("float32")
+
+
+def unit(values):
+    length = np.linalg.norm(values, axis=-1, keepdims=True)
+    return values / np.where(length > 0, length, 1)
+
+
+def maps_of(model, name, x):
+    part = keras.Model(model.inputs[0], model.get_layer(name).output)
+    return np.asarray(ops.convert_to_numpy(part(x, training=False)), "float64")
+
+
+def rmac_by_hand(feature_map, levels, whitening=lambda x: x):
+    """Tolias et al., section 3.2, for one map [h, w, c] that is higher than wide or square."""
+    height, width, _ = feature_map.shape
+    total = 0.0
+    for level in range(1, levels + 1):
+        side = max(1, int(2 * width / (level + 1)))
+        steps = {1: 0, 1.5: 1, 2: 1}[height / width]  # 40 % of overlap: m - 1 more squares
+        rows = np.floor(np.linspace(0, height - side, level + steps) + 1e-9).astype(int)
+        columns = np.floor(np.linspace(0, width - side, level) + 1e-9).astype(int)
+        for top in rows:
+            for left in columns:
+                vector = feature_map[top : top + side, left : left + side].max((0, 1))
+                total = total + unit(whitening(unit(vector)[None]))[0]
+    return unit(total)
+
+
+@pytest.mark.parametrize("power", [1, 3, 7.5])
+def test_gem_by_hand(base, power):
+    x = images(2, 64, 96, 3)
+    maps = maps_of(base, "block4_conv2", x)
+    expected = unit((maps**power).mean((1, 2)) ** (1 / power))
+    result = transfer.embed(base, x, layer="block4_conv2", pooling="gem", power=power, flip=False)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 64)])
+def test_rmac_by_hand(base, height, width):
+    x = images(2, height, width, 3)
+    maps = maps_of(base, "block3_conv2", x)
+    expected = [rmac_by_hand(one, 3) for one in maps]
+    result = transfer.embed(base, x, layer="block3_conv2", pooling="rmac", flip=False)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    whitening = retrieval.learn_whitening(
+        transfer.region_descriptors(base, x, layer="block3_conv2", flip=False), 6
+    )
+    expected = [rmac_by_hand(one, 3, whitening) for one in maps]
+    result = transfer.embed(
+        base, x, layer="block3_conv2", pooling="rmac", whitening=whitening, flip=False
+    )
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_max_and_mirror_images_by_hand(base):
+    x = images(2, 32, 32, 3)
+    views = [maps_of(base, "block2_pool", view).max((1, 2)) for view in (x, x[:, :, ::-1])]
+    result = transfer.embed(base, x, layer="block2_pool", pooling="max")
+    np.testing.assert_allclose(result, unit(np.mean(views, 0)), atol=1e-5)
+
+
+def test_gem_of_large_features_is_finite_by_hand():
+    maps = np.array([[[[1e20, 0.0, -3.0]]], [[[2e20, 0.0, 1.0]]]], "float32")
+    result = ops.convert_to_numpy(transfer.generalized_mean(maps, 3))
+    np.testing.assert_allclose(result, [[1e20, 0, 0], [2e20, 0, 1]], rtol=1e-5)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="this is that run")
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_same_on(backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "by_hand", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [*command, __file__], cwd=HERE.parent, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "7 passed" in done.stdout
+
+
+def test_regions_of_the_paper():
+    """Square: 1 + 4 + 9 squares of all, two thirds, half the side. Two to one: 3 + 8 + 15."""
+    counts = np.unique([side for _, _, side in transfer.regions(12, 12)], return_counts=True)
+    assert [x.tolist() for x in counts] == [[6, 8, 12], [9, 4, 1]]
+    assert [len(transfer.regions(*sides)) for sides in ((24, 12), (12, 24))] == [26, 26]
+    for height, width in ((1, 1), (2, 3), (7, 5), (3, 40), (14, 20)):
+        covered = np.zeros((height, width))
+        for top, left, side in transfer.regions(height, width, 4):
+            assert 0 <= top <= height - side
+            assert 0 <= left <= width - side
+            covered[top : top + side, left : left + side] = 1
+        assert covered.all()
+    with pytest.raises(ValueError, match="0 levels has no regions"):
+        transfer.regions(3, 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pooling": "mean"}, "pooling must be one of avg, max, gem, rmac, not 'mean'"),
+        ({"pooling": "gem", "power": 0.5}, "power must be a number of at least 1, not 0.5"),
+        ({"pooling": "gem", "power": float("nan")}, "power must be a number of at least 1"),
+        ({"pooling": "rmac", "levels": 0}, "levels must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_poolings_that_make_no_sense(base, options, message):
+    with pytest.raises(ValueError, match=message):
+        transfer.embed(base, images(1, 32, 32, 3), **options)
+
+
+def test_a_dense_layer_has_no_map_to_pool():
+    network = keras_vgg.vgg(
+        "A", weights=None, input_shape=(32, 32, 3), width_multiplier=1 / 16, hidden_units=8
+    )
+    with pytest.raises(ValueError, match=r"fc1 gives .* no feature map: pool it by 'avg'"):
+        transfer.embed(network, images(1, 32, 32, 3), layer="fc1", pooling="gem")
+
+
+def test_whitened_descriptors_are_uncorrelated(tmp_path):
+    rng = np.random.default_rng(0)
+    descriptors = unit(rng.normal(size=(200, 3)) @ rng.normal(size=(3, 5)))
+    whitening = retrieval.learn_whitening(descriptors, 2)
+    centred = (descriptors - whitening.mean) @ whitening.projection.T
+    np.testing.assert_allclose(np.cov(centred.T), np.eye(2), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(whitening(descriptors), axis=1), 1, rtol=1e-6)
+    # The descriptors vary in three directions; the rest is rounding.
+    assert len(retrieval.learn_whitening(descriptors).projection) == 3
+    whitening.save(tmp_path / "w.npz")
+    again = retrieval.load_whitening(tmp_path / "w.npz")
+    np.testing.assert_array_equal(again(descriptors), whitening(descriptors))
+
+
+def test_whitenings_that_cannot_be_had(tmp_path):
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    with pytest.raises(ValueError, match="at least 2 descriptors, not on 1"):
+        retrieval.learn_whitening(x[:1])
+    with pytest.raises(ValueError, match="all equal"):
+        retrieval.learn_whitening(np.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"dimensions must be from 1 to 4, .* not 5"):
+        retrieval.learn_whitening(x, 5)
+    with pytest.raises(ValueError, match="not finite"):
+        retrieval.learn_whitening(x * np.nan)
+    whitening = retrieval.learn_whitening(x)
+    with pytest.raises(ValueError, match="for descriptors of 4 numbers, not of 3"):
+        whitening(x[:, :3])
+    with pytest.raises(ValueError, match=r"must end in .npz, not 'w.pkl'"):
+        whitening.save(tmp_path / "w.pkl")
+    np.savez(tmp_path / "other.npz", mean=np.zeros(3))
+    with pytest.raises(ValueError, match="holds no whitening: it has mean"):
+        retrieval.load_whitening(tmp_path / "other.npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:90])
+    with pytest.raises(ValueError, match="is damaged"):
+        retrieval.load_whitening(tmp_path / "cut.npz")
+
+
+def test_nearest_is_a_full_sort():
+    rng = np.random.default_rng(0)
+    descriptors, queries = unit(rng.normal(size=(50, 4))), unit(rng.normal(size=(3, 4)))
+    descriptors[7] = descriptors[3]  # equal similarities keep their order
+    numbers, similarities = retrieval.nearest(descriptors, queries, 50)
+    expected = np.argsort(-(queries @ descriptors.T), axis=1, kind="stable")
+    np.testing.assert_array_equal(numbers, expected)
+    few = retrieval.nearest(descriptors, queries, 4)
+    np.testing.assert_array_equal(few[0], expected[:, :4])
+    np.testing.assert_allclose(few[1], similarities[:, :4])
+    assert retrieval.nearest(descriptors, queries, 99)[0].shape == (3, 50)
+    with pytest.raises(ValueError, match=r"same d, not \[50, 4\] and \[3, 2\]"):
+        retrieval.nearest(descriptors, queries[:, :2])
+    with pytest.raises(ValueError, match="count must be at least 1, not 0"):
+        retrieval.nearest(descriptors, queries, 0)
+    with pytest.raises(ValueError, match="there are no descriptors"):
+        retrieval.nearest(descriptors[:0], queries)
+
+
+def test_average_precision_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    descriptors, queries = unit(rng.normal(size=(60, 4))), unit(rng.normal(size=(5, 4)))
+    labels = rng.integers(3, size=60)
+    result = retrieval.average_precisions(descriptors, labels, queries, np.array([0, 1, 2, 0, 9]))
+    for i, label in enumerate([0, 1, 2, 0]):
+        expected = average_precision_score(labels == label, descriptors @ queries[i])
+        np.testing.assert_allclose(result[i], expected)
+    assert np.isnan(result[4])
+    with pytest.raises(ValueError, match="need a label each"):
+        retrieval.average_precisions(descriptors, labels[:5], queries, np.zeros(5))
+
+
+def test_copies_are_near_duplicates_and_other_photographs_are_not():
+    china, flower = (Image.fromarray(image) for image in load_sample_images().images)
+    file = io.BytesIO()
+    china.resize((160, 107)).save(file, "JPEG", quality=15)
+    brighter = np.clip(1.2 * np.asarray(Image.open(file).convert("RGB")), 0, 255)
+    copies = [brighter.astype("uint8"), np.asarray(china.convert("L").convert("RGB"))]
+    hashes = np.stack([retrieval.perceptual_hash(image) for image in [*copies, np.asarray(flower)]])
+    distances = retrieval.hash_distances(hashes, retrieval.perceptual_hash(np.asarray(china)))
+    assert (distances[:2] <= retrieval.NEAR // 2).all()
+    assert distances[2] > 1.4 * retrieval.NEAR
+
+
+def test_an_image_without_structure_is_no_near_duplicate():
+    white = np.full((40, 30, 3), 255, "uint8")
+    hashes = np.stack([retrieval.perceptual_hash(white), np.full(32, 255, "uint8")])
+    assert retrieval.hash_distances(hashes, hashes[0]).tolist() == [retrieval.NO_STRUCTURE] * 2
+    assert retrieval.hash_distances(hashes, hashes[1]).tolist() == [retrieval.NO_STRUCTURE, 0]
+    with pytest.raises(ValueError, match=r"must be \[height, width, 3\], not \[40, 30\]"):
+        retrieval.perceptual_hash(white[..., 0])
