@@ -27,6 +27,7 @@ from keras_vgg.cli.finetune import Finetune
 from keras_vgg.cli.predict import Predict
 from keras_vgg.cli.push import Push
 from keras_vgg.cli.report import Report
+from keras_vgg.cli.search import Search
 from keras_vgg.cli.summary import Summary
 from keras_vgg.cli.train import Train
 from keras_vgg.cli.tune import Tune
@@ -51,6 +52,7 @@ COMMANDS = {
     "finetune": Finetune,
     "evaluate": Evaluate,
     "predict": Predict,
+    "search": Search,
     "calibrate": Calibrate,
     "explain": Explain,
     "export": Export,
@@ -71,8 +73,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    The status is 0 for success, 1 if the loss diverged, 2 for bad input, 3 if predict could not
-    read some files, 130 after Ctrl-C, and 141 if the reader of the output closed the pipe. SIGTERM
+    The status is 0 for success, 1 if the loss diverged, 2 for bad input, 3 if predict or
+    search could not read some files, 130 after Ctrl-C, and 141 if the reader of the output closed the pipe. SIGTERM
     ends a training with 143.
     """
     with warnings.catch_warnings():
@@ -90,7 +92,7 @@ def _run(arguments: list[str]) -> int:
         name, options = _split_name(arguments)
         if name is not None:
             command = _parse(name, options)
-            if isinstance(command, Predict):
+            if isinstance(command, (Predict, Search)):
                 command.check()  # before TensorFlow is imported, which takes seconds
             tables_only = isinstance(command, Summary) or command == Weights()
             if not tables_only:
