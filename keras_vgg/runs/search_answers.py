@@ -1,0 +1,109 @@
+"""Show what a `PhotoSearch` found: as CSV or JSON Lines, or as a picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal, TextIO
+
+import numpy as np
+
+from keras_vgg.data.left_out import printable
+from keras_vgg.plotting import BEST, INK, new_figure, save_png
+from keras_vgg.retrieval import NO_STRUCTURE
+from keras_vgg.runs.similar import SearchAnswer
+
+_COLUMNS = ("query", "rank", "path", "similarity", "near_duplicate", "bits", "reason")
+_INCHES = 1.5  # of a photograph in a picture
+
+
+def write_search_answers(
+    answers: Iterable[SearchAnswer], file: TextIO, format: Literal["csv", "jsonl"]
+) -> tuple[int, list[SearchAnswer]]:
+    """Write what was found, as the answers come.
+
+    A CSV has one row for each match, with the columns query, rank, path, similarity,
+    near_duplicate (yes or no), bits (in which the perceptual hashes differ; empty without
+    structure) and reason. A query that cannot be read has one row with its reason. A line of JSON
+    is a query, with the same fields in a list of matches.
+
+    Args:
+        answers: The answers.
+        file: An open text file; a CSV needs newline="".
+        format: "csv" or "jsonl".
+
+    Returns:
+        The number of answers, and the answers with a reason.
+    """
+    count, bad = 0, []
+    writer = csv.writer(file, lineterminator="\n")
+    if format == "csv":
+        writer.writerow(_COLUMNS)
+    for answer in answers:
+        count += 1
+        if answer.reason:
+            bad.append(answer)
+        matches = [
+            {
+                "rank": rank,
+                "path": match.path,
+                "similarity": float(f"{match.similarity:.7g}"),
+                "near_duplicate": match.near_duplicate,
+                "bits": None if match.bits == NO_STRUCTURE else match.bits,
+            }
+            for rank, match in enumerate(answer.matches, 1)
+        ]
+        if format == "jsonl":
+            fields = {"query": answer.query, "reason": answer.reason or None, "matches": matches}
+            file.write(json.dumps(fields) + "\n")
+            continue
+        if answer.reason:
+            writer.writerow([answer.query, "", "", "", "", "", answer.reason])
+        for fields in matches:
+            fields["near_duplicate"] = "yes" if fields["near_duplicate"] else "no"
+            writer.writerow([answer.query, *fields.values(), ""])
+    return count, bad
+
+
+def draw_search(
+    answers: Sequence[SearchAnswer], load: Callable[[str], np.ndarray], path: str | Path
+) -> None:
+    """Draw each query, and beside it what was found with its similarity; near-duplicates are red.
+
+    Args:
+        answers: The answers; those with a reason are left out.
+        load: Reads an image file as uint8 [h, w, 3].
+        path: The PNG, which is written whole or not at all.
+
+    Raises:
+        ValueError: no answer has a match.
+        OSError: the file cannot be written.
+    """
+    shown = [answer for answer in answers if answer.matches]
+    if not shown:
+        raise ValueError("there is nothing to draw: no query has a match")
+    columns = 1 + max(len(answer.matches) for answer in shown)
+    figure, axes = new_figure(
+        _INCHES * columns, (_INCHES + 0.3) * len(shown), len(shown), columns, grid=None
+    )
+    for one in axes:
+        one.set_axis_off()
+    for row, answer in enumerate(shown):
+        first = axes[row * columns]
+        first.imshow(load(answer.query))
+        first.set_title(_short(answer.query), fontsize=6, color=INK, fontweight="bold")
+        for place, match in enumerate(answer.matches, row * columns + 1):
+            axes[place].imshow(load(match.path))
+            axes[place].set_title(
+                f"{_short(match.path)}\n{match.similarity:.3f}",
+                fontsize=6,
+                color=BEST if match.near_duplicate else INK,
+            )
+    save_png(figure, path)
+
+
+def _short(path: str) -> str:
+    name = printable(Path(path).name)
+    return name if len(name) <= 24 else f"{name[:10]}...{name[-11:]}"
