@@ -73,9 +73,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    The status is 0 for success, 1 if the loss diverged, 2 for bad input, 3 if predict or
-    search could not read some files, 130 after Ctrl-C, and 141 if the reader of the output closed the pipe. SIGTERM
-    ends a training with 143.
+    The status is 0 for success, 1 if the loss diverged, 2 for bad input, 3 if predict or search
+    could not read some files, 130 after Ctrl-C, and 141 if the reader of the output closed the
+    pipe. SIGTERM ends a training with 143.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
