@@ -1,0 +1,221 @@
+"""FCN and U-Net: sizes, interpolation, weights, training.
+
+`tests/test_dense_backends.py` runs this file on JAX and PyTorch too.
+"""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vgg import dense, models, transfer
+from keras_vgg.dense.resampling import BilinearInitializer, ResizeLike
+
+SMALL = {"weights": None, "width_multiplier": 1 / 16}
+BARE = {"width_multiplier": 1 / 16, "include_preprocessing": False}
+TINY_UNET = {**SMALL, "decoder_filters": (8, 8, 4, 4, 4)}
+
+
+def values(tensor):
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
+def images(*sides, n=2):
+    return np.random.default_rng(1).uniform(0, 255, (n, *sides, 3)).astype("float32")
+
+
+def randomized(model):
+    """Score layers begin with zeros: give all weights other numbers."""
+    random = np.random.default_rng(0)
+    for weight in model.trainable_weights:
+        fan_in = np.prod(weight.shape[:-1]) or 1
+        weight.assign(random.normal(0, (2 / fan_in) ** 0.5, weight.shape))
+    return model
+
+
+@pytest.mark.parametrize(("stride", "shape"), [(32, None), (16, (75, 64, 3)), (8, (None, None, 3))])
+def test_an_fcn_scores_every_pixel_of_any_size(stride, shape):
+    model = dense.fcn("A", 5, stride=stride, hidden_units=8, input_shape=shape, **SMALL)
+    probabilities = values(randomized(model)(images(75, 64)))
+    assert probabilities.shape == (2, 75, 64, 5)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+    assert probabilities.std(axis=(1, 2)).min() > 0
+    assert model.name == f"fcn{stride}s_vgg11"
+    # A size that the pools divide needs no crop.
+    names = [layer.name for layer in dense.fcn("A", 5, input_shape=(64, 64, 3), **SMALL).layers]
+    assert [name for name in names if "crop" in name] == []
+
+
+def test_a_unet_scores_every_pixel_of_any_size():
+    model = dense.unet("D", 3, **TINY_UNET)
+    for sides in [(64, 64), (45, 70)]:
+        assert model(images(*sides)).shape == (2, *sides, 3)
+    assert dense.unet("D", 3, input_shape=(45, 70, 3), **TINY_UNET).output_shape == (
+        None,
+        45,
+        70,
+        3,
+    )
+
+
+def test_new_scores_are_zero_so_that_every_class_is_as_probable():
+    model = dense.fcn("A", 4, hidden_units=None, **SMALL)
+    np.testing.assert_allclose(values(model(images(32, 32))), 0.25, rtol=1e-6)
+
+
+def test_a_bilinear_kernel_interpolates():
+    x = images(5, 6)
+    for factor in (2, 4):
+        up = keras.layers.Conv2DTranspose(
+            3,
+            2 * factor,
+            strides=factor,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=BilinearInitializer(),
+        )(x)
+        expected = keras.layers.UpSampling2D(factor, interpolation="bilinear")(x)
+        assert up.shape == expected.shape
+        inner = np.s_[:, factor:-factor, factor:-factor]  # zeros surround the map
+        np.testing.assert_allclose(values(up)[inner], values(expected)[inner], rtol=1e-5)
+    with pytest.raises(ValueError, match="interpolation keeps the channels; 4 cannot become 3"):
+        BilinearInitializer()((4, 4, 3, 4))
+
+
+def test_a_resize_has_half_pixel_centres():
+    x = np.array([0.0, 1.0], "float32").reshape(1, 1, 2, 1)
+    like = np.zeros((1, 3, 8, 2), "float32")
+    expected = np.clip((np.arange(8) + 0.5) / 4 - 0.5, 0, 1)
+    actual = values(ResizeLike()([x, like]))
+    np.testing.assert_allclose(actual[0, :, :, 0], np.tile(expected, (3, 1)), atol=1e-6)
+
+
+def test_fc_layers_are_the_classifiers(tmp_path):
+    options = {"width_multiplier": 1 / 16, "hidden_units": 6}
+    classifier = models.vgg("A", weights=None, classes=7, **options)
+    file = tmp_path / "classifier.weights.h5"
+    classifier.save_weights(file)
+    model = dense.fcn("A", 5, weights=file, hidden_units=6, **BARE)
+    kernel = values(classifier.get_layer("fc1").kernel).reshape(7, 7, -1, 6)
+    np.testing.assert_array_equal(values(model.get_layer("fc1").kernel), kernel)
+    name = "block5_conv2"
+    expected = values(classifier.get_layer(name).kernel)
+    np.testing.assert_array_equal(values(model.get_layer(name).kernel), expected)
+    # At the middle of its map, fc1 sees what the classifier sees.
+    x = images(224, 224, n=1)
+    fc1 = keras.Model(model.inputs[0], model.get_layer("fc1").output)(x)
+    wanted = keras.Model(classifier.inputs[0], classifier.get_layer("fc1").output)(x)
+    np.testing.assert_allclose(values(fc1)[:, 3, 3], values(wanted), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_without_a_classifier(tmp_path):
+    file = tmp_path / "convolutions.weights.h5"
+    base = models.vgg("A", include_top=False, **SMALL)
+    base.save_weights(file)
+    options = {"weights": file, **BARE}
+    with pytest.raises(ValueError, match=r"does not say which input its network was trained on"):
+        dense.unet("A", 5, weights=file, width_multiplier=1 / 16)
+    with pytest.raises(ValueError, match=r"has no fc1 and no fc2: pass fc_weights=False, so that"):
+        dense.fcn("A", 5, hidden_units=6, **options)
+    for model in (
+        dense.fcn("A", 5, hidden_units=6, fc_weights=False, **options),
+        dense.fcn("A", 5, hidden_units=None, **options),
+        dense.unet("A", 5, **options),
+    ):
+        for name in ("block1_conv1", "block5_conv2"):
+            expected = values(base.get_layer(name).kernel)
+            np.testing.assert_array_equal(values(model.get_layer(name).kernel), expected)
+
+
+@pytest.mark.parametrize(
+    ("build", "options", "message"),
+    [
+        (dense.fcn, {"stride": 4}, "stride must be 32, 16 or 8, not 4"),
+        (dense.fcn, {"classes": 0}, "classes must be a positive whole number, not 0"),
+        (dense.fcn, {"hidden_units": 0}, "hidden_units must be a positive whole number, not 0"),
+        (dense.fcn, {"skip_scales": (1,)}, r"skip_scales must be two numbers, not \(1,\)"),
+        (dense.fcn, {"dropout": 1}, r"dropout must be in \[0, 1\), not 1"),
+        (dense.fcn, {"input_shape": (16, 64, 3)}, "input must be at least 32x32, not"),
+        (dense.unet, {"classes": 1}, "a soft-max over a single class is always 1: pass classif"),
+        (dense.unet, {"classifier_activation": "relu"}, "classifier_activation must be 'softmax',"),
+        (dense.unet, {"decoder_filters": (8, 4)}, r"decoder_filters must be five whole numbers ab"),
+        (dense.unet, {"configuration": "F"}, "unknown VGG configuration 'F'"),
+    ],
+)
+def test_wrong_arguments(build, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**{**SMALL, **options})
+
+
+def test_channels_first_is_refused():
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(ValueError, match="take images with channels last; call keras"):
+            dense.unet(**SMALL)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+def test_mixed_precision_keeps_probabilities_in_float32():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = dense.fcn("A", 3, hidden_units=None, **SMALL)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model.get_layer("score").compute_dtype == "bfloat16"
+    assert values(model(images(32, 32))).dtype == np.float32
+
+
+def test_a_unet_learns_and_its_frozen_encoder_stays(tmp_path):
+    keras.utils.set_random_seed(0)
+    random = np.random.default_rng(0)
+    masks = np.zeros((16, 32, 32), "int32")
+    for mask in masks:
+        top, left = random.integers(0, 16, 2)
+        mask[top : top + 16, left : left + 16] = 1
+    x = (200 * masks[..., np.newaxis] + random.uniform(0, 50, (16, 32, 32, 3))).astype("float32")
+    model = dense.unet("A", 2, **TINY_UNET)
+    frozen = transfer.freeze(model, "all")
+    assert len(frozen) == 8
+    before = values(model.get_layer("block1_conv1").kernel)
+    model.compile(keras.optimizers.Adam(0.01), "sparse_categorical_crossentropy")
+    history = model.fit(x, masks, epochs=12, batch_size=8, verbose=0).history
+    assert history["loss"][-1] < 0.5 * history["loss"][0]
+    np.testing.assert_array_equal(values(model.get_layer("block1_conv1").kernel), before)
+    model.save(tmp_path / "unet.keras")
+    again = keras.saving.load_model(tmp_path / "unet.keras")
+    np.testing.assert_allclose(values(again(x[:1])), values(model(x[:1])), rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="once is enough")
+def test_fcn_8s_is_that_of_pytorchs_layers():
+    torch = pytest.importorskip("torch")
+    from torch.nn import functional as F
+
+    options = {"hidden_units": 8, "classifier_activation": None, "include_preprocessing": False}
+    model = randomized(dense.fcn("A", 5, **options, **SMALL))
+    x = images(96, 80)
+    arrays = {
+        layer.name: [torch.tensor(np.array(w)) for w in layer.get_weights()]
+        for layer in model.layers
+    }
+
+    def conv(name, y, padding=0):
+        kernel, bias = arrays[name]
+        return F.conv2d(y, kernel.permute(3, 2, 0, 1), bias, padding=padding)
+
+    def up(name, y):
+        return F.conv_transpose2d(y, arrays[name][0].permute(3, 2, 0, 1), stride=2, padding=1)
+
+    y, pools = torch.tensor(x).permute(0, 3, 1, 2), {}
+    for block, depth in enumerate((1, 1, 2, 2, 2), 1):
+        for i in range(1, depth + 1):
+            y = conv(f"block{block}_conv{i}", y, 1).relu()
+        y = pools[block] = F.max_pool2d(y, 2, ceil_mode=True)
+    y = conv("score", conv("fc2", conv("fc1", y, 3).relu()).relu())
+    for block, scale in ((4, 1e-2), (3, 1e-4)):
+        skip = conv(f"score{block}", scale * pools[block])
+        y = up(f"upscore{block}", y)[..., : skip.shape[2], : skip.shape[3]] + skip
+    y = F.interpolate(y, scale_factor=8, mode="bilinear", align_corners=False)
+    expected = y[..., :96, :80].permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(values(model(x)), expected, atol=1e-4 * np.abs(expected).max())
