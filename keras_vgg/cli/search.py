@@ -100,7 +100,7 @@ class Search:
             index=self.index,
             verbose=sys.stderr.isatty(),
         )
-        _note_index(search)
+        _note_index(search, self.folder)
         answers = list(search(files.paths, self.top))
         bad = [answer for answer in answers if answer.reason]
         if len(bad) == len(answers):
@@ -117,14 +117,14 @@ class Search:
         return SOME_BAD if bad or search.index.bad else 0
 
 
-def _note_index(search: PhotoSearch) -> None:
+def _note_index(search: PhotoSearch, folder: Path) -> None:
     from keras_vgg.data.left_out import printable
 
     index, update = search.index, search.update
     for left_out in update.left_out:
         note(f"not read: {left_out}")
     for file in index.bad:
-        note(f"not read: {printable(index.folder)}/{printable(file.path)}: {file.reason}")
+        note(f"not read: {printable(folder / file.path)}: {file.reason}")
     removed = f", {update.removed:,} are no longer there" if update.removed else ""
     note(
         f"{len(index.files):,} photographs, {update.described:,} new or changed{removed}; index "

@@ -62,10 +62,6 @@ class PhotoIndex:
     descriptors: np.ndarray | None = None
     hashes: np.ndarray | None = None
 
-    def path(self, row: int) -> str:
-        """Return the path of a row's file."""
-        return os.path.join(self.folder, *self.files[row].path.split("/"))
-
 
 @dataclass(frozen=True)
 class Update:

@@ -127,6 +127,7 @@ class PhotoSearch:
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "there is no such folder"
             raise FileNotFoundError(f"{folder}: {what}")
+        self._folder = folder
         self._description = Description() if description is None else description
         if self._description.size < MINIMUM_SIZE:
             raise ValueError(
@@ -183,7 +184,7 @@ class PhotoSearch:
         near = bits <= retrieval.NEAR
         matches = []
         for row in np.lexsort((-similarities, ~near)):
-            path = self.index.path(int(row))
+            path = os.path.join(self._folder, *self.index.files[row].path.split("/"))
             if len(matches) == count:
                 break
             if os.path.realpath(path) != os.path.realpath(query):
