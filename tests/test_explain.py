@@ -11,8 +11,8 @@ from keras import layers, ops
 
 from keras_vgg import explain, vgg
 from keras_vgg.explain import heat as heats
-from keras_vgg.explain.gradient import answer_of
 from keras_vgg.explain.network import opened
+from keras_vgg.gradient import answer_of
 
 
 def small(configuration="A", head="gap", size=32, **options):

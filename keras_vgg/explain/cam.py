@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vgg.explain.gradient import answer_of
 from keras_vgg.explain.heat import resized, scaled
 from keras_vgg.explain.network import channels_first, channels_last, opened
+from keras_vgg.gradient import answer_of
 
 METHODS = ("grad-cam", "grad-cam++")
 

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vgg.explain.gradient import answer_of, gradient_of
 from keras_vgg.explain.network import Network, Place, channels_first, channels_last, opened
+from keras_vgg.gradient import answer_of, gradient_of
 
 _SIDE = 128  # pixels: the largest default side of an image for a filter of a map
 _BLUR_EVERY = 4  # steps

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vgg.explain.gradient import Gradient, answer_of, gradient_of
 from keras_vgg.finite import check_range, require_finite_images, require_finite_weights
+from keras_vgg.gradient import Gradient, answer_of, gradient_of
 from keras_vgg.graph import Place, before_activation, holds_layers, rebuild
 from keras_vgg.layers import ImagePreprocessing
 

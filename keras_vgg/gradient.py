@@ -30,9 +30,7 @@ def gradient_of(network: keras.Model, objective: Callable[[Any, Any], Any]) -> G
     """
     backend = backend_name()
     if backend not in _BACKENDS:
-        raise NotImplementedError(
-            f"explanations need the gradients of TensorFlow, JAX or PyTorch, not of {backend!r}"
-        )
+        raise NotImplementedError(f"gradients need TensorFlow, JAX or PyTorch, not {backend!r}")
     return _BACKENDS[backend](network, objective)
 
 
