@@ -28,7 +28,6 @@ gc.freeze()
 # The files that take longest. A process takes whole files (pytest -n 2 --dist loadfile), so they
 # begin first, and the last ones to end are short.
 LONGEST = (
-    "hosts",
     "data",
     "tuning",
     "report_page",

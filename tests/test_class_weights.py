@@ -104,7 +104,7 @@ def test_a_mixed_target_has_the_mixed_weight():
     assert weighted(batches, None) is batches
 
 
-@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize("base", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_loss_of_training_is_weighted_and_that_of_validation_is_not(
     tmp_path, base, monkeypatch, tiny_run
 ):
@@ -135,6 +135,7 @@ def test_the_loss_of_training_is_weighted_and_that_of_validation_is_not(
     assert row["val_loss"] == pytest.approx(losses["validation"].mean(), rel=2e-3)
 
 
+@pytest.mark.slow
 def test_class_weights_are_stated(tmp_path, capsys):
     run = fit(BALANCED, tmp_path / "run", verbose=2)
     assert "class weights in the loss: from " in capsys.readouterr().out

@@ -51,6 +51,7 @@ def test_train_resumes_with_fields_from_the_command_line(tmp_path, capsys):
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_evaluate_by_the_papers_protocols(run, tmp_path, capsys):
     arguments = ["evaluate", str(run.directory), "--split", "validation"]
     more = ["--protocol", "both", "--scales", "32,36", "--average", "posteriors"]

@@ -85,6 +85,7 @@ def test_bad_input_to_explain(run, photo, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_images_of_one_name_do_not_overwrite_each_other(run, photo, tmp_path):
     (tmp_path / "other").mkdir()
     other = tmp_path / "other" / "photo.png"
@@ -149,6 +150,7 @@ def test_a_title_names_folder_file_and_class(run, photo, tmp_path, monkeypatch):
     assert titles[0].startswith(f"{photo.parent.name}/photo.jpg: 7 ")
 
 
+@pytest.mark.slow
 def test_images_are_not_held_together(run, tmp_path, monkeypatch):
     paths = [tmp_path / f"{i}.png" for i in range(3)]
     for path in paths:

@@ -135,6 +135,7 @@ def test_class_folders(tmp_path: Path) -> None:
         assert names == [Path(path).parent.name for path in split.paths]
 
 
+@pytest.mark.slow
 def test_every_extension_in_any_case(tmp_path: Path) -> None:
     names = ("1.jpg", "2.JPEG", "3.Png", "4.bmp", "5.GIF", "6.webp")
     for name in names:
@@ -421,6 +422,7 @@ def test_tfds_of_one_size_is_read_into_memory(prepared: Path) -> None:
         assert sorted(values(split)) == list(range(size))
 
 
+@pytest.mark.slow
 def test_tfds_of_varying_size_is_streamed(prepared: Path) -> None:
     # There is no test split, so validation is what is reported, and train is held out of.
     source = data.load_source("photos", data_dir=prepared, validation_fraction=0.25)
@@ -737,6 +739,7 @@ def test_skipped_groups_of_shards_are_not_read(shards: data.Split) -> None:
     assert order_of(later, 2) == expected
 
 
+@pytest.mark.slow
 def test_bad_records_are_left_out_when_asked(
     shards: data.Split, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -773,6 +776,7 @@ def test_records_without_some(positions: Sequence[int]) -> None:
     assert listed(records.without(positions)) == expected
 
 
+@pytest.mark.slow
 def test_hosts_share_the_shards(shards: data.Split) -> None:
     assert data.steps_per_epoch(shards, 4, hosts=3) == 3  # of 14, 14 and 12 records
     found = [

@@ -207,6 +207,7 @@ def test_a_picture_of_any_shape(answerer, sides):
     assert answer.heat.shape == (*sides, 3)
 
 
+@pytest.mark.slow
 def test_how_much_of_a_picture_the_network_saw(client, tmp_path):
     Image.fromarray(pixels(1, 1000)).save(tmp_path / "line.png")
     assert (
@@ -521,6 +522,7 @@ def test_posts_that_the_page_does_not_make(url, capfd):
     assert "Traceback" not in err, err
 
 
+@pytest.mark.slow
 def test_all_uploads_together_are_limited(run, tmp_path, monkeypatch):
     from keras_vgg.demo import guard
 

@@ -74,6 +74,7 @@ def test_a_protocol_at_a_scale_by_hand(trained, protocol):
     np.testing.assert_allclose(found.probabilities, by_hand(run, 40, protocol), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scales_and_both_are_averages(trained):
     def tested(protocol, *scales):
         return evaluate_runs([trained], "validation", False, protocol, scales)[0].probabilities
@@ -140,6 +141,7 @@ def test_an_interrupted_evaluation_goes_on(run, monkeypatch):
     np.testing.assert_array_equal(again.labels, whole.labels)
 
 
+@pytest.mark.slow
 def test_posteriors_of_other_weights_are_not_used(run):
     before = evaluate_runs([run], "validation")[0]
     model = run.model()
@@ -205,6 +207,7 @@ def test_the_papers_tables(trained, tmp_path):
         assert [found[name, protocol] for name in ("a", "b", "a + b")] == [a, b, fused]
 
 
+@pytest.mark.slow
 def test_one_run_has_no_table_of_fusion(trained):
     assert len(paper_tables([trained], "validation")) == 3
 

@@ -308,6 +308,7 @@ def test_one_format_alone_makes_its_parents(
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
+@pytest.mark.slow
 def test_an_export_is_replaced_only_when_asked(model: keras.Model, tmp_path: Path) -> None:
     directory = tmp_path / "export"
     arguments = {"images": IMAGES[:2], "formats": ["litert"]}

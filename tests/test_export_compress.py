@@ -164,6 +164,7 @@ def test_fine_tuning_gets_by_with_less(model: keras.Model) -> None:
     assert found.model.get_layer("fc1_dropout").rate == 0.5
 
 
+@pytest.mark.slow
 def test_a_saved_one_is_the_same(model: keras.Model, tmp_path: Path) -> None:
     small = factorise(model, {"fc2": 5}, spectra_of(model))
     small.save(tmp_path / "small.keras")

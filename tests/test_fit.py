@@ -110,6 +110,7 @@ def test_a_finished_run_is_left_alone(finished, capsys):
     assert (finished.directory / "results.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch):
     """Weights, optimiser, dropout seeds, data order and the records: bit for bit."""
     fit_interrupted(TINY, tmp_path / "run", 2, monkeypatch)

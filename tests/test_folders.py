@@ -107,6 +107,7 @@ def test_a_name_that_claims_an_image_is_a_damaged_image(photos: Path) -> None:
     assert bad == [str(path)]
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf8_are_read(photos: Path, capsys: pytest.CaptureFixture) -> None:
     strange = os.fsdecode(b"caf\xe9.png")
     draw(photos / "cat" / strange, 500)

@@ -93,22 +93,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return train
 
 
-@pytest.mark.parametrize(
-    ("count", "flags"),
-    [
-        (2, ("--epochs", "1", "--test-fraction", "0.9")),
-        pytest.param(2, ("--epochs", "2"), marks=pytest.mark.slow),
-        pytest.param(4, ("--epochs", "2"), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_the_whole_path(
-    alone: Callable[..., Path],
-    tmp_path: Path,
-    count: int,
-    flags: tuple[str, ...],
-    capsys: pytest.CaptureFixture,
+    alone: Callable[..., Path], tmp_path: Path, count: int, capsys: pytest.CaptureFixture
 ) -> None:
-    folder = tmp_path / "run"
+    folder, flags = tmp_path / "run", ("--epochs", "2")
     ended = end(start(count, folder, *flags))
     assert [status for status, *_ in ended] == [0] * count, ended
     # The first speaks for all.

@@ -208,6 +208,7 @@ def test_check_memory() -> None:
     assert found == {"images": 5, "class_counts": [2, 0, 3, 0]}
 
 
+@pytest.mark.slow
 def test_check_looks_at_every_split(files: Split, tmp_path: Path) -> None:
     test = good_records(tmp_path / "test.tfrecord")
     validation = files.take(np.array([2, 7]))
@@ -228,6 +229,7 @@ def test_where_nothing_is_good_there_are_no_sides(files: Split) -> None:
     assert "width" not in found
 
 
+@pytest.mark.slow
 def test_progress_goes_to_stderr_if_wanted(
     files: Split, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,6 +348,7 @@ def test_bad_images_named(form: str, request: pytest.FixtureRequest) -> None:
             list(evaluation_dataset(split, 4, first_pixel))
 
 
+@pytest.mark.slow
 def test_bad_images_named_in_a_function_of_keras(files: Split) -> None:
     @tf.function
     def consume(dataset: tf.data.Dataset) -> tf.Tensor:

@@ -154,6 +154,7 @@ def test_larger_images_are_packed_smaller(tmp_path: Path) -> None:
         records.pack(source, tmp_path / "other", max_side=0)
 
 
+@pytest.mark.slow
 def test_arrays_are_packed_as_png(tmp_path: Path) -> None:
     source = load_source("digits")
     manifest = records.pack(source, tmp_path, shard_images=500)
@@ -169,6 +170,7 @@ def test_arrays_are_packed_as_png(tmp_path: Path) -> None:
     assert [shard["images"] for shard in manifest["splits"]["train"]["shards"]] == [500, 500, 293]
 
 
+@pytest.mark.slow
 def test_records_are_packed_as_they_come(folder: Path, tmp_path: Path) -> None:
     whole = replace(open_folder(folder), validation=None)
     records.pack(whole, tmp_path / "first", shard_images=9)
@@ -299,6 +301,7 @@ def test_a_damaged_file_is_named(
     assert whole > 0
 
 
+@pytest.mark.slow
 def test_files_skipped_by_the_source_are_not_packed(folder: Path, tmp_path: Path) -> None:
     truncate(folder / "a" / "000.jpg")
     source = open_folder(folder, on_bad_image="skip")
@@ -464,6 +467,7 @@ def test_another_source_is_refused(
     refused(more, tmp_path, ": test size, test fingerprint", shard_images=3)
 
 
+@pytest.mark.slow
 def test_another_part_of_the_same_records_is_refused(
     tmp_path: Path, stop_after: Callable[[int], None]
 ) -> None:

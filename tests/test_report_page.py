@@ -313,6 +313,7 @@ def test_a_metric_that_an_older_run_lacks_is_named(run):
     assert "<figcaption>Learning rate</figcaption><svg" in page
 
 
+@pytest.mark.slow
 def test_a_run_whose_images_have_gone_keeps_the_rest(hostile, tmp_path):
     moved = shutil.copytree(hostile.directory, tmp_path / "run")
     run = Run(moved, hostile.recipe.replace(source=f"folder:{tmp_path / 'gone'}"))
@@ -354,6 +355,7 @@ def test_several_runs_are_compared(trained, found, tmp_path):
     assert "<figcaption>Validation accuracy (%)</figcaption><svg" in page
 
 
+@pytest.mark.slow
 def test_recipes_that_differ_and_a_run_that_is_not_finished(run, trained, tmp_path):
     other = run.recipe.replace(learning_rate=0.5, step_epochs=(3, 4))
     copy = Run(Path(shutil.copytree(run.directory, tmp_path / "copy")), other)
