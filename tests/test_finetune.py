@@ -125,6 +125,7 @@ def test_an_interrupted_fine_tuning_ends_as_an_uninterrupted_one(
     assert again.results["test"] == finished.results["test"]
 
 
+@pytest.mark.slow
 def test_a_missing_report_is_written(finished, photos, small, tmp_path):
     """A process that ended between training and report goes on with what is missing."""
     shutil.copytree(finished.directory, tmp_path / "run")
@@ -202,13 +203,18 @@ def test_a_classifier_on_features_needs_pooled_ones():
 def test_the_plan_follows_the_images(photos, tmp_path, monkeypatch):
     plan = plan_finetuning(f"folder:{photos}")
     recipe = plan.recipe
-    assert recipe.image_size == 96
-    assert (recipe.train_scale_range, recipe.eval_scale_side) == ((96, 120), 96)
+    assert recipe.image_size == 128
+    assert (recipe.train_scale_range, recipe.eval_scale_side) == ((128, 160), 128)
     assert recipe.class_weights == "none"
     assert recipe.batch_size == 4  # ten steps an epoch
     assert (recipe.configuration, recipe.width_multiplier, recipe.batch_norm) == ("D", 1, False)
+    assert (recipe.epochs, recipe.learning_rate, recipe.ema_momentum) == (6, 0.0005, 0.95)
     assert len(plan.lines) <= 5
     assert "40 pixels" in plan.lines[0]
+    assert plan.lines[3] == (
+        "then block5 and the classifier: 6 epochs, learning rate 0.0005, scales (128, 160), "
+        "mirror images, averaged weights"
+    )
     large = write_photos(tmp_path / "large", [(300, 260)] * 70 + [(1000, 900)])
     for i in range(40):
         (large / "dog" / f"{i}.jpg").unlink()
@@ -230,7 +236,7 @@ def test_fields_that_are_given_win(photos):
     assert (recipe.image_size, recipe.batch_size, recipe.brightness) == (64, 7, 0.1)
     assert recipe.eval_scale_side == 64
     recipe = plan_finetuning(source, head_only=True, epochs=9).recipe
-    assert (recipe.freeze_until, recipe.epochs, recipe.train_scale) == ("all", 9, (96, 96))
+    assert (recipe.freeze_until, recipe.epochs, recipe.train_scale) == ("all", 9, (128, 128))
     assert plan_finetuning(source, init_head="none").recipe.init_head == "none"
     with pytest.raises(ValueError, match="did you mean 'epochs'"):
         plan_finetuning(source, epoch=3)

@@ -5,7 +5,7 @@
 
 DIR holds train/<class>/<image>; FILE is VGG-16's convolutions, as Keras publishes them. For each
 seed, a fifth of the images is held out as the test split, and read once. The same training and test
-images go to
+images, at the size that the command chose, go to
 
 - `keras-vgg finetune FOLDER --init FILE`, with nothing else said;
 - a linear probe: scikit-learn's logistic regression on the pooled, standardised features of the
@@ -37,7 +37,6 @@ import numpy as np
 from keras_vgg import hardware
 from keras_vgg.files import write_json
 
-SIZE = 96
 TERMINATED = 143  # the exit status after SIGTERM
 
 
@@ -62,23 +61,31 @@ def run_finetune(folder: Path, weights: Path, workdir: Path, seed: int) -> dict[
     if status:
         raise SystemExit(status)
     spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime
-    results = json.loads((workdir / "results.json").read_text())
+    seconds = time.perf_counter() - started
+    from keras_vgg import Run
+    from keras_vgg.runs import evaluate_run
+
+    run = Run.open(workdir)
     return {
-        "test": results["test"]["top1"],
-        "validation": results["validation_accuracy"],
+        "test": run.results["test"]["top1"],
+        "validation": run.results["validation_accuracy"],
+        "epoch": run.results["best_epoch"],
+        "image_size": run.recipe.image_size,
         "user_seconds": round(spent, 1),
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(seconds, 1),
+        # The dense protocol at the image's own size: the average over the mirror image.
+        "test_with_mirror_image": evaluate_run(run, protocol="dense").top1,
     }
 
 
-def load_splits(folder: Path, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return float32 [n, 96, 96, 3] in [0, 255] and int [n] of each split of the fine-tuning."""
+def load_splits(folder: Path, seed: int, size: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return float32 [n, size, size, 3] in [0, 255] and int [n] of each split."""
     from functools import partial
 
     from keras_vgg import augment, data
 
     source = data.load_source(f"folder:{folder}", seed=seed)
-    transform = partial(augment.eval_image, size=SIZE, scale=SIZE)
+    transform = partial(augment.eval_image, size=size, scale=size)
     splits = {}
     for name, split in source.splits().items():
         batches = [*data.evaluation_dataset(split, 64, transform).as_numpy_iterator()]
@@ -94,7 +101,7 @@ def run_probe(splits: dict[str, tuple[np.ndarray, np.ndarray]], weights: Path) -
     base: Any = VGG16(
         include_top=False,
         weights=weights,
-        input_shape=(SIZE, SIZE, 3),
+        input_shape=splits["train"][0].shape[1:],
         pooling="avg",
         include_preprocessing=True,
     )
@@ -118,10 +125,9 @@ def run_keras(
     keras.utils.set_random_seed(seed)
     started = time.process_time()
     classes = int(splits["train"][1].max()) + 1
-    base = keras.applications.VGG16(
-        include_top=False, weights=str(weights), input_shape=(SIZE, SIZE, 3)
-    )
-    inputs = keras.Input((SIZE, SIZE, 3))
+    shape = splits["train"][0].shape[1:]
+    base = keras.applications.VGG16(include_top=False, weights=str(weights), input_shape=shape)
+    inputs = keras.Input(shape)
     x: Any = keras.layers.RandomFlip("horizontal")(inputs)
     x = keras.layers.RandomRotation(0.1)(x)
     x = keras.applications.vgg16.preprocess_input(x)
@@ -193,7 +199,7 @@ def main() -> None:
     for seed in arguments.seeds:
         row: dict[str, Any] = {"seed": seed}
         row["finetune"] = run_finetune(folder, arguments.weights, workdir / f"seed{seed}", seed)
-        splits = load_splits(folder, seed)
+        splits = load_splits(folder, seed, row["finetune"]["image_size"])
         row["probe"] = run_probe(splits, arguments.weights)
         seconds = row["finetune"]["user_seconds"]
         row["keras.applications"] = run_keras(splits, arguments.weights, seconds, seed)

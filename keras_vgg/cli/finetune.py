@@ -38,15 +38,15 @@ class Finetune:
     batch_norm: bool | None = None
     """Whether the weights are those of a network with batch normalisation (default: False)."""
     image_size: int | None = None
-    """Side of the network's input (default: by the images, from 96 to 224)."""
+    """Side of the network's input (default: by the images, from 128 to 224)."""
     batch_size: int | None = None
     """Training images in a step (default: by the memory and the set, at most 32)."""
     freeze_until: Literal["block2", "block3", "block4", "block5"] | None = None
     """The first block to train (default: block5; no block for few images)."""
     epochs: int | None = None
-    """Passes over the training images (default: 10)."""
+    """Passes over the training images (default: 6)."""
     learning_rate: float | None = None
-    """Learning rate (default: 0.001)."""
+    """Learning rate (default: 0.0005)."""
     resize: Literal["crop", "squash", "pad"] | None = None
     """How an image comes to the input's shape (default: crop)."""
     class_weights: str | None = None

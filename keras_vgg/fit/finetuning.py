@@ -14,8 +14,8 @@ from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 
 # ImageNet's filters see too little of an object in smaller images. CIFAR-10's images of 32 pixels
-# are enlarged to 96.
-SMALLEST_SIZE = 96
+# are enlarged to 128: a linear classifier is 1.4 points better than at 96.
+SMALLEST_SIZE = 128
 FEWEST_IMAGES = 20  # training images a class: the block would learn fewer by heart
 _UNEVEN = 1.5  # times the images of the smallest class, from which on classes have weights
 _LARGEST_BATCH, _SMALLEST_BATCH = 32, 4
@@ -30,15 +30,22 @@ _COMMON: dict[str, Any] = {
     "horizontal_flip": True,
     "keep_checkpoints": 1,
 }
-# Chosen on validation images of CIFAR-10 in a few trials: a first choice, not a search.
+# Chosen on images of CIFAR-10 in a few trials: a first choice, not a search. The average of the
+# weights is over about the last 20 steps: a few hundred images give 80 steps in all.
 _BLOCK: dict[str, Any] = {
     "freeze_until": "block5",
-    "epochs": 10,
-    "learning_rate": 0.001,
+    "epochs": 6,
+    "learning_rate": 0.0005,
     "weight_decay": 5e-3,
+    "ema_momentum": 0.95,
 }
 # The probe is the best linear classifier already: these epochs change little.
-_HEAD: dict[str, Any] = {"freeze_until": "all", "epochs": 3, "learning_rate": 1e-5}
+_HEAD: dict[str, Any] = {
+    "freeze_until": "all",
+    "epochs": 3,
+    "learning_rate": 1e-5,
+    "ema_momentum": 0.0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +163,10 @@ def _stage_lines(recipe: Recipe) -> list[str]:
     if recipe.init_head == "probe":
         lines.append("first a linear classifier on the frozen base's features, computed once")
     if recipe.freeze_until != "all":
-        mirrored = "mirror images, " if recipe.horizontal_flip else ""
+        mirrored = ", mirror images" if recipe.horizontal_flip else ""
+        averaged = ", averaged weights" if recipe.ema_momentum else ""
         lines.append(
             f"then {recipe.freeze_until} and the classifier: {recipe.epochs} epochs, learning rate "
-            f"{recipe.learning_rate:g}, {mirrored}scales {recipe.train_scale_range}"
+            f"{recipe.learning_rate:g}, scales {recipe.train_scale_range}{mirrored}{averaged}"
         )
     return lines
