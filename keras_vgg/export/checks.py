@@ -20,11 +20,18 @@ def check_model(model: keras.Model, class_names: Sequence[str]) -> None:
             f"a model must have one input and one output to be exported; {model.name!r} has"
             f" {len(model.inputs)} and {len(model.outputs)}"
         )
-    if len(model.input_shape) != 4 or model.output_shape[1:] != (len(class_names),):
+    classes, shape = len(class_names), model.output_shape
+    fits = shape[1:] == (classes,) or (len(shape) == 4 and shape[-1] == classes)
+    if len(model.input_shape) != 4 or not fits:
         raise ValueError(
-            f"model {model.name!r} maps {model.input_shape} to {model.output_shape};"
-            f" {len(class_names)} class names call for (None, size, size, 3)"
-            f" to (None, {len(class_names)})"
+            f"model {model.name!r} maps {model.input_shape} to {shape};"
+            f" {classes} class names call for (None, size, size, 3) to (None, {classes}), or to a"
+            f" map (None, height, width, {classes})"
+        )
+    if None in shape[1:]:
+        raise ValueError(
+            f"model {model.name!r} gives maps of any size, {shape}; a file needs one size: build "
+            "the model with input_shape=(height, width, 3)"
         )
     for name in class_names:
         if name.splitlines() != [name]:
@@ -69,7 +76,7 @@ def check_images(
     """Raise ValueError for images or labels on which nothing can be verified or calibrated."""
     _check_batch(images, model.input_shape, "to verify the export on")
     several = activation_name(model) == "sigmoid"
-    shape = (len(images), model.output_shape[-1]) if several else (len(images),)
+    shape = (len(images), *model.output_shape[1 : None if several else -1])
     if labels is not None and np.shape(labels) != shape:
         raise ValueError(
             f"labels are {np.shape(labels)} for {len(images)} images; they must be {shape}"

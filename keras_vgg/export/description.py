@@ -36,6 +36,7 @@ def describe(
     unknown_below: Mapping[float, float] | None = None,
     activation: str | None = "softmax",
     thresholds: Sequence[float] | None = None,
+    output_sides: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Return what files of a model expect and answer, as plain values for JSON.
 
@@ -51,6 +52,7 @@ def describe(
         activation: What the probabilities come from: "softmax", one label an image; "sigmoid", any
             number of labels, each with a probability of its own; None: not known.
         thresholds: For "sigmoid": an image has a label from this probability on, one for each.
+        output_sides: Height and width of a map, with probabilities for each pixel.
     """
     height, width, channels = input_shape
     grey = channels == 1
@@ -87,7 +89,7 @@ def describe(
         "steps": steps,
         "output": {
             "name": "probabilities",
-            "shape": [None, len(class_names)],
+            "shape": [None, *output_sides, len(class_names)],
             "activation": activation,
             **({} if thresholds is None else {"thresholds": [float(t) for t in thresholds]}),
         },

@@ -84,18 +84,23 @@ def export(
     into the convolutions. A model that computes in lower precision is exported, and compared, in
     float32.
 
+    A model may answer with a map, [batch, height, width, classes], as `keras_vgg.dense.fcn` does:
+    probabilities for each pixel. Its SavedModel has no `classify`, and its pixels are compared, and
+    counted for `tolerance`, as the images of a classifier are.
+
     The folder appears whole or not at all. If a process is killed, the earlier export stays, or
     the next export puts it back.
 
     Args:
         model: A model with one input [batch, size, size, 3] RGB in [0, 255] and one output
-            [batch, classes].
+            [batch, classes] or [batch, height, width, classes].
         class_names: One name for each output, without line breaks.
         directory: The folder to make, with its parents. A failure leaves it as it was.
         images: [n, size, size, 3] RGB in [0, 255], n >= 1: real images, such as the validation
             split.
-        labels: [n] integers, the classes of the images; for a model that ends in sigmoids, uint8
-            [n, classes], 1 for each label. None: no accuracy is stated.
+        labels: [n] integers, the classes of the images; of a map, [n, height, width]; for a model
+            that ends in sigmoids, uint8 of the output's shape, 1 for each label. None: no accuracy
+            is stated.
         calibration: [n, size, size, 3], some hundred images of the training split. Only
             litert_int8 needs them.
         formats: Which of FORMATS to write.
@@ -163,6 +168,7 @@ def export(
             unknown_below=unknown_below,
             activation=activation_name(model),
             thresholds=None if label_thresholds is None else label_thresholds.tolist(),
+            output_sides=model.output_shape[1:-1],
         ),
     }
     with (
@@ -205,7 +211,7 @@ def _default_transform(model: keras.Model) -> Callable[[Any], Any]:
 
 
 def _probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Return the model's own answers, [n, classes]. ValueError: they are not finite."""
+    """Return the model's own answers, as its output. ValueError: they are not finite."""
     # Keras annotates `verbose` as text, and documents 0.
     answers = model.predict(images, batch_size=_BATCH, verbose=0)  # pyright: ignore[reportArgumentType]
     probabilities = np.asarray(answers)

@@ -31,6 +31,11 @@ class Network:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         probabilities = np.asarray(self._answer(images), np.float32)
+        if probabilities.ndim != 2:
+            raise ValueError(
+                f"the model answers with {probabilities.shape}, a map, not with probabilities of "
+                "the image: run the file by its own runtime"
+            )
         if not np.isfinite(probabilities).all():
             raise ValueError("the model's answers are not finite: they hold nan or inf")
         low, high = probabilities.min(), probabilities.max()

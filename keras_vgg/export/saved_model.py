@@ -39,7 +39,8 @@ def write_saved_model(
     - `serving_uint8`: the same for uint8 images;
     - `classify`: `image_bytes` string [n], image files (JPEG, PNG, BMP, GIF, WebP), which the
       model decodes, turns upright and transforms -> `classes` string, `indices` int32 and
-      `probabilities` float32, all [n, top], the most probable first;
+      `probabilities` float32, all [n, top], the most probable first. A model that answers with a
+      map has no such signature;
     - `features`: `images` float32 -> `features` float32 [n, channels], the last block's feature
       map averaged over the image. A model without a feature map has no such signature.
 
@@ -52,7 +53,7 @@ def write_saved_model(
     has a request for each signature. TensorFlow Serving answers these before it reports ready.
 
     Args:
-        model: images [n, size, size, 3] -> probabilities [n, classes].
+        model: images [n, size, size, 3] -> probabilities [n, classes], or a map of them.
         class_names: One name for each output, without line breaks.
         transform: A decoded image, uint8 [h, w, 3] -> float32 [size, size, 3] in [0, 255].
         bit_depth: How `classify` decodes a 16-bit PNG, as `keras_vgg.data.decode`.
@@ -92,11 +93,14 @@ def write_saved_model(
     with tempfile.TemporaryDirectory() as folder:
         names = _table(class_names, Path(folder, CLASS_NAMES))
         archive.track(names)
-        archive.add_endpoint(
-            "classify",
-            _classify(model, names, transform, bit_depth, min(top, len(class_names))),
-            [tf.TensorSpec((None,), tf.string, name="image_bytes")],
-        )
+        if len(model.output_shape) == 2:
+            archive.add_endpoint(
+                "classify",
+                _classify(model, names, transform, bit_depth, min(top, len(class_names))),
+                [tf.TensorSpec((None,), tf.string, name="image_bytes")],
+            )
+        else:  # A map has no most probable class.
+            del requests["classify"]
         if (layer := _last_feature_map(model)) is not None:
             extractor = feature_extractor(model, layer, "avg")
             archive.add_endpoint(

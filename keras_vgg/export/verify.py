@@ -40,10 +40,11 @@ class Artifact:
         sha256: Hex digest of the file; for a folder, over the sorted relative paths, sizes and
             contents.
         images: How many images it was verified on.
-        top1, top5: The accuracy on these images, in [0, 1]. Both are None without labels; top5 is
-            None for five classes or fewer.
+        top1, top5: The accuracy on these images, in [0, 1]; of a map, on their pixels. Both are
+            None without labels; top5 is None for five classes or fewer.
         agreement: Fraction of the images whose most probable class is the model's; with several
-            labels an image, of the images whose labels are all the model's.
+            labels an image, of the images whose labels are all the model's. Of a map, the fraction
+            of the pixels.
         max_difference: Largest |difference| of any probability from the model's.
         latency_ms: threads -> (median, 95th percentile) of the milliseconds that one image takes.
         peak_bytes: The most memory of a process that loaded the file and answered one image.
@@ -69,7 +70,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a file answered: `probabilities` [n, classes]; the rest as in Artifact."""
+    """What a file answered: `probabilities` as in Reference; the rest as in Artifact."""
 
     probabilities: np.ndarray
     latency_ms: dict[int, tuple[float, float]]
@@ -81,8 +82,9 @@ class Reference:
     """What every file is compared with: the model's own answers.
 
     Attributes:
-        probabilities: [n, classes].
-        labels: [n] integers, or None; with several labels an image, [n, classes].
+        probabilities: [n, classes]; of a map, [n, height, width, classes].
+        labels: [n] or [n, height, width] integers, or None; with several labels an image or a
+            pixel, of the probabilities' shape.
         class_names: One name for each output.
         images_file: A .npy of the images, float32 [n, size, size, 3] RGB in [0, 255].
         thresholds: With several labels an image, [classes]: a label is given from here on.
@@ -102,13 +104,18 @@ class Reference:
         if self.thresholds is not None:
             precision = None
             if self.labels is not None:
-                precision = mean_average_precision(self.labels, probabilities)
+                precision = mean_average_precision(_rows(self.labels), _rows(probabilities))
             return {"top1": None, "top5": None, "mean_average_precision": precision}
         if self.labels is None:
             return {"top1": None, "top5": None}
-        labels = np.asarray(self.labels)
-        evaluation = Evaluation(labels, probabilities, tuple(self.class_names))
+        labels = np.reshape(self.labels, -1)
+        evaluation = Evaluation(labels, _rows(probabilities), tuple(self.class_names))
         return {"top1": evaluation.top1, "top5": evaluation.top5}
+
+
+def _rows(values: np.ndarray) -> np.ndarray:
+    """Return [n, classes], of a map one row for each pixel."""
+    return np.reshape(values, (-1, np.shape(values)[-1]))
 
 
 def mean_average_precision(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -132,13 +139,7 @@ def verified_artifact(
     """
     answers = run(format, path, reference.images_file, scratch)
     probabilities = answers.probabilities
-    expected, labels = reference.probabilities, reference.labels
-    if reference.thresholds is None:
-        agreement, difference = compare(format, probabilities, expected, labels, allowed_loss)
-    else:
-        agreement, difference = compare_labels(
-            format, probabilities, expected, labels, allowed_loss, reference.thresholds
-        )
+    agreement, difference = _compared(format, probabilities, reference, allowed_loss)
     size, digest = size_and_sha256(path)
     return Artifact(
         format=format,
@@ -192,12 +193,29 @@ def run(format: str, path: Path, images: Path, scratch: Path) -> Answers:
     return Answers(probabilities, latency, peak_bytes)
 
 
+def _compared(
+    format: str, probabilities: np.ndarray, reference: Reference, allowed_loss: float | None
+) -> tuple[float, float]:
+    """Compare as `compare` or `compare_labels` does; the pixels of maps count like images."""
+    expected, labels, thresholds = reference.probabilities, reference.labels, reference.thresholds
+    unit = "images"
+    if expected.ndim == 4:
+        _require_answers(format, probabilities, expected)
+        probabilities, expected, unit = _rows(probabilities), _rows(expected), "pixels"
+        if labels is not None:
+            labels = np.reshape(labels, -1) if thresholds is None else _rows(labels)
+    if thresholds is None:
+        return compare(format, probabilities, expected, labels, allowed_loss, unit)
+    return compare_labels(format, probabilities, expected, labels, allowed_loss, thresholds, unit)
+
+
 def compare(
     format: str,
     actual: np.ndarray,
     expected: np.ndarray,
     labels: np.ndarray | None,
     tolerance: float | None,
+    unit: str = "images",
 ) -> tuple[float, float]:
     """Compare a file's probabilities with the model's; return (agreement, largest difference).
 
@@ -206,6 +224,7 @@ def compare(
             on how many of the images it may have another most probable class. None: the file must
             answer like the model: probabilities within 1e-3, and the same most probable class
             wherever the model's two probabilities are not tied (nearer than 1e-5).
+        unit: What the rows are, for the error.
 
     Raises:
         ExportError: the file loses more.
@@ -220,7 +239,7 @@ def compare(
         wrong = int(np.sum(margins > _TIE))
         if difference > _FLOAT32_DIFFERENCE or wrong:
             raise ExportError(
-                f"{format}: does not answer like the model on {len(expected)} images:"
+                f"{format}: does not answer like the model on {len(expected)} {unit}:"
                 f" probabilities differ by up to {difference:.3g} (tolerance"
                 f" {_FLOAT32_DIFFERENCE:.3g}), and the most probable class differs on {wrong} that"
                 f" are not ties (agreement {agreement:.2%})"
@@ -234,7 +253,7 @@ def compare(
     # Counted in whole images, so that float64's rounding does not decide at the tolerance.
     if round(loss * len(expected)) > tolerance / 100 * len(expected) + 1e-6:
         raise ExportError(
-            f"{format}: {verb} by {100 * loss:.2f} percentage points on {len(expected)} images,"
+            f"{format}: {verb} by {100 * loss:.2f} percentage points on {len(expected)} {unit},"
             f" more than the tolerance of {tolerance:g}; nothing was kept. Raise the tolerance, or"
             " choose another format"
         )
@@ -255,6 +274,7 @@ def compare_labels(
     labels: np.ndarray | None,
     tolerance: float | None,
     thresholds: np.ndarray,
+    unit: str = "images",
 ) -> tuple[float, float]:
     """Compare as `compare`, for several labels an image.
 
@@ -265,6 +285,7 @@ def compare_labels(
             within 1e-3, and no label may differ unless the model's probability is within 1e-5 of
             the threshold.
         thresholds: [classes]: a label is given from here on.
+        unit: What the rows are, for the error.
 
     Raises:
         ExportError: the file loses more.
@@ -277,10 +298,10 @@ def compare_labels(
         wrong = int((differs & (np.abs(expected - thresholds) > _TIE)).sum())
         if difference > _FLOAT32_DIFFERENCE or wrong:
             raise ExportError(
-                f"{format}: does not answer like the model on {len(expected)} images:"
+                f"{format}: does not answer like the model on {len(expected)} {unit}:"
                 f" probabilities differ by up to {difference:.3g} (tolerance"
                 f" {_FLOAT32_DIFFERENCE:.3g}), and {wrong} labels differ that are not at their"
-                f" threshold (the labels of {agreement:.2%} of the images agree)"
+                f" threshold (the labels of {agreement:.2%} of the {unit} agree)"
             )
         return agreement, difference
     if labels is None:
@@ -290,7 +311,7 @@ def compare_labels(
         verb = "has a lower mean average precision"
     if loss > tolerance / 100 + 1e-9:
         raise ExportError(
-            f"{format}: {verb}, by {100 * loss:.2f} percentage points on {len(expected)} images,"
+            f"{format}: {verb}, by {100 * loss:.2f} percentage points on {len(expected)} {unit},"
             f" more than the tolerance of {tolerance:g}; nothing was kept. Raise the tolerance, or"
             " choose another format"
         )
