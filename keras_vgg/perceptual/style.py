@@ -1,0 +1,339 @@
+"""The loss of style transfer (Gatys et al., CVPR 2016; arXiv:1508.06576), and its gradient.
+
+F is a layer's map with N channels and M places. The loss of style is the mean over the layers of
+|G - A|^2 / 4, where G = F'F / (N M) is the Gram matrix of the image and A that of the style. That
+is the paper's equation, with A divided by the style's own number of places, so that the two
+pictures may differ in size. The loss of content is |F - P|^2 / 2, where P is the content's map.
+
+The paper rescales VGG so that the mean of each map is 1 over many images. Here each layer's map is
+divided by its mean over the two pictures, which does the same for any network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vgg.features import channel_axis, feature_extractor
+from keras_vgg.finite import check_range, require_finite_images, require_finite_weights
+from keras_vgg.gradient import answer_of, gradient_of
+from keras_vgg.perceptual.gram import gram_matrix
+
+STYLE_LAYERS = tuple(f"block{block}_conv1" for block in range(1, 6))
+CONTENT_LAYER = "block4_conv2"
+LEAST_SIDE = 32  # pixels: block 5 has two places
+# Pixels around a tile. block5_conv1 of VGG-19 sees 78 pixels in each direction, of VGG-16 66.
+HALO = 80
+_GRID = 16  # pixels: a tile begins where a place of block 5 does
+
+
+class Window(NamedTuple):
+    """A tile of an image with the pixels around it. Rows and columns, the end not included."""
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    core_rows: tuple[int, int]
+    core_columns: tuple[int, int]
+
+
+class Losses(NamedTuple):
+    """The losses of an image; `total` is their weighted sum."""
+
+    total: float
+    style: float
+    content: float
+
+
+def style_loss(feature_map: Any, style_gram: Any) -> Any:
+    """Return the loss of style of maps [n, h, w, c], [n]; `style_gram` is [c, c] or [n, c, c]."""
+    difference: Any = ops.square(gram_matrix(feature_map) - style_gram)
+    return ops.sum(difference, axis=(1, 2)) / 4
+
+
+def content_loss(feature_map: Any, content_map: Any) -> Any:
+    """Return the loss of content of maps [n, h, w, c], [n]."""
+    difference: Any = ops.square(ops.cast(feature_map, "float32") - content_map)
+    return ops.sum(difference, axis=(1, 2, 3)) / 2
+
+
+def windows(height: int, width: int, tile: int | None = None) -> list[Window]:
+    """Return the tiles of an image, each with `HALO` pixels around it where there are any.
+
+    Args:
+        height: Pixels.
+        width: Pixels.
+        tile: The side of a tile. None: one tile, the image.
+
+    Raises:
+        ValueError: the side is not a multiple of 16, or smaller than 64.
+    """
+    if tile is None:
+        whole = (0, height), (0, width)
+        return [Window(*whole, *whole)]
+    if tile % _GRID or tile < 4 * _GRID:
+        raise ValueError(f"tile must be a multiple of {_GRID}, at least {4 * _GRID}, not {tile}")
+
+    def parts(side: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        cores = [(start, min(start + tile, side)) for start in range(0, side, tile)]
+        return [((max(0, a - HALO), min(side, b + HALO)), (a, b)) for a, b in cores]
+
+    return [
+        Window(rows, columns, core_rows, core_columns)
+        for rows, core_rows in parts(height)
+        for columns, core_columns in parts(width)
+    ]
+
+
+class StyleObjective:
+    """The loss of an image against the content of one picture and the style of another.
+
+    Call it with an image, float32 [h, w, 3] RGB in [0, 255], of the content's size: it returns the
+    `Losses` and the gradient of the total, float32 [h, w, 3].
+
+    With tiles, the network sees one tile at a time, so that memory does not grow with the image.
+    The Gram matrices are those of the whole image, summed over the tiles, and the gradient is the
+    same but for rounding. It takes 1.3 times as long, and the pixels around each tile come on top.
+
+    Args:
+        model: A VGG without the top that takes RGB in [0, 255], with its preprocessing inside. Its
+            weights do not change.
+        content: [h, w, 3] RGB in [0, 255].
+        style: [h', w', 3] RGB in [0, 255].
+        style_layers: Convolutions of VGG.
+        content_layer: A convolution of VGG.
+        pooling_layers: "avg": average pooling in place of max pooling, as in the paper. None: the
+            network's own.
+        style_weight: The paper's beta / alpha. The content's weight is 1.
+        tile: The side of a tile in pixels, a multiple of 16. None: no tiles.
+
+    Raises:
+        ValueError: a picture is no RGB image in [0, 255], or smaller than 32 pixels; a layer is no
+            convolution of the VGG; a bad weight or tile.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        content: np.ndarray,
+        style: np.ndarray,
+        *,
+        style_layers: Sequence[str] = STYLE_LAYERS,
+        content_layer: str = CONTENT_LAYER,
+        pooling_layers: Literal["avg"] | None = "avg",
+        style_weight: float = 1000.0,
+        tile: int | None = None,
+    ) -> None:
+        if not 0 < style_weight < float("inf"):
+            raise ValueError(f"style_weight must be a positive number, not {style_weight}")
+        if not style_layers or len(set(style_layers)) != len(style_layers):
+            raise ValueError(f"style_layers must be different layers, not {list(style_layers)}")
+        content, style = _picture(content, "content"), _picture(style, "style")
+        require_finite_weights(model)
+        self._style_layers, self._content_layer = tuple(style_layers), content_layer
+        self._names = tuple(dict.fromkeys((*style_layers, content_layer)))
+        self._strides = {name: _stride(name) for name in self._names}
+        self._windows = windows(*content.shape[:2], tile)
+        extractor = feature_extractor(model, self._names, pooling_layers=pooling_layers)
+        self._sums = _sums_network(extractor, self._style_layers, content_layer)
+        own = [self._sums_of(content, window) for window in self._windows]
+        others = [self._sums_of(style, w) for w in windows(*style.shape[:2], tile)]
+        self._content_maps = [sums[-1] for sums in own]
+        self._style_grams = _gram_sums(others, len(style_layers))
+        means = self._means(own, content.shape) + self._means(others, style.shape)
+        scales = 2 / np.where(means > 0, means, 2)
+        # The Gram matrix has the square of a scale, and its loss the fourth power.
+        weights = style_weight * scales[:-1] ** 4 / len(style_layers)
+        self._weights = np.float32([*weights, scales[-1] ** 2])
+        self._style_weight = style_weight
+        self._gradient = gradient_of(
+            _loss_network(extractor, self._style_layers, content_layer),
+            lambda losses, _: ops.sum(losses * self._weights, axis=1),
+        )
+        self.shape = content.shape
+
+    def __call__(self, image: np.ndarray) -> tuple[Losses, np.ndarray]:
+        """Return the losses of an image and the gradient of the total.
+
+        Raises:
+            ValueError: the image has another shape than the content.
+        """
+        if image.shape != self.shape:
+            raise ValueError(f"the image must be {self.shape} as the content, not {image.shape}")
+        parts = [0.0 * gram for gram in self._style_grams]
+        sums = []
+        if len(self._windows) > 1:
+            sums = [self._sums_of(image, window) for window in self._windows]
+            parts = _gram_sums(sums, len(self._style_layers))
+        gradient = np.zeros(self.shape, "float32")
+        style, content = np.zeros(len(self._style_layers)), 0.0
+        for number, window in enumerate(self._windows):
+            own = sums[number] if sums else parts
+            rest = [whole - part for whole, part in zip(parts, own, strict=False)]
+            inputs = [
+                *rest,
+                *self._style_grams,
+                *self._masks(window, image.shape),
+                self._content_maps[number],
+                _as_input(_part(image, window)),
+            ]
+            losses, slope = self._gradient(
+                [ops.convert_to_tensor(x) for x in inputs], ops.zeros(1, "int32")
+            )
+            losses = _array(losses)[0]
+            style, content = losses[:-1], content + float(losses[-1])
+            slope = _array(slope)
+            slope = np.moveaxis(slope, 1, -1) if channel_axis() == 1 else slope
+            gradient[slice(*window.rows), slice(*window.columns)] += slope[0]
+        weighted = style.astype("float64") * self._weights[:-1]
+        content *= float(self._weights[-1])
+        total = float(weighted.sum()) + content
+        return Losses(total, float(weighted.sum()) / self._style_weight, content), gradient
+
+    def _masks(self, window: Window, shape: Sequence[int]) -> list[np.ndarray]:
+        """Return for each layer, style then content, which places belong to the tile; [1, h, w, 1].
+
+        Those of the style are divided by the root of the number of places in the whole image, so
+        that the sums over all tiles are means.
+        """
+        masks = []
+        for name in (*self._style_layers, self._content_layer):
+            stride = self._strides[name]
+            sides = [
+                _places(side, core, stride, whole)
+                for side, core, whole in zip(window[:2], window[2:], shape, strict=False)
+            ]
+            mask = np.outer(*sides)[np.newaxis, :, :, np.newaxis].astype("float32")
+            masks.append(mask)
+        places = [self._place_count(name, shape) for name in self._style_layers]
+        scaled = [mask / np.sqrt(n) for mask, n in zip(masks[:-1], places, strict=True)]
+        return [*(mask.astype("float32") for mask in scaled), masks[-1]]
+
+    def _place_count(self, name: str, shape: Sequence[int]) -> int:
+        return (shape[0] // self._strides[name]) * (shape[1] // self._strides[name])
+
+    def _sums_of(self, image: np.ndarray, window: Window) -> list[np.ndarray]:
+        """Return a tile's share of each Gram matrix and of each mean, and its content map."""
+        inputs = [*self._masks(window, image.shape), _as_input(_part(image, window))]
+        outputs = answer_of(self._sums, [ops.convert_to_tensor(x) for x in inputs])
+        return [_array(output) for output in outputs]
+
+    def _means(self, sums: Sequence[list[np.ndarray]], shape: Sequence[int]) -> np.ndarray:
+        """Return the mean of each layer's map, style then content."""
+        first = len(self._style_layers)
+        totals = np.sum([[float(x[0]) for x in part[first:-1]] for part in sums], axis=0)
+        names = (*self._style_layers, self._content_layer)
+        counts = [float(self._place_count(name, shape)) for name in names]
+        counts[:-1] = np.sqrt(counts[:-1]).tolist()  # the masks of the style hold the other half
+        return totals / np.array(counts)
+
+
+def _gram_sums(sums: Sequence[list[np.ndarray]], layers: int) -> list[np.ndarray]:
+    """Return the Gram matrices of a whole image from those of its tiles."""
+    return [np.sum([part[i] for part in sums], axis=0) for i in range(layers)]
+
+
+def _picture(image: np.ndarray, name: str) -> np.ndarray:
+    """Return a picture as float32. ValueError: it is no image in [0, 255], or too small."""
+    if np.ndim(image) != 3 or np.shape(image)[2] != 3:
+        raise ValueError(f"the {name} must be [height, width, 3], not {list(np.shape(image))}")
+    if min(np.shape(image)[:2]) < LEAST_SIDE:
+        raise ValueError(
+            f"the {name} must be at least {LEAST_SIDE} pixels high and wide, not "
+            f"{np.shape(image)[0]} x {np.shape(image)[1]}"
+        )
+    image = np.asarray(image)
+    require_finite_images(image, f"the {name} holds")
+    check_range(image, subject=f"the {name}", advice="pass values in [0, 255]")
+    return image.astype("float32")
+
+
+def _stride(name: str) -> int:
+    """Return the pixels between two places of a layer."""
+    match = re.fullmatch(r"block([1-5])_conv\d(:pre|:post)?", name)
+    if match is None:
+        raise ValueError(
+            f"a layer of style or content must be a convolution of VGG, such as {CONTENT_LAYER}, "
+            f"not {name!r}"
+        )
+    return 2 ** (int(match[1]) - 1)
+
+
+def _places(side: tuple[int, int], core: tuple[int, int], stride: int, whole: int) -> np.ndarray:
+    """Return 1 for the places of a window's side that belong to the tile, and 0 for the others."""
+    count = (side[1] - side[0]) // stride
+    first = (core[0] - side[0]) // stride
+    last = count if core[1] == whole else (core[1] - side[0]) // stride
+    return (np.arange(count) >= first) & (np.arange(count) < last)
+
+
+def _part(image: np.ndarray, window: Window) -> np.ndarray:
+    return image[slice(*window.rows), slice(*window.columns)]
+
+
+def _as_input(image: np.ndarray) -> np.ndarray:
+    batch = image[np.newaxis].astype("float32")
+    return np.moveaxis(batch, -1, 1) if channel_axis() == 1 else batch
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(tensor))
+
+
+def _inputs(
+    extractor: keras.Model, style_layers: Sequence[str], content_layer: str
+) -> tuple[list[Any], Any, dict[str, Any]]:
+    """Return inputs for the masks, one for an image, and the maps of the image, channels last."""
+    masks = [keras.Input((None, None, 1), name=f"mask_{i}") for i in range(len(style_layers) + 1)]
+    image = keras.Input(extractor.inputs[0].shape[1:], name="image")
+    maps: Any = extractor(image)
+    if channel_axis() == 1:
+        maps = {name: ops.moveaxis(maps[name], 1, -1) for name in (*style_layers, content_layer)}
+    return masks, image, maps
+
+
+def _gram_sum(feature_map: Any, mask: Any) -> Any:
+    """Return the Gram matrix [n, c, c] of the places of a tile; the mask has the scale."""
+    masked = feature_map * mask
+    channels = masked.shape[-1]
+    rows: Any = keras.layers.Reshape((-1, channels))(masked) / float(np.sqrt(channels))
+    return ops.matmul(ops.transpose(rows, (0, 2, 1)), rows)
+
+
+def _sums_network(
+    extractor: keras.Model, style_layers: Sequence[str], content_layer: str
+) -> keras.Model:
+    """Return a model from [masks, image] to [Gram matrices, totals of maps, content map]."""
+    masks, image, maps = _inputs(extractor, style_layers, content_layer)
+    names = (*style_layers, content_layer)
+    grams = [_gram_sum(maps[n], m) for n, m in zip(style_layers, masks, strict=False)]
+    totals = [
+        ops.sum(ops.mean(maps[n] * m, axis=-1), axis=(1, 2))
+        for n, m in zip(names, masks, strict=True)
+    ]
+    return keras.Model([*masks, image], [*grams, *totals, maps[content_layer]])
+
+
+def _loss_network(
+    extractor: keras.Model, style_layers: Sequence[str], content_layer: str
+) -> keras.Model:
+    """Return a model from what a tile's losses depend on to the losses of each layer, [1, l + 1].
+
+    The inputs are the Gram matrices of the other tiles, those of the style, the masks, the
+    content's map and the image.
+    """
+    masks, image, maps = _inputs(extractor, style_layers, content_layer)
+    squares = [(maps[name].shape[-1],) * 2 for name in style_layers]
+    rest = [keras.Input(shape, name=f"rest_{i}") for i, shape in enumerate(squares)]
+    wanted = [keras.Input(shape, name=f"style_{i}") for i, shape in enumerate(squares)]
+    content = keras.Input((None, None, maps[content_layer].shape[-1]), name="content")
+    losses = []
+    for name, mask, other, style in zip(style_layers, masks, rest, wanted, strict=False):
+        difference = _gram_sum(maps[name], mask) + other - style
+        losses.append(ops.sum(ops.square(difference), axis=(1, 2)) / 4)
+    losses.append(content_loss(maps[content_layer] * masks[-1], content * masks[-1]))
+    return keras.Model([*rest, *wanted, *masks, content, image], ops.stack(losses, axis=1))

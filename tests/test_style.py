@@ -1,0 +1,214 @@
+"""Style transfer: the loss and its gradient by hand, tiles, and the optimisers."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vgg import vgg
+from keras_vgg.perceptual import gram_matrix
+from keras_vgg.perceptual.style import (
+    HALO,
+    Losses,
+    StyleObjective,
+    content_loss,
+    style_loss,
+    windows,
+)
+from keras_vgg.perceptual.stylize import stylize
+
+HERE = Path(__file__).parent
+STYLE = ("block1_conv1", "block2_conv1", "block3_conv1")
+CONTENT = "block3_conv2"
+
+
+def picture(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(0, 255, (*shape, 3)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def base():
+    keras.utils.set_random_seed(0)
+    options = {"weights": None, "include_top": False, "include_preprocessing": True}
+    return vgg("B", width_multiplier=1 / 16, kernel_initializer="he_normal", **options)
+
+
+def in_torch(base, content, style, image, style_weight, average):
+    """The loss and its gradient by PyTorch's own layers, from the paper's equations."""
+    torch = pytest.importorskip("torch")
+    pool = torch.nn.functional.avg_pool2d if average else torch.nn.functional.max_pool2d
+    mean = torch.tensor([123.68, 116.779, 103.939])
+
+    def maps(x):
+        found, x = {}, (x - mean).flip(-1).permute(2, 0, 1)[None]
+        for block in (1, 2, 3):
+            for number in (1, 2):
+                name = f"block{block}_conv{number}"
+                kernel, bias = map(np.array, base.get_layer(name).get_weights())
+                kernel = torch.tensor(kernel).permute(3, 2, 0, 1)
+                x = torch.conv2d(x, kernel, torch.tensor(bias), padding=1).relu()
+                found[name] = x[0].flatten(1)  # N x M
+            x = pool(x, 2)
+        return found
+
+    own, wanted = maps(torch.tensor(content)), maps(torch.tensor(style))
+    pixels = torch.tensor(image, requires_grad=True)
+    generated, style_sum, content_sum = maps(pixels), 0.0, 0.0
+    for name in {*STYLE, CONTENT}:
+        scale = 2 / (own[name].mean() + wanted[name].mean())
+        f, a, p = (scale * x[name] for x in (generated, wanted, own))
+        if name in STYLE:
+            difference = f @ f.T / f.shape[1] - a @ a.T / a.shape[1]
+            style_sum = style_sum + (difference**2).sum() / (4 * f.shape[0] ** 2) / len(STYLE)
+        if name == CONTENT:
+            content_sum = content_sum + 0.5 * ((f - p) ** 2).sum()
+    total = style_weight * style_sum + content_sum
+    total.backward()
+    return [x.item() for x in (total, style_sum, content_sum)], pixels.grad.numpy()
+
+
+@pytest.mark.parametrize("pooling_layers", ["avg", None])
+def test_the_loss_and_its_gradient_are_those_of_pytorch_by_hand(base, pooling_layers):
+    content, style, image = picture(40, 50), picture(64, 36, seed=1), picture(40, 50, seed=2)
+    objective = StyleObjective(
+        base,
+        content,
+        style,
+        style_layers=STYLE,
+        content_layer=CONTENT,
+        pooling_layers=pooling_layers,
+        style_weight=70,
+    )
+    losses, gradient = objective(image)
+    expected, slope = in_torch(base, content, style, image, 70, pooling_layers == "avg")
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    assert losses.style > 0
+    assert losses.content > 0
+    np.testing.assert_allclose(gradient, slope, atol=1e-4 * np.abs(slope).max())
+
+
+def test_gram_and_losses_of_arrays_by_hand():
+    rng = np.random.default_rng(0)
+    maps, others = rng.normal(size=(2, 2, 3, 4, 5)).astype("float32")
+    rows = maps.reshape(2, 12, 5)
+    grams = np.einsum("nmi,nmj->nij", rows, rows) / (12 * 5)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(gram_matrix(maps)), grams, atol=1e-5)
+    wanted = rng.normal(size=(5, 5)).astype("float32")
+    expected = ((grams - wanted) ** 2).sum((1, 2)) / 4
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(style_loss(maps, wanted)), expected, rtol=1e-4
+    )
+    expected = ((maps - others) ** 2).sum((1, 2, 3)) / 2
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(content_loss(maps, others)), expected, rtol=1e-4
+    )
+
+
+def test_tiles_give_the_same_loss_and_gradient_by_hand(base):
+    """Tiles of 64 pixels in an image of 245 x 90: also at the right and lower edges."""
+    content, style, image = picture(245, 90), picture(70, 80, seed=1), picture(245, 90, seed=2)
+    whole, tiled = (
+        StyleObjective(base, content, style, tile=tile, content_layer="block4_conv2")
+        for tile in (None, 64)
+    )
+    losses, gradient = whole(image)
+    parts, slope = tiled(image)
+    np.testing.assert_allclose(parts, losses, rtol=1e-4)
+    np.testing.assert_allclose(slope, gradient, atol=1e-4 * np.abs(gradient).max())
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="this is that run")
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_same_on(backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [*command, "-k", "by_hand or lowers", __file__],
+        cwd=HERE.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "6 passed" in done.stdout
+
+
+def test_the_windows_of_tiles():
+    found = windows(200, 100, 96)
+    assert [(w.core_rows, w.core_columns) for w in found[:3]] == [
+        ((0, 96), (0, 96)),
+        ((0, 96), (96, 100)),
+        ((96, 192), (0, 96)),
+    ]
+    assert found[2].rows == (96 - HALO, 200)
+    assert found[2].columns == (0, 100)
+    covered = np.zeros((200, 100))
+    for window in found:
+        covered[slice(*window.core_rows), slice(*window.core_columns)] += 1
+    assert (covered == 1).all()
+    for tile in (100, 48):
+        with pytest.raises(ValueError, match=f"multiple of 16, at least 64, not {tile}"):
+            windows(200, 100, tile)
+
+
+@pytest.mark.parametrize("method", ["l-bfgs", "adam"])
+def test_each_optimiser_lowers_the_loss(base, method):
+    content, style = picture(32, 40), np.tile(picture(1, 8, seed=1), (32, 5, 1))
+    objective = StyleObjective(base, content, style, style_layers=STYLE, content_layer=CONTENT)
+    steps = []
+    image = stylize(objective, content, steps=12, method=method, on_step=steps.append)
+    assert [step.number for step in steps] == list(range(1, 13))
+    np.testing.assert_array_equal(image, steps[-1].image)
+    assert (image.shape, image.dtype) == (content.shape, np.float32)
+    assert image.min() >= 0
+    assert image.max() <= 255
+    assert objective(image)[0].total < objective(content)[0].total / 2
+    if method == "l-bfgs":
+        np.testing.assert_allclose(steps[-1].losses.total, objective(image)[0].total, rtol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_ends_with_its_value():
+    def objective(image):
+        return Losses(float("nan"), 0.0, 0.0), np.zeros_like(image)
+
+    with pytest.raises(ArithmeticError, match="not finite: nan"):
+        stylize(objective, picture(32, 32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"method": "sgd"}, "method must be l-bfgs or adam, not 'sgd'"),
+        ({"learning_rate": 0.0}, "learning_rate must be a positive number, not 0.0"),
+    ],
+)
+def test_optimisations_that_make_no_sense(options, message):
+    with pytest.raises(ValueError, match=message):
+        stylize(lambda image: (Losses(0, 0, 0), image), picture(32, 32), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"style_weight": 0}, "style_weight must be a positive number, not 0"),
+        ({"style_layers": ()}, "style_layers must be different layers"),
+        ({"content_layer": "block4_pool"}, "must be a convolution of VGG, .* not 'block4_pool'"),
+        ({"style_layers": ("block1_conv9",)}, "has no layer 'block1_conv9'"),
+        ({"content": picture(31, 40)}, "content must be at least 32 pixels .* not 31 x 40"),
+        ({"style": picture(40, 40)[..., 0]}, r"style must be \[height, width, 3\], not"),
+        ({"style": picture(40, 40) - 300}, r"\[0, 255\] is expected"),
+    ],
+)
+def test_objectives_that_make_no_sense(base, options, message):
+    options = {"content": picture(40, 40), "style": picture(40, 40, seed=1)} | options
+    with pytest.raises(ValueError, match=message):
+        StyleObjective(base, options.pop("content"), options.pop("style"), **options)
