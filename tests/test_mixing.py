@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_vgg import augment
+from keras_vgg import augment, data, fit
+from keras_vgg.fit import inputs
+from keras_vgg.recipe import Recipe
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
 ONE_HOT = np.eye(4, dtype=np.float32)[np.arange(8) % 4]
@@ -113,3 +115,53 @@ def test_the_policy_of_the_model_is_no_matter(policy: str) -> None:
 
 def test_nothing_is_none() -> None:
     assert augment.batch_augmentation() is None
+
+
+# --- the last epochs, without mixing ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "mixed"),
+    [
+        ({}, "11111111"),
+        ({"unmixed_epochs": 3}, "11111000"),
+        ({"unmixed_epochs": 8}, "00000000"),
+        ({"unmixed_epochs": 2, "restart_epochs": (5,), "restart_rates": (0.1,)}, "11100100"),
+    ],
+    ids=str,
+)
+def test_the_last_epochs_of_each_part_are_not_mixed(changes: dict, mixed: str) -> None:
+    recipe = Recipe(epochs=8, cutmix=1.0, **changes)
+    assert "".join(str(int(inputs.is_mixed(recipe, epoch))) for epoch in range(8)) == mixed
+    for epoch in range(8):
+        later = [e for e in range(epoch + 1, 8) if mixed[e] != mixed[epoch]]
+        assert inputs.next_mixing_switch(recipe, epoch) == (later[0] if later else None)
+    # Without mixing, there is nothing to switch.
+    assert inputs.next_mixing_switch(recipe.replace(cutmix=0.0), 0) is None
+
+
+def test_batches_before_and_after_the_switch_are_those_of_recipes_without_one() -> None:
+    """Three epochs of two steps, from the beginning and from within one."""
+    recipe = Recipe(
+        epochs=3, mixup=0.5, batch_size=32, test_fraction=0.95, unmixed_epochs=1, color="grey"
+    )
+    source = fit.load_source(recipe)
+    assert source.train.size // 32 == 2
+
+    def taken(recipe: Recipe, count: int, epoch: int = 0, step: int = 0) -> list[tuple]:
+        statistics = data.ChannelStatistics.unknown()
+        dataset = inputs.training_data(recipe, source, statistics, epoch, step)
+        assert dataset.cardinality() < 0  # infinite, or unknown in parts
+        return [*dataset.take(count).as_numpy_iterator()]
+
+    found = taken(recipe, 6)
+    mixed = taken(recipe.replace(unmixed_epochs=0), 4)
+    plain = taken(recipe.replace(mixup=0.0), 2, epoch=2)
+    for one, other in zip(found, mixed + plain, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+    assert not np.isin(found[3][1], (0, 1)).all()
+    assert np.isin(found[4][1], (0, 1)).all()
+    in_parts = taken(recipe.replace(gradient_accumulation=2), 6, epoch=1, step=1)
+    images = np.concatenate([images for images, _ in in_parts])
+    np.testing.assert_array_equal(images, np.concatenate([images for images, _ in found[3:]]))

@@ -137,3 +137,13 @@ def test_wrong_ranges(arguments: dict, message: str) -> None:
 def test_wrong_text(entry: str) -> None:
     with pytest.raises(ValueError, match=entry):
         parse_space([entry])
+
+
+def test_the_default_space_has_the_rates_and_decays_of_the_optimizer() -> None:
+    recipe = Recipe(optimizer="adamw", learning_rate=0.001, momentum=0.95)
+    space = default_space(recipe)
+    assert space["learning_rate"] == Range(1e-4, 1e-2, log=True)
+    assert space["weight_decay"] == Range(1e-3, 0.3, log=True)
+    base, searched = resolve(recipe, space)
+    assert base.momentum == 0.95
+    assert "momentum" not in searched
