@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def pack(
         print(f"{out} already holds this pack: nothing to do", file=sys.stderr)
         return stored
     done = _claim(out, manifest)
+    classes = len(source.class_names)
     with progress_bars(verbose) as bars:
         task = bars.add_task("packing", total=sum(split.size for split in splits.values()))
         for name, split in splits.items():
@@ -89,35 +91,42 @@ def pack(
             order = (
                 None if split.labels is None else np.random.default_rng(0).permutation(split.size)
             )
-            counts = np.zeros(len(source.class_names), dtype=np.int64)
             first = 0
             for shard in fields["shards"]:
                 file, stop = shard["file"], first + shard["images"]
                 if _is_whole(out / file, done.get(file)):
                     bars.advance(task, shard["images"])
                 else:
-                    shard_counts = np.zeros_like(counts)
-                    with _whole(out / file) as path, tf.io.TFRecordWriter(str(path)) as writer:
-                        for encoded, label in _images(
-                            split, order, first, stop, len(counts), max_side
-                        ):
-                            writer.write(_serialize(encoded, label))
-                            shard_counts[label] += 1
-                            bars.advance(task)
-                    done[file] = {
-                        "bytes": (out / file).stat().st_size,
-                        "sha256": sha256_of(out / file),
-                        "class_counts": shard_counts.tolist(),
-                    }
+                    images = _images(split, order, first, stop, classes, max_side)
+                    advance = partial(bars.advance, task)
+                    done[file] = _write_shard(out / file, images, classes, advance)
                     _write_json(out / _PROGRESS, {**manifest, "done": done})
-                counts += done[file]["class_counts"]
                 first = stop
-            fields["class_counts"] = counts.tolist()
+            counts = np.zeros(classes, dtype=np.int64)
             for shard in fields["shards"]:
+                counts += done[shard["file"]]["class_counts"]
                 shard |= {key: done[shard["file"]][key] for key in ("bytes", "sha256")}
+            fields["class_counts"] = counts.tolist()
     _write_json(out / _MANIFEST, manifest, indent=1)
     (out / _PROGRESS).unlink()
     return manifest
+
+
+def _write_shard(
+    file: Path, images: Iterable[tuple[bytes, int]], classes: int, advance: Callable[[], None]
+) -> dict[str, Any]:
+    """Write one shard, and return its size, its hash and its images by class."""
+    counts = np.zeros(classes, dtype=np.int64)
+    with _whole(file) as path, tf.io.TFRecordWriter(str(path)) as writer:
+        for encoded, label in images:
+            writer.write(_serialize(encoded, label))
+            counts[label] += 1
+            advance()
+    return {
+        "bytes": file.stat().st_size,
+        "sha256": sha256_of(file),
+        "class_counts": counts.tolist(),
+    }
 
 
 def load(path: str | os.PathLike[str]) -> Source:
