@@ -43,6 +43,9 @@ class Train:
     finish: bool = False
     """End the interrupted run in --workdir with the epochs that it has: its best epoch becomes the
     result."""
+    find_learning_rate: bool = False
+    """Do not train the run. Train 100 steps with a rising learning rate instead, and write the plot
+    of the loss and a recipe with the suggested rate to the folder WORKDIR-learning-rate."""
     quiet: bool = False
     """Print one line for each epoch instead of a progress bar."""
     backend: Literal["tensorflow", "jax"] | None = None
@@ -76,12 +79,27 @@ class Train:
             from keras_vgg.fit import train
 
             recipe = self._recipe()
+            if self.find_learning_rate:
+                self._find_learning_rate(recipe)
+                return
             if recipe.folds and not recipe.fold:
                 self._cross_validate(recipe, verbose)
                 return
             run = train(recipe, self.workdir, verbose)
         if not hosts.index():
             _show_results(run)
+
+    def _find_learning_rate(self, recipe: Recipe) -> None:
+        from keras_vgg.fit import find_learning_rate
+
+        folder = self.workdir.with_name(f"{self.workdir.name}-learning-rate")
+        sweep, suggested = find_learning_rate(recipe, folder, verbose=not self.quiet)
+        lowest = sweep.rates[sweep.lowest]
+        show(
+            f"the loss was lowest at a learning rate of {lowest:.2g}; suggested is a tenth of it, "
+            f"{suggested.learning_rate:g}\n{folder / 'learning_rate.png'}\n"
+            f"next: keras-vgg train {folder / 'recipe.json'} --workdir {self.workdir}"
+        )
 
     def _cross_validate(self, recipe: Recipe, verbose: int | str) -> None:
         from keras_vgg.cli.folds import show_cross_validation
@@ -95,6 +113,11 @@ class Train:
             raise ValueError("--processes and --process need --coordinator HOST:PORT")
         if self.extend is None and self.extend_rate is not None:
             raise ValueError("--extend-rate needs --extend N, the number of epochs more")
+        if self.find_learning_rate and (self.extend is not None or self.finish):
+            raise ValueError(
+                "--find-learning-rate is for a training that has not begun: leave out --extend and "
+                "--finish"
+            )
         if self.extend is None and not self.finish:
             return
         if self.extend is not None and self.finish:

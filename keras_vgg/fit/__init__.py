@@ -24,6 +24,7 @@ from keras_vgg.fit.inputs import (
     training_transform,
 )
 from keras_vgg.fit.model import build_model, compile_model
+from keras_vgg.fit.rate_finder import find_learning_rate
 from keras_vgg.fit.schedule import best_row, learning_rate, plateau_drops
 from keras_vgg.fit.training import run_training
 from keras_vgg.recipe import Recipe
@@ -40,6 +41,7 @@ __all__ = [
     "describe_defaults",
     "evaluation_transform",
     "extend",
+    "find_learning_rate",
     "finish",
     "fit",
     "learning_rate",

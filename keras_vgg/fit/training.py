@@ -77,7 +77,7 @@ def run_training(
         _announce(prepared, original.recipe, engine, start)
     if is_new and recipe.init_head == "probe":  # a resume has the classifier in its checkpoint
         _begin_with_probe(run, prepared, verbose)
-    training, validation = _datasets(run, prepared, verbose)
+    training, validation = datasets(run, prepared, verbose)
     recorder.averages = Averages(training if hosts.count() == 1 else None)
     batches = -(-prepared.validation.size // recipe.part_size)
     progress = TrainingProgress(recorder, batches, verbose)
@@ -188,7 +188,7 @@ def _begin_with_probe(run: Run, prepared: Prepared, verbose: int | str) -> None:
         )
 
 
-def _datasets(
+def datasets(
     run: Run, prepared: Prepared, verbose: int | str
 ) -> tuple[Callable[..., tf.data.Dataset], tf.data.Dataset]:
     """Return a function from (epoch, step) to training batches, and validation batches."""
@@ -268,7 +268,7 @@ def _start_note(start: Progress) -> str:
 def _feature_datasets(
     run: Run, prepared: Prepared, base: keras.Model, verbose: int | str
 ) -> tuple[Callable[..., tf.data.Dataset], tf.data.Dataset]:
-    """Return the same as `_datasets`, with the frozen base's features in place of images."""
+    """Return the same as `datasets`, with the frozen base's features in place of images."""
     recipe, source = run.recipe, prepared.source
     splits = [
         frozen.Features(
