@@ -169,6 +169,11 @@ def test_a_useless_run_says_so_and_what_to_change(tmp_path: Path, capsys) -> Non
     assert "another --learning-rate than 1e-06: the loss has hardly moved" in changes
 
 
+def test_after_one_epoch_the_loss_has_had_no_time_to_move() -> None:
+    row = {"loss": 2.3, "accuracy": 0.1}
+    assert verdict.advice(Recipe(epochs=1), [row], 0.1) == "more --epochs than 1"
+
+
 @pytest.mark.slow
 def test_a_run_that_learns_says_nothing(tmp_path: Path, capsys) -> None:
     fit(SMALL.replace(epochs=3, learning_rate=0.05), tmp_path / "run", verbose=2)

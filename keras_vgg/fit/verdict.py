@@ -214,7 +214,9 @@ def advice(recipe: Recipe, history: Sequence[Mapping[str, float]], share: float)
             f"(a network as deep as {recipe.configuration} does not begin to learn otherwise)"
         )
     first, last = history[0]["loss"], history[-1]["loss"]
-    if abs(last - first) < _STUCK * first:
+    if len(history) == 1:
+        changes.append("more --epochs than 1")
+    elif abs(last - first) < _STUCK * first:
         changes.append(
             f"another --learning-rate than {recipe.learning_rate:g}: the loss has hardly moved, "
             f"{first:.3f} to {last:.3f}; try ten times that rate, then a tenth"
