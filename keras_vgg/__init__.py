@@ -1,6 +1,7 @@
 """keras_vgg: the VGG family of arXiv:1409.1556, complete, in Keras 3."""
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
@@ -113,6 +114,11 @@ else:
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+# keras.saving.load_model knows the layers of a saved network once they are imported.
+if "keras" in sys.modules:
+    importlib.import_module(f"{__name__}.layers")
 
 
 def __dir__() -> list[str]:

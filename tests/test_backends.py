@@ -86,7 +86,7 @@ def test_a_file_saved_here_gives_the_same_outputs_on_jax(tmp_path):
     model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "expected.npz", x=x, y=model.predict(x, verbose=0))
     code = (
-        "import sys, keras, numpy as np, keras_vgg.layers\n"
+        "import sys, keras, numpy as np, keras_vgg\n"
         "folder = sys.argv[1]\n"
         "file = np.load(folder + '/expected.npz')\n"
         "model = keras.saving.load_model(folder + '/model.keras')\n"

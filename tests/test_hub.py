@@ -321,6 +321,7 @@ def test_the_card(tiny_run, tmp_path):
         "VGG11 (configuration A)",
         "`folder:photos`",
         "| test | center | 1,438 | 91.23% | 99.00% |",
+        "import keras_vgg.layers",
         f'keras.saving.load_model("hf://{REPOSITORY}")',
         "Classes: 0, 1, 2",
         "| width_multiplier |",

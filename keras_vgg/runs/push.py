@@ -202,7 +202,7 @@ of {len(classes)} classes. The preprocessing is its first layer.
 
 ```python
 import keras
-import keras_vgg  # registers the layers of the network
+import keras_vgg.layers  # the layers of the network
 
 model = keras.saving.load_model("hf://{repository}")
 ```
