@@ -47,8 +47,8 @@ class ImageDistance:
         self.name = name
         self._weights, self._preprocessing = weights, preprocessing
         self._range = checked_range(value_range)
-        trunk = _trunk(weights, preprocessing)
-        self._extractor = feature_extractor(trunk, LAYERS, pooling_layers=pooling_layers)
+        network = trunk(weights, preprocessing)
+        self._extractor = feature_extractor(network, LAYERS, pooling_layers=pooling_layers)
         self._compiled = _Compiled(self)
 
     def __call__(self, y_true: Any, y_pred: Any) -> Any:
@@ -79,7 +79,8 @@ class ImageDistance:
             options = {"subject": subject, "advice": _ADVICE, "refuse": refuse, "warn": arrays}
             check_range(images, self._range, **options)
         if arrays:
-            distances = self._compiled.predict_on_batch((y_true, y_pred))
+            pair = np.asarray(y_true, "float32"), np.asarray(y_pred, "float32")
+            distances = self._compiled.predict_on_batch(pair)
         else:
             distances = self._differentiable(y_true, y_pred)
         return distances[0] if one else distances
@@ -161,7 +162,7 @@ def learned(file: str) -> dict[str, np.ndarray]:
     return load_file(Path(__file__).with_name("learned") / file)
 
 
-def _trunk(
+def trunk(
     weights: str | Path | keras.Model, preprocessing: ImagePreprocessing | None
 ) -> keras.Model:
     """Return a VGG-16 without the top that takes RGB in [0, 255], of any size."""

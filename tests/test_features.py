@@ -1,0 +1,214 @@
+"""Features by name: against PyTorch's own layers, in nested models, before and after the ReLU."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_vgg
+from keras_vgg.features import L2Pooling, feature_extractor
+from keras_vgg.perceptual import SETTINGS, PerceptualLoss, gram_matrix
+
+NAMES = ("block1_conv1:pre", "block1_conv2:post", "block3_conv3:pre", "block3_conv3:post")
+NAMES += ("block4_pool", "block5_conv1:pre")
+
+
+def base(configuration="D", **options):
+    options = {"weights": None, "width_multiplier": 1 / 32, "include_top": False, **options}
+    return keras_vgg.vgg(configuration, **options)
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(0, 255, shape).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def network():
+    return base(include_preprocessing=True)
+
+
+def torch_features(model, images, average):
+    """The layers of PyTorch with the model's weights, by our names; images as [n, c, h, w]."""
+    import torch
+    from torch.nn import functional
+
+    arrays = {w.path.split("/", 1)[-1]: ops.convert_to_numpy(w) for w in model.weights}
+    arrays |= {w.path: ops.convert_to_numpy(w) for w in model.weights}
+    tensors = {name: torch.tensor(array) for name, array in arrays.items()}
+    x = torch.tensor(images.transpose(0, 3, 1, 2))
+    features = {}
+    for layer in model.layers:
+        name = layer.name
+        if name.endswith("_pool"):
+            x = functional.avg_pool2d(x, 2) if average else functional.max_pool2d(x, 2)
+            features[name] = x
+        elif isinstance(layer, keras.layers.Conv2D):
+            kernel = tensors[f"{name}/kernel"].permute(3, 2, 0, 1)
+            x = functional.conv2d(x, kernel, tensors[f"{name}/bias"], padding="same")
+            if f"{name}_bn/gamma" in tensors:
+                parts = ("moving_mean", "moving_variance", "gamma", "beta")
+                values = [tensors[f"{name}_bn/{part}"] for part in parts]
+                x = functional.batch_norm(x, *values, eps=1e-5)
+            features[f"{name}:pre"] = x
+            x = functional.relu(x)
+            features[f"{name}:post"] = x
+    return {name: value.numpy().transpose(0, 2, 3, 1) for name, value in features.items()}
+
+
+@pytest.mark.parametrize(
+    ("configuration", "batch_norm", "pooling_layers", "normalize"),
+    [("D", False, None, False), ("E", False, "avg", True), ("D", True, "avg", False)],
+)
+def test_features_are_those_of_pytorchs_layers(
+    configuration, batch_norm, pooling_layers, normalize
+):
+    pytest.importorskip("torch")
+    model = base(configuration, batch_norm=batch_norm)
+    generator = np.random.default_rng(0)
+    for weight in model.weights:
+        if "conv" in weight.path and "kernel" not in weight.path:  # biases and statistics
+            weight.assign(generator.uniform(0.5, 1.5, weight.shape))
+    images = generator.normal(0, 1, (2, 53, 70, 3)).astype("float32")
+    options = {"pooling_layers": pooling_layers, "normalize": normalize}
+    found = feature_extractor(model, NAMES, **options)(images)
+    expected = torch_features(model, images, pooling_layers == "avg")
+    assert list(found) == list(NAMES)
+    for name in NAMES:
+        values = expected[name]
+        if normalize:
+            length = np.linalg.norm(values, axis=-1, keepdims=True)
+            values = values / np.where(length > 0, length, 1)
+        scale = max(1, np.abs(values).max())
+        np.testing.assert_allclose(found[name] / scale, values / scale, atol=1e-4)
+    assert any((ops.convert_to_numpy(found[n]) < 0).any() for n in NAMES if n.endswith(":pre"))
+
+
+def test_a_network_in_a_network_gives_the_same_features(network):
+    images, names = noise(2, 32, 40, 3), ["block2_conv1:pre", "block2_conv1:post", "block3_pool"]
+    expected = feature_extractor(network, names)(images)
+    image = keras.Input((None, None, 3))
+    functional = keras.Model(image, keras.layers.Conv2D(1, 1)(network(image)))
+    outer = keras.Sequential([keras.Input((None, None, 3)), functional])
+    for model in (functional, outer):
+        found = feature_extractor(model, names)(images)
+        for name in names:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    (path,) = (name for name in [f"{functional.name}/{network.name}/block2_conv1:pre"])
+    by_path = feature_extractor(outer, path)(images)[path]
+    np.testing.assert_allclose(by_path, expected[names[0]], rtol=1e-4, atol=1e-5)
+
+
+def test_an_extractor_shares_its_weights_leaves_the_model_alone_and_is_saved(tmp_path):
+    model = base()
+    images, before = noise(1, 32, 32, 3), model.to_json()
+    extractor = feature_extractor(model, "block2_conv1:pre", pooling_layers="avg", pooling="avg")
+    first = extractor(images)["block2_conv1:pre"]
+    assert model.to_json() == before
+    model.set_weights([2 * w for w in model.get_weights()])
+    second = extractor(images)["block2_conv1:pre"]
+    assert np.abs(second - first).max() > 1
+    extractor.save(tmp_path / "extractor.keras")
+    again = keras.saving.load_model(tmp_path / "extractor.keras")
+    np.testing.assert_array_equal(again(images)["block2_conv1:pre"], second)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        ("block1_conv1", {"pooling_layers": "max"}, "pooling_layers must be 'avg', 'l2' or None"),
+        ("block1_pool:pre", {}, "needs a layer with an activation"),
+        ("block2_pol:pre", {}, "has no layer 'block2_pol'; did you mean 'block2_pool'"),
+        ("relu3_3", {}, "has no layer 'relu3_3'; did you mean 'block3_conv3:post'"),
+        ("conv5_3", {}, "has no layer 'conv5_3'; did you mean 'block5_conv3:pre'"),
+        (["block1_conv1:pre"] * 2, {}, "one or more different names"),
+    ],
+)
+def test_features_that_cannot_be_had(network, names, options, message):
+    with pytest.raises(ValueError, match=message):
+        feature_extractor(network, names, **options)
+
+
+def test_a_layer_in_two_places_needs_a_path(network):
+    other = base(name="other")
+    image = keras.Input((32, 32, 3))
+    both = keras.Model(image, keras.layers.Concatenate()([network(image), other(image)]))
+    message = "block1_conv1' is in 2 places of .*: other/block1_conv1, vgg16/block1_conv1; give a"
+    with pytest.raises(ValueError, match=message):
+        feature_extractor(both, "block1_conv1")
+    path = "other/block1_conv1"
+    assert feature_extractor(both, path)(noise(1, 32, 32, 3))[path].shape == (1, 32, 32, 2)
+    inputs = [keras.Input((2,)), keras.Input((2,))]
+    two = keras.Model(inputs, keras.layers.Add()(inputs))
+    with pytest.raises(ValueError, match="with one input, not"):
+        feature_extractor(two, "x")
+
+
+@pytest.mark.parametrize("side", [7, 8])
+def test_l2_pooling_by_hand(side):
+    x = noise(1, side, side, 2)
+    padded = np.pad(x.astype(float) ** 2, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    hann = np.outer([0.25, 0.5, 0.25], [0.25, 0.5, 0.25])[None, :, :, None]
+    rows = [
+        [(padded[:, i : i + 3, j : j + 3] * hann).sum((1, 2)) for j in range(0, side, 2)]
+        for i in range(0, side, 2)
+    ]
+    expected = np.sqrt(np.transpose(rows, (2, 0, 1, 3)))
+    layer = L2Pooling()
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-5)
+    assert layer.compute_output_shape((None, side, None, 2)) == (None, (side + 1) // 2, None, 2)
+
+
+def test_gram_matrix():
+    maps = noise(2, 5, 6, 3)
+    expected = np.einsum("nhwa,nhwb->nab", maps, maps) / (5 * 6 * 3)
+    np.testing.assert_allclose(gram_matrix(maps), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"needs a map \[n, h, w, c\], not \(2, 3\)"):
+        gram_matrix(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("configuration", ["D", "E"])
+def test_published_losses(configuration):
+    model = base(configuration, include_preprocessing=True)
+    settings = {n: s for n, s in SETTINGS.items() if s.network == configuration}
+    names = {name: 0 for s in settings.values() for name in [*s.layers, *s.style_layers]}
+    a, b = noise(2, 32, 32, 3), noise(2, 32, 32, 3, seed=1)
+    extractor = feature_extractor(model, names)
+    maps = [{n: ops.convert_to_numpy(m) for n, m in extractor(x).items()} for x in (a, b)]
+    for name, setting in settings.items():
+        expected = 0
+        for layer, weight in setting.layers.items():
+            power = {"l1": 1, "l2": 2}[setting.distance]
+            expected += weight * (np.abs(maps[0][layer] - maps[1][layer]) ** power).mean()
+        for layer, weight in setting.style_layers.items():
+            grams = [
+                np.einsum("nhwa,nhwb->nab", m[layer], m[layer]) / m[layer][0].size for m in maps
+            ]
+            expected += weight * ((grams[0] - grams[1]) ** 2).sum((1, 2)).mean()
+        np.testing.assert_allclose(float(PerceptualLoss(model, name)(a, b)), expected, rtol=1e-3)
+        assert "arXiv:" in setting.source
+
+
+def test_settings_as_published():
+    assert list(SETTINGS["pix2pixhd"].layers.values()) == [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1]
+    assert SETTINGS["esrgan"].layers == {"block5_conv4:pre": 1.0}
+    (weight,) = SETTINGS["srgan"].layers.values()
+    assert round(weight, 3) == 0.006  # as the paper rounds it
+
+
+def test_published_losses_of_another_network(network):
+    message = r"'esrgan' is a loss on VGG19; vgg16 has no layer block5_conv4. Pass layers=\{'block5"
+    with pytest.raises(ValueError, match=message):
+        PerceptualLoss(network, "esrgan")
+    with pytest.raises(ValueError, match="'johnson' states its layers: pass no style_layers"):
+        PerceptualLoss(network, "johnson", style_layers=["block1_conv1"])
+    with pytest.raises(ValueError, match="has no layer 'johnsen'"):
+        PerceptualLoss(network, "johnsen")
+
+
+def test_a_loss_finds_the_preprocessing_of_a_network_in_a_network(network):
+    outer = keras.Sequential([keras.Input((32, 32, 3)), network])
+    a, b = noise(1, 32, 32, 3), noise(1, 32, 32, 3, seed=1)
+    options = {"pooling_layers": "avg", "style_layers": {"block2_conv1:pre": 2.0}}
+    found = PerceptualLoss(outer, "block1_conv1:pre", **options)(a, b)
+    expected = PerceptualLoss(network, "block1_conv1:pre", **options)(a, b)
+    np.testing.assert_allclose(float(found), float(expected), rtol=1e-5)
