@@ -66,7 +66,7 @@ def in_torch(base, content, style, image, style_weight, average):
             difference = f @ f.T / f.shape[1] - a @ a.T / a.shape[1]
             style_sum = style_sum + (difference**2).sum() / (4 * f.shape[0] ** 2) / len(STYLE)
         if name == CONTENT:
-            content_sum = content_sum + 0.5 * ((f - p) ** 2).sum()
+            content_sum = content_sum + 0.5 * ((f - p) ** 2).mean()
     total = style_weight * style_sum + content_sum
     total.backward()
     return [x.item() for x in (total, style_sum, content_sum)], pixels.grad.numpy()
@@ -103,7 +103,7 @@ def test_gram_and_losses_of_arrays_by_hand():
     np.testing.assert_allclose(
         keras.ops.convert_to_numpy(style_loss(maps, wanted)), expected, rtol=1e-4
     )
-    expected = ((maps - others) ** 2).sum((1, 2, 3)) / 2
+    expected = ((maps - others) ** 2).mean((1, 2, 3)) / 2
     np.testing.assert_allclose(
         keras.ops.convert_to_numpy(content_loss(maps, others)), expected, rtol=1e-4
     )

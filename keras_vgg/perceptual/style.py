@@ -3,7 +3,9 @@
 F is a layer's map with N channels and M places. The loss of style is the mean over the layers of
 |G - A|^2 / 4, where G = F'F / (N M) is the Gram matrix of the image and A that of the style. That
 is the paper's equation, with A divided by the style's own number of places, so that the two
-pictures may differ in size. The loss of content is |F - P|^2 / 2, where P is the content's map.
+pictures may differ in size. The loss of content is |F - P|^2 / (2 N M), where P is the content's
+map: the paper's sum, divided by the number of its terms, so that a weight means the same for every
+size.
 
 The paper rescales VGG so that the mean of each map is 1 over many images. Here each layer's map is
 divided by its mean over the two pictures, which does the same for any network.
@@ -58,7 +60,7 @@ def style_loss(feature_map: Any, style_gram: Any) -> Any:
 def content_loss(feature_map: Any, content_map: Any) -> Any:
     """Return the loss of content of maps [n, h, w, c], [n]."""
     difference: Any = ops.square(ops.cast(feature_map, "float32") - content_map)
-    return ops.sum(difference, axis=(1, 2, 3)) / 2
+    return ops.mean(difference, axis=(1, 2, 3)) / 2
 
 
 def windows(height: int, width: int, tile: int | None = None) -> list[Window]:
@@ -108,7 +110,7 @@ class StyleObjective:
         content_layer: A convolution of VGG.
         pooling_layers: "avg": average pooling in place of max pooling, as in the paper. None: the
             network's own.
-        style_weight: The paper's beta / alpha. The content's weight is 1.
+        style_weight: The weight of the loss of style; that of the content is 1.
         tile: The side of a tile in pixels, a multiple of 16. None: no tiles.
 
     Raises:
@@ -148,7 +150,9 @@ class StyleObjective:
         scales = 2 / np.where(means > 0, means, 2)
         # The Gram matrix has the square of a scale, and its loss the fourth power.
         weights = style_weight * scales[:-1] ** 4 / len(style_layers)
-        self._weights = np.float32([*weights, scales[-1] ** 2])
+        channels = self._content_maps[0].shape[-1]
+        terms = channels * self._place_count(content_layer, content.shape)
+        self._weights = np.float32([*weights, scales[-1] ** 2 / terms])
         self._style_weight = style_weight
         self._gradient = gradient_of(
             _loss_network(extractor, self._style_layers, content_layer),
@@ -335,5 +339,6 @@ def _loss_network(
     for name, mask, other, style in zip(style_layers, masks, rest, wanted, strict=False):
         difference = _gram_sum(maps[name], mask) + other - style
         losses.append(ops.sum(ops.square(difference), axis=(1, 2)) / 4)
-    losses.append(content_loss(maps[content_layer] * masks[-1], content * masks[-1]))
+    square: Any = ops.square((maps[content_layer] - content) * masks[-1])
+    losses.append(ops.sum(square, axis=(1, 2, 3)) / 2)
     return keras.Model([*rest, *wanted, *masks, content, image], ops.stack(losses, axis=1))

@@ -19,15 +19,12 @@ from PIL import Image
 from keras_vgg import retrieval
 from keras_vgg.architecture import MINIMUM_SIZE
 from keras_vgg.augment import to_grey
-from keras_vgg.convert import build
 from keras_vgg.data.image_loader import ImageLoader
-from keras_vgg.files import cache_folder, sha256_of
-from keras_vgg.models import vgg
+from keras_vgg.files import cache_folder
+from keras_vgg.runs.base_network import base_network, weights_identity
 from keras_vgg.runs.photo_index import open_index, update_index
 from keras_vgg.transfer import embed
 from keras_vgg.transfer.descriptors import Pooling
-from keras_vgg.weights import read_weights
-from keras_vgg.weights.published import NAMES
 
 _LONGEST = 4  # times the smallest side; of a longer image the middle part is described
 _FROM_FOLDER = "folder"
@@ -54,7 +51,7 @@ class Description:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the numbers; a weight file by its content."""
-        return asdict(self) | {"weights": _identity(self.weights)}
+        return asdict(self) | {"weights": weights_identity(self.weights)}
 
 
 @dataclass(frozen=True)
@@ -233,7 +230,7 @@ class PhotoSearch:
 
     @cached_property
     def _network(self) -> keras.Model:
-        return _base(self._description)
+        return base_network(self._description.weights, self._description.configuration)
 
 
 def _fitted(image: np.ndarray, size: int) -> np.ndarray:
@@ -245,27 +242,6 @@ def _fitted(image: np.ndarray, size: int) -> np.ndarray:
     height, width = np.maximum(size, np.rint(kept * (size / kept.min()))).astype(int).tolist()
     resized = Image.fromarray(part).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(resized)
-
-
-def _base(description: Description) -> keras.Model:
-    """Return the convolutions of the network, with its preprocessing inside."""
-    if description.weights in NAMES:
-        return vgg(
-            description.configuration,
-            include_top=False,
-            weights=description.weights,
-            include_preprocessing=True,
-        )
-    return build(read_weights(description.weights, include_top=False), include_preprocessing=True)
-
-
-def _identity(weights: str) -> str:
-    """Return what tells weights from others: a published name, or the content of a file."""
-    path = Path(weights).expanduser()
-    for file in (path, path / "model.keras", path / "model.weights.h5"):
-        if weights not in NAMES and file.is_file():
-            return f"sha256:{sha256_of(file)}"
-    return weights
 
 
 def _default_index(folder: Path, settings: dict[str, Any]) -> Path:

@@ -1,0 +1,39 @@
+"""The convolutions of a trained VGG, from published weights or a file, for any size of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+
+from keras_vgg.convert import build
+from keras_vgg.files import sha256_of
+from keras_vgg.models import vgg
+from keras_vgg.weights import read_weights
+from keras_vgg.weights.published import NAMES
+
+
+def base_network(weights: str, configuration: str = "D") -> keras.Model:
+    """Return a VGG without the top that takes RGB in [0, 255], with its preprocessing inside.
+
+    Args:
+        weights: "imagenet", "torchvision", or what `read_weights` takes, whose network is found.
+        configuration: Of published weights: a column of the paper's Table 1.
+
+    Raises:
+        OSError: there is no such file, or a download failed.
+        ValueError: the file is damaged, or does not state the preprocessing; no such weights of the
+            configuration are published.
+    """
+    if weights in NAMES:
+        return vgg(configuration, include_top=False, weights=weights, include_preprocessing=True)
+    return build(read_weights(weights, include_top=False), include_preprocessing=True)
+
+
+def weights_identity(weights: str) -> str:
+    """Return what tells weights from others: a published name, or the content of a file."""
+    path = Path(weights).expanduser()
+    for file in (path, path / "model.keras", path / "model.weights.h5"):
+        if weights not in NAMES and file.is_file():
+            return f"sha256:{sha256_of(file)}"
+    return weights
