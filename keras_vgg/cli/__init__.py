@@ -28,6 +28,7 @@ from keras_vgg.cli.predict import Predict
 from keras_vgg.cli.push import Push
 from keras_vgg.cli.report import Report
 from keras_vgg.cli.search import Search
+from keras_vgg.cli.stylize import Stylize
 from keras_vgg.cli.summary import Summary
 from keras_vgg.cli.train import Train
 from keras_vgg.cli.tune import Tune
@@ -53,6 +54,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "predict": Predict,
     "search": Search,
+    "stylize": Stylize,
     "calibrate": Calibrate,
     "explain": Explain,
     "export": Export,
