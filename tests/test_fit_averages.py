@@ -169,6 +169,20 @@ def test_a_useless_run_says_so_and_what_to_change(tmp_path: Path, capsys) -> Non
     assert "another --learning-rate than 1e-06: the loss has hardly moved" in changes
 
 
+def test_few_images_leave_open_whether_a_good_network_is_better() -> None:
+    baseline = verdict.Commonest("cat", 0.4, 5)
+    assert baseline.explains(0.8)
+    assert baseline.line(0.8, 1) == (
+        "after epoch 1, validation accuracy 80.00% is not clearly better than always answering "
+        "'cat' (40.00% of 5 images)"
+    )
+    assert "5 validation images are too few to say" in baseline.final_line(0.8)
+    assert "is of no use" in baseline.final_line(0.4)
+    # With many images, an accuracy that luck explains is never far above.
+    many = verdict.Commonest("cat", 0.1, 145)
+    assert not any(many.leaves_open(k / 145) and many.explains(k / 145) for k in range(146))
+
+
 def test_after_one_epoch_the_loss_has_had_no_time_to_move() -> None:
     row = {"loss": 2.3, "accuracy": 0.1}
     assert verdict.advice(Recipe(epochs=1), [row], 0.1) == "more --epochs than 1"

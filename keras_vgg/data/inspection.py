@@ -110,7 +110,7 @@ def raise_for_bad_images(split: Split) -> None:
     """
     bad = find_bad_images(split)
     if bad:
-        listed = "; ".join(f"{name}: {reason}" for name, reason in bad[:10])
+        listed = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in bad[:10])
         more = "; ..." if len(bad) > 10 else ""
         raise ValueError(
             f"{len(bad)} of {split.size} images of split {split.name!r} cannot be decoded: "

@@ -54,7 +54,7 @@ class Inventory:
             total = sum(reason.count for reason in self.left_out)
             first = "; ".join(map(str, self.left_out[:2]))
             more = len(self.left_out) - 2
-            others = f"; and {more} more reasons" if more > 0 else ""
+            others = f"; and {more} more reason{'s' * (more > 1)}" if more > 0 else ""
             lines.append(f"left out {total:,}: {first}{others}")
         if len(lines) > 5:
             lines[4:] = [f"and {len(lines) - 4} more remarks: see data.json"]

@@ -100,7 +100,8 @@ def _print_verdict(run: Run, recorder: Recorder, prepared: Prepared) -> None:
     compared = best[compared_column(best)]
     if recorder.commonest.explains(compared):
         print(recorder.commonest.final_line(compared))
-        print(verdict.advice(recipe, recorder.history, recorder.commonest.share))
+        if not recorder.commonest.leaves_open(compared):
+            print(verdict.advice(recipe, recorder.history, recorder.commonest.share))
     batches = int(best["epoch"]) * recorder.steps_per_epoch * recipe.gradient_accumulation
     images = min(prepared.source.train.size, _MEASURED_IMAGES)
     training = column.removeprefix("val_")

@@ -14,7 +14,7 @@ from keras_vgg.recipe import Recipe
 
 _LEVEL = 0.05  # of the one-sided binomial test
 _DEEP = ("C", "D", "E")
-_GAP = 0.1  # accuracy in training above the same images' in evaluation
+_GAP = 0.1  # accuracy above another one, from which on a difference is worth a word
 _STUCK = 0.02  # of the first loss: a change that is none
 _MOST_RANDOM = 0.95  # mean area of random answers, above which no network can show what it learned
 _DRAWN_IMAGES = 5000
@@ -43,15 +43,25 @@ class Baseline:
         """Return whether such answers may have this figure."""
         raise NotImplementedError
 
+    def leaves_open(self, value: float) -> bool:
+        """Return whether a figure that luck explains is good: there are few validation images."""
+        return value > self.share + _GAP
+
     def line(self, value: float, epoch: int) -> str:
         """Return what to say of it while a run trains."""
+        better = "not clearly better" if self.leaves_open(value) else "no better"
         return (
-            f"after epoch {epoch}, validation {self._figure} {value:{self._format}} is no better "
+            f"after epoch {epoch}, validation {self._figure} {value:{self._format}} is {better} "
             f"than {self._answer()}"
         )
 
     def final_line(self, value: float) -> str:
         """Return what to say of it at a run's end."""
+        if self.leaves_open(value):
+            return (
+                f"validation {self._figure} {value:{self._format}} is not clearly better than "
+                f"{self._answer()}: {self.images:,} validation images are too few to say"
+            )
         return (
             f"this network is of no use: its best validation {self._figure}, "
             f"{value:{self._format}}, is no better than {self._answer()}"
