@@ -17,6 +17,7 @@ import tyro
 from keras_vgg import __version__
 from keras_vgg.architecture import MINIMUM_SIZE
 from keras_vgg.cli.calibrate import Calibrate
+from keras_vgg.cli.compare import Compare
 from keras_vgg.cli.convert import Convert
 from keras_vgg.cli.data import DataCheck, DataPack, DataShow, DataStats
 from keras_vgg.cli.demo import Demo
@@ -55,6 +56,7 @@ COMMANDS = {
     "predict": Predict,
     "search": Search,
     "stylize": Stylize,
+    "compare": Compare,
     "calibrate": Calibrate,
     "explain": Explain,
     "export": Export,
@@ -94,7 +96,7 @@ def _run(arguments: list[str]) -> int:
         name, options = _split_name(arguments)
         if name is not None:
             command = _parse(name, options)
-            if isinstance(command, (Predict, Search)):
+            if isinstance(command, (Compare, Predict, Search)):
                 command.check()  # before TensorFlow is imported, which takes seconds
             tables_only = isinstance(command, Summary) or command == Weights()
             if not tables_only:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from keras_vgg.runs.answers import write_answers
 from keras_vgg.runs.calibration import calibrate_run
 from keras_vgg.runs.classifier import run_of
+from keras_vgg.runs.comparison import Comparison, compare_files, pair_files
 from keras_vgg.runs.evaluate import (
     PROTOCOLS,
     Recorded,
@@ -37,6 +38,7 @@ from keras_vgg.runs.show import show_augmentation
 __all__ = [
     "PROTOCOLS",
     "Answer",
+    "Comparison",
     "CrossValidation",
     "FoldFigure",
     "FoldsCompared",
@@ -46,6 +48,7 @@ __all__ = [
     "RunImages",
     "calibrate_run",
     "compare_cross_validations",
+    "compare_files",
     "cross_validate",
     "evaluate_labels",
     "evaluate_run",
@@ -58,6 +61,7 @@ __all__ = [
     "model_card",
     "open_cross_validation",
     "open_images",
+    "pair_files",
     "paper_scales",
     "paper_tables",
     "predict_files",
