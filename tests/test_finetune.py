@@ -230,7 +230,7 @@ def test_the_plan_follows_the_images(photos, tmp_path, monkeypatch):
     assert less.recipe.batch_size == 4
 
 
-def test_fields_that_are_given_win(photos):
+def test_fields_that_are_given_win_and_a_run_decides_its_network(photos, tiny_run):
     source = f"folder:{photos}"
     recipe = plan_finetuning(source, image_size=64, batch_size=7, brightness=0.1).recipe
     assert (recipe.image_size, recipe.batch_size, recipe.brightness) == (64, 7, 0.1)
@@ -238,6 +238,14 @@ def test_fields_that_are_given_win(photos):
     recipe = plan_finetuning(source, head_only=True, epochs=9).recipe
     assert (recipe.freeze_until, recipe.epochs, recipe.train_scale) == ("all", 9, (128, 128))
     assert plan_finetuning(source, init_head="none").recipe.init_head == "none"
+    assert plan_finetuning(source, init="imagenet").recipe.width_multiplier == 1
+    own = tiny_run.recipe
+    recipe = plan_finetuning(source, init=str(tiny_run.directory), batch_norm=False).recipe
+    assert (recipe.configuration, recipe.width_multiplier) == (
+        own.configuration,
+        own.width_multiplier,
+    )
+    assert not recipe.batch_norm
     with pytest.raises(ValueError, match="did you mean 'epochs'"):
         plan_finetuning(source, epoch=3)
 

@@ -34,9 +34,11 @@ class Finetune:
     head_only: bool = False
     """Train only the classifier."""
     configuration: str | None = None
-    """Column of the paper's Table 1, such as D or E; that of the weights (default: D)."""
+    """Column of the paper's Table 1, such as D or E; that of the weights (default: that of the run
+    in --init, else D)."""
     batch_norm: bool | None = None
-    """Whether the weights are those of a network with batch normalisation (default: False)."""
+    """Whether the weights are those of a network with batch normalisation (default: that of the run
+    in --init, else False)."""
     image_size: int | None = None
     """Side of the network's input (default: by the images, from 128 to 224)."""
     batch_size: int | None = None

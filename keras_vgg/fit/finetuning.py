@@ -73,7 +73,7 @@ def plan_finetuning(
 
     Args:
         source: As `Recipe.source`.
-        init: As `Recipe.init`.
+        init: As `Recipe.init`. A run directory also decides the network.
         head_only: Train only the classifier.
         workdir: A run directory. If it has a run, then that run's recipe is the default, so that a
             repeated call resumes the run, with another memory too.
@@ -89,7 +89,8 @@ def plan_finetuning(
         recipe = Run.open(workdir).recipe.replace(**asked)
         return FineTuning(recipe, (_recipe_line(recipe),))
     # `replace` names an unknown field, where Recipe would raise a TypeError.
-    recipe = Recipe().replace(**{"image_size": IMAGENET_SIZE, **_COMMON, **_BLOCK, **asked})
+    known = {"image_size": IMAGENET_SIZE, **_COMMON, **_BLOCK, **_network_of_run(init)}
+    recipe = Recipe().replace(**known | asked)
     opened = look_at(recipe)
     train = opened.train
     if opened.several_labels:
@@ -119,6 +120,15 @@ def plan_finetuning(
             f"than {FEWEST_IMAGES}; --freeze-until block5 trains it nevertheless"
         )
     return FineTuning(recipe, tuple(lines))
+
+
+def _network_of_run(init: str) -> dict[str, Any]:
+    """Return the fields of a recipe that state the network of a run; none for other weights."""
+    if not (Path(init) / "recipe.json").is_file():
+        return {}
+    recipe = Run.open(init).recipe
+    names = ("configuration", "width_multiplier", "batch_norm", "color")
+    return {name: getattr(recipe, name) for name in names}
 
 
 def _is_uneven(split: data.Split) -> bool:
