@@ -38,10 +38,12 @@ def write_truncated(path: Path) -> None:
     path.write_bytes(whole[: len(whole) * 2 // 3])
 
 
-def write_idx(root: Path, zipped: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """40 training and 9 test images, 5 x 4, of 3 classes; the training images and labels."""
+def write_idx(
+    root: Path, zipped: bool = False, training: int = 40
+) -> tuple[np.ndarray, np.ndarray]:
+    """Training and 9 test images, 5 x 4, of 3 classes; the training images and labels."""
     rng = np.random.default_rng(0)
-    for prefix, count in (("t10k", 9), ("train", 40)):
+    for prefix, count in (("t10k", 9), ("train", training)):
         images = rng.integers(0, 256, (count, 5, 4), dtype=np.uint8)
         labels = (np.arange(count) % 3).astype(np.uint8)
         for name, header, values in (
