@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import itertools
 import platform
 import statistics
 import time
@@ -97,7 +96,8 @@ def keras_vgg_step(batch: int, tiny: bool) -> dict[str, Any]:
     )
 
     def take(steps: int) -> None:
-        model.fit(itertools.repeat(on_device), steps_per_epoch=steps, verbose=0, shuffle=False)
+        batches = (on_device for _ in range(steps))
+        model.fit(batches, steps_per_epoch=steps, verbose=0, shuffle=False)
 
     speeds = rates(take, batch, 0.2 if tiny else SECONDS)
     return {"images_per_second": speeds, "engine": str(engine)}
