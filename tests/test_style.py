@@ -72,7 +72,7 @@ def in_torch(base, content, style, image, style_weight, average):
     return [x.item() for x in (total, style_sum, content_sum)], pixels.grad.numpy()
 
 
-@pytest.mark.parametrize("pooling_layers", ["avg", None])
+@pytest.mark.parametrize("pooling_layers", ["avg", pytest.param(None, marks=pytest.mark.slow)])
 def test_the_loss_and_its_gradient_are_those_of_pytorch_by_hand(base, pooling_layers):
     content, style, image = picture(40, 50), picture(64, 36, seed=1), picture(40, 50, seed=2)
     objective = StyleObjective(
@@ -131,7 +131,7 @@ def test_the_same_on(backend):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [*command, "-k", "by_hand or lowers", __file__],
+        [*command, "-m", "", "-k", "by_hand or lowers", __file__],
         cwd=HERE.parent,
         env=environment,
         capture_output=True,
@@ -159,7 +159,7 @@ def test_the_windows_of_tiles():
             windows(200, 100, tile)
 
 
-@pytest.mark.parametrize("method", ["l-bfgs", "adam"])
+@pytest.mark.parametrize("method", ["l-bfgs", pytest.param("adam", marks=pytest.mark.slow)])
 def test_each_optimiser_lowers_the_loss(base, method):
     content, style = picture(32, 40), np.tile(picture(1, 8, seed=1), (32, 5, 1))
     objective = StyleObjective(base, content, style, style_layers=STYLE, content_layer=CONTENT)

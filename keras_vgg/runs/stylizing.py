@@ -102,7 +102,7 @@ def stylize_files(
         ArithmeticError: the loss is not finite.
     """
     settings, out = settings or Stylisation(), Path(out)
-    _check(settings, out, every, overwrite)
+    _check(settings, out, steps, every, overwrite)
     pictures = [_loaded(content, settings.size)]
     longer = max(pictures[0].shape[:2])
     pictures.append(_loaded(style, settings.style_size or longer))
@@ -165,15 +165,16 @@ def save_picture(image: np.ndarray, path: Path) -> None:
     write_atomically(path, lambda partial: pixels.save(partial, format="PNG"))
 
 
-def _check(settings: Stylisation, out: Path, every: int, overwrite: bool) -> None:
+def _check(settings: Stylisation, out: Path, steps: int, every: int, overwrite: bool) -> None:
     if out.suffix.lower() != ".png":
         raise ValueError(f"the result must be a .png file, not {out.name!r}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {out.parent} for {out.name}")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists: name another file, or pass overwrite (--overwrite)")
-    if every < 1:
-        raise ValueError(f"every must be at least 1 step, not {every}")
+    for name, count in (("steps", steps), ("every", every)):
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, not {count}")
     for name, side in (("size", settings.size), ("style_size", settings.style_size)):
         if side is not None and side < 32:
             raise ValueError(f"{name} must be at least 32 pixels, not {side}")

@@ -1,0 +1,144 @@
+"""keras-vgg stylize: the files it writes, a resume after a kill, and what is refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from keras_vgg import cli, vgg
+from keras_vgg.perceptual.style import Losses
+from keras_vgg.runs import stylizing
+from keras_vgg.runs.stylizing import Stylisation, stylize_files
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with two photographs and a weight file."""
+    folder = tmp_path_factory.mktemp("style")
+    for name, image in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        Image.fromarray(image[:400, :600]).save(folder / f"{name}.jpg")
+    options = {"weights": None, "include_top": False, "include_preprocessing": True}
+    vgg("B", width_multiplier=1 / 16, kernel_initializer="he_normal", **options).save(
+        folder / "base.keras"
+    )
+    return folder
+
+
+def arguments(folder, out, *more):
+    start = ["stylize", str(folder / "temple.jpg"), str(folder / "flower.jpg"), "--out", str(out)]
+    return [*start, "--weights", str(folder / "base.keras"), "--size", "48", *map(str, more)]
+
+
+class Towards:
+    """The squared distance to the style in grey, in place of the network's loss."""
+
+    def __init__(self, model, content, style, **options):
+        self.wanted = style.mean((0, 1), keepdims=True) + 0 * content
+
+    def __call__(self, image):
+        difference = image - self.wanted
+        loss = float((difference**2).sum() * self.wanted.size**-0.5)
+        return Losses(loss, loss, 0.0), 2 * difference
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    """No network is built: the loss is `Towards`."""
+    monkeypatch.setattr(stylizing, "StyleObjective", Towards)
+    monkeypatch.setattr(stylizing, "base_network", lambda *_: None)
+
+
+def test_a_killed_stylisation_resumes(cheap, folder, tmp_path, capfd, monkeypatch):
+    out = tmp_path / "result.png"
+    command = arguments(folder, out, "--steps", "6", "--every", "2", "--method", "adam")
+    saved = stylizing.save_picture
+
+    def killed(image, path):
+        saved(image, path)
+        if path.name == "00004.png":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(stylizing, "save_picture", killed)
+    assert cli.main(command) == 130
+    assert not out.exists()
+    monkeypatch.setattr(stylizing, "save_picture", saved)
+    assert cli.main([*command, "--style-weight", "7"]) == 2
+    assert "state of a stylisation with other settings: name another" in capfd.readouterr().err
+    assert cli.main(command) == 0
+    text = capfd.readouterr()
+    assert "resumed after step 4 of 6" in text.err
+    assert f"{out}: loss " in text.out
+    assert "after 6 steps, " in text.out
+    with Image.open(out) as picture:
+        assert picture.size == (48, 32)
+    steps = tmp_path / "result_steps"
+    assert sorted(path.name for path in steps.iterdir()) == ["00002.png", "00004.png", "losses.csv"]
+    rows = np.loadtxt(steps / "losses.csv", delimiter=",", skiprows=1)
+    assert rows[:, 0].tolist() == list(range(7))
+    assert rows[6, 1] < rows[4, 1] < rows[0, 1]
+    assert cli.main(command) == 2
+    assert "result.png exists: name another file, or pass overwrite" in capfd.readouterr().err
+    assert cli.main([*command, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("start", ["content", "style", "noise"])
+def test_the_first_image(cheap, folder, tmp_path, start):
+    settings = Stylisation(str(folder / "base.keras"), size=48, start=start)
+    files = folder / "temple.jpg", folder / "flower.jpg"
+    (tmp_path / start).mkdir()
+    losses = stylize_files(*files, tmp_path / start / "a.png", settings, steps=2)
+    assert losses[-1].total < 0.01 * losses[0].total  # one step of L-BFGS: the loss is a square
+    assert 2 <= len(losses) <= 3
+
+
+@pytest.mark.slow
+def test_a_run_with_a_network(folder, tmp_path, capfd):
+    assert cli.main(arguments(folder, tmp_path / "a.png", "--steps", "3", "--start", "noise")) == 0
+    text = capfd.readouterr().out
+    assert "after 3 steps, " in text
+    assert (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--out", "{tmp}/a.jpg"], "the result must be a .png file, not 'a.jpg'"),
+        (["--out", "{tmp}/none/a.png"], "there is no folder"),
+        (["--steps", "0"], "steps must be at least 1, not 0"),
+        (["--every", "0"], "every must be at least 1, not 0"),
+        (["--size", "16"], "size must be at least 32 pixels, not 16"),
+        (["--size", "40"], "temple.jpg is 27 x 40 pixels at a longer side of 40"),
+        (["--style-size", "8"], "style_size must be at least 32 pixels, not 8"),
+        (["--style-layers", "fc1"], "not 'fc1'"),
+        (["--method", "sgd"], "invalid choice"),
+        (["--weights", "no.h5"], "no weight file at no.h5"),
+    ],
+)
+def test_stylisations_that_make_no_sense(folder, tmp_path, capfd, more, message):
+    more = [word.format(tmp=tmp_path) for word in more]
+    assert cli.main(arguments(folder, tmp_path / "result.png", *more)) == 2
+    (line,) = [x for x in capfd.readouterr().err.splitlines() if x.startswith("keras-vgg: error")]
+    assert message in line
+    assert list(tmp_path.glob("*.png")) == []
+
+
+@pytest.mark.parametrize("name", ["none.jpg", "base.keras"])
+def test_pictures_that_cannot_be_read(folder, tmp_path, capfd, name):
+    command = ["stylize", str(folder / name), str(folder / "flower.jpg")]
+    assert cli.main([*command, "--out", str(tmp_path / "a.png")]) == 2
+    assert f"{folder / name}: " in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_loss_falls_by_90_percent_in_200_steps(data_folder, tmp_path):
+    """With the real ImageNet convolutions, on two photographs at 128 pixels."""
+    photographs = data_folder / "imagenet_samples"
+    weights = data_folder / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    losses = stylize_files(
+        photographs / "n03743016_megalith.JPEG",
+        photographs / "n01917289_brain_coral.JPEG",
+        tmp_path / "result.png",
+        Stylisation(str(weights), size=128, style_weight=100),
+        steps=200,
+    )
+    assert losses[-1].total < 0.1 * losses[0].total
