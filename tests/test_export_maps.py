@@ -83,7 +83,7 @@ def test_wrong_maps_and_masks():
     model = dense.fcn("A", 3, input_shape=(32, 32, 3), **options)
     with pytest.raises(ValueError, match="2 class names call for"):
         check_model(model, NAMES[:2])
-    with pytest.raises(ValueError, match="gives maps of any size, .* a file needs one size"):
+    with pytest.raises(ValueError, match=r"gives maps of any size, .* a file needs one size"):
         check_model(dense.fcn("A", 3, **options), NAMES)
     with pytest.raises(ValueError, match=r"labels are \(3,\) for 3 images; they must be"):
         check_images(model, IMAGES, MASKS[:, 0, 0], None, False)

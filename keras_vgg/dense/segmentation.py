@@ -50,7 +50,9 @@ def fcn(
     float32. Unlike the authors' files, which pad the image by 100 pixels, fc1 pads its map by 3
     cells; the pools round odd sides up, so that no pixel is left out.
 
-    Train it on integer masks [n, height, width] with "sparse_categorical_crossentropy".
+    Train it on integer masks [n, height, width] with "sparse_categorical_crossentropy". On PyTorch,
+    Keras 3.15 has no gradient of that loss for maps: use masks [n, height, width, classes] of 0 and
+    1, with "categorical_crossentropy".
 
     Args:
         configuration: As `keras_vgg.vgg`.
