@@ -20,7 +20,7 @@ from keras_vgg.perceptual.style import (
     style_loss,
     windows,
 )
-from keras_vgg.perceptual.stylize import stylize
+from keras_vgg.perceptual.descent import stylize
 
 HERE = Path(__file__).parent
 STYLE = ("block1_conv1", "block2_conv1", "block3_conv1")
