@@ -32,24 +32,33 @@ from keras_vgg.runs.predict import predict_files
 from keras_vgg.runs.predictor import Answer, Predictor
 from keras_vgg.runs.push import model_card, push_run
 from keras_vgg.runs.report import report_runs
+from keras_vgg.runs.search_answers import draw_search, write_search_answers
 from keras_vgg.runs.several_labels import RecordedLabels, evaluate_labels, read_thresholds
 from keras_vgg.runs.show import show_augmentation
+from keras_vgg.runs.similar import Description, Match, PhotoSearch, SearchAnswer
+from keras_vgg.runs.stylizing import Stylisation, stylize_files
 
 __all__ = [
     "PROTOCOLS",
     "Answer",
     "Comparison",
     "CrossValidation",
+    "Description",
     "FoldFigure",
     "FoldsCompared",
+    "Match",
+    "PhotoSearch",
     "Predictor",
     "Recorded",
     "RecordedLabels",
     "RunImages",
+    "SearchAnswer",
+    "Stylisation",
     "calibrate_run",
     "compare_cross_validations",
     "compare_files",
     "cross_validate",
+    "draw_search",
     "evaluate_labels",
     "evaluate_run",
     "evaluate_runs",
@@ -72,5 +81,7 @@ __all__ = [
     "run_names",
     "run_of",
     "show_augmentation",
+    "stylize_files",
     "write_answers",
+    "write_search_answers",
 ]
