@@ -21,8 +21,8 @@ from keras_vgg.architecture import MINIMUM_SIZE
 from keras_vgg.augment import to_grey
 from keras_vgg.data.image_loader import ImageLoader
 from keras_vgg.files import cache_folder
-from keras_vgg.runs.base_network import base_network, weights_identity
 from keras_vgg.runs.photo_index import open_index, update_index
+from keras_vgg.runs.trained_base import base_network, weights_identity
 from keras_vgg.transfer import embed
 from keras_vgg.transfer.descriptors import Pooling
 

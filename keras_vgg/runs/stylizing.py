@@ -16,9 +16,9 @@ from PIL import Image
 from keras_vgg.console import progress_bars
 from keras_vgg.data import load_image
 from keras_vgg.files import read_arrays, sha256_of, write_atomically
-from keras_vgg.perceptual.style import CONTENT_LAYER, STYLE_LAYERS, Losses, StyleObjective
 from keras_vgg.perceptual.descent import Method, Step, stylize
-from keras_vgg.runs.base_network import base_network, weights_identity
+from keras_vgg.perceptual.style import CONTENT_LAYER, STYLE_LAYERS, Losses, StyleObjective
+from keras_vgg.runs.trained_base import base_network, weights_identity
 
 _STATE = "state.npz"
 _LOSSES = "losses.csv"
