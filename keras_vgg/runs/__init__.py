@@ -37,6 +37,7 @@ from keras_vgg.runs.several_labels import RecordedLabels, evaluate_labels, read_
 from keras_vgg.runs.show import show_augmentation
 from keras_vgg.runs.similar import Description, Match, PhotoSearch, SearchAnswer
 from keras_vgg.runs.stylizing import Stylisation, stylize_files
+from keras_vgg.runs.trained_base import base_network
 
 __all__ = [
     "PROTOCOLS",
@@ -54,6 +55,7 @@ __all__ = [
     "RunImages",
     "SearchAnswer",
     "Stylisation",
+    "base_network",
     "calibrate_run",
     "compare_cross_validations",
     "compare_files",
