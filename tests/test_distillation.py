@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -28,6 +31,15 @@ pytestmark = pytest.mark.usefixtures("blank_plots")
 
 ENGINE = hardware.Engine(("cpu:0",), "float32", False)
 DIGITS = tuple("0123456789")
+KEPT = test_fit.TINY.replace(
+    epochs=1,
+    optimizer="adamw",
+    learning_rate=0.003,
+    weight_decay=0.05,
+    clip_norm=1.0,
+    ema_momentum=0.9,
+    checkpoint_steps=2,
+)
 
 
 def network(size: int, classes: int, activation: str, channels: int = 3) -> keras.Model:
@@ -183,15 +195,7 @@ def test_the_command_line_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_averaged_pupil_is_what_is_kept_and_evaluated(tiny_run: Run, tmp_path: Path) -> None:
     """One training with a teacher, averages, AdamW and a cut gradient."""
-    recipe = test_fit.TINY.replace(
-        epochs=1,
-        optimizer="adamw",
-        learning_rate=0.003,
-        weight_decay=0.05,
-        clip_norm=1.0,
-        ema_momentum=0.9,
-        teachers=(str(tiny_run.directory),),
-    )
+    recipe = KEPT.replace(teachers=(str(tiny_run.directory),))
     run = fit(recipe, tmp_path / "run", verbose=0)
     (teacher,) = run.read_json(distillation.FILE)["teachers"]
     assert teacher["source"] == str(tiny_run.directory)
@@ -237,3 +241,42 @@ def test_several_labels_have_teachers_too(tmp_path: Path) -> None:
     for _ in range(200):
         model.train_on_batch(images, labels)
     assert float(np.abs(model(images) - teacher(images)).mean()) < before / 2
+
+
+ON_JAX = """
+import sys
+import keras, numpy as np
+from keras_vgg.fit import fit
+from tests.test_distillation import KEPT, Killed, assert_same
+from tests.test_fit import checkpoint_arrays
+
+folder, teacher = sys.argv[1:]
+recipe = KEPT.replace(teachers=(teacher,), unmixed_epochs=1, cutmix=1.0, epochs=2)
+whole = fit(recipe, f"{folder}/whole", verbose=0)
+try:
+    fit(recipe, f"{folder}/run", verbose=0, callbacks=[Killed(5)])
+except InterruptedError:
+    assert_same(fit(recipe, f"{folder}/run", verbose=0), whole)
+    print(keras.backend.backend(), "the same")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", ["adamw", "muon", "parts"])
+def test_averages_teachers_and_a_resume_on_jax(tiny_run: Run, tmp_path: Path, changes: str) -> None:
+    pytest.importorskip("jax")
+    script = ON_JAX
+    if changes == "muon":
+        script = script.replace("epochs=2)", "epochs=2, optimizer='muon')")
+    elif changes == "parts":
+        script = script.replace("epochs=2)", "epochs=2, gradient_accumulation=2)")
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), str(tiny_run.directory)],
+        env=environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["jax the same"], done.stderr[-3000:]

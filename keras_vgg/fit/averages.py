@@ -53,7 +53,8 @@ class Averages:
         """
         if self._own:
             return
-        averaged = [*averaged_weights(model)]
+        # Copies: on JAX, a variable would share the array of its average, which a step deletes.
+        averaged = [(v, _copied(average)) for v, average in averaged_weights(model)]
         self._replace(averaged)
         layers = unsettled(model, 0 if averaged else batches_taken)
         if layers and self._batches is not None:
@@ -62,7 +63,7 @@ class Averages:
     def _replace(self, pairs: Iterable[tuple[Any, Any]]) -> None:
         """Assign values to variables, and keep what the variables held."""
         for variable, value in pairs:
-            self._own.append((variable, np.array(keras.ops.convert_to_numpy(variable))))
+            self._own.append((variable, _copied(variable)))
             variable.assign(value)
 
     def _estimates(
@@ -90,6 +91,10 @@ class Averages:
         for variable, value in self._own:
             variable.assign(value)
         self._own = []
+
+
+def _copied(variable: Any) -> np.ndarray:
+    return np.array(keras.ops.convert_to_numpy(variable))
 
 
 def unsettled(model: keras.Model, batches_taken: int) -> list[keras.layers.BatchNormalization]:
