@@ -91,7 +91,8 @@ class DilatedMaxPooling2D(keras.layers.Layer):
         self.data_format = data_format or keras.config.image_data_format()
 
     def call(self, inputs):
-        x, d = inputs, self.dilation_rate
+        x: Any = inputs
+        d = self.dilation_rate
         for axis in (2, 3) if self.data_format == "channels_first" else (1, 2):
             before = (slice(None),) * axis
             here, there, rest = x[*before, :-d], x[*before, d:], x[*before, -d:]

@@ -261,7 +261,7 @@ def ssd300_tensors(state: Mapping[str, Any]) -> dict[str, list[np.ndarray]]:
 
 
 def _fc_layers(x: Any, filters: int, dilation: int, dropout: float) -> Any:
-    options = {"padding": "same", "activation": "relu"}
+    options: dict[str, Any] = {"padding": "same", "activation": "relu"}
     x = layers.Conv2D(filters, 3, dilation_rate=dilation, name="fc6", **options)(x)
     if dropout:
         x = layers.Dropout(dropout, name="fc6_dropout")(x)

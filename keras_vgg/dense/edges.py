@@ -86,7 +86,7 @@ def hed(
             score = ResizeLike(name=f"{side}_resized")([score, image])
         scores[side] = score
     x = layers.Concatenate(name="sides")(list(scores.values()))
-    fifth = keras.initializers.Constant(1 / len(SIDES))
+    fifth: Any = keras.initializers.Constant(1 / len(SIDES))
     scores["fused"] = layers.Conv2D(1, 1, kernel_initializer=fifth, name="fuse")(x)
     # Probabilities stay float32 in mixed precision.
     outputs: Any = {

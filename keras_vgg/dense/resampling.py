@@ -18,8 +18,7 @@ class ResizeLike(keras.layers.Layer):
 
     def call(self, inputs):
         x, like = inputs
-        sides = tuple(ops.shape(like))[1:3]
-        return ops.image.resize(x, sides, "bilinear", data_format="channels_last")
+        return ops.image.resize(x, _sides(like), "bilinear", data_format="channels_last")
 
     def compute_output_shape(self, input_shape):
         return _with_sides_of(*input_shape)
@@ -31,11 +30,17 @@ class CropLike(keras.layers.Layer):
 
     def call(self, inputs):
         x, like = inputs
-        height, width = tuple(ops.shape(like))[1:3]
+        height, width = _sides(like)
         return x[:, :height, :width]
 
     def compute_output_shape(self, input_shape):
         return _with_sides_of(*input_shape)
+
+
+def _sides(x: Any) -> tuple[Any, Any]:
+    """Return the height and width of a map; a tensor if it is not known before the map."""
+    shape: Any = ops.shape(x)
+    return shape[1], shape[2]
 
 
 def _with_sides_of(shape: tuple, other: tuple) -> tuple:

@@ -116,6 +116,7 @@ def fcn(
             x = layers.Conv2D(hidden_units, kernel, padding="same", activation="relu", name=fc)(x)
             x = layers.Dropout(dropout, name=f"{fc}_dropout")(x)
     x = _score(classes, "score")(x)
+    bilinear: Any = BilinearInitializer()
     for pool, scale in zip(_SKIPS[stride], skip_scales, strict=False):
         label = pool.removeprefix("block").replace("_pool", "")
         x = layers.Conv2DTranspose(
@@ -124,7 +125,7 @@ def fcn(
             strides=2,
             padding="same",
             use_bias=False,
-            kernel_initializer=BilinearInitializer(),
+            kernel_initializer=bilinear,
             name=f"upscore{label}",
         )(x)
         skip = layers.Rescaling(scale, name=f"scale{label}")(base.get_layer(pool).output)
