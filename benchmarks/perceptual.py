@@ -194,7 +194,8 @@ def agreement(
 
     model = trunk(weights)
     ours, theirs = {"LPIPS": LPIPS(model), "DISTS": DISTS(model)}, peers(model, folder)
-    pairs, differences = 0, {name: [0.0] for name in ours}
+    pairs, results = 0, {}
+    differences = {name: [0.0] for name in ours}
     cosines, largest = {name: [1.0] for name in ours}, dict.fromkeys(ours, 0.0)
     for number, image in enumerate(images):
         side = len(image) - 8
@@ -215,9 +216,12 @@ def agreement(
                 ):
                     lengths = np.linalg.norm(a) * np.linalg.norm(b)
                     cosines[name].append(float(a.astype(float) @ b / lengths))
-    return {
-        name: (pairs, max(differences[name]), min(cosines[name]), largest[name]) for name in ours
-    }
+        results = {
+            name: (pairs, max(differences[name]), min(cosines[name]), largest[name])
+            for name in ours
+        }
+        print(f"{number + 1} photographs: {results}", file=sys.stderr, flush=True)
+    return results
 
 
 _measured: Any  # set by _prepare in an engine's process
