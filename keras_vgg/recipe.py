@@ -129,8 +129,30 @@ class Recipe:
     smallest and largest value of each file become 0 and 255."""
     crop_padding: Annotated[int, Interval(0, 1024)] = 0
     """Pixels of zero padding on every side before the random crop."""
+    crop_area: tuple[float, float] | None = None
+    """Range of the share of an image's area that a training crop has, such as 0.08 1 (Inception's
+    crops, which are made square). None: square crops, as train_scale and crop_padding say."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333)
+    """crop_area: range of the crops' width / height, from 0.1 to 10."""
     horizontal_flip: bool = False
-    """Mirror each training image with probability 0.5."""
+    """Mirror each training image left to right with probability 0.5."""
+    vertical_flip: bool = False
+    """Mirror each training image top to bottom with probability 0.5."""
+    rotation: Annotated[float, Interval(0, 180)] = 0.0
+    """Turn each training image by up to plus or minus this many degrees."""
+    shear: Annotated[float, Interval(0, 1)] = 0.0
+    """Slant each training image along both axes by up to plus or minus this: pixels to the side for
+    each pixel from the centre."""
+    translation: Annotated[float, Interval(0, 1)] = 0.0
+    """Move each training image in both directions by up to plus or minus this share of
+    image_size."""
+    auto_augment: Literal["none", "trivial", "rand"] = "none"
+    """Operations drawn for each training image by itself. trivial: one of TrivialAugment's 14, of a
+    drawn strength. rand: rand_operations of RandAugment's, of the strength rand_magnitude."""
+    rand_operations: Annotated[int, Interval(1, 8)] = 2
+    """auto_augment rand: number of operations."""
+    rand_magnitude: Annotated[int, Interval(0, 30)] = 9
+    """auto_augment rand: strength of the operations, from 0 to 30."""
     brightness: Annotated[float, Interval(0, 1)] = 0.0
     """Add up to plus or minus this share of the full range."""
     contrast: Annotated[float, Interval(0, 1)] = 0.0
@@ -142,8 +164,12 @@ class Recipe:
     rgb_shift: Annotated[float, Interval(0, 10)] = 0.0
     """Strength of the paper's colour shift along the training set's RGB components; the paper
     uses 0.1."""
+    cutout: Annotated[float, Interval(0, 1)] = 0.0
+    """Cover a square of this share of image_size, anywhere in each training image, with the image's
+    mean colour; 0.5 is usual."""
     rand_augment: Annotated[float, Interval(0, 1)] = 0.0
-    """Magnitude of keras.layers.RandAugment, which draws two operations for each batch."""
+    """Magnitude of keras.layers.RandAugment, which draws two operations for each batch. For
+    operations drawn for each image, use auto_augment."""
     random_erasing: Annotated[float, Interval(0, 1)] = 0.0
     """Probability that keras.layers.RandomErasing fills a rectangle of an image with noise."""
     mixup: Annotated[float, Interval(0, 1)] = 0.0
@@ -272,6 +298,9 @@ class Recipe:
         recipe_checks.check_folds(self.folds, self.fold)
         recipe_checks.check_pixel_statistics(self.mean_rgb, self.std_rgb, self.init)
         recipe_checks.check_scales(self.image_size, self.crop_padding, self.train_scale)
+        recipe_checks.check_crop_area(
+            self.crop_area, self.crop_ratio, self.train_scale, self.crop_padding
+        )
         get_configuration(self.configuration)
         recipe_checks.check_first_weights(
             self.initialization, self.init, self.init_head, self.freeze_until, self.head
@@ -289,6 +318,11 @@ class Recipe:
             raise ValueError(
                 f"rand_augment={self.rand_augment} works on RGB images; use color='rgb', or set it "
                 "to 0"
+            )
+        if self.rand_augment and self.auto_augment != "none":
+            raise ValueError(
+                f"rand_augment={self.rand_augment} and auto_augment={self.auto_augment!r} would "
+                "augment an image twice; choose one"
             )
         recipe_checks.parse_class_weights(self.class_weights)
         if self.class_weights == self.sampling == "balanced":

@@ -23,6 +23,7 @@ _MOST_FOLDS = 1000
 # With these bounds, float32 holds (pixel - mean) / deviation.
 _MEAN, _DEVIATION = (-1e4, 1e4), (1e-3, 1e4)
 _RATES = (1e-12, 1e3)
+_RATIOS = (0.1, 10.0)  # width / height of a crop
 _HEAVIEST = 1e6  # class weight
 _SGD_RATE = 0.05  # the default of learning_rate
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|nan|inf"
@@ -93,6 +94,35 @@ def check_scales(
         )
     if crop_padding >= image_size:
         raise ValueError(f"crop_padding ({crop_padding}) must be below image_size ({image_size})")
+
+
+def check_crop_area(
+    area: Sequence[float] | None,
+    ratio: Sequence[float],
+    train_scale: Sequence[int] | str | None,
+    crop_padding: int,
+) -> None:
+    low, high = _RATIOS
+    if not (len(ratio) == 2 and low <= ratio[0] <= ratio[1] <= high):
+        raise ValueError(
+            f"crop_ratio must be two rising numbers, width / height, in [{low:g}, {high:g}], not "
+            f"{shorten(tuple(ratio))}"
+        )
+    if area is None:
+        return
+    if not (len(area) == 2 and 0 < area[0] <= area[1] <= 1):
+        raise ValueError(
+            "crop_area must be two rising shares of the image's area in (0, 1], such as 0.08 1, "
+            f"not {shorten(tuple(area))}"
+        )
+    if train_scale != "auto" or crop_padding:
+        name, value = ("crop_padding", crop_padding)
+        if train_scale != "auto":
+            name, value = ("train_scale", train_scale)
+        raise ValueError(
+            f"crop_area decides the size of a crop, so {name} ({value}) would have no effect; use "
+            "one of them"
+        )
 
 
 def require_no_frames(
@@ -222,6 +252,8 @@ def check_folds(folds: int, fold: int) -> None:
         raise ValueError(
             f"folds must be from 2 to {_MOST_FOLDS}, or 0 for no folds, not {shorten(folds)}"
         )
+    if fold and not folds:
+        raise ValueError(f"fold {shorten(fold)} is one of several: state folds too, such as 5")
     if not 0 <= fold <= folds:
         raise ValueError(
             f"fold must be from 1 to folds ({folds}), or 0 for all of them, not {shorten(fold)}"

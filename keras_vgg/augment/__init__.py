@@ -8,44 +8,55 @@ Functions marked by `takes_pictures` also take a `Picture`, of which they read n
 need: `keras_vgg.data` hands them one for a JPEG file.
 """
 
+from keras_vgg.augment.affine import corners
 from keras_vgg.augment.color import adjust_color, color_jitter, rgb_shift, to_grey
+from keras_vgg.augment.crops import CROP_RATIO, area_window
 from keras_vgg.augment.geometry import (
-    Picture,
     Resize,
+    View,
     Window,
     center_crop,
-    decoded,
-    may_take_pictures,
     pad_to,
-    picture_of,
     random_crop,
     random_flip,
     random_window,
     resample,
     rescale,
     source_window,
-    takes_pictures,
 )
 from keras_vgg.augment.image import (
     channels_for,
     eval_image,
     grid_crops,
     in_grey,
-    train_image,
-    train_window,
     whole_image,
 )
 from keras_vgg.augment.mixing import batch_augmentation
+from keras_vgg.augment.picture import (
+    Picture,
+    decoded,
+    may_take_pictures,
+    picture_of,
+    takes_pictures,
+)
+from keras_vgg.augment.policies import Policy, rand_augment, trivial_augment
+from keras_vgg.augment.training import cut_out, train_image, train_window
 
 __all__ = [
+    "CROP_RATIO",
     "Picture",
+    "Policy",
     "Resize",
+    "View",
     "Window",
     "adjust_color",
+    "area_window",
     "batch_augmentation",
     "center_crop",
     "channels_for",
     "color_jitter",
+    "corners",
+    "cut_out",
     "decoded",
     "eval_image",
     "grid_crops",
@@ -53,6 +64,7 @@ __all__ = [
     "may_take_pictures",
     "pad_to",
     "picture_of",
+    "rand_augment",
     "random_crop",
     "random_flip",
     "random_window",
@@ -64,5 +76,6 @@ __all__ = [
     "to_grey",
     "train_image",
     "train_window",
+    "trivial_augment",
     "whole_image",
 ]

@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from keras_vgg.augment.picture import Picture, decoded_smaller, picture_of
 
 # How an image comes to a scale: its smallest side is that long and the rest is cropped; both sides
 # are, whatever its shape; or its largest side is, and zeros are put beside it.
 Resize = Literal["crop", "squash", "pad"]
 
 
-class Picture(NamedTuple):
-    """An image of which any part can be read without the rest.
+class View(NamedTuple):
+    """How a window is seen: turned, sheared, moved or mirrored.
 
-    `sides`: int32 [2], height and width. `read` maps an int32 [4], (top, left, height, width), to
-    that part, [height, width, channels]. `reduced` maps an int32 scalar, 0 to 3, to the Picture
-    that is 1, 2, 4 or 8 times smaller, sides rounded up: a JPEG is decoded at that size. None:
-    there is no such Picture. `channels`: 3, or 1 for a grey image.
+    `map`: float32 [2, 3], from a place in the result to the place in the window that is seen there,
+    (row, column) from the upper left corner in pixels; a pixel's centre is at a half. `mirrored`:
+    bool [2], whether `map` mirrors the rows' order, and the columns'. `only_mirrored`: bool scalar,
+    whether it does nothing else.
     """
 
-    sides: tf.Tensor
-    read: Callable[[tf.Tensor], tf.Tensor]
-    reduced: Callable[[tf.Tensor], Picture] | None = None
-    channels: int = 3
+    map: tf.Tensor
+    mirrored: tf.Tensor
+    only_mirrored: tf.Tensor
 
 
 class Window(NamedTuple):
     """The pixels `start` to `start` + (size, size) of an image resized to `scaled`.
 
     Both are int64 [2], (vertical, horizontal). What lies outside the resized image is zero; with
-    `inside`, nothing does.
+    `inside`, nothing does. `view`: how they are seen; None: as they are, or mirrored.
     """
 
     scaled: tf.Tensor
     start: tf.Tensor
     size: int
     inside: bool = False
+    view: View | None = None
 
 
 def rescale(
@@ -131,48 +131,13 @@ def random_flip(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return mirror_if(image, tf.random.stateless_uniform([], seed) < 0.5)
 
 
-def mirror_if(image: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
-    """[h, w, 3] mirrored left to right where the bool scalar says so."""
+def mirror_if(image: tf.Tensor, mirrored: tf.Tensor, axis: int = 1) -> tf.Tensor:
+    """[h, w, 3] mirrored left to right, or along another axis, where the bool scalar says so."""
     # The axes to reverse are [1] or none: one op. A tf.cond costs more on a small image, and a
     # slice of stride -1 ten times as much on a large one.
-    flipped = tf.reverse(image, tf.range(1, 1 + tf.cast(mirrored, tf.int32)))
+    flipped = tf.reverse(image, tf.range(axis, axis + tf.cast(mirrored, tf.int32)))
     flipped.set_shape(image.shape)
     return flipped
-
-
-def picture_of(image: tf.Tensor | Picture) -> Picture:
-    """Return a decoded image [h, w, 1 or 3] as a Picture, and a Picture as it is."""
-    if isinstance(image, Picture):
-        return image
-    image = tf.convert_to_tensor(image)
-    channels = image.shape[-1] or 3
-
-    def read(part: tf.Tensor) -> tf.Tensor:
-        return tf.slice(image, tf.pad(part[:2], [[0, 1]]), tf.concat([part[2:], [channels]], 0))
-
-    return Picture(tf.shape(image)[:2], read, channels=channels)
-
-
-def takes_pictures(function: Callable) -> Callable:
-    """Decorator: `function` takes a Picture for its image as well as a tensor."""
-    function.takes_pictures = True
-    return function
-
-
-def may_take_pictures(transform: Callable) -> bool:
-    """Whether `transform`, or what it is a functools.partial of, is marked by `takes_pictures`."""
-    while isinstance(transform, functools.partial):
-        transform = transform.func
-    return getattr(transform, "takes_pictures", False)
-
-
-def decoded(image: tf.Tensor | Picture) -> tf.Tensor:
-    """Return the whole of a Picture, uint8 [h, w, channels], and an image as it is."""
-    if not isinstance(image, Picture):
-        return image
-    whole = image.read(tf.pad(image.sides, [[2, 0]]))
-    whole.set_shape([None, None, image.channels])
-    return whole
 
 
 def random_window(
@@ -241,14 +206,10 @@ def resample(image: tf.Tensor | Picture, window: Window, exact: bool = True) -> 
     image = picture_of(image)
     low, high = visible(window)
     if exact:
-        part = _exactly(image, window.scaled, low, high)
+        part = resampled_exactly(image, window.scaled, low, high)
     else:
+        image = decoded_smaller(image, window.scaled)
         sides = tf.cast(image.sides, tf.int64)
-        if image.reduced is not None:
-            halved = tf.stack([sides // 2, sides // 4, sides // 8])
-            fitting = tf.reduce_all(halved >= window.scaled, axis=1)
-            image = image.reduced(tf.reduce_sum(tf.cast(fitting, tf.int32)))
-            sides = tf.cast(image.sides, tf.int64)
         part = tf.cond(
             tf.reduce_all((2 * sides >= window.scaled) & (sides <= 2 * window.scaled)),
             lambda: tf.image.resize(
@@ -256,7 +217,7 @@ def resample(image: tf.Tensor | Picture, window: Window, exact: bool = True) -> 
                 tf.cast(source_window(image, window), tf.float32),
                 tf.cast(high - low, tf.int32),
             ),
-            lambda: _exactly(image, window.scaled, low, high),
+            lambda: resampled_exactly(image, window.scaled, low, high),
         )
     return _in_frame(part, window, low, high, image.channels)
 
@@ -265,7 +226,7 @@ def cut(image: tf.Tensor | Picture, window: Window) -> tf.Tensor:
     """The window of an image that is not rescaled: [size, size, 3] of the image's dtype."""
     low, high = visible(window)
     image = picture_of(image)
-    return _in_frame(_part(image, low, high), window, low, high, image.channels)
+    return _in_frame(part_of(image, low, high), window, low, high, image.channels)
 
 
 def visible(window: Window) -> tuple[tf.Tensor, tf.Tensor]:
@@ -291,17 +252,20 @@ def snapped(
 def source_window(image: Picture, window: Window) -> tf.Tensor:
     """The window, moved to whole pixels of the source, as it is there: [height, width, 3]."""
     sides = tf.cast(image.sides, tf.int64)
-    return _part(image, *snapped(sides, window.scaled, *visible(window)))
+    return part_of(image, *snapped(sides, window.scaled, *visible(window)))
 
 
-def _part(image: Picture, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
+def part_of(image: Picture, first: tf.Tensor, last: tf.Tensor) -> tf.Tensor:
     """The pixels first..last, int64 [2] each, of the image as it is."""
     part = image.read(tf.cast(tf.concat([first, last - first], 0), tf.int32))
     part.set_shape([None, None, image.channels])
     return part
 
 
-def _exactly(image: Picture, scaled: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+def resampled_exactly(
+    image: Picture, scaled: tf.Tensor, low: tf.Tensor, high: tf.Tensor
+) -> tf.Tensor:
+    """The pixels low..high, int64 [2] each, of the image resized to `scaled`, antialiased."""
     sides = tf.cast(image.sides, tf.int64)
     enlarged = tf.cast(scaled, tf.float32) / tf.cast(sides, tf.float32)
     # Around the window, what the filter reaches: 1 pixel of the larger of the two grids.
@@ -309,7 +273,7 @@ def _exactly(image: Picture, scaled: tf.Tensor, low: tf.Tensor, high: tf.Tensor)
     first = tf.maximum(low * sides // scaled - reach, 0)
     last = tf.minimum(-(-high * sides // scaled) + reach, sides)
     resized = tf.raw_ops.ScaleAndTranslate(
-        images=_part(image, first, last)[tf.newaxis],
+        images=part_of(image, first, last)[tf.newaxis],
         size=tf.cast(high - low, tf.int32),
         scale=enlarged,
         translation=tf.cast(first, tf.float32) * enlarged - tf.cast(low, tf.float32),

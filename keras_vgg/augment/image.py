@@ -2,118 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from keras_vgg.augment.color import (
-    adjust_to_uint8,
-    check_strengths,
-    jitter_amounts,
-    random_shift,
     to_grey,
 )
 from keras_vgg.augment.geometry import (
-    Picture,
     Resize,
-    Window,
     central_window,
     crop,
     cut,
-    decoded,
     larger,
-    may_take_pictures,
-    mirror_if,
     pad_to,
-    picture_of,
-    random_window,
     resample,
     rescale,
     sides_of,
     sides_of_at_least,
+)
+from keras_vgg.augment.picture import (
+    Picture,
+    decoded,
+    may_take_pictures,
+    picture_of,
     takes_pictures,
 )
-
-
-@takes_pictures
-def train_image(
-    image: tf.Tensor | Picture,
-    seed: tf.Tensor,
-    *,
-    size: int,
-    scale: tuple[int, int] | None = None,
-    resize: Resize = "crop",
-    crop_padding: int = 0,
-    flip: bool = True,
-    brightness: float = 0.0,
-    contrast: float = 0.0,
-    saturation: float = 0.0,
-    hue: float = 0.0,
-    shift: float = 0.0,
-    eigenvalues: Sequence[float] | np.ndarray | None = None,
-    eigenvectors: Sequence[Sequence[float]] | np.ndarray | None = None,
-) -> tf.Tensor:
-    """[h, w, 3] in [0, 255], or a Picture -> uint8 [size, size, 3] (section 3.1).
-
-    In turn: rescale to a smallest side drawn uniformly from the integers scale[0]..scale[1], or as
-    `resize` says (`augment.rescale`);
-    zero-pad by `crop_padding` on each side, and further up to `size` where the image is smaller;
-    random crop; horizontal flip; `color_jitter`; `rgb_shift` of strength `shift`; rounding.
-    Of a Picture only the crop is read, resampled once as `resample(exact=False)` says, and all
-    colour is one affine map. Switching one operation off does not change what the others draw.
-    ValueError for a bad `scale` or `crop_padding`, a `shift` without eigen-decomposition, and what
-    `color_jitter` refuses.
-    """
-    if not 0 <= crop_padding < size:
-        raise ValueError(f"crop_padding={crop_padding} must be 0 or more pixels, below size={size}")
-    if shift and (eigenvalues is None or eigenvectors is None):
-        raise ValueError(
-            f"shift={shift} needs eigenvalues and eigenvectors of the training set's RGB "
-            "covariance: see keras_vgg.data.statistics"
-        )
-    check_strengths(brightness=brightness, contrast=contrast, saturation=saturation, hue=hue)
-    draws = _draws(seed)
-    image = picture_of(image)
-    window = random_window(
-        image.sides, draws[:3], size=size, scale=scale, crop_padding=crop_padding, resize=resize
-    )
-    pixels = cut(image, window) if scale is None else resample(image, window, exact=False)
-    if flip:
-        pixels = mirror_if(pixels, draws[3] < 0.5)
-    if shift or brightness or contrast or saturation or hue:
-        added = None
-        if shift:
-            assert eigenvalues is not None, "looked at above"
-            assert eigenvectors is not None
-            shift_seed: Any = tf.random.fold_in(seed, 1)  # an int for the stub
-            added = random_shift(shift_seed, shift, eigenvalues, eigenvectors)
-        amounts = jitter_amounts(draws[4:], brightness, contrast, saturation, hue)
-        return adjust_to_uint8(tf.cast(pixels, tf.float32), amounts, added)
-    return pixels if pixels.dtype == tf.uint8 else tf.cast(pixels + 0.5, tf.uint8)
-
-
-def train_window(
-    sides: tf.Tensor,
-    seed: tf.Tensor,
-    *,
-    size: int,
-    scale: tuple[int, int] | None = None,
-    resize: Resize = "crop",
-    crop_padding: int = 0,
-) -> Window:
-    """Where `train_image` takes its crop from, of an image of `sides` [2], given the same rest."""
-    draws = _draws(seed)
-    return random_window(
-        sides, draws[:3], size=size, scale=scale, crop_padding=crop_padding, resize=resize
-    )
-
-
-def _draws(seed: tf.Tensor) -> tf.Tensor:
-    """All that `train_image` draws: scale, two offsets, mirroring, four of colour; in [0, 1)."""
-    return tf.random.stateless_uniform([8], seed)
 
 
 @takes_pictures

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg.augment import Picture, Window
+from keras_vgg.augment import Picture, Window, corners
 from keras_vgg.data.decode import TENSORFLOW_ERRORS, BitDepth, decode, reason, transform_encoded
 from keras_vgg.data.inspection import bad_images_named
 from keras_vgg.data.split import Records, Shard, Split, labels_of, pictures_of
@@ -54,6 +54,16 @@ _THINNEST = 0.08  # and at least takes, so that something is seen of it
 _LOOK, _SHARDS = 4, 16
 
 
+class _Outline(NamedTuple):
+    """Where a view lies in its image: float64 [4, 2], (row, column) of its corners in turn.
+
+    An upright one ends with the image. A turned one may go beyond it.
+    """
+
+    corners: np.ndarray
+    is_turned: bool
+
+
 class _Row(NamedTuple):
     """One image on the sheet. All pixels are uint8; `drawn` is (width, height) in inches."""
 
@@ -63,7 +73,7 @@ class _Row(NamedTuple):
     drawn: tuple[float, float]
     evaluated: np.ndarray
     views: list[np.ndarray]
-    boxes: list[Box]
+    outlines: list[_Outline]
 
 
 def contact_sheet(
@@ -81,8 +91,9 @@ def contact_sheet(
     """Draw images of a split as evaluation and training see them, as a PNG at 150 dots an inch.
 
     A row is an image: the original with its class, height and width, and a numbered rectangle where
-    each view comes from; what evaluation sees; the views, framed in the rectangles' colours. The
-    part of a crop that is padding has no place in the original: its rectangle ends there.
+    each view comes from, turned or sheared where the view is; what evaluation sees; the views,
+    framed in the rectangles' colours. The part of a crop that lies beyond the image has no place in
+    the original: its rectangle ends there.
 
     Args:
         path: the PNG to write, whole or not at all; a missing folder is made.
@@ -98,8 +109,9 @@ def contact_sheet(
         seed: decides the images too.
 
     Returns:
-        For each image, for each view, (top, left, height, width) of its rectangle in pixels of the
-        source. `train` may round a crop to whole pixels there, half a pixel away.
+        For each image, for each view, (top, left, height, width) of what its rectangle spans in the
+        image, in pixels of the source. `train` may round a crop to whole pixels there, half a pixel
+        away.
 
     Raises:
         ValueError: `images` or `views` is below 1, the split is empty, a label has no name, or an
@@ -124,7 +136,7 @@ def contact_sheet(
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, partial(_draw(rows).savefig, format="png"))
-    return [row.boxes for row in rows]
+    return [[_box(row.sides, outline) for outline in row.outlines] for row in rows]
 
 
 # --- which images ----------------------------------------------------------------------------
@@ -249,16 +261,23 @@ def _row(
         drawn=drawn,
         evaluated=transformed(evaluate),
         views=[transformed(lambda image, seed=seed: train(image, seed)) for seed in seeds],
-        boxes=[_box((height, width), window(tf.constant([height, width]), seed)) for seed in seeds],
+        outlines=[
+            _outline(window(tf.constant([height, width]), seed), height, width) for seed in seeds
+        ],
     )
 
 
-def _box(sides: tuple[int, int], window: Window) -> Box:
-    """Return the part of a window that lies in the image, in source pixels."""
-    start, scaled = np.asarray(window.start, float), np.asarray(window.scaled, float)
-    low = np.clip(start * sides / scaled, 0, sides)
-    high = np.clip((start + window.size) * sides / scaled, 0, sides)
-    (top, left), (height, width) = low.tolist(), (high - low).tolist()
+def _outline(window: Window, height: int, width: int) -> _Outline:
+    places = np.asarray(corners(np.array([height, width]), window), float)
+    if window.view is not None and not window.view.only_mirrored:
+        return _Outline(places, is_turned=True)
+    return _Outline(np.clip(places, 0, [height, width]), is_turned=False)
+
+
+def _box(sides: tuple[int, int], outline: _Outline) -> Box:
+    """Return what an outline spans in the image, in source pixels."""
+    places = np.clip(outline.corners, 0, sides)
+    (top, left), (height, width) = places.min(axis=0).tolist(), np.ptp(places, axis=0).tolist()
     return top, left, height, width
 
 
@@ -351,20 +370,19 @@ def _show(axis: Axes, pixels: np.ndarray, sides: tuple[int, int], dots: float) -
 
 
 def _draw_original(axis: Axes, row: _Row, dpi: float) -> None:
-    from matplotlib.patches import Rectangle
+    from matplotlib.patches import Polygon
 
     _show(axis, row.original, row.sides, max(row.drawn) * dpi)
     axis.spines[:].set_visible(False)
-    for view, (top, left, height, width) in enumerate(row.boxes):
+    for view, outline in enumerate(row.outlines):
         colour, ink, stroke = _look(view)
         for halo in (True, False):
             axis.add_patch(
-                Rectangle(
-                    (left, top),
-                    width,
-                    height,
+                Polygon(
+                    outline.corners[:, ::-1],
+                    closed=True,
                     fill=False,
-                    clip_on=False,
+                    clip_on=outline.is_turned,
                     edgecolor="white" if halo else colour,
                     linewidth=3.6 if halo else 1.8,
                     linestyle="solid" if halo else stroke,
@@ -372,11 +390,14 @@ def _draw_original(axis: Axes, row: _Row, dpi: float) -> None:
             )
         # Each number at its own share of its rectangle's longer edge, so that two rectangles in
         # the same place do not hide each other's.
-        share = (view + 0.5) / len(row.boxes)
-        across = width * row.drawn[0] / row.sides[1] >= height * row.drawn[1] / row.sides[0]
+        share = (view + 0.5) / len(row.outlines)
+        first, across, _, down = outline.corners
+        inches = np.array(row.drawn[::-1]) / row.sides
+        edges = [np.linalg.norm((end - first) * inches) for end in (across, down)]
+        end = across if edges[0] >= edges[1] else down
+        place = np.clip(first + share * (end - first), 0, row.sides)
         axis.text(
-            left + width * (share if across else 0),
-            top + height * (0 if across else share),
+            *place[::-1],
             f"{view + 1}",
             ha="center",
             va="center",

@@ -29,15 +29,18 @@ def varies(recipe: Recipe) -> list[str]:
 
     horizontal_flip is not among them: the features of mirror images are computed too.
     """
-    fields = ("crop_padding", "brightness", "contrast", "saturation", "hue", "rgb_shift")
+    fields = ("crop_padding", "crop_area", "vertical_flip", "rotation", "shear", "translation")
+    fields += ("brightness", "contrast", "saturation", "hue", "rgb_shift", "cutout")
     # Teachers see the images, so the network has to begin with images too.
     fields += (*BATCH_AUGMENTATIONS, "teachers")
     varying = [name for name in fields if getattr(recipe, name)]
+    varying += ["auto_augment"] if recipe.auto_augment != "none" else []
     # If the scale is not the crop's size, the place of the crop is random.
     train_scale, eval_scale = recipe.train_scale_range, recipe.eval_scale_side
     fixed = eval_scale is None and train_scale is None
     size = recipe.image_size
     fixed = fixed or (eval_scale == size and train_scale == (size, size))
+    fixed = fixed or recipe.crop_area is not None  # which takes the place of train_scale
     return ([] if fixed else ["train_scale"]) + varying
 
 

@@ -106,11 +106,7 @@ def training_transform(recipe: Recipe, statistics: data.ChannelStatistics | None
     return _in_color(
         recipe,
         augment.train_image,
-        size=recipe.image_size,
-        scale=recipe.train_scale_range,
-        resize=recipe.resize,
-        crop_padding=recipe.crop_padding,
-        flip=recipe.horizontal_flip,
+        **crop_options(recipe),
         brightness=recipe.brightness,
         contrast=recipe.contrast,
         saturation=recipe.saturation,
@@ -118,7 +114,31 @@ def training_transform(recipe: Recipe, statistics: data.ChannelStatistics | None
         shift=recipe.rgb_shift,
         eigenvalues=statistics and statistics.eigenvalues,
         eigenvectors=statistics and statistics.eigenvectors,
+        cutout=recipe.cutout,
     )
+
+
+def crop_options(recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments of `augment.train_window`, which `augment.train_image` takes too."""
+    policies = {
+        "none": None,
+        "trivial": augment.trivial_augment(),
+        "rand": augment.rand_augment(recipe.rand_operations, recipe.rand_magnitude),
+    }
+    return {
+        "size": recipe.image_size,
+        "scale": recipe.train_scale_range,
+        "resize": recipe.resize,
+        "crop_padding": recipe.crop_padding,
+        "crop_area": recipe.crop_area,
+        "crop_ratio": recipe.crop_ratio,
+        "rotation": recipe.rotation,
+        "shear": recipe.shear,
+        "translation": recipe.translation,
+        "flip": recipe.horizontal_flip,
+        "vertical_flip": recipe.vertical_flip,
+        "policy": policies[recipe.auto_augment],
+    }
 
 
 def evaluation_transform(recipe: Recipe) -> partial:

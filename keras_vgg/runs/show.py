@@ -7,6 +7,7 @@ from pathlib import Path
 
 from keras_vgg import augment, data
 from keras_vgg.fit import evaluation_transform, load_source, training_transform
+from keras_vgg.fit.inputs import crop_options
 from keras_vgg.recipe import Recipe
 
 
@@ -35,13 +36,7 @@ def show_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, view
         class_names=source.class_names,
         train=training_transform(recipe, statistics),
         evaluate=evaluation_transform(recipe),
-        window=partial(
-            augment.train_window,
-            size=recipe.image_size,
-            scale=recipe.train_scale_range,
-            resize=recipe.resize,
-            crop_padding=recipe.crop_padding,
-        ),
+        window=partial(augment.train_window, **crop_options(recipe)),
         images=images,
         views=views,
         seed=recipe.seed,

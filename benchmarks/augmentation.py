@@ -1,0 +1,278 @@
+"""Compare the augmentation of single images with torchvision's: speed, or means and ranges.
+
+python benchmarks/augmentation.py DIR [--rounds 5] [--seconds 6] [--json OUT]
+python benchmarks/augmentation.py DIR --operations [--json OUT]
+
+DIR holds photographs (JPEG files, at any depth). Both make uint8 batches of 128 crops of 224x224 of
+the same files: a crop of 8 to 100 % of the area and of a ratio of 3/4 to 4/3, mirrored or not, and
+then nothing, TrivialAugment, RandAugment, or an affine map (15 degrees, shear, translation), all
+bilinear. keras_vgg uses as many threads as there are cores, PyTorch's DataLoader as many processes.
+torchvision runs on Pillow's images and on tensors, whichever is faster counts. In each round, the
+pipelines run one after another for some seconds, each in a new process.
+
+--operations applies every operation of both policies, at several levels and both signs, to the
+photographs at 224x224, and compares mean, smallest and largest value of each channel of each image.
+This needs PyTorch and torchvision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+SIZE, BATCH = 224, 128
+AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+ROTATION, SHEAR, TRANSLATION = 15.0, 0.1, 0.1
+CASES = ("crop", "trivial", "rand", "affine")
+BACKENDS = ("keras_vgg", "torchvision, Pillow", "torchvision, tensors")
+LEVELS = (9, 30)
+
+# torchvision's name of each operation.
+NAMES = {
+    "rotate": "Rotate", "shear_x": "ShearX", "shear_y": "ShearY", "translate_x": "TranslateX",
+    "translate_y": "TranslateY", "identity": "Identity", "brightness": "Brightness",
+    "saturation": "Color", "contrast": "Contrast", "sharpness": "Sharpness",
+    "posterize": "Posterize", "solarize": "Solarize", "autocontrast": "AutoContrast",
+    "equalize": "Equalize",
+}  # fmt: skip
+
+
+def files_in(directory: Path) -> list[str]:
+    suffixes = (".jpg", ".jpeg")
+    files = sorted(str(path) for path in directory.rglob("*") if path.suffix.lower() in suffixes)
+    if not files:
+        raise SystemExit(f"there are no JPEG files in {directory}")
+    return files
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+# --- speed -----------------------------------------------------------------------------------
+
+
+def ours(files: list[str], case: str) -> Iterator:
+    from functools import partial
+
+    import numpy as np
+    import tensorflow as tf
+
+    from keras_vgg import augment, data
+
+    repeated = np.array(files * -(-max(4096, len(files)) // len(files)), dtype=object)
+    labels = np.zeros(len(repeated), np.int32)
+    split = data.Split("train", len(repeated), labels=labels, paths=repeated)
+    affine = {"rotation": ROTATION, "shear": SHEAR, "translation": TRANSLATION}
+    options: dict[str, dict[str, Any]] = {
+        "crop": {},
+        "trivial": {"policy": augment.trivial_augment()},
+        "rand": {"policy": augment.rand_augment()},
+        "affine": affine,
+    }
+    transform = partial(
+        augment.train_image, size=SIZE, crop_area=AREA, crop_ratio=RATIO, **options[case]
+    )
+    threads = tf.data.Options()
+    threads.threading.private_threadpool_size = cores()
+    return iter(data.training_dataset(split, BATCH, transform, seed=0).with_options(threads))
+
+
+def torchvision_images(files: list[str], case: str, on_tensors: bool) -> Iterator:
+    import math
+
+    import torch
+    from PIL import Image
+    from torchvision.transforms import InterpolationMode, v2
+
+    bilinear = {"interpolation": InterpolationMode.BILINEAR}
+    degrees = math.degrees(math.atan(SHEAR))
+    then = {
+        "crop": [],
+        "trivial": [v2.TrivialAugmentWide(**bilinear)],
+        "rand": [v2.RandAugment(**bilinear)],
+        "affine": [
+            v2.RandomAffine(
+                ROTATION,
+                translate=(TRANSLATION, TRANSLATION),
+                shear=(-degrees, degrees, -degrees, degrees),
+                **bilinear,
+            )
+        ],
+    }[case]
+    first, last = ([v2.PILToTensor()], []) if on_tensors else ([], [v2.PILToTensor()])
+    crop = v2.RandomResizedCrop(SIZE, AREA, RATIO)
+    transform = v2.Compose([*first, crop, v2.RandomHorizontalFlip(), *then, *last])
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 10**6
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return transform(Image.open(files[index % len(files)]).convert("RGB"))
+
+    loader = torch.utils.data.DataLoader(Images(), BATCH, num_workers=cores(), shuffle=True)
+    return iter(loader)
+
+
+def images_per_second(backend: str, case: str, files: list[str], seconds: float) -> float:
+    if backend == "keras_vgg":
+        batches = ours(files, case)
+    else:
+        batches = torchvision_images(files, case, on_tensors=backend.endswith("tensors"))
+    for _ in range(4):  # these trace, fill buffers and start AUTOTUNE
+        next(batches)
+    count, start = 0, time.perf_counter()
+    while (elapsed_seconds := time.perf_counter() - start) < seconds:
+        next(batches)
+        count += BATCH
+    return count / elapsed_seconds
+
+
+def in_new_process(backend: str, case: str, arguments: argparse.Namespace) -> float:
+    command = [sys.executable, __file__, str(arguments.directory), "--only", backend, case]
+    command += ["--seconds", str(arguments.seconds)]
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if process.returncode:
+        raise SystemExit(f"{backend}, {case} failed:\n{process.stderr}")
+    return float(process.stdout.split()[-1])
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    runs: dict[str, dict[str, list[float]]] = {
+        case: {backend: [] for backend in BACKENDS} for case in arguments.cases
+    }
+    for number in range(arguments.rounds):
+        for case in arguments.cases:
+            for backend in BACKENDS:
+                speed = in_new_process(backend, case, arguments)
+                runs[case][backend].append(speed)
+                print(f"round {number + 1}, {case}, {backend}: {speed:.0f}", file=sys.stderr)
+    print(f"{cores()} cores; images/s: median (range) of {arguments.rounds} runs\n")
+    print(f"| case | {' | '.join(BACKENDS)} | ratio to the faster |\n|---|---|---|---|---|")
+    for case, speeds in runs.items():
+        cells = [
+            f"{statistics.median(speeds[backend]):.0f} ({min(speeds[backend]):.0f} to "
+            f"{max(speeds[backend]):.0f})"
+            for backend in BACKENDS
+        ]
+        # A ratio for each round, because the machine's speed drifts.
+        rounds = list(zip(*speeds.values(), strict=True))
+        ratios = [own / max(others) for own, *others in rounds]
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {case} | {' | '.join(cells)} | {ratio} |")
+    return {"images_per_second": runs}
+
+
+# --- means and ranges ------------------------------------------------------------------------
+
+
+def compare_operations(files: list[str]) -> dict[str, Any]:
+    import numpy as np
+    import tensorflow as tf
+    from torchvision import transforms
+
+    from keras_vgg import augment
+    from keras_vgg.augment import policies
+
+    spaces = {
+        "trivial": (
+            augment.trivial_augment(),
+            transforms.TrivialAugmentWide()._augmentation_space(policies.LEVELS),
+        ),
+        "rand": (
+            augment.rand_augment(),
+            transforms.RandAugment()._augmentation_space(policies.LEVELS, (SIZE, SIZE)),
+        ),
+    }
+    images = []
+    for path in files:
+        photograph = tf.io.decode_jpeg(tf.io.read_file(path), 3)
+        pixels = np.rint(augment.eval_image(photograph, size=SIZE, scale=256))
+        images.append(pixels.astype(np.uint8))
+    apply = tf.function(policies.apply)
+    table: dict[str, Any] = {}
+    print("Largest differences from torchvision on Pillow's images, and on tensors\n")
+    print("| policy, operation | mean | smallest, largest | mean | smallest, largest |")
+    print("|---|---|---|---|---|")
+    for policy_name, (policy, space) in spaces.items():
+        strengths = policies.strengths(policy, SIZE)
+        for number, name in enumerate(policies.OPERATIONS):
+            magnitudes, signed = space[NAMES[name]]
+            largest = np.zeros([2, 2])
+            for level in LEVELS if magnitudes.ndim else (0,):
+                magnitude = float(magnitudes[level]) if magnitudes.ndim else 0.0
+                if "translate" in name:  # whole pixels; torchvision would cut 15.999999 to 15
+                    magnitude = int(magnitude + 1e-4)
+                np.testing.assert_allclose(strengths[number, level], magnitude, atol=1e-4)
+                for sign in (1, -1) if signed else (1,):
+                    strength = sign * strengths[number, level] + (name in policies.FACTORS)
+                    operation = policies.Operation(
+                        tf.constant(number), tf.constant(strength, tf.float32)
+                    )
+                    for image in images:
+                        result = apply(operation, tf.constant(image)).numpy()
+                        for backend, theirs in enumerate(peers(image, name, sign * magnitude)):
+                            difference = differences(result, theirs)
+                            largest[backend] = np.maximum(largest[backend], difference)
+            cells = " | ".join(f"{mean:.2f} | {extreme:.0f}" for mean, extreme in largest)
+            print(f"| {policy_name}, {name} | {cells} |", flush=True)
+            table[f"{policy_name}, {name}"] = largest.tolist()
+    return {"photographs": len(files), "largest_difference": table}
+
+
+def peers(image, name: str, magnitude: float) -> Iterator:
+    """Yield torchvision's image on Pillow's images, and on tensors."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.autoaugment import _apply_op
+
+    rest = (NAMES[name], magnitude, InterpolationMode.BILINEAR, None)
+    yield np.asarray(_apply_op(Image.fromarray(image), *rest))
+    yield _apply_op(torch.from_numpy(image).permute(2, 0, 1), *rest).permute(1, 2, 0).numpy()
+
+
+def differences(image, other) -> tuple[float, float]:
+    """Return the largest difference of a channel's mean, and of its smallest or largest value."""
+    means = image.mean((0, 1)) - other.mean((0, 1))
+    extremes = [
+        extreme(image, (0, 1)).astype(int) - extreme(other, (0, 1))
+        for extreme in (lambda x, axes: x.min(axes), lambda x, axes: x.max(axes))
+    ]
+    return abs(means).max(), max(abs(difference).max() for difference in extremes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("directory", type=Path, help="a folder of JPEG photographs")
+    parser.add_argument("--operations", action="store_true", help="compare means and ranges")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="all by default")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each pipeline (5)")
+    parser.add_argument("--seconds", type=float, default=6.0, help="seconds of a run (6)")
+    parser.add_argument("--json", type=Path, help="file for all figures")
+    parser.add_argument("--only", nargs=2, help="run one pipeline and case once in this process")
+    arguments = parser.parse_args()
+    files = files_in(arguments.directory)
+    if arguments.only:
+        print(images_per_second(*arguments.only, files, arguments.seconds))
+        return
+    figures = compare_operations(files) if arguments.operations else measure(arguments)
+    if arguments.json:
+        environment = {"cores": cores(), "machine": platform.platform(), "files": len(files)}
+        arguments.json.write_text(json.dumps({**environment, **figures}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
