@@ -26,6 +26,7 @@ from keras_vgg import cli, demo, explain, runs
 from keras_vgg.demo.answer import Examples, TimeLimit
 from keras_vgg.demo.guard import require_upload
 from keras_vgg.explain.heat import resized
+from keras_vgg.files import sha256_of
 from keras_vgg.fit import Run
 from tests.test_fit import TINY
 
@@ -174,6 +175,21 @@ def test_a_picture_gets_its_classes_and_heat_of_its_size(run, client, tmp_path, 
     assert text.count('scope="row"') == 5
     assert in_order(text, *(f'scope="row">{name}<' for name, _ in expected))
     assert in_order(text, *(f">{share:.2%}</td>" for _, share in expected[:1]))
+
+
+def test_a_calibrated_run_answers_as_predict_does(varied_run, tmp_path):
+    run = Run.open(shutil.copytree(varied_run.directory, tmp_path / "run"))
+    path = tmp_path / GOOD["whole"]
+    save(path, "whole")
+    before = demo.Answerer(run).of_file(path).classes
+    digest = sha256_of(run.model_path)
+    calibration = {"temperature": 2.0, "thresholds": {}, "model_sha256": digest}
+    run.write_json("calibration.json", calibration)
+    ((*expected,),) = runs.predict_files(run, [path])
+    answered = demo.Answerer(run).of_file(path).classes
+    assert [name for name, _ in answered] == [name for name, _ in before]
+    assert answered != before
+    np.testing.assert_allclose([p for _, p in answered], [p for _, p in expected], atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -554,6 +570,7 @@ import sys, time
 from keras_vgg import hardware
 hardware.prepare_environment()
 from keras_vgg.demo import answer, serve
+from keras_vgg.files import sha256_of
 from keras_vgg.fit import Run
 answer.Answerer.of_file = lambda self, path: (print("asked", flush=True), time.sleep(3600))
 serve(Run.open(sys.argv[1]), port=0, announce=lambda address: print(address, flush=True))

@@ -14,8 +14,10 @@ import numpy as np
 from keras_vgg import data, evaluation, explain
 from keras_vgg.augment.geometry import central_window
 from keras_vgg.data.decode import MAX_UPLOAD_PIXELS
+from keras_vgg.evaluation.temperature import apply_temperature
 from keras_vgg.fit import evaluation_transform, load_source
 from keras_vgg.run import Run
+from keras_vgg.runs.calibration import read_calibration
 from keras_vgg.runs.explain import place_heat
 
 _THUMBNAIL = 96  # pixels of the longer side at most
@@ -52,6 +54,7 @@ class Answerer:
         self._transform = evaluation_transform(run.recipe)
         self._layer, self._top = layer, top
         self._bit_depth: data.BitDepth = run.recipe.bit_depth
+        self._calibration = None if run.several_labels else read_calibration(run)
         # An unknown layer must raise here, and tracing must not delay the first answer.
         self.of_image(np.zeros((run.recipe.image_size, run.recipe.image_size, 3), np.uint8))
 
@@ -67,7 +70,11 @@ class Answerer:
     def of_image(self, image: np.ndarray) -> Answer:
         """Return the answer to uint8 [h, w, 3] RGB, with the classes of `runs.predict_files`."""
         views = self._transform(image).numpy()[np.newaxis]
-        (classes,) = evaluation.predict(self._model, views, self._names, top=self._top)
+        (classes,) = evaluation.predict(self._model, views, self._names, top=len(self._names))
+        if self._calibration is not None:
+            names, probabilities = zip(*classes, strict=True)
+            calibrated = apply_temperature(np.array(probabilities), self._calibration.temperature)
+            classes = list(zip(names, calibrated.tolist(), strict=True))
         (heat,) = explain.grad_cam(self._model, views, layer=self._layer)
         window = central_window(
             np.array(image.shape[:2]),
@@ -77,7 +84,7 @@ class Answerer:
         )
         placed_heat = place_heat(heat, window, image.shape[:2])
         seen = float(np.isfinite(placed_heat).mean())
-        return Answer(classes, explain.overlay(image, placed_heat), seen)
+        return Answer(classes[: self._top], explain.overlay(image, placed_heat), seen)
 
 
 class TimeLimit:
