@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from keras_vgg import hardware
-from keras_vgg.fit import compile_model, fit
+from keras_vgg.fit import compile_model, fit, preparation
 from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.optimizer import SGD, AdamW, Layerwise, Muon, averaged_weights, optimizer_for
 from keras_vgg.recipe import Recipe
@@ -200,6 +201,38 @@ def test_a_validation_has_the_averages_and_training_goes_on_bit_for_bit() -> Non
     after = [v.numpy() for v in [*model.variables, *model.optimizer.variables]]
     for now, was in zip(after, before, strict=True):
         np.testing.assert_array_equal(now, was)
+
+
+def test_the_averages_are_found_behind_a_scaled_loss() -> None:
+    weight = keras.Variable([1.0])
+    inner = SGD(0.1, use_ema=True, ema_momentum=0.9)
+    scaled = keras.optimizers.LossScaleOptimizer(inner)
+    scaled.build([weight])
+    model: Any = types.SimpleNamespace(optimizer=scaled)
+    ((variable, average),) = averaged_weights(model)
+    assert variable is weight
+    assert average is not weight
+    assert [*averaged_weights(types.SimpleNamespace(optimizer=SGD(0.1)))] == []
+    assert [*averaged_weights(types.SimpleNamespace(optimizer=keras.optimizers.Adam()))] == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hosts_count", "message"),
+    [
+        (TINY.replace(clip_norm=0.5), 1, "clip_norm=0.5 works on one device"),
+        (TINY.replace(ema_momentum=0.9), 2, "ema_momentum=0.9 with batch_norm works on one host"),
+    ],
+    ids=["devices", "hosts"],
+)
+def test_what_several_devices_or_hosts_would_compute_otherwise_is_refused(
+    recipe: Recipe, hosts_count: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation.hosts, "count", lambda: hosts_count)
+    devices = hardware.Engine(("cpu:0", "cpu:1"), "float32", False)
+    with pytest.raises(ValueError, match=message):
+        preparation._require_possible(recipe, devices)
+    preparation._require_possible(TINY, devices)
+    preparation._require_possible(recipe.replace(clip_norm=0.0, batch_norm=False), devices)
 
 
 class Killed(keras.callbacks.Callback):

@@ -135,7 +135,8 @@ def _require_possible(recipe: Recipe, engine: hardware.Engine) -> None:
     if recipe.ema_momentum and recipe.batch_norm and hosts.count() > 1:
         raise ValueError(
             f"ema_momentum={recipe.ema_momentum:g} with batch_norm works on one host, which "
-            "estimates batch norm's statistics for the averaged weights; set one of them to 0"
+            "estimates batch norm's statistics for the averaged weights; use ema_momentum=0 or "
+            "batch_norm=False"
         )
 
 

@@ -114,6 +114,7 @@ def _without_folders(recipe: Recipe) -> Recipe:
         value = getattr(recipe, name)
         if value is not None and "/" in value and not value.startswith("hf://"):
             changes[name] = PurePath(value).name
+    changes["teachers"] = tuple(PurePath(teacher).name for teacher in recipe.teachers)
     # A recipe is checked as it is made, and a run's name alone is no initialization that exists.
     return dataclasses.replace(recipe, **changes)
 
