@@ -163,7 +163,9 @@ def unet(
 
     Args:
         decoder_filters: Filters of the five stages, from stride 16 to stride 1.
-        decoder_batch_norm: Whether to normalise after the 3x3 convolutions of the stages.
+        decoder_batch_norm: Whether to normalise the encoder's maps, and after the 3x3 convolutions.
+            Oxford's weights give activations of some hundreds, which would drown what comes from
+            below.
         configuration, classes, weights, input_shape, classifier_activation, batch_norm,
             width_multiplier, include_preprocessing, name: As `fcn`; all weights are those of the
             encoder.
@@ -197,11 +199,12 @@ def unet(
         include_preprocessing=include_preprocessing,
     )
     skips: Any = list(maps_of(base).values())[-2::-1]
-    x = base.output
+    x = _normalised(base.output, "decoder5", decoder_batch_norm)
     for number, (skip, width) in enumerate(zip(skips, filters, strict=True)):
         stage = f"decoder{4 - number}"
         x = layers.Conv2DTranspose(width, 2, strides=2, name=f"{stage}_up")(x)
         x = cropped(x, skip, f"{stage}_crop")
+        skip = _normalised(skip, stage, decoder_batch_norm)
         x = layers.Concatenate(name=f"{stage}_concatenate")([x, skip])
         for i in (1, 2):
             conv, use_bias = f"{stage}_conv{i}", not decoder_batch_norm
@@ -211,6 +214,10 @@ def unet(
             x = layers.Activation("relu", name=f"{conv}_relu")(x)
     x = layers.Conv2D(classes, 1, name="score")(x)
     return _classifier(base, x, classifier_activation, name or f"unet_{base.name}")
+
+
+def _normalised(x: Any, stage: str, is_on: bool) -> Any:
+    return layers.BatchNormalization(name=f"{stage}_skip_bn")(x) if is_on else x
 
 
 def _score(classes: int, name: str) -> keras.layers.Layer:
