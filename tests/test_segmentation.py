@@ -32,7 +32,14 @@ def randomized(model):
     return model
 
 
-@pytest.mark.parametrize(("stride", "shape"), [(32, None), (16, (75, 64, 3)), (8, (None, None, 3))])
+@pytest.mark.parametrize(
+    ("stride", "shape"),
+    [
+        pytest.param(32, None, marks=pytest.mark.slow),
+        pytest.param(16, (75, 64, 3), marks=pytest.mark.slow),
+        (8, None),
+    ],
+)
 def test_an_fcn_scores_every_pixel_of_any_size(stride, shape):
     model = dense.fcn("A", 5, stride=stride, hidden_units=8, input_shape=shape, **SMALL)
     probabilities = values(randomized(model)(images(75, 64)))
@@ -46,10 +53,10 @@ def test_an_fcn_scores_every_pixel_of_any_size(stride, shape):
 
 
 def test_a_unet_scores_every_pixel_of_any_size():
-    model = dense.unet("D", 3, **TINY_UNET)
+    model = dense.unet("A", 3, **TINY_UNET)
     for sides in [(64, 64), (45, 70)]:
         assert model(images(*sides)).shape == (2, *sides, 3)
-    assert dense.unet("D", 3, input_shape=(45, 70, 3), **TINY_UNET).output_shape == (
+    assert dense.unet("A", 3, input_shape=(45, 70, 3), **TINY_UNET).output_shape == (
         None,
         45,
         70,
@@ -155,6 +162,7 @@ def test_channels_first_is_refused():
         keras.config.set_image_data_format("channels_last")
 
 
+@pytest.mark.slow
 def test_mixed_precision_keeps_probabilities_in_float32():
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -165,6 +173,18 @@ def test_mixed_precision_keeps_probabilities_in_float32():
     assert values(model(images(32, 32))).dtype == np.float32
 
 
+def test_a_step_changes_the_decoder_and_no_frozen_encoder():
+    model = dense.fcn("A", 2, hidden_units=None, **SMALL)
+    transfer.freeze(model, "all")
+    before = {weight.path: values(weight) for weight in model.weights}
+    model.compile(keras.optimizers.Adam(0.01), "categorical_crossentropy", run_eagerly=True)
+    model.train_on_batch(images(32, 32), np.eye(2)[np.zeros((2, 32, 32), int)])
+    changed = [w.path for w in model.weights if not np.array_equal(values(w), before[w.path])]
+    assert changed
+    assert not [path for path in changed if path.startswith("block")]
+
+
+@pytest.mark.slow
 def test_a_unet_learns_and_its_frozen_encoder_stays(tmp_path):
     keras.utils.set_random_seed(0)
     random = np.random.default_rng(0)

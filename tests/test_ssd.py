@@ -63,12 +63,10 @@ def test_denser_maps_hold_the_ordinary_maps_fc7():
     ordinary = randomized(vgg("A", include_top=False, **SMALL))
     expected = values(dense.reduced_fc(ordinary, source, filters=4)(images(128, 192)))
     scale = np.abs(expected).max()
-    for stride in (16, 8):
-        denser = vgg("A", include_top=False, output_stride=stride, **SMALL)
-        copy_weights(ordinary, denser)
-        actual = values(dense.reduced_fc(denser, source, filters=4)(images(128, 192)))
-        step = 32 // stride
-        np.testing.assert_allclose(actual[:, ::step, ::step], expected, atol=1e-5 * scale)
+    denser = vgg("A", include_top=False, output_stride=8, **SMALL)
+    copy_weights(ordinary, denser)
+    actual = values(dense.reduced_fc(denser, source, filters=4)(images(128, 192)))
+    np.testing.assert_allclose(actual[:, ::4, ::4], expected, atol=1e-5 * scale)
 
 
 def test_dropout_only_trains():
@@ -125,6 +123,7 @@ def test_channels_first_is_refused():
         keras.config.set_image_data_format("channels_last")
 
 
+@pytest.mark.slow
 def test_the_smallest_image():
     model = dense.ssd300(input_shape=(268, 268, 3), **SMALL)
     assert model.output["conv11_2"].shape[1:3] == (1, 1)
@@ -139,6 +138,7 @@ def test_normalization_gives_every_cell_its_scale():
     np.testing.assert_allclose(values(copy(x)), values(layer(x)))
 
 
+@pytest.mark.slow
 def test_a_saved_backbone(tmp_path):
     model = dense.ssd300(**SMALL)
     model.save(tmp_path / "ssd.keras")
