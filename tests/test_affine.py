@@ -84,6 +84,31 @@ def test_a_view_that_changes_nothing_is_the_crop_bit_for_bit(
     np.testing.assert_array_equal(affine.seen(image, window, rescaled=True), crop)
 
 
+@pytest.mark.parametrize("mirrored", [(False, False), (True, True)])
+@pytest.mark.parametrize("shift", [(3.0, -5.0), (0.0, 31.0), (40.0, 0.0)])
+def test_a_move_by_whole_pixels_is_a_crop_elsewhere(
+    shift: tuple[float, float], mirrored: tuple[bool, bool]
+) -> None:
+    image = augment.picture_of(noise(60, 70))
+    window = geometry.central_window([60, 70], size=32, scale=40)
+    view = affine.view_of(32, [affine.affine_map(0.0, shift=shift)], tf.constant(mirrored))
+    assert view.is_upright
+    moved = affine.seen(image, window._replace(view=view), rescaled=True).numpy()
+    # A mirrored image that is moved down is moved up before.
+    signs = np.where(mirrored, 1, -1)
+    start = window.start + (signs * np.array(shift)).astype(np.int64)
+    if shift[0] == 40.0:  # nothing of the image is left
+        assert (moved == 0).all()
+        return
+    elsewhere = window._replace(start=start, inside=False)
+    expected = augment.resample(image, elsewhere, exact=False).numpy()
+    expected = expected[:: -1 if mirrored[0] else 1, :: -1 if mirrored[1] else 1]
+    np.testing.assert_array_equal(moved, expected)
+    # Resampling moves a window to whole pixels of the source, the map does not.
+    warped = affine.warp(image, window, view).numpy()
+    assert np.abs(warped.mean() - moved.mean()) < 2
+
+
 def changed(image: np.ndarray, change: tf.Tensor) -> np.ndarray:
     """A square image that is not rescaled, changed."""
     size = image.shape[0]

@@ -14,8 +14,8 @@ turn, which changes no area:
   as `resample(exact=False)` has it decoded.
 - An image that is still at least k times too large, k = 2, 3, ..., is first reduced k times, with
   antialiasing, in the part that the result shows. What the map then shrinks is less than twofold.
-- A view that does no more than mirror is `resample(exact=False)` and a reversal: pixel for pixel
-  what a window without a view gives.
+- A view that does no more than mirror, and move by whole pixels, is `resample(exact=False)` of a
+  window that lies elsewhere, and a reversal: pixel for pixel what a window without a view gives.
 
 At the border of the image, its outermost pixels are repeated for half a pixel, up to its edge, and
 the edge is blended with black over one pixel of the result. For a result as large as its source,
@@ -85,11 +85,13 @@ def compose(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
 
 def view_of(size: int, changes: list[tf.Tensor], mirrored: tf.Tensor) -> View:
     """Return the View of a window of `size` that is mirrored and then changed in turn by maps."""
-    identity = tf.eye(2, 3)
-    changed, whole = identity, mirror_map(size, mirrored)
+    changed, whole = tf.eye(2, 3), mirror_map(size, mirrored)
     for change in changes:
         changed, whole = compose(changed, change), compose(whole, change)
-    return View(whole, mirrored, tf.reduce_all(changed == identity))
+    shift = whole[:, 2] - mirror_map(size, mirrored)[:, 2]
+    moved = tf.round(shift)
+    is_upright = tf.reduce_all(changed[:, :2] == tf.eye(2)) & tf.reduce_all(shift == moved)
+    return View(whole, mirrored, tf.cast(moved, tf.int64), is_upright)
 
 
 def corners(sides: tf.Tensor | np.ndarray, window: Window) -> tf.Tensor:
@@ -112,18 +114,24 @@ def seen(image: Picture, window: Window, rescaled: bool) -> tf.Tensor:
     view = window.view
     assert view is not None, "a window without a view is resampled, or cut"
 
-    def mirrored_only() -> tf.Tensor:
-        pixels = resample(image, window, exact=False) if rescaled else cut(image, window)
+    start = window.start + view.moved
+    inside = (start < window.scaled) & (start + window.size > 0)  # or nothing is to be resampled
+    elsewhere = window._replace(start=start, inside=False)
+
+    def upright() -> tf.Tensor:
+        pixels = resample(image, elsewhere, exact=False) if rescaled else cut(image, elsewhere)
         pixels = tf.cast(pixels, tf.float32)
         return mirror_if(mirror_if(pixels, view.mirrored[1]), view.mirrored[0], axis=0)
 
-    pixels = tf.cond(view.only_mirrored, mirrored_only, lambda: warp(image, window, view))
+    pixels = tf.cond(
+        view.is_upright & tf.reduce_all(inside), upright, lambda: warp(image, window, view)
+    )
     pixels.set_shape([window.size, window.size, image.channels])
     return pixels
 
 
 def warp(image: Picture, window: Window, view: View) -> tf.Tensor:
-    """Return what `seen` does of a view that does more than mirror, interpolated once."""
+    """Return what `seen` does of a view that turns, shears or moves, interpolated once."""
     image = decoded_smaller(image, window.scaled)
     read_sides = tf.cast(image.sides, tf.int64)
     reduction = tf.maximum(read_sides // window.scaled, 1)

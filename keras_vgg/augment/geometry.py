@@ -19,13 +19,15 @@ class View(NamedTuple):
 
     `map`: float32 [2, 3], from a place in the result to the place in the window that is seen there,
     (row, column) from the upper left corner in pixels; a pixel's centre is at a half. `mirrored`:
-    bool [2], whether `map` mirrors the rows' order, and the columns'. `only_mirrored`: bool scalar,
-    whether it does nothing else.
+    bool [2], whether `map` mirrors the rows' order, and the columns'. `moved`: int64 [2], by how
+    many rows and columns the window lies elsewhere, if `is_upright`: a bool scalar, whether `map`
+    does nothing else.
     """
 
     map: tf.Tensor
     mirrored: tf.Tensor
-    only_mirrored: tf.Tensor
+    moved: tf.Tensor
+    is_upright: tf.Tensor
 
 
 class Window(NamedTuple):

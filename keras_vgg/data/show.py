@@ -269,7 +269,7 @@ def _row(
 
 def _outline(window: Window, height: int, width: int) -> _Outline:
     places = np.asarray(corners(np.array([height, width]), window), float)
-    if window.view is not None and not window.view.only_mirrored:
+    if window.view is not None and not window.view.is_upright:
         return _Outline(places, is_turned=True)
     return _Outline(np.clip(places, 0, [height, width]), is_turned=False)
 
