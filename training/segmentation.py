@@ -105,10 +105,10 @@ def networks(plan: Plan, weights: str) -> dict[str, Callable[[], keras.Model]]:
 
 def scenes(photos: Path, objects: Path, plan: Plan) -> dict[str, Scenes]:
     """Return the training and the test scenes, from 75 and 25 % of the photographs."""
-    source = data.load_source(f"idx:{objects}", validation_fraction=0.1, seed=plan.seed)
     paths = sorted(p for p in photos.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if len(paths) < 10:
         raise ValueError(f"{photos} has {len(paths)} photographs; 10 or more are needed")
+    source = data.load_source(f"idx:{objects}", validation_fraction=0.1, seed=plan.seed)
     paths = [paths[i] for i in np.random.default_rng(plan.seed).permutation(len(paths))]
     edge = round(0.75 * len(paths))
     parts = {"train": (source.train, paths[:edge]), "test": (source.test, paths[edge:])}
