@@ -156,7 +156,7 @@ def ssd300(
     weights: str | Path | None = "imagenet",
     *,
     classifier: keras.Model | None = None,
-    input_shape: tuple[int | None, ...] = (300, 300, 3),
+    input_shape: tuple[int | None, ...] | None = (300, 300, 3),
     include_preprocessing: bool | ImagePreprocessing = True,
     width_multiplier: float = 1.0,
     name: str = "ssd300",
@@ -171,7 +171,8 @@ def ssd300(
     Args:
         weights: As `keras_vgg.vgg`, for the convolutions of the five blocks.
         classifier: As `reduced_fc`. None: fc6 and fc7 begin at random, as do the extra layers.
-        input_shape: (height, width, channels); sides of at least 268, or None.
+        input_shape: (height, width, channels); sides of at least 268, or None. None: RGB of any
+            size.
         include_preprocessing: As `keras_vgg.vgg`, but True by default: images are RGB in [0, 255].
         width_multiplier, name: As `keras_vgg.vgg`; the multiplier scales the extra layers too.
 
@@ -190,7 +191,8 @@ def ssd300(
         print(model.output["conv9_2"].shape)  # (None, 5, 5, 16)
         ```
     """
-    if any(side is not None and side < _SSD_SMALLEST for side in input_shape[:2]):
+    sides = () if input_shape is None else input_shape[:2]
+    if any(side is not None and side < _SSD_SMALLEST for side in sides):
         raise ValueError(
             f"SSD300 needs images of at least {_SSD_SMALLEST}x{_SSD_SMALLEST} pixels, not "
             f"input_shape={input_shape}"
