@@ -125,7 +125,7 @@ def decimated(tensors: Mapping[str, Any], filters: int = 1024) -> dict[str, list
     Args:
         tensors: Layer -> [kernel, bias], such as `keras_vgg.read_weights(path).tensors`; dense or
             convolutional.
-        filters: How many units to keep: each of the first of 4096 / 1024 = 4, for example.
+        filters: How many units to keep: 1024 of 4096 are every fourth.
 
     Returns:
         fc6: kernel [3, 3, channels, filters] and bias; fc7: kernel [1, 1, filters, filters], bias.

