@@ -180,6 +180,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def compare_operations(files: list[str]) -> dict[str, Any]:
     import numpy as np
     import tensorflow as tf
+    import torch
     from torchvision import transforms
 
     from keras_vgg import augment
@@ -200,7 +201,8 @@ def compare_operations(files: list[str]) -> dict[str, Any]:
         photograph = tf.io.decode_jpeg(tf.io.read_file(path), 3)
         pixels = np.rint(augment.eval_image(photograph, size=SIZE, scale=256))
         images.append(pixels.astype(np.uint8))
-    apply = tf.function(policies.apply)
+    pixels = tf.data.Dataset.from_tensor_slices(np.stack(images))
+    torch.set_num_threads(1)
     table: dict[str, Any] = {}
     print("Largest differences from torchvision on Pillow's images, and on tensors\n")
     print("| policy, operation | mean | smallest, largest | mean | smallest, largest |")
@@ -220,8 +222,8 @@ def compare_operations(files: list[str]) -> dict[str, Any]:
                     operation = policies.Operation(
                         tf.constant(number), tf.constant(strength, tf.float32)
                     )
-                    for image in images:
-                        result = apply(operation, tf.constant(image)).numpy()
+                    results = pixels.map(lambda x, drawn=operation: policies.apply(drawn, x))
+                    for image, result in zip(images, results.as_numpy_iterator(), strict=True):
                         for backend, theirs in enumerate(peers(image, name, sign * magnitude)):
                             difference = differences(result, theirs)
                             largest[backend] = np.maximum(largest[backend], difference)

@@ -79,7 +79,7 @@ def autocontrast(image: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
 
 def equalize(image: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
     """Give each channel an even histogram; one with too few values stays as it is."""
-    channels = image.shape[-1]
+    channels = image.shape[-1] or 3
     bins = tf.cast(image, tf.int32) + 256 * tf.range(channels)
     counts = tf.math.bincount(
         tf.reshape(bins, [-1]), minlength=256 * channels, maxlength=256 * channels

@@ -28,6 +28,8 @@ from keras_vgg.augment.geometry import (
 from keras_vgg.augment.picture import Picture, picture_of, takes_pictures
 from keras_vgg.augment.policies import Operation, Policy, draw, map_of, tone
 
+JITTER = ("brightness", "contrast", "saturation", "hue")
+
 
 @takes_pictures
 def train_image(
@@ -67,24 +69,24 @@ def train_image(
     ValueError for what `train_window` and `color_jitter` refuse, a `cutout` outside [0, 1], and a
     `shift` without eigen-decomposition.
     """
-    strengths = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
-    check_strengths(**strengths, hue=hue, cutout=cutout)
+    jitter = (brightness, contrast, saturation, hue)
+    check_strengths(**dict(zip(JITTER, jitter, strict=True)), cutout=cutout)
     shift_of = _shift_options(shift, eigenvalues, eigenvectors)
     image = picture_of(image)
-    crop = {"scale": scale, "resize": resize, "crop_padding": crop_padding}
-    crop |= {"crop_area": crop_area, "crop_ratio": crop_ratio}
-    view = {"rotation": rotation, "shear": shear, "translation": translation, "policy": policy}
-    flips = {"flip": flip, "vertical_flip": vertical_flip}
-    window = train_window(image.sides, seed, size=size, **crop, **view, **flips)
+    window = train_window(
+        image.sides, seed, size=size, scale=scale, resize=resize, crop_padding=crop_padding,
+        crop_area=crop_area, crop_ratio=crop_ratio, rotation=rotation, shear=shear,
+        translation=translation, flip=flip, vertical_flip=vertical_flip, policy=policy,
+    )  # fmt: skip
     rescaled = scale is not None or crop_area is not None
-    pixels = _seen(image, window, seed, rescaled, **flips)
+    pixels = _seen(image, window, seed, rescaled, flip, vertical_flip)
     if policy is not None:
         pixels = _rounded(pixels)
         for operation in _operations(policy, seed, size):
             pixels = tone(operation, pixels)
-    if shift or hue or any(strengths.values()):
+    if shift or any(jitter):
         added = random_shift(_folded(seed, _SHIFT), *shift_of) if shift else None
-        amounts = jitter_amounts(_draws(seed)[4:], *strengths.values(), hue)
+        amounts = jitter_amounts(_draws(seed)[4:], *jitter)
         pixels = adjust_to_uint8(tf.cast(pixels, tf.float32), amounts, added)
     pixels = _rounded(pixels)
     return cut_out(pixels, _view_draws(seed)[6:], cutout) if cutout else pixels

@@ -397,7 +397,8 @@ def _draw_original(axis: Axes, row: _Row, dpi: float) -> None:
         end = across if edges[0] >= edges[1] else down
         place = np.clip(first + share * (end - first), 0, row.sides)
         axis.text(
-            *place[::-1],
+            place[1],
+            place[0],
             f"{view + 1}",
             ha="center",
             va="center",
