@@ -181,8 +181,8 @@ def unet(
         ```python
         from keras_vgg import dense
 
-        model = dense.unet("A", 1, weights=None, classifier_activation="sigmoid")
-        print(model.output_shape)  # (None, None, None, 1)
+        model = dense.unet("A", 2, weights=None, width_multiplier=1 / 16)
+        print(model.output_shape)  # (None, None, None, 2)
         ```
     """
     _check(classes, classifier_activation)
