@@ -180,6 +180,7 @@ class Recorder(keras.callbacks.Callback):
         return TrainingDiverged(
             f"{what} {when}, learning rate {self.learning_rate:g}. Try a lower "
             "--learning-rate, a longer --warmup-epochs"
+            + ("" if self.run.recipe.clip_norm else ", --clip-norm 5")
             + ("" if self.run.recipe.batch_norm else ", or --batch-norm True")
             + f". {self._keeper.checkpoints_note()}"
         )

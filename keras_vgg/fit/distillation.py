@@ -142,10 +142,10 @@ def teach(
         answers = [ops.take(_answer(t.model, x), t.order, axis=-1) for t in teachers]
         # The mean of the probabilities, as of an ensemble.
         target = ops.stop_gradient(sum(map(soften, answers)) / len(answers))
-        soft = temperature**2 * divergence(target, soften(y_pred), sample_weight)
+        soft: Any = divergence(target, soften(y_pred), sample_weight)
         labels_loss: Any = model.loss
         # The total also has the regularization, whose weight stays 1.
-        return total + weight * (soft - labels_loss(y, y_pred, sample_weight))
+        return total + weight * (temperature**2 * soft - labels_loss(y, y_pred, sample_weight))
 
     model.compute_loss = compute_loss
 

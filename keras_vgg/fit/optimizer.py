@@ -49,7 +49,7 @@ class Layerwise(keras.optimizers.Optimizer):
     def ema_momentum(self) -> Any:
         if not self.use_ema:
             return self._ema_momentum
-        steps = ops.cast(self.iterations, "float32")
+        steps: Any = ops.cast(self.iterations, "float32")
         momentum = ops.minimum(self._ema_momentum, (1.0 + steps) / (10.0 + steps))
         parts = self.gradient_accumulation_steps
         if parts is None:
@@ -111,8 +111,10 @@ class AdamW(Layerwise, keras.optimizers.AdamW):
 
     @property
     def epsilon(self) -> Any:
-        steps: Any = ops.cast(self.iterations + 1, "float32")
-        return self._epsilon * ops.sqrt(1.0 - ops.power(self.beta_2, steps))
+        iterations: Any = self.iterations
+        power: Any = ops.power(self.beta_2, ops.cast(iterations + 1, "float32"))
+        factor: Any = ops.sqrt(1.0 - power)
+        return self._epsilon * factor
 
     @epsilon.setter
     def epsilon(self, value: float) -> None:
@@ -132,7 +134,8 @@ class Muon(Layerwise, keras.optimizers.Muon):
     """
 
     def __init__(self, learning_rate: Any, **options: Any) -> None:
-        super().__init__(learning_rate, **{"adam_weight_decay": None} | options)
+        all_options: dict[str, Any] = {"adam_weight_decay": None, **options}
+        super().__init__(learning_rate, **all_options)
 
     def _should_use_adamw(self, variable: Any) -> bool:
         layer = variable.path.split("/")[-2:-1]
