@@ -224,7 +224,7 @@ def test_all_bad_is_an_error_and_leaves_no_file(
         (["--top", "some"], "some"),
         (["--unknown", "0.95"], "keras-vgg calibrate"),
         (["--eval-scale", "40"], "leave out classes, eval_scale and resize"),
-        (["--classes", "nowhere.txt"], "nowhere.txt"),
+        (["--classes", "nowhere.txt"], "--classes nowhere.txt: there is no such file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -121,8 +121,14 @@ class Predict:
             from keras_vgg.imagenet import class_names
 
             return list(class_names())
+        path = Path(self.classes).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"--classes {self.classes}: there is no such file; name a text file with one class "
+                "on every line, or imagenet"
+            )
         try:
-            names = Path(self.classes).expanduser().read_text(encoding="utf-8").splitlines()
+            names = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"--classes {self.classes} is not a text file: {error}") from error
         if not names or not all(name.strip() for name in names):

@@ -175,8 +175,9 @@ def _stage_lines(recipe: Recipe) -> list[str]:
     if recipe.freeze_until != "all":
         mirrored = ", mirror images" if recipe.horizontal_flip else ""
         averaged = ", averaged weights" if recipe.ema_momentum else ""
+        epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
         lines.append(
-            f"then {recipe.freeze_until} and the classifier: {recipe.epochs} epochs, learning rate "
+            f"then {recipe.freeze_until} and the classifier: {epochs}, learning rate "
             f"{recipe.learning_rate:g}, scales {recipe.train_scale_range}{mirrored}{averaged}"
         )
     return lines
