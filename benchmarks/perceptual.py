@@ -6,7 +6,8 @@ python benchmarks/perceptual.py speed WEIGHTS [--packages FOLDER] [--rounds 3]
 WEIGHTS is a file with VGG-16's ImageNet convolutions. Both sides get the same convolutions and
 torchvision's preprocessing. `agreement` compares every photograph, cut to --side pixels, with its
 distortions: blur, noise, JPEG and shift at three strengths each. It also compares gradients.
-`speed` times a batch of 32 pairs at 256 pixels; the engines are processes that take turns.
+`speed` times a batch of 32 pairs at 256 pixels; the engines are processes that take turns. It
+prints the time of the clock, and the processor time, which says more on a machine with other work.
 
 The packages need torchvision, and --packages names a folder that holds all three:
 pip install --no-deps --target FOLDER lpips==0.1.4 DISTS-pytorch==0.1 torchvision
@@ -83,10 +84,13 @@ def trunk(weights: str | Path) -> Any:
     network = VGG16(include_top=False, weights=weights)
     model = VGG16(include_top=False, weights=None, include_preprocessing=preprocessing)
     arrays = network.get_weights()
-    mean, std = np.float32(preprocessing.mean), np.float32(preprocessing.std)
+    mean, std, own_mean = (
+        np.asarray(values, "float32")[:, None]
+        for values in (preprocessing.mean, preprocessing.std, IMAGENET_MEAN)
+    )
     kernel = arrays[0][:, :, ::-1]  # RGB
-    arrays[1] = arrays[1] + (kernel * (mean - np.float32(IMAGENET_MEAN))[:, None]).sum((0, 1, 2))
-    arrays[0] = kernel * std[:, None]
+    arrays[1] = arrays[1] + (kernel * (mean - own_mean)).sum((0, 1, 2))
+    arrays[0] = kernel * std
     model.set_weights(arrays)
     return model
 
@@ -247,31 +251,38 @@ def _prepare(engine: str, weights: str, folder: Path | None) -> None:
         _measured = lambda a, b: peers_distances(name, metric, a, b)[0]  # noqa: E731
 
 
-def _seconds(count: int, side: int) -> float:
+def _seconds(count: int, side: int) -> tuple[float, float]:
+    """Return the seconds of one batch by the clock, and those of all processors."""
     generator = np.random.default_rng(0)
     a, b = (generator.integers(0, 256, (count, side, side, 3)).astype("float32") for _ in range(2))
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     _measured(a, b)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
-def speed(weights: str, folder: Path | None, rounds: int, count: int = 32, side: int = 256) -> None:
+def speed(
+    weights: str, folder: Path | None, metrics: Sequence[str], rounds: int, count: int, side: int
+) -> None:
     context = multiprocessing.get_context("spawn")
-    engines = ("keras_vgg LPIPS", "lpips", "keras_vgg DISTS", "DISTS-pytorch")
+    packages = {"LPIPS": "lpips", "DISTS": "DISTS-pytorch"}
+    engines = [name for metric in metrics for name in (f"keras_vgg {metric}", packages[metric])]
     pools = {name: ProcessPoolExecutor(1, context) for name in engines}
     for name, pool in pools.items():
         pool.submit(_prepare, name, weights, folder).result()
-        pool.submit(_seconds, count, side).result()
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
+        for small in (1, 2):  # TensorFlow's function is for batches of any size after two of them
+            pool.submit(_seconds, small, side).result()
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in engines}
     for _ in range(rounds):
         for name, pool in pools.items():
             seconds[name].append(pool.submit(_seconds, count, side).result())
-    for own, peer in (engines[:2], engines[2:]):
-        ratios = [b / a for a, b in zip(seconds[own], seconds[peer], strict=True)]
-        for name in (own, peer):
-            values = " ".join(f"{s:.1f}" for s in seconds[name])
-            print(f"{name:16} {statistics.median(seconds[name]):6.1f} s   ({values})")
-        print(f"  {statistics.median(ratios):.2f} times as fast as {peer}", flush=True)
+    for own, peer in zip(engines[::2], engines[1::2], strict=True):
+        for place, kind in enumerate(("clock", "processors")):
+            values = {name: [s[place] for s in seconds[name]] for name in (own, peer)}
+            ratios = [b / a for a, b in zip(values[own], values[peer], strict=True)]
+            for name in (own, peer):
+                rounded = " ".join(f"{s:.1f}" for s in values[name])
+                print(f"{name:16} {statistics.median(values[name]):7.1f} s, {kind} ({rounded})")
+            print(f"  {statistics.median(ratios):.2f} times as fast as {peer}", flush=True)
     for pool in pools.values():
         pool.shutdown()
 
@@ -289,10 +300,16 @@ def main() -> None:
     values.add_argument("--first", type=int, help="compare only so many photographs")
     values.add_argument("--every", type=int, default=10, help="gradients of every n-th one (10)")
     times.add_argument("--rounds", type=int, default=3, help="turns of each engine (3)")
+    times.add_argument("--count", type=int, default=32, help="pairs in a batch (32)")
+    times.add_argument("--size", type=int, default=256, help="side of the images, in pixels (256)")
+    times.add_argument(
+        "--metrics", nargs="+", choices=("LPIPS", "DISTS"), default=("LPIPS", "DISTS")
+    )
     options = parser.parse_args()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if options.command == "speed":
-        speed(options.weights, options.packages, options.rounds)
+        settings = (options.metrics, options.rounds, options.count, options.size)
+        speed(options.weights, options.packages, *settings)
         return
     images = list(photographs(options.photographs, options.side))[: options.first]
     results = agreement(images, options.weights, options.packages, options.every)

@@ -110,9 +110,10 @@ class L2Pooling(keras.layers.Layer):
             padding = [(0, 0)] * 4
             padding[axis] = (1, 1)
             x = ops.pad(x, padding)
+            shape: Any = ops.shape(x)
             parts = [[slice(None)] * 4 for _ in range(3)]
             for start, part in enumerate(parts):
-                part[axis] = slice(start, ops.shape(x)[axis] - 2 + start, 2)
+                part[axis] = slice(start, shape[axis] - 2 + start, 2)
             a, b, c = (x[tuple(part)] for part in parts)
             x = 0.25 * (a + c) + 0.5 * b
         # The gradient of the root has no value at 0.

@@ -72,7 +72,7 @@ def test_features_are_those_of_pytorchs_layers(
     options = {"pooling_layers": pooling_layers, "normalize": normalize}
     found = feature_extractor(model, NAMES, **options)(images)
     expected = torch_features(model, images, pooling_layers == "avg")
-    assert list(found) == list(NAMES)
+    assert set(found) == set(NAMES)
     for name in NAMES:
         values = expected[name]
         if normalize:
@@ -184,7 +184,8 @@ def test_published_losses(configuration):
                 np.einsum("nhwa,nhwb->nab", m[layer], m[layer]) / m[layer][0].size for m in maps
             ]
             expected += weight * ((grams[0] - grams[1]) ** 2).sum((1, 2)).mean()
-        np.testing.assert_allclose(float(PerceptualLoss(model, name)(a, b)), expected, rtol=1e-3)
+        found = ops.convert_to_numpy(PerceptualLoss(model, name)(a, b))
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
         assert "arXiv:" in setting.source
 
 

@@ -49,6 +49,8 @@ class ImageDistance:
         self._range = checked_range(value_range)
         network = trunk(weights, preprocessing)
         self._extractor = feature_extractor(network, LAYERS, pooling_layers=pooling_layers)
+        maps: Any = self._extractor.output
+        self._widths: list[int] = [maps[layer].shape[channel_axis()] for layer in LAYERS]
         self._compiled = _Compiled(self)
 
     def __call__(self, y_true: Any, y_pred: Any) -> Any:
@@ -66,11 +68,10 @@ class ImageDistance:
             ValueError: images of different sizes, or smaller than 16x16; values far outside
                 `value_range`. The call warns of values in [0, 1] where the range is [0, 255].
         """
-        one = len(np.shape(y_true)) == len(np.shape(y_pred)) == 3
+        y_true, y_pred = (x if ops.is_tensor(x) else np.asarray(x) for x in (y_true, y_pred))
+        one = len(y_true.shape) == len(y_pred.shape) == 3
         if one:
             y_true, y_pred = y_true[None], y_pred[None]
-        if not isinstance(y_true, np.ndarray) and not ops.is_tensor(y_true):
-            y_true = np.asarray(y_true)
         arrays = isinstance(y_true, np.ndarray) and isinstance(y_pred, np.ndarray)
         require_one_size(y_true, y_pred, LEAST_SIDE, self.name)
         # The preprocessing warns of tensors in [0, 1].
@@ -109,14 +110,12 @@ class ImageDistance:
         return np.concatenate(distances)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what Keras saves with a model that was compiled with the distance."""
-        if isinstance(self._weights, keras.Model):
-            raise ValueError(
-                f"{self.name} holds a network that is not saved with a model: compile with "
-                f"{type(self).__name__}(weights=...), or save the model with its compile undone"
-            )
+        """Return what Keras saves with a model that was compiled with the distance.
+
+        A network that was given as `weights` is not saved.
+        """
         return {
-            "weights": str(self._weights),
+            "weights": None if isinstance(self._weights, keras.Model) else str(self._weights),
             "preprocessing": keras.saving.serialize_keras_object(self._preprocessing),
             "value_range": list(self._range),
             "name": self.name,
@@ -124,6 +123,11 @@ class ImageDistance:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
+        if config["weights"] is None:
+            raise ValueError(
+                f"{config['name']} held a network that was not saved with the model: load the "
+                "model with compile=False, and compile it again"
+            )
         preprocessing = keras.saving.deserialize_keras_object(config.pop("preprocessing"))
         value_range = tuple(config.pop("value_range"))
         return cls(preprocessing=preprocessing, value_range=value_range, **config)
@@ -151,7 +155,8 @@ class _Compiled(keras.Model):
         self._function = distance._differentiable
         self.trunk = distance._extractor  # its weights are this model's
         self.built = True
-        self.compile(jit_compile=False)
+        # XLA would compile for every size of the images. Keras types its default "auto" alone.
+        self.compile(jit_compile=False)  # pyright: ignore[reportArgumentType]
 
     def call(self, inputs):
         return self._function(*inputs)

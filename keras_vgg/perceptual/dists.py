@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_vgg.features import channel_axis
 from keras_vgg.layers import ImagePreprocessing
-from keras_vgg.perceptual.distance import LAYERS, ImageDistance, learned
+from keras_vgg.perceptual.distance import ImageDistance, learned
 from keras_vgg.perceptual.images import BYTES
 
 _SMALL = 1e-6  # the paper's c1 and c2
@@ -53,8 +53,7 @@ class DISTS(ImageDistance):
         name: str = "dists",
     ) -> None:
         super().__init__(weights, preprocessing, value_range, name, pooling_layers="l2")
-        axis = channel_axis()
-        widths = [_COLORS, *(self._extractor.output[layer].shape[axis] for layer in LAYERS)]
+        widths = [_COLORS, *self._widths]
         values = learned("dists.safetensors")
         if sum(widths) != len(values["alpha"]):
             raise ValueError(f"{name} needs VGG-16's channels, not {widths[1:]}")
@@ -65,17 +64,25 @@ class DISTS(ImageDistance):
         )
 
     def _distance(self, first: Any, second: Any, first_maps: Any, second_maps: Any) -> Any:
-        images = [image / 255.0 for image in (first, second)]
-        axes = (2, 3) if channel_axis() == 1 else (1, 2)
         similarity: Any = 0.0
-        pairs = zip([images[0], *first_maps], [images[1], *second_maps], strict=True)
-        for (a, b), alpha, beta in zip(pairs, self._texture, self._structure, strict=True):
-            means = [ops.mean(x, axis=axes, keepdims=True) for x in (a, b)]
-            a, b = (x - mean for x, mean in zip((a, b), means, strict=True))
-            a_mean, b_mean = (ops.squeeze(mean, axes) for mean in means)  # [n, c]
-            texture = (2 * a_mean * b_mean + _SMALL) / (a_mean**2 + b_mean**2 + _SMALL)
-            a_variance, b_variance = (ops.mean(ops.square(x), axis=axes) for x in (a, b))
-            covariance = ops.mean(a * b, axis=axes)
-            structure = (2 * covariance + _SMALL) / (a_variance + b_variance + _SMALL)
+        pairs = zip([first / 255.0, *first_maps], [second / 255.0, *second_maps], strict=True)
+        for pair, alpha, beta in zip(pairs, self._texture, self._structure, strict=True):
+            texture, structure = _similarities(*pair)
+            alpha, beta = (ops.convert_to_tensor(part) for part in (alpha, beta))
             similarity = similarity + ops.sum(alpha * texture + beta * structure, axis=1)
         return 1.0 - similarity
+
+
+def _similarities(a: Any, b: Any) -> tuple[Any, Any]:
+    """Return how alike the means, and the structures, of two maps are in each channel, [n, c]."""
+    axes = (2, 3) if channel_axis() == 1 else (1, 2)
+
+    def mean(x: Any) -> Any:
+        return ops.mean(x, axis=axes)
+
+    a_mean, b_mean = mean(a), mean(b)
+    texture = (2 * a_mean * b_mean + _SMALL) / (a_mean**2 + b_mean**2 + _SMALL)
+    # The products of what exceeds the mean: E[ab] - E[a] E[b] would lose digits.
+    a, b = (x - ops.mean(x, axis=axes, keepdims=True) for x in (a, b))
+    variances = mean(ops.square(a)) + mean(ops.square(b))
+    return texture, (2 * mean(a * b) + _SMALL) / (variances + _SMALL)

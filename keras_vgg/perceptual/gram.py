@@ -17,11 +17,13 @@ def gram_matrix(feature_map: Any) -> Any:
     """
     if len(feature_map.shape) != 4:
         raise ValueError(f"a Gram matrix needs a map [n, h, w, c], not {tuple(feature_map.shape)}")
-    features = ops.cast(feature_map, "float32")
+    features: Any = ops.cast(feature_map, "float32")
     if channel_axis() == 1:
         features = ops.moveaxis(features, 1, -1)
-    count, height, width, channels = ops.shape(features)
-    rows = ops.reshape(features, (count, height * width, channels))
+    shape: Any = ops.shape(features)
+    count, height, width, channels = shape
+    rows: Any = ops.reshape(features, (count, height * width, channels))
     # Divided first: the sum over a large map would lose digits, and may overflow.
-    rows = rows / ops.sqrt(ops.cast(height * width * channels, "float32"))
+    root: Any = ops.sqrt(ops.cast(height * width * channels, "float32"))
+    rows = rows / root
     return ops.matmul(ops.transpose(rows, (0, 2, 1)), rows)

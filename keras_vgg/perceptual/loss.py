@@ -83,11 +83,11 @@ class PerceptualLoss(keras.losses.Loss):
                 raise ValueError(f"{layers!r} states its layers: pass no style_layers")
             layers, style_layers = setting.layers, setting.style_layers
             distance = distance or setting.distance
-        distance = distance or "l2"
+        self._distance = distance or "l2"
         self._layers, self._style_layers = _weighted(layers), _weighted(style_layers)
         both = list(dict.fromkeys([*self._layers, *self._style_layers]))
         self._extractor = feature_extractor(model, both, pooling_layers=pooling_layers)
-        if distance not in ("l2", "l1"):
+        if self._distance not in ("l2", "l1"):
             raise ValueError(f"distance must be 'l2' or 'l1', not {distance!r}")
         inside = any(isinstance(layer, ImagePreprocessing) for layer in all_layers(model))
         # True does not say which preprocessing.
@@ -99,7 +99,6 @@ class PerceptualLoss(keras.losses.Loss):
                 else "the model has no preprocessing inside: pass that of its training, such as "
                 "ImagePreprocessing.caffe(), or False if the images come preprocessed"
             )
-        self._distance = distance
         self._preprocessing = preprocessing if outside else None
         self._range = checked_range(value_range)
         self._checks_range = preprocessing is not False
@@ -122,9 +121,9 @@ class PerceptualLoss(keras.losses.Loss):
             total = total + weight * mean
         for name, weight in self._style_layers.items():
             true_gram = ops.stop_gradient(gram_matrix(true_features[name]))
-            total = total + weight * ops.sum(
-                measure(gram_matrix(features[name]) - true_gram), axis=(1, 2)
-            )
+            difference = measure(gram_matrix(features[name]) - true_gram)
+            sum_of_matrix: Any = ops.sum(difference, axis=(1, 2))
+            total = total + weight * sum_of_matrix
         return nan_unless_finite(total, (y_true, y_pred))
 
     def _features(self, images: Any) -> dict[str, Any]:

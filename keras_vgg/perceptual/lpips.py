@@ -53,28 +53,30 @@ class LPIPS(ImageDistance):
         layers = learned("lpips_vgg.safetensors")
         self._channel_weights = [layers[f"lin{i}"] for i in range(len(LAYERS))]
         super().__init__(weights, preprocessing, value_range, name)
-        _require_widths(self._extractor, self._channel_weights, name)
+        needed = [len(weights) for weights in self._channel_weights]
+        if self._widths != needed:
+            raise ValueError(f"{name} needs VGG-16's channels {needed}, not {self._widths}")
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "spatial": self._spatial}
 
     def _distance(self, first: Any, second: Any, first_maps: Any, second_maps: Any) -> Any:
         axis = channel_axis()
-        height, width = (ops.shape(first)[i] for i in ((2, 3) if axis == 1 else (1, 2)))
+        shape: Any = ops.shape(first)
+        size = shape[2:] if axis == 1 else shape[1:3]
         total: Any = 0.0
         for a, b, weights in zip(first_maps, second_maps, self._channel_weights, strict=True):
             squares = ops.square(_unit(a, axis) - _unit(b, axis))
             # [n, h, w]: the sum over the channels, each with its weight.
-            distance: Any = ops.tensordot(
-                squares, ops.convert_to_tensor(weights), axes=[[axis], [0]]
+            distance: Any = ops.matmul(
+                squares if axis == -1 else ops.moveaxis(squares, 1, -1),
+                ops.convert_to_tensor(weights[:, None]),
             )
             if self._spatial:
-                maps = ops.image.resize(
-                    distance[..., None], (height, width), data_format="channels_last"
-                )
-                total = total + maps[..., 0]
+                distance = ops.image.resize(distance, tuple(size), data_format="channels_last")
+                total = total + distance[..., 0]
             else:
-                total = total + ops.mean(distance, axis=(1, 2))
+                total = total + ops.mean(distance, axis=(1, 2, 3))
         return total
 
 
@@ -82,14 +84,5 @@ def _unit(features: Any, axis: int) -> Any:
     """Return features divided by each pixel's length; where all are 0, the gradient is finite."""
     squares: Any = ops.sum(ops.square(features), axis=axis, keepdims=True)
     is_zero = squares == 0
-    length = ops.where(is_zero, 0.0, ops.sqrt(ops.where(is_zero, 1.0, squares)))
+    length: Any = ops.where(is_zero, 0.0, ops.sqrt(ops.where(is_zero, 1.0, squares)))
     return features / (length + 1e-10)
-
-
-def _require_widths(extractor: keras.Model, weights: Any, name: str) -> None:
-    """Raise a ValueError unless the network has VGG-16's channels."""
-    axis = channel_axis()
-    found = [extractor.output[layer].shape[axis] for layer in LAYERS]
-    needed = [len(values) for values in weights]
-    if found != needed:
-        raise ValueError(f"{name} needs VGG-16's channels {needed}, not {found}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Setting:
     network: str
     layers: Mapping[str, float] = dataclasses.field(default_factory=dict)
     style_layers: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    distance: str = "l2"
+    distance: Literal["l2", "l1"] = "l2"
     source: str = ""
     note: str = ""
 

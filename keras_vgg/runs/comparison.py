@@ -147,7 +147,7 @@ def _compared(
         for first, second in progress.track(pairs, description="compare"):
             try:
                 images = [load_image(path) for path in (first, second)]
-                values = {name: _value(name, *images, learned) for name in metrics}
+                values = {name: _value(name, images[0], images[1], learned) for name in metrics}
             except (OSError, ValueError) as error:
                 yield Comparison(first, second, {}, " ".join(str(error).split()))
             else:
