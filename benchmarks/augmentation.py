@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 ROTATION, SHEAR, TRANSLATION = 15.0, 0.1, 0.1
 CASES = ("crop", "trivial", "rand", "affine")
 BACKENDS = ("keras_vgg", "torchvision, Pillow", "torchvision, tensors")
-LEVELS = (9, 30)
+LEVELS = (9, 30)  # of 0 to 30
 
 # torchvision's name of each operation.
 NAMES = {
@@ -92,7 +92,7 @@ def torchvision_images(files: list[str], case: str, on_tensors: bool) -> Iterato
 
     import torch
     from PIL import Image
-    from torchvision.transforms import InterpolationMode, v2
+    from torchvision.transforms import InterpolationMode, v2  # pyright: ignore[reportMissingImports]
 
     bilinear = {"interpolation": InterpolationMode.BILINEAR}
     degrees = math.degrees(math.atan(SHEAR))
@@ -177,11 +177,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 # --- means and ranges ------------------------------------------------------------------------
 
 
-def compare_operations(files: list[str]) -> dict[str, Any]:
+def compare_operations(files: list[str], levels: Sequence[int]) -> dict[str, Any]:
     import numpy as np
     import tensorflow as tf
     import torch
-    from torchvision import transforms
+    from torchvision import transforms  # pyright: ignore[reportMissingImports]
 
     from keras_vgg import augment
     from keras_vgg.augment import policies
@@ -201,7 +201,8 @@ def compare_operations(files: list[str]) -> dict[str, Any]:
         photograph = tf.io.decode_jpeg(tf.io.read_file(path), 3)
         pixels = np.rint(augment.eval_image(photograph, size=SIZE, scale=256))
         images.append(pixels.astype(np.uint8))
-    pixels = tf.data.Dataset.from_tensor_slices(np.stack(images))
+    images = np.stack(images)
+    pixels = tf.data.Dataset.from_tensor_slices(images)
     torch.set_num_threads(1)
     table: dict[str, Any] = {}
     print("Largest differences from torchvision on Pillow's images, and on tensors\n")
@@ -212,7 +213,7 @@ def compare_operations(files: list[str]) -> dict[str, Any]:
         for number, name in enumerate(policies.OPERATIONS):
             magnitudes, signed = space[NAMES[name]]
             largest = np.zeros([2, 2])
-            for level in LEVELS if magnitudes.ndim else (0,):
+            for level in levels if magnitudes.ndim else (0,):
                 magnitude = float(magnitudes[level]) if magnitudes.ndim else 0.0
                 if "translate" in name:  # whole pixels; torchvision would cut 15.999999 to 15
                     magnitude = int(magnitude + 1e-4)
@@ -223,35 +224,42 @@ def compare_operations(files: list[str]) -> dict[str, Any]:
                         tf.constant(number), tf.constant(strength, tf.float32)
                     )
                     results = pixels.map(lambda x, drawn=operation: policies.apply(drawn, x))
-                    for image, result in zip(images, results.as_numpy_iterator(), strict=True):
-                        for backend, theirs in enumerate(peers(image, name, sign * magnitude)):
-                            difference = differences(result, theirs)
-                            largest[backend] = np.maximum(largest[backend], difference)
+                    result = results.batch(len(images)).get_single_element().numpy()
+                    for backend, theirs in enumerate(peers(images, name, sign * magnitude)):
+                        difference = differences(result, theirs)
+                        largest[backend] = np.maximum(largest[backend], difference)
             cells = " | ".join(f"{mean:.2f} | {extreme:.0f}" for mean, extreme in largest)
             print(f"| {policy_name}, {name} | {cells} |", flush=True)
             table[f"{policy_name}, {name}"] = largest.tolist()
     return {"photographs": len(files), "largest_difference": table}
 
 
-def peers(image, name: str, magnitude: float) -> Iterator:
-    """Yield torchvision's image on Pillow's images, and on tensors."""
+def peers(images, name: str, magnitude: float) -> Iterator:
+    """Yield torchvision's images [n, size, size, 3]: of Pillow's images, and of tensors."""
     import numpy as np
     import torch
     from PIL import Image
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.autoaugment import _apply_op
+    from torchvision.transforms import (
+        InterpolationMode,  # pyright: ignore[reportMissingImports]
+        autoaugment,  # pyright: ignore[reportMissingImports]
+    )
 
-    rest = (NAMES[name], magnitude, InterpolationMode.BILINEAR, None)
-    yield np.asarray(_apply_op(Image.fromarray(image), *rest))
-    yield _apply_op(torch.from_numpy(image).permute(2, 0, 1), *rest).permute(1, 2, 0).numpy()
+    def apply(image: Any) -> Any:
+        bilinear = InterpolationMode.BILINEAR
+        return autoaugment._apply_op(image, NAMES[name], magnitude, bilinear, None)
+
+    yield np.stack([np.asarray(apply(Image.fromarray(image))) for image in images])
+    yield apply(torch.from_numpy(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
 
 
-def differences(image, other) -> tuple[float, float]:
+def differences(images, others) -> tuple[float, float]:
     """Return the largest difference of a channel's mean, and of its smallest or largest value."""
-    means = image.mean((0, 1)) - other.mean((0, 1))
+    import numpy as np
+
+    means = images.mean((1, 2)) - others.mean((1, 2))
     extremes = [
-        extreme(image, (0, 1)).astype(int) - extreme(other, (0, 1))
-        for extreme in (lambda x, axes: x.min(axes), lambda x, axes: x.max(axes))
+        extreme(images, axis=(1, 2)).astype(int) - extreme(others, axis=(1, 2))
+        for extreme in (np.min, np.max)
     ]
     return abs(means).max(), max(abs(difference).max() for difference in extremes)
 
@@ -260,6 +268,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("directory", type=Path, help="a folder of JPEG photographs")
     parser.add_argument("--operations", action="store_true", help="compare means and ranges")
+    parser.add_argument(
+        "--levels", type=int, nargs="+", default=LEVELS, help="strengths to compare (9 30)"
+    )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="all by default")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each pipeline (5)")
     parser.add_argument("--seconds", type=float, default=6.0, help="seconds of a run (6)")
@@ -268,9 +279,12 @@ def main() -> None:
     arguments = parser.parse_args()
     files = files_in(arguments.directory)
     if arguments.only:
-        print(images_per_second(*arguments.only, files, arguments.seconds))
+        backend, case = arguments.only
+        print(images_per_second(backend, case, files, arguments.seconds))
         return
-    figures = compare_operations(files) if arguments.operations else measure(arguments)
+    figures = (
+        compare_operations(files, arguments.levels) if arguments.operations else measure(arguments)
+    )
     if arguments.json:
         environment = {"cores": cores(), "machine": platform.platform(), "files": len(files)}
         arguments.json.write_text(json.dumps({**environment, **figures}, indent=2))
