@@ -166,9 +166,9 @@ def unet(
         decoder_batch_norm: Whether to normalise the encoder's maps, and after the 3x3 convolutions.
             Oxford's weights give activations of some hundreds, which would drown what comes from
             below.
-        configuration, classes, weights, input_shape, classifier_activation, batch_norm,
-            width_multiplier, include_preprocessing, name: As `fcn`; all weights are those of the
-            encoder.
+        configuration, classes, weights, input_shape: As `fcn`; all weights are the encoder's.
+        classifier_activation, batch_norm, width_multiplier: As `fcn`.
+        include_preprocessing, name: As `fcn`.
 
     Returns:
         An uncompiled `keras.Model`. `keras_vgg.transfer.freeze` freezes its encoder.
