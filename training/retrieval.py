@@ -74,7 +74,7 @@ def pooled(images: np.ndarray, weights: Path, size: int, cache: Path) -> dict[st
                     for power in (2, 3, 5):
                         parts[f"{layer} GeM, p = {power}"] = transfer.generalized_mean(x, power)
                     parts[f"{layer} regions"] = transfer.region_maxima(x, 3)
-                arrays.add(**{name: ops.convert_to_numpy(value) for name, value in parts.items()})
+                arrays.add(**{name: np.asarray(value) for name, value in parts.items()})
                 progress.advance(task, BATCH)
     return arrays.load()
 

@@ -41,6 +41,8 @@ def stylize(
 ) -> np.ndarray:
     """Return the image, float32 [h, w, 3] in [0, 255], after so many steps that lower its loss.
 
+    L-BFGS ends earlier where it finds no lower loss.
+
     Args:
         objective: A `StyleObjective`, or another function from an image to (losses, gradient).
         image: The first image, RGB in [0, 255], such as the content.
@@ -82,22 +84,28 @@ def _by_lbfgs(
 
     computed: dict[bytes, Losses] = {}  # of the images since the last step
     scale = 1.0 / max(_checked(objective, image)[0].total, 1e-30)
+    # The first step has the length 1: in this unit, a grey level for each pixel. A shorter step
+    # changes the loss by less than its rounding errors.
+    unit = image.size**0.5
     done = 0
 
+    def as_image(pixels: np.ndarray) -> np.ndarray:
+        return np.clip(unit * pixels, 0, 255).reshape(image.shape).astype("float32")
+
     def loss_and_gradient(pixels: np.ndarray) -> tuple[float, np.ndarray]:
-        losses, gradient = _checked(objective, pixels.reshape(image.shape).astype("float32"))
+        losses, gradient = _checked(objective, as_image(pixels))
         computed[pixels.tobytes()] = losses
-        return losses.total * scale, gradient.ravel().astype("float64") * scale
+        return losses.total * scale, gradient.ravel().astype("float64") * (scale * unit)
 
     def after_step(pixels: np.ndarray) -> None:
         nonlocal done
         done += 1
         losses = computed[pixels.tobytes()]
         computed.clear()
-        on_step(Step(done, pixels.reshape(image.shape).astype("float32"), losses))
+        on_step(Step(done, as_image(pixels), losses))
 
     # SciPy ends where rounding hides a decrease. Another start forgets the past steps, and goes on.
-    pixels = image.ravel().astype("float64")
+    pixels = image.ravel().astype("float64") / unit
     while done < steps:
         before = done
         # maxls: the paper's pictures need few tries for the length of a step.
@@ -107,14 +115,14 @@ def _by_lbfgs(
             pixels,
             jac=True,
             method="L-BFGS-B",
-            bounds=Bounds(0, 255),
+            bounds=Bounds(0, 255 / unit),
             callback=after_step,
             options=options | {"ftol": 0, "gtol": 0},
         )
         pixels = result.x
         if done == before:
             break
-    return pixels.reshape(image.shape).astype("float32")
+    return as_image(pixels)
 
 
 def _by_adam(

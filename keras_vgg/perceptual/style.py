@@ -54,13 +54,15 @@ class Losses(NamedTuple):
 def style_loss(feature_map: Any, style_gram: Any) -> Any:
     """Return the loss of style of maps [n, h, w, c], [n]; `style_gram` is [c, c] or [n, c, c]."""
     difference: Any = ops.square(gram_matrix(feature_map) - style_gram)
-    return ops.sum(difference, axis=(1, 2)) / 4
+    total: Any = ops.sum(difference, axis=(1, 2))
+    return total / 4
 
 
 def content_loss(feature_map: Any, content_map: Any) -> Any:
     """Return the loss of content of maps [n, h, w, c], [n]."""
     difference: Any = ops.square(ops.cast(feature_map, "float32") - content_map)
-    return ops.mean(difference, axis=(1, 2, 3)) / 2
+    mean: Any = ops.mean(difference, axis=(1, 2, 3))
+    return mean / 2
 
 
 def windows(height: int, width: int, tile: int | None = None) -> list[Window]:
@@ -139,11 +141,12 @@ class StyleObjective:
         self._style_layers, self._content_layer = tuple(style_layers), content_layer
         self._names = tuple(dict.fromkeys((*style_layers, content_layer)))
         self._strides = {name: _stride(name) for name in self._names}
-        self._windows = windows(*content.shape[:2], tile)
+        self._windows = windows(content.shape[0], content.shape[1], tile)
         extractor = feature_extractor(model, self._names, pooling_layers=pooling_layers)
         self._sums = _sums_network(extractor, self._style_layers, content_layer)
         own = [self._sums_of(content, window) for window in self._windows]
-        others = [self._sums_of(style, w) for w in windows(*style.shape[:2], tile)]
+        style_windows = windows(style.shape[0], style.shape[1], tile)
+        others = [self._sums_of(style, w) for w in style_windows]
         self._content_maps = [sums[-1] for sums in own]
         self._style_grams = _gram_sums(others, len(style_layers))
         means = self._means(own, content.shape) + self._means(others, style.shape)
@@ -152,7 +155,7 @@ class StyleObjective:
         weights = style_weight * scales[:-1] ** 4 / len(style_layers)
         channels = self._content_maps[0].shape[-1]
         terms = channels * self._place_count(content_layer, content.shape)
-        self._weights = np.float32([*weights, scales[-1] ** 2 / terms])
+        self._weights = np.array([*weights, scales[-1] ** 2 / terms], "float32")
         self._style_weight = style_weight
         self._gradient = gradient_of(
             _loss_network(extractor, self._style_layers, content_layer),
@@ -338,7 +341,8 @@ def _loss_network(
     losses = []
     for name, mask, other, style in zip(style_layers, masks, rest, wanted, strict=False):
         difference = _gram_sum(maps[name], mask) + other - style
-        losses.append(ops.sum(ops.square(difference), axis=(1, 2)) / 4)
-    square: Any = ops.square((maps[content_layer] - content) * masks[-1])
-    losses.append(ops.sum(square, axis=(1, 2, 3)) / 2)
+        total: Any = ops.sum(ops.square(difference), axis=(1, 2))
+        losses.append(total / 4)
+    total = ops.sum(ops.square((maps[content_layer] - content) * masks[-1]), axis=(1, 2, 3))
+    losses.append(total / 2)
     return keras.Model([*rest, *wanted, *masks, content, image], ops.stack(losses, axis=1))

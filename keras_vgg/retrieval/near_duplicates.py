@@ -11,6 +11,8 @@ blurred, brighter, grey or have a caption. A crop of 5 % from each edge is not: 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 NEAR = 40  # bits
@@ -43,7 +45,8 @@ def perceptual_hash(image: np.ndarray) -> np.ndarray:
     luma = np.asarray(small, "float64")
     if luma.std() < _STRUCTURE:
         return np.zeros(32, np.uint8)
-    low: np.ndarray = dctn(luma, norm="ortho")[:_FREQUENCIES, :_FREQUENCIES].ravel()[1:]
+    frequencies: Any = dctn(luma, norm="ortho")
+    low = frequencies[:_FREQUENCIES, :_FREQUENCIES].ravel()[1:]
     return np.packbits(low > np.median(low))
 
 

@@ -106,7 +106,7 @@ def learn_whitening(descriptors: np.ndarray, dimensions: int | None = None) -> W
         raise ValueError(f"a whitening is learnt on at least 2 descriptors, not on {len(values)}")
     if (values == values[0]).all():
         raise ValueError("the descriptors are all equal: no whitening can be learnt on them")
-    pca = PCA(svd_solver="full").fit(values.astype("float64"))
+    pca: Any = PCA(svd_solver="full").fit(values.astype("float64"))
     variances: np.ndarray = pca.explained_variance_
     varying = int((variances > _FLAT * variances.max()).sum())
     kept = varying if dimensions is None else dimensions

@@ -230,12 +230,13 @@ def _described(index: PhotoIndex, chunk: Sequence[IndexedFile], describe: Descri
 
 def _joined(parts: Sequence[PhotoIndex]) -> PhotoIndex:
     """Return the index of the files of all parts."""
-    full = [part for part in parts if part.descriptors is not None and part.hashes is not None]
+    descriptors = [part.descriptors for part in parts if part.descriptors is not None]
+    hashes = [part.hashes for part in parts if part.hashes is not None]
     return PhotoIndex(
         parts[0].folder,
         parts[0].settings,
         tuple(file for part in parts for file in part.files),
         tuple(file for part in parts for file in part.bad),
-        np.concatenate([part.descriptors for part in full]) if full else None,
-        np.concatenate([part.hashes for part in full]) if full else None,
+        np.concatenate(descriptors) if descriptors else None,
+        np.concatenate(hashes) if hashes else None,
     )

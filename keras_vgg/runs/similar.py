@@ -132,7 +132,7 @@ class PhotoSearch:
             )
         loaded = None
         if whitening is not None and os.fspath(whitening) != _FROM_FOLDER:
-            loaded = retrieval.load_whitening(whitening)
+            loaded = retrieval.load_whitening(os.fspath(whitening))
         settings = self._description.settings
         self.index_path = _default_index(folder, settings) if index is None else Path(index)
         known = open_index(self.index_path, folder, settings)
@@ -204,7 +204,8 @@ class PhotoSearch:
             return np.zeros((0, 0), "float32"), np.zeros((0, 32), "uint8"), reasons
         hashes = np.stack([retrieval.perceptual_hash(image) for image in images])
         if self._network.inputs[0].shape[-1] == 1:
-            images = [to_grey(image).numpy() for image in images]
+            pictures: list[Any] = images
+            images = [np.asarray(to_grey(picture)) for picture in pictures]
         descriptors = embed(
             self._network,
             images,

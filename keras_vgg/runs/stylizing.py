@@ -154,6 +154,9 @@ def stylize_files(
                 learning_rate=settings.learning_rate,
                 on_step=after_step,
             )
+    if len(losses) <= steps:
+        on_line(f"ended after {len(losses) - 1} steps: L-BFGS finds no lower loss")
+        _write_losses(folder / _LOSSES, losses)
     save_picture(image, out)
     (folder / _STATE).unlink(missing_ok=True)
     return losses

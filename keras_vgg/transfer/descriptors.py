@@ -168,7 +168,8 @@ def _views(
         maps = [x.name for x in model.layers if len(np.shape(x.output)) == 4]
         layer = "fc2" if "fc2" in maps else "block5_pool"
     extractor = feature_extractor(model, layer)
-    shape = extractor.output[layer].shape
+    outputs: Any = extractor.output
+    shape = outputs[layer].shape
     if needs_map and len(shape) != 4:
         raise ValueError(
             f"{layer} gives {tuple(shape)}, which is no feature map: pool it by 'avg', or name a "
