@@ -59,6 +59,12 @@ BUDGETS = {
         "SEEDS": (1,),
     },
     "09_medical_style_study": {"FOLDS": 2, "EPOCHS": 2},
+    "10_style": {
+        "WEIGHTS": lambda here: network(here, include_top=False),
+        "SIZE": 64,
+        "STEPS": 2,
+        "STYLE_WEIGHTS": (1,),
+    },
 }
 
 # LiteRT writes this line as it starts, at any log level. Nothing else may be on a cell's stderr.
@@ -103,9 +109,9 @@ def named(target):
     return [e.id for e in getattr(target, "elts", [target])]
 
 
-def test_all_nine_are_run():
+def test_all_ten_are_run():
     assert [path.stem for path in NOTEBOOKS] == sorted(BUDGETS)
-    assert len(BUDGETS) == 9
+    assert len(BUDGETS) == 10
 
 
 # Most take half a minute; the first shows how a notebook is run.
