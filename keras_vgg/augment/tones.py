@@ -1,8 +1,7 @@
 """The colour operations of AutoAugment's successors: uint8 [size, size, 1 or 3] -> the same.
 
-They are Pillow's (`ImageEnhance`, `ImageOps`), which the papers use; the result is rounded where
-Pillow cuts off what follows the point. Each takes its strength as a float32 scalar, and some do not
-use it.
+They are Pillow's (`ImageEnhance`, `ImageOps`), which the papers use, and like Pillow they cut off
+what follows the point. Each takes its strength as a float32 scalar, and some do not use it.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from keras_vgg.augment.color import LUMA, adjust_to_uint8
 
 Tone = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
+_ALMOST = 1e-3  # below a whole number: float32 has 99.99999 for 100
+
 
 def unchanged(image: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
     return image
@@ -22,7 +23,7 @@ def unchanged(image: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
 
 def brightness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Multiply by `factor`: 0 is black."""
-    return _rounded(tf.cast(image, tf.float32) * factor)
+    return _whole(tf.cast(image, tf.float32) * factor)
 
 
 def contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -31,14 +32,16 @@ def contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     # Rows first: the mean over both axes at once is ten times as slow.
     means = tf.reduce_mean(tf.reduce_mean(pixels, axis=0), axis=0)
     mean = tf.reduce_sum(means * LUMA) if image.shape[-1] == 3 else means[0]
-    return _rounded(pixels * factor + (1.0 - factor) * mean)
+    return _whole(pixels * factor + (1.0 - factor) * mean)
 
 
 def saturation(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Scale the distance of each pixel from its luma: 0 is grey. Pillow's name is Color."""
     if image.shape[-1] == 1:
         return image
-    return adjust_to_uint8(tf.cast(image, tf.float32), (0.0, 1.0, factor, 0.0), None)
+    # adjust_to_uint8 adds a half, to round.
+    shift = tf.fill([3], _ALMOST - 0.5)
+    return adjust_to_uint8(tf.cast(image, tf.float32), (0.0, 1.0, factor, 0.0), shift)
 
 
 def sharpness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -52,7 +55,7 @@ def sharpness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     box = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
     middle = pixels[1:-1, 1:-1]
     change = (1.0 - factor) * (box - 9.0 * middle) / 13.0
-    return _rounded(pixels + tf.pad(change, [[1, 1], [1, 1], [0, 0]]))
+    return _whole(pixels + tf.pad(change, [[1, 1], [1, 1], [0, 0]]))
 
 
 def posterize(image: tf.Tensor, bits: tf.Tensor) -> tf.Tensor:
@@ -74,7 +77,7 @@ def autocontrast(image: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
     high = tf.reduce_max(tf.reduce_max(pixels, axis=0), axis=0)
     one_value = high == low
     gain = tf.where(one_value, 1.0, 255.0 / tf.maximum(high - low, 1.0))
-    return _rounded(pixels * gain - tf.where(one_value, 0.0, low * gain))
+    return _whole(pixels * gain - tf.where(one_value, 0.0, low * gain))
 
 
 def equalize(image: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
@@ -95,5 +98,5 @@ def equalize(image: tf.Tensor, _: tf.Tensor) -> tf.Tensor:
     return tf.gather(tf.reshape(tf.cast(table, tf.uint8), [-1]), bins)
 
 
-def _rounded(pixels: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.clip_by_value(pixels + 0.5, 0.0, 255.0), tf.uint8)
+def _whole(pixels: tf.Tensor) -> tf.Tensor:
+    return tf.cast(tf.clip_by_value(pixels + _ALMOST, 0.0, 255.0), tf.uint8)
