@@ -21,7 +21,7 @@ from keras_vgg.recipe import Recipe
 
 # Internal modules have no page; the commands have a page of their own.
 INTERNAL = {"array_cache", "backend", "cli", "console", "containers", "files", "hdf5_check"}
-INTERNAL |= {"features", "graph", "recipe_checks", "recipe_faults"}
+INTERNAL |= {"features", "gradient", "graph", "recipe_checks", "recipe_faults"}
 
 
 def require_this_checkout(root: Path) -> None:
