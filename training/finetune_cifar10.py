@@ -13,10 +13,9 @@ images, at the size that the command chose, go to
 - keras.applications' usual script: a dense layer on the frozen base with Adam, then block 5 too at
   1e-5, with random mirror images and rotations, for as much processor time as the first.
 
-Measured with 5 classes x 120 images, seeds 3 to 5: 80.83 % and 75.00 % of 120 test images for the
-first two, in 343 s of user time for the command. With an earlier recipe at 96 pixels, seeds 0 to 2:
-79.17 %, 76.67 % and 75.56 %, in this order. With 10 classes x 100: not run to its end.
-training/README.md has the conditions.
+Measured with 5 classes x 120 images, seeds 3 to 5: 80.83 %, 75.00 % and 73.06 % of 120 test images,
+in this order, in 343 s of user time for the command. With 10 classes x 100, seed 3: 68.00 % and 63.00
+% of 200 test images; the third was not run. training/README.md has the conditions.
 
 Times are the user time of the processes, because the machine does other work at the same time.
 """
