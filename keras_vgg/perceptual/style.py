@@ -159,7 +159,7 @@ class StyleObjective:
         self._style_weight = style_weight
         self._gradient = gradient_of(
             _loss_network(extractor, self._style_layers, content_layer),
-            lambda losses, _: ops.sum(losses * self._weights, axis=1),
+            lambda losses, _: ops.sum(ops.multiply(losses, self._weights), axis=1),
         )
         self.shape = content.shape
 
