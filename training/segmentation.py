@@ -3,7 +3,7 @@
 command:  python training/segmentation.py PHOTOS OBJECTS --weights FILE --workdir runs/segmentation
           (PHOTOS: a folder of photographs; OBJECTS: Fashion-MNIST's four IDX files; FILE: weights
           of VGG-16, or the word imagenet; --quick tries everything, and its figures mean nothing)
-hardware: two CPU cores beside other work
+hardware: two CPU cores beside much other work, half an hour
 result:   training/README.md
 
 A scene is a part of a photograph with one to three articles of clothing on it. The articles are cut
