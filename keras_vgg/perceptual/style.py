@@ -53,14 +53,14 @@ class Losses(NamedTuple):
 
 def style_loss(feature_map: Any, style_gram: Any) -> Any:
     """Return the loss of style of maps [n, h, w, c], [n]; `style_gram` is [c, c] or [n, c, c]."""
-    difference: Any = ops.square(gram_matrix(feature_map) - style_gram)
+    difference: Any = ops.square(ops.subtract(gram_matrix(feature_map), style_gram))
     total: Any = ops.sum(difference, axis=(1, 2))
     return total / 4
 
 
 def content_loss(feature_map: Any, content_map: Any) -> Any:
     """Return the loss of content of maps [n, h, w, c], [n]."""
-    difference: Any = ops.square(ops.cast(feature_map, "float32") - content_map)
+    difference: Any = ops.square(ops.subtract(ops.cast(feature_map, "float32"), content_map))
     mean: Any = ops.mean(difference, axis=(1, 2, 3))
     return mean / 2
 
