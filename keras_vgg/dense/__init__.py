@@ -12,7 +12,7 @@ from keras_vgg.dense.detection import (
     ssd300_tensors,
 )
 from keras_vgg.dense.edges import hed
-from keras_vgg.dense.pyramid import FeaturePyramid, pyramid
+from keras_vgg.dense.pyramids import FeaturePyramid, pyramid
 from keras_vgg.dense.resampling import BilinearInitializer, CropLike, ResizeLike
 from keras_vgg.dense.segmentation import fcn, unet
 

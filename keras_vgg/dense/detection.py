@@ -12,7 +12,7 @@ from keras import layers, ops
 
 from keras_vgg import weights as weight_files
 from keras_vgg.dense.encoder import CEIL_MODE, encoder, require_channels_last
-from keras_vgg.dense.pyramid import stride_of
+from keras_vgg.dense.pyramids import stride_of
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.weights.tensors import listed
 

@@ -11,7 +11,7 @@ from keras import layers
 
 from keras_vgg import weights as weight_files
 from keras_vgg.dense.encoder import CEIL_MODE, encoder
-from keras_vgg.dense.pyramid import maps_of
+from keras_vgg.dense.pyramids import maps_of
 from keras_vgg.dense.resampling import ResizeLike
 from keras_vgg.layers import ImagePreprocessing
 

@@ -12,7 +12,7 @@ from keras import layers
 from keras_vgg import weights as weight_files
 from keras_vgg.architecture import check_options
 from keras_vgg.dense.encoder import CEIL_MODE, encoder
-from keras_vgg.dense.pyramid import maps_of
+from keras_vgg.dense.pyramids import maps_of
 from keras_vgg.dense.resampling import BilinearInitializer, cropped
 from keras_vgg.layers import ImagePreprocessing
 

@@ -6,7 +6,7 @@ from keras_vgg.retrieval.near_duplicates import (
     hash_distances,
     perceptual_hash,
 )
-from keras_vgg.retrieval.nearest import average_precisions, nearest
+from keras_vgg.retrieval.neighbours import average_precisions, nearest
 from keras_vgg.retrieval.whitening import Whitening, learn_whitening, load_whitening
 
 __all__ = [
