@@ -239,10 +239,9 @@ def peers(images, name: str, magnitude: float) -> Iterator:
     import numpy as np
     import torch
     from PIL import Image
-    from torchvision.transforms import (
-        InterpolationMode,  # pyright: ignore[reportMissingImports]
-        autoaugment,  # pyright: ignore[reportMissingImports]
-    )
+    from torchvision import transforms  # pyright: ignore[reportMissingImports]
+
+    InterpolationMode, autoaugment = transforms.InterpolationMode, transforms.autoaugment
 
     def apply(image: Any) -> Any:
         bilinear = InterpolationMode.BILINEAR

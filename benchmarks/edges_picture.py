@@ -35,7 +35,7 @@ def main() -> None:
         photograph = photograph.resize((WIDTH, WIDTH * photograph.height // photograph.width))
         image = np.asarray(photograph)
         edges = np.asarray(model(image[np.newaxis].astype("float32")))[0, ..., 0]
-        drawn = np.repeat(np.uint8(255 * (1 - edges))[..., np.newaxis], 3, axis=2)
+        drawn = np.stack([255 * (1 - edges)] * 3, axis=-1).astype(np.uint8)
         gap = np.full((GAP, WIDTH, 3), 255, np.uint8)
         columns.append(np.concatenate([image, gap, drawn]))
     gap = np.full((columns[0].shape[0], GAP, 3), 255, np.uint8)
