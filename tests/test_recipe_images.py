@@ -98,6 +98,7 @@ def require_equal(
         np.testing.assert_allclose(*shares, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_object_at_one_end_is_seen_by_every_use_of_a_squashing_run(
     run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
