@@ -9,12 +9,9 @@ import pytest
 
 from keras_vgg import copy_weights, dense, vgg
 from keras_vgg.layers import DilatedMaxPooling2D
+from tests.dense_networks import values
 
 SMALL = {"weights": None, "include_top": False, "width_multiplier": 1 / 16}
-
-
-def values(tensor):
-    return np.asarray(keras.ops.convert_to_numpy(tensor))
 
 
 def images(*sides, channels=3):

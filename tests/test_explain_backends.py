@@ -1,13 +1,11 @@
 """The same explanations on JAX and PyTorch: what is worked out by hand, there too."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
 import pytest
+
+from tests.other_backends import passes_on
 
 HERE = Path(__file__).parent
 BY_HAND = (
@@ -20,18 +18,4 @@ BY_HAND = (
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="this is that run")
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_same_tests_pass_on(backend):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-k", BY_HAND, "-p", "no:cacheprovider"),
-            str(HERE / "test_explain.py"),
-        ],
-        cwd=HERE.parent,
-        env={**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "passed" in done.stdout
+    assert "passed" in passes_on(backend, "-k", BY_HAND, str(HERE / "test_explain.py"))

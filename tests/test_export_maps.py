@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,6 +13,7 @@ from keras_vgg.export import ExportError, export
 from keras_vgg.export.checks import check_images, check_model
 from keras_vgg.export.model_files import open_model_file
 from keras_vgg.export.verify import Reference, _compared
+from tests.dense_networks import randomized
 
 NAMES = ["background", "cat", "dog"]
 IMAGES = np.random.default_rng(1).uniform(0, 255, (3, 32, 32, 3)).astype("float32")
@@ -21,18 +21,10 @@ MASKS = np.random.default_rng(2).integers(0, 3, (3, 32, 32))
 SMALL = {"weights": None, "width_multiplier": 1 / 16}
 
 
-def randomized(model: keras.Model) -> keras.Model:
-    random = np.random.default_rng(0)
-    for weight in model.trainable_weights:
-        fan_in = np.prod(weight.shape[:-1]) or 1
-        weight.assign(random.normal(0, (1 / fan_in) ** 0.5, weight.shape))
-    return model
-
-
 @pytest.mark.slow
 def test_an_fcn_as_saved_model_and_litert(tmp_path):
     model = dense.fcn("A", 3, hidden_units=None, input_shape=(32, 32, 3), **SMALL)
-    model = randomized(model)
+    model = randomized(model, gain=1.0)
     artifacts = export(model, NAMES, tmp_path / "export", images=IMAGES, labels=MASKS)
     answers = np.asarray(model.predict(IMAGES, verbose=0))
     accuracy = np.mean(answers.argmax(-1) == MASKS)

@@ -15,24 +15,13 @@ from PIL import Image
 
 from keras_vgg import dense
 from keras_vgg.dense.edges import SIDES
+from tests.dense_networks import randomized, values
 
 SMALL = {"width_multiplier": 1 / 16}
 
 
-def values(tensor):
-    return np.asarray(keras.ops.convert_to_numpy(tensor))
-
-
 def images(*sides):
     return np.random.default_rng(1).uniform(0, 255, (1, *sides, 3)).astype("float32")
-
-
-def randomized(model):
-    random = np.random.default_rng(0)
-    for weight in model.weights:
-        fan_in = np.prod(weight.shape[:-1]) or 1
-        weight.assign(random.normal(0, (2 / fan_in) ** 0.5, weight.shape))
-    return model
 
 
 def sigmoid(x):

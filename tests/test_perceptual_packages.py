@@ -1,6 +1,5 @@
 """LPIPS and DISTS with the real weights: against the published packages, and on other backends."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import keras
 import pytest
+
+from tests.other_backends import passes_on
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
@@ -51,12 +52,5 @@ def test_the_packages_give_the_same_values_and_gradients(data_folder):
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="this is that run")
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_same_tests_pass_on(backend):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
     files = ("tests/test_features.py", "tests/test_perceptual.py")
-    printed = run(
-        *("-m", "pytest", "-q", "-k", BY_HAND, "-p", "no:cacheprovider", *files),
-        KERAS_BACKEND=backend,
-        JAX_PLATFORMS="cpu",
-    )
-    assert "passed" in printed
+    assert "passed" in passes_on(backend, "-k", BY_HAND, *files)

@@ -1,11 +1,6 @@
 """GeM and R-MAC by hand, on every backend; whitening, neighbours, near-duplicates, precision."""
 
-import importlib.util
 import io
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,8 +12,7 @@ from sklearn.metrics import average_precision_score
 
 import keras_vgg
 from keras_vgg import retrieval, transfer
-
-HERE = Path(__file__).parent
+from tests.other_backends import passes_on
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +93,7 @@ def test_gem_of_large_features_is_finite_by_hand():
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_same_on(backend):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "by_hand", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [*command, __file__], cwd=HERE.parent, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "7 passed" in done.stdout
+    assert "7 passed" in passes_on(backend, "-k", "by_hand", __file__)
 
 
 def test_regions_of_the_paper():

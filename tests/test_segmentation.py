@@ -9,27 +9,15 @@ import pytest
 
 from keras_vgg import dense, models, transfer
 from keras_vgg.dense.resampling import BilinearInitializer, ResizeLike
+from tests.dense_networks import randomized, values
 
 SMALL = {"weights": None, "width_multiplier": 1 / 16}
 BARE = {"width_multiplier": 1 / 16, "include_preprocessing": False}
 TINY_UNET = {**SMALL, "decoder_filters": (8, 8, 4, 4, 4)}
 
 
-def values(tensor):
-    return np.asarray(keras.ops.convert_to_numpy(tensor))
-
-
 def images(*sides, n=2):
     return np.random.default_rng(1).uniform(0, 255, (n, *sides, 3)).astype("float32")
-
-
-def randomized(model):
-    """Score layers begin with zeros: give all weights other numbers."""
-    random = np.random.default_rng(0)
-    for weight in model.trainable_weights:
-        fan_in = np.prod(weight.shape[:-1]) or 1
-        weight.assign(random.normal(0, (2 / fan_in) ** 0.5, weight.shape))
-    return model
 
 
 @pytest.mark.parametrize(

@@ -15,25 +15,14 @@ import pytest
 from keras_vgg import copy_weights, dense, vgg
 from keras_vgg.dense.detection import L2Normalization
 from keras_vgg.weights import Weights, assign
+from tests.dense_networks import randomized, values
 
 SMALL = {"weights": None, "width_multiplier": 1 / 16}
 SIDES = {"block4_conv3": 38, "fc7": 19, "conv8_2": 10, "conv9_2": 5, "conv10_2": 3, "conv11_2": 1}
 
 
-def values(tensor):
-    return np.asarray(keras.ops.convert_to_numpy(tensor))
-
-
 def images(*sides):
     return np.random.default_rng(1).normal(0, 50, (1, *sides, 3)).astype("float32")
-
-
-def randomized(model):
-    random = np.random.default_rng(0)
-    for weight in model.weights:
-        fan_in = np.prod(weight.shape[:-1]) or 1
-        weight.assign(random.normal(0, (2 / fan_in) ** 0.5, weight.shape))
-    return model
 
 
 def classifier(head="fc", hidden_units=8):

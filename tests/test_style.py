@@ -1,11 +1,5 @@
 """Style transfer: the loss and its gradient by hand, tiles, and the optimisers."""
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
@@ -21,8 +15,8 @@ from keras_vgg.perceptual.style import (
     style_loss,
     windows,
 )
+from tests.other_backends import passes_on
 
-HERE = Path(__file__).parent
 STYLE = ("block1_conv1", "block2_conv1", "block3_conv1")
 CONTENT = "block3_conv2"
 
@@ -126,19 +120,8 @@ def test_tiles_give_the_same_loss_and_gradient_by_hand(base):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_same_on(backend):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [*command, "-m", "", "-k", "by_hand or lowers", __file__],
-        cwd=HERE.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "6 passed" in done.stdout
+    printed = passes_on(backend, "-m", "", "-k", "by_hand or lowers", __file__)
+    assert "6 passed" in printed
 
 
 def test_the_windows_of_tiles():
