@@ -19,17 +19,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-SIZE, BATCH = 224, 128
+from pipeline import BATCH, SIZE, cores, files_in, images_per_second, in_new_process
+
 AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 ROTATION, SHEAR, TRANSLATION = 15.0, 0.1, 0.1
 CASES = ("crop", "trivial", "rand", "affine")
@@ -44,18 +42,6 @@ NAMES = {
     "posterize": "Posterize", "solarize": "Solarize", "autocontrast": "AutoContrast",
     "equalize": "Equalize",
 }  # fmt: skip
-
-
-def files_in(directory: Path) -> list[str]:
-    suffixes = (".jpg", ".jpeg")
-    files = sorted(str(path) for path in directory.rglob("*") if path.suffix.lower() in suffixes)
-    if not files:
-        raise SystemExit(f"there are no JPEG files in {directory}")
-    return files
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 # --- speed -----------------------------------------------------------------------------------
@@ -124,28 +110,10 @@ def torchvision_images(files: list[str], case: str, on_tensors: bool) -> Iterato
     return iter(loader)
 
 
-def images_per_second(backend: str, case: str, files: list[str], seconds: float) -> float:
+def batches_of(backend: str, case: str, files: list[str]) -> Iterator:
     if backend == "keras_vgg":
-        batches = ours(files, case)
-    else:
-        batches = torchvision_images(files, case, on_tensors=backend.endswith("tensors"))
-    for _ in range(4):  # these trace, fill buffers and start AUTOTUNE
-        next(batches)
-    count, start = 0, time.perf_counter()
-    while (elapsed_seconds := time.perf_counter() - start) < seconds:
-        next(batches)
-        count += BATCH
-    return count / elapsed_seconds
-
-
-def in_new_process(backend: str, case: str, arguments: argparse.Namespace) -> float:
-    command = [sys.executable, __file__, str(arguments.directory), "--only", backend, case]
-    command += ["--seconds", str(arguments.seconds)]
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if process.returncode:
-        raise SystemExit(f"{backend}, {case} failed:\n{process.stderr}")
-    return float(process.stdout.split()[-1])
+        return ours(files, case)
+    return torchvision_images(files, case, on_tensors=backend.endswith("tensors"))
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -155,7 +123,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for number in range(arguments.rounds):
         for case in arguments.cases:
             for backend in BACKENDS:
-                speed = in_new_process(backend, case, arguments)
+                speed = in_new_process(__file__, [backend, case], arguments)
                 runs[case][backend].append(speed)
                 print(f"round {number + 1}, {case}, {backend}: {speed:.0f}", file=sys.stderr)
     print(f"{cores()} cores; images/s: median (range) of {arguments.rounds} runs\n")
@@ -279,7 +247,7 @@ def main() -> None:
     files = files_in(arguments.directory)
     if arguments.only:
         backend, case = arguments.only
-        print(images_per_second(backend, case, files, arguments.seconds))
+        print(images_per_second(batches_of(backend, case, files), arguments.seconds))
         return
     figures = (
         compare_operations(files, arguments.levels) if arguments.operations else measure(arguments)

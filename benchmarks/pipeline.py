@@ -216,8 +216,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def images_per_second(name: str, files: list[str], seconds: float) -> float:
-    batches = PIPELINES[name](files)
+def images_per_second(batches: Iterator, seconds: float) -> float:
+    """Return the images a second of batches of BATCH, after the first few."""
     for _ in range(4):  # these trace, compile, fill buffers and start AUTOTUNE
         next(batches)
     count, start = 0, time.perf_counter()
@@ -227,13 +227,14 @@ def images_per_second(name: str, files: list[str], seconds: float) -> float:
     return count / elapsed_seconds
 
 
-def in_new_process(name: str, arguments: argparse.Namespace) -> float:
-    command = [sys.executable, __file__, str(arguments.directory), "--only", name]
+def in_new_process(script: str, only: list[str], arguments: argparse.Namespace) -> float:
+    """Return the number that `script DIR --only ...` prints last."""
+    command = [sys.executable, script, str(arguments.directory), "--only", *only]
     command += ["--seconds", str(arguments.seconds)]
     environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if process.returncode:
-        raise SystemExit(f"{name} failed:\n{process.stderr}")
+        raise SystemExit(f"{', '.join(only)} failed:\n{process.stderr}")
     return float(process.stdout.split()[-1])
 
 
@@ -250,13 +251,13 @@ def main() -> None:
     arguments = parser.parse_args()
     files = files_in(arguments.directory)
     if arguments.only:
-        print(images_per_second(arguments.only, files, arguments.seconds))
+        print(images_per_second(PIPELINES[arguments.only](files), arguments.seconds))
         return
     names = STAGES if arguments.stages else COMPARED
     runs: dict[str, list[float]] = {name: [] for name in names}
     for number in range(arguments.rounds):
         for name in names:
-            runs[name].append(in_new_process(name, arguments))
+            runs[name].append(in_new_process(__file__, [name], arguments))
             print(f"round {number + 1}, {name}: {runs[name][-1]:.0f} images/s", file=sys.stderr)
     (stage_table if arguments.stages else table)(runs)
     if arguments.json:
