@@ -79,6 +79,29 @@ def scaled_width(filters: int, width_multiplier: float) -> int:
     return max(1, math.floor(filters * width_multiplier + 0.5))
 
 
+def widths(
+    configuration: str, width_multiplier: float = 1.0, filters: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """Return the number of filters of each convolution, in order: `filters` if there are any.
+
+    Raises:
+        ValueError: no configuration has the name, or `filters` does not give each convolution a
+            positive whole number.
+    """
+    names = [name for name, _, _ in convolutions(configuration)]
+    if not filters:
+        return tuple(scaled_width(f, width_multiplier) for _, _, f in convolutions(configuration))
+    wrong = [f for f in filters if isinstance(f, bool) or not isinstance(f, numbers.Integral)]
+    if wrong or min(filters) < 1:
+        raise ValueError(f"filters must be positive whole numbers, not {tuple(filters)}")
+    if len(filters) != len(names):
+        raise ValueError(
+            f"filters has {len(filters)} numbers, and configuration {configuration} has"
+            f" {len(names)} convolutions: one number for each, from {names[0]} to {names[-1]}"
+        )
+    return tuple(map(int, filters))
+
+
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """One row of a layer table.
@@ -121,6 +144,7 @@ def layers(
     classes: int = 1000,
     batch_norm: bool = False,
     width_multiplier: float = 1.0,
+    filters: Sequence[int] = (),
     head: str = "fc",
     hidden_units: int = 4096,
     train_size: int | tuple[int, int] | None = None,
@@ -130,8 +154,8 @@ def layers(
     Args:
         configuration: "A" ... "E", "A-LRN", or a builder's name.
         input_shape: (height, width, channels), at least 32x32.
-        include_top, pooling, classes, batch_norm, width_multiplier, head, hidden_units: as in
-            `keras_vgg.vgg`.
+        include_top, pooling, classes, batch_norm, width_multiplier, filters, head, hidden_units: as
+            in `keras_vgg.vgg`.
         train_size: With `head="conv"`, the side, or (height, width), of the images that the
             classifier is trained on; fc1's kernel is a 32nd of it. A larger input gives maps,
             (rows, columns, units), for dense evaluation (section 3.2). Default: the input's size.
@@ -152,7 +176,8 @@ def layers(
         raise ValueError(f"input must be at least 32x32, not {height}x{width}")
     window = _window((height, width), train_size) if include_top and head == "conv" else None
     table = _Table(height, width, channels)
-    _add_blocks(table, get_configuration(configuration), width_multiplier, batch_norm)
+    all_widths = widths(configuration, width_multiplier, filters)
+    _add_blocks(table, get_configuration(configuration), all_widths, batch_norm)
     units = {"fc1": hidden_units, "fc2": hidden_units, "predictions": classes}
     if not include_top:
         if pooling:
@@ -232,12 +257,13 @@ class _Table:
 
 
 def _add_blocks(
-    table: _Table, configuration: Configuration, width_multiplier: float, batch_norm: bool
+    table: _Table, configuration: Configuration, all_widths: Sequence[int], batch_norm: bool
 ) -> None:
     """Add the convolutional blocks, each with the pool that ends it."""
+    remaining = iter(all_widths)
     for b, block in enumerate(configuration.blocks, 1):
-        for i, (kernel, base) in enumerate(block, 1):
-            name, filters = f"block{b}_conv{i}", scaled_width(base, width_multiplier)
+        for i, (kernel, _) in enumerate(block, 1):
+            name, filters = f"block{b}_conv{i}", next(remaining)
             table.add_convolution(name, (kernel, kernel), filters, padded=True)
             if batch_norm:  # scale and shift, and two moving statistics
                 table.add(f"{name}_bn", "batch_norm", table.shape, None, 2 * filters, 2 * filters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -24,13 +25,15 @@ SUFFIXES = (".weights.h5", ".h5", ".keras", ".safetensors", ".pth")
 class Network:
     """The network that a file's tensors belong to, as far as the tensors show it.
 
-    A has the same tensors as A-LRN. `side` is the side in pixels of the images that the classifier
-    was trained on. Without the classifier, `side`, `hidden_units` and `classes` are None. `note` is
-    that of the weights.
+    A has the same tensors as A-LRN. `filters` holds the number of filters of each convolution if no
+    `width_multiplier` gives them, as in a pruned network; otherwise it is empty. `side` is the side
+    in pixels of the images that the classifier was trained on. Without the classifier, `side`,
+    `hidden_units` and `classes` are None. `note` is that of the weights.
     """
 
     configuration: str
     width_multiplier: float
+    filters: tuple[int, ...]
     batch_norm: bool
     include_top: bool
     head: str | None
@@ -53,25 +56,24 @@ def recognise(weights: Weights) -> Network:
         expected = list(convolutions(name))
         if {n: s[0] for n, s in kernels.items()} != {n: kernel for n, kernel, _ in expected}:
             continue
-        width = _width({filters: kernels[n][3] for n, _, filters in expected})
-        if width is None:
-            continue
+        all_widths = tuple(kernels[n][3] for n, _, _ in expected)
+        width = _width([filters for _, _, filters in expected], all_widths)
         top = [n for n in TOP if n in tensors]
         if top not in ([], ["predictions"], list(TOP)):
             raise ValueError(f"{weights.source} has only {', '.join(top)} of the classifier")
         has_all = len(top) == len(TOP)
-        filters = kernels[expected[-1][0]][3]
         _check_shapes(weights, [n for n, _, _ in expected])
         return Network(
             configuration=name,
-            width_multiplier=width,
+            width_multiplier=width or 1.0,
+            filters=() if width else all_widths,
             batch_norm="block1_conv1_bn" in tensors,
             include_top=bool(top),
             head=("fc" if has_all else "gap") if top else None,
             channels=1 if weights.grey else kernels["block1_conv1"][2],
             hidden_units=tensors["fc1"][1].shape[0] if has_all else None,
             classes=tensors["predictions"][1].shape[0] if top else None,
-            side=_side(weights, filters) if has_all else None,
+            side=_side(weights, all_widths[-1]) if has_all else None,
             note=weights.note,
         )
     listed = ", ".join(sorted(tensors)[:12])
@@ -121,16 +123,16 @@ def _side(weights: Weights, filters: int) -> int | None:
     return 32 * side if side * side * filters == kernel[0] else None
 
 
-def _width(filters: dict[int, int]) -> float | None:
-    """Return the width multiplier for these filters, in few digits; None if none fits.
+def _width(paper: Sequence[int], all_widths: Sequence[int]) -> float | None:
+    """Return the multiplier of the paper's widths that gives these, in few digits; None if none.
 
-    `filters` maps each width of the paper to the file's width. Widths are rounded, so several
-    multipliers fit.
+    Widths are rounded, so several multipliers fit.
     """
-    exact = filters[512] / 512
+    exact = all_widths[paper.index(512)] / 512
     is_short = round(exact, 4) == exact
     for width in (*([exact] if is_short else []), round(exact, 2), round(exact, 3), exact):
-        if all(width and scaled_width(base, width) == f for base, f in filters.items()):
+        scaled = [scaled_width(base, width) for base in paper] if width else []
+        if scaled == list(all_widths):
             return width
     return None
 
@@ -164,6 +166,7 @@ def build(weights: Weights, include_preprocessing: bool = False) -> keras.Model:
         input_shape=(side, side, channels),
         batch_norm=network.batch_norm,
         width_multiplier=network.width_multiplier,
+        filters=network.filters,
         include_preprocessing=preprocessing,
         **options,
     )
@@ -258,6 +261,8 @@ def describe(network: Network) -> str:
     parts = [f"{configuration.builder} (configuration {configuration.name})"]
     if network.width_multiplier != 1:
         parts.append(f"width {network.width_multiplier:g}")
+    if network.filters:
+        parts.append(f"filters {' '.join(map(str, network.filters))}")
     if network.batch_norm:
         parts.append("batch norm")
     parts.append(f"{network.classes} classes" if network.include_top else "no classifier")

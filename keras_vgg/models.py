@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -17,7 +17,7 @@ from keras_vgg.architecture import (
     Configuration,
     check_options,
     get_configuration,
-    scaled_width,
+    widths,
 )
 from keras_vgg.layers import (
     DilatedMaxPooling2D,
@@ -43,6 +43,7 @@ def vgg(
     *,
     batch_norm: bool = False,
     width_multiplier: float = 1.0,
+    filters: Sequence[int] = (),
     head: str = "fc",
     hidden_units: int = 4096,
     dropout: float = 0.5,
@@ -79,6 +80,8 @@ def vgg(
         name: The model's name; by default the configuration's, such as "vgg16".
         batch_norm: Normalise after every convolution (momentum 0.9, epsilon 1e-5).
         width_multiplier: Scales the filters of every convolution.
+        filters: Number of filters of each convolution, from block1_conv1 on, in place of the
+            paper's; as a pruned network has them.
         head: "fc" is the paper's classifier; "conv" is the same classifier as convolutions, for
             images of any size, and averages its score map over the image (section 3.2); "gap" is
             global average pooling and one dense layer.
@@ -120,6 +123,7 @@ def vgg(
     """
     architecture = get_configuration(configuration)
     _check(weights, include_top, classes, head, pooling, width_multiplier, hidden_units, dropout)
+    all_widths = _widths(configuration, weights, width_multiplier, filters)
     _check_output_stride(output_stride, include_top)
     if input_tensor is not None and not keras.utils.is_keras_tensor(input_tensor):
         raise ValueError(
@@ -147,7 +151,7 @@ def vgg(
         x = include_preprocessing(x)
     if loaded is not None:
         loaded = weight_files.for_channels(loaded, x.shape[channel_axis])
-    x = _convolutions(x, architecture, width_multiplier, batch_norm, output_stride, options)
+    x = _convolutions(x, architecture, all_widths, batch_norm, output_stride, options)
     if include_top:
         if train_size is None:
             published = weights in weight_files.NAMES
@@ -192,18 +196,19 @@ def _preprocessing(loaded: weight_files.Weights | None, channels: int) -> ImageP
 def _convolutions(
     x: Any,
     architecture: Configuration,
-    width_multiplier: float,
+    all_widths: Sequence[int],
     batch_norm: bool,
     output_stride: int,
     options: Callable[[], dict],
 ) -> Any:
     channel_axis = 1 if keras.config.image_data_format() == "channels_first" else -1
     dilation = 1
+    remaining = iter(all_widths)
     for b, block in enumerate(architecture.blocks, 1):
-        for i, (kernel, filters) in enumerate(block, 1):
+        for i, (kernel, _) in enumerate(block, 1):
             name = f"block{b}_conv{i}"
             x = layers.Conv2D(
-                scaled_width(filters, width_multiplier),
+                next(remaining),
                 kernel,
                 padding="same",
                 dilation_rate=dilation,
@@ -293,6 +298,19 @@ def _check(
     check_options(classes, head, pooling, width_multiplier, hidden_units)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), not {dropout}")
+
+
+def _widths(
+    configuration: str, weights: Any, width_multiplier: float, filters: Sequence[int]
+) -> tuple[int, ...]:
+    """Return the number of filters of each convolution."""
+    if len(filters) and weights in weight_files.NAMES:
+        raise ValueError(f"`weights={weights!r}` has the paper's widths; leave out `filters`")
+    if len(filters) and width_multiplier != 1:
+        raise ValueError(
+            f"pass filters={tuple(filters)} or width_multiplier={width_multiplier}, not both"
+        )
+    return widths(configuration, width_multiplier, filters)
 
 
 def _check_output_stride(output_stride: int, include_top: bool) -> None:

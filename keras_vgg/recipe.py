@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from keras_vgg import recipe_checks
-from keras_vgg.architecture import MINIMUM_SIZE, Layer, get_configuration, layers
+from keras_vgg.architecture import MINIMUM_SIZE, Layer, layers, widths
 from keras_vgg.recipe_checks import LARGEST_SCALE, Interval
 from keras_vgg.recipe_faults import describe_fault, describe_missing, did_you_mean
 
@@ -81,6 +81,9 @@ class Recipe:
     """Column of the paper's Table 1: A, A-LRN, B, C, D or E (or VGG11 ... VGG19)."""
     width_multiplier: Annotated[float, Interval(1e-3, 16)] = 0.25
     """Factor on the number of filters of every convolution; 1 is the paper's width."""
+    filters: tuple[int, ...] = ()
+    """Number of filters of each convolution, from block1_conv1 on, in place of width_multiplier; as
+    a pruned network has them. Empty: width_multiplier decides."""
     batch_norm: bool = True
     """Batch normalisation after every convolution."""
     head: Literal["fc", "conv", "gap"] = "fc"
@@ -301,7 +304,7 @@ class Recipe:
         recipe_checks.check_crop_area(
             self.crop_area, self.crop_ratio, self.train_scale, self.crop_padding
         )
-        get_configuration(self.configuration)
+        widths(self.configuration, self.width_multiplier, self.filters)
         recipe_checks.check_first_weights(
             self.initialization, self.init, self.init_head, self.freeze_until, self.head
         )
@@ -354,7 +357,8 @@ class Recipe:
         return {
             "input_shape": (self.image_size, self.image_size, 1 if self.color == "grey" else 3),
             "batch_norm": self.batch_norm,
-            "width_multiplier": self.width_multiplier,
+            "width_multiplier": 1.0 if self.filters else self.width_multiplier,
+            "filters": self.filters,
             "head": self.head,
             "hidden_units": self.hidden_units,
         }

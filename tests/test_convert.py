@@ -43,6 +43,7 @@ def test_every_format_keeps_every_number(tmp_path, configuration, suffix):
         ("B", {"include_top": False}),
         ("C", {"head": "gap"}),
         ("D", {"width_multiplier": 0.1, "classes": 3}),
+        ("A", {"filters": (3, 9, 5, 7, 6, 8, 4, 2), "width_multiplier": 1, "classes": 3}),
         ("E", {"input_shape": (32, 32, 1)}),
     ],
     ids=str,

@@ -320,6 +320,12 @@ def test_mixed_precision_keeps_probabilities_in_float32():
         ({"input_shape": (None, None, 3)}, "head='conv' and head='gap' take any size"),
         ({"input_shape": (32, 32, None)}, "must state the channels"),
         ({"width_multiplier": 0}, "width_multiplier must be positive"),
+        ({"filters": (4,)}, "filters has 1 numbers, and configuration A has 8 convolutions"),
+        ({"filters": (4,) * 8, "width_multiplier": 0.5}, "or width_multiplier=0.5, not both"),
+        (
+            {"filters": (4,) * 8, "weights": "imagenet", "input_shape": None},
+            "has the paper's widths; leave out `filters`",
+        ),
         ({"hidden_units": 0}, "hidden_units must be a positive whole number"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
         ({"weights": "imagnet"}, "there is no file 'imagnet'"),

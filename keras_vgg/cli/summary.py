@@ -41,6 +41,8 @@ class Summary:
     """Add batch normalisation after every convolution."""
     width_multiplier: float = 1.0
     """Factor for the number of filters of every convolution."""
+    filters: tuple[int, ...] = ()
+    """Number of filters of each convolution instead, as in a pruned network."""
     head: Literal["fc", "conv", "gap"] = "fc"
     """Classifier: fully connected layers, the same as convolutions, or global average pooling."""
     hidden_units: int = 4096
@@ -97,7 +99,7 @@ class Summary:
             show(str(self.plot))
 
     def _options(self) -> dict[str, Any]:
-        names = ("classes", "batch_norm", "width_multiplier", "head", "hidden_units")
+        names = ("classes", "batch_norm", "width_multiplier", "filters", "head", "hidden_units")
         shape = (self.input, self.input, self.channels)
         return {name: getattr(self, name) for name in names} | {"input_shape": shape}
 

@@ -127,7 +127,7 @@ def _network_of_run(init: str) -> dict[str, Any]:
     if not (Path(init) / "recipe.json").is_file():
         return {}
     recipe = Run.open(init).recipe
-    names = ("configuration", "width_multiplier", "batch_norm", "color")
+    names = ("configuration", "width_multiplier", "filters", "batch_norm", "color")
     return {name: getattr(recipe, name) for name in names}
 
 

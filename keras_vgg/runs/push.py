@@ -180,6 +180,8 @@ def _body(run: Run, recipe: Recipe, repository: str, figures: list[tuple]) -> st
     configuration = get_configuration(recipe.configuration)
     network = f"{configuration.builder} (configuration {configuration.name})"
     width = "" if recipe.width_multiplier == 1 else f", width {recipe.width_multiplier:g}"
+    if recipe.filters:
+        width = f", filters {' '.join(map(str, recipe.filters))}"
     norm = ", batch norm" if recipe.batch_norm else ""
     classes, side = run.class_names, recipe.image_size
     splits = run.read_json("data.json")["splits"]

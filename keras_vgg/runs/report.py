@@ -205,7 +205,7 @@ def _content(run: Run, number: int, name: str, typed_directory: str) -> report.R
         number=number,
         name=name,
         subtitle=(
-            f"VGG {recipe.configuration}, {recipe.width_multiplier:g} of the paper's width, "
+            f"VGG {recipe.configuration}, {_width(recipe)}, "
             f"{recipe.image_size}x{recipe.image_size}, on {recipe.source}, {classes} classes"
             f"{_state_note(run)}"
         ),
@@ -224,6 +224,12 @@ def _content(run: Run, number: int, name: str, typed_directory: str) -> report.R
         remarks=_read(run, "data.json", lambda: remarks_on(run)),
         missing=missing,
     )
+
+
+def _width(recipe: Recipe) -> str:
+    if recipe.filters:
+        return f"with {' '.join(map(str, recipe.filters))} filters"
+    return f"{recipe.width_multiplier:g} of the paper's width"
 
 
 def _state_note(run: Run) -> str:

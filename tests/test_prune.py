@@ -1,0 +1,214 @@
+"""keras_vgg.export.prune: which filters go, and what the narrower network answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import pytest
+
+from keras_vgg import architecture, vgg
+from keras_vgg.export import prune
+
+CLASSES = 4
+CASES = {
+    "fc": {"configuration": "A", "head": "fc"},
+    "batch_norm": {"configuration": "C", "head": "gap", "batch_norm": True},
+    "conv": {"configuration": "B", "head": "conv", "input_shape": (64, 64, 3)},
+    "lrn": {"configuration": "A-LRN", "head": "gap"},
+}
+
+
+def network(
+    *, configuration: str, head: str, batch_norm: bool = False, input_shape: tuple = (32, 32, 3)
+) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    model = vgg(
+        configuration,
+        weights=None,
+        input_shape=input_shape,
+        classes=CLASSES,
+        width_multiplier=1 / 16,
+        hidden_units=8,
+        head=head,
+        batch_norm=batch_norm,
+        include_preprocessing=True,
+        kernel_initializer="he_normal",
+    )
+    generator = np.random.default_rng(1)
+    for layer in model.layers:  # biases and statistics that are not 0 and 1
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([w + generator.uniform(0, 0.5, w.shape) for w in layer.get_weights()])
+        elif isinstance(layer, keras.layers.Conv2D):
+            kernel, bias = layer.get_weights()
+            layer.set_weights([kernel, generator.uniform(-0.1, 0.1, bias.shape)])
+    last = model.get_layer("predictions")  # probabilities that are not 0 and 1
+    last.set_weights([0.01 * values for values in last.get_weights()])
+    return model
+
+
+def images(model: keras.Model, count: int = 3) -> np.ndarray:
+    shape = (count, *model.input_shape[1:])
+    return np.random.default_rng(2).integers(0, 256, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_removing_filters_that_give_zero_changes_no_answer(case: str) -> None:
+    model = network(**CASES[case])
+    generator = np.random.default_rng(3)
+    kept = {}
+    norms = prune._batch_norms(model)
+    for layer in prune.convolutions(model):
+        if case == "lrn" and layer.name == "block1_conv1":
+            continue
+        numbers = np.sort(generator.choice(layer.filters, -(-layer.filters // 2), replace=False))
+        kept[layer.name] = numbers
+        scaling = norms.get(layer.name, layer)
+        weights = scaling.get_weights()
+        dead = np.setdiff1d(np.arange(layer.filters), numbers)
+        for values in weights[:2]:
+            values[..., dead] = 0
+        scaling.set_weights(weights)
+    small = prune.remove_filters(model, kept)
+    pictures = images(model)
+    np.testing.assert_allclose(
+        small.predict(pictures, verbose=0), model.predict(pictures, verbose=0), atol=1e-5
+    )
+    rows = architecture.layers(
+        CASES[case]["configuration"],
+        filters=[layer.filters for layer in prune.convolutions(small)],
+        classes=CLASSES,
+        hidden_units=8,
+        **{k: v for k, v in CASES[case].items() if k != "configuration"},
+        **({} if "input_shape" in CASES[case] else {"input_shape": (32, 32, 3)}),
+    )
+    assert small.count_params() == architecture.totals(rows).parameters < model.count_params()
+
+
+def test_the_builder_makes_the_same_network_from_the_widths() -> None:
+    model = network(**CASES["batch_norm"])
+    kept = {layer.name: np.arange(1, layer.filters) for layer in prune.convolutions(model)}
+    small = prune.remove_filters(model, kept)
+    again = vgg(
+        "C",
+        weights=None,
+        input_shape=(32, 32, 3),
+        classes=CLASSES,
+        filters=[layer.filters for layer in prune.convolutions(small)],
+        head="gap",
+        batch_norm=True,
+        include_preprocessing=True,
+    )
+    again.set_weights(small.get_weights())
+    pictures = images(model)
+    np.testing.assert_array_equal(
+        again.predict(pictures, verbose=0), small.predict(pictures, verbose=0)
+    )
+
+
+def test_criteria_are_what_they_say() -> None:
+    model = network(**CASES["batch_norm"])
+    pictures, labels = images(model, 8), np.arange(8) % CLASSES
+    first = prune.convolutions(model)[0]
+    l1 = prune.importance(model, "l1", pictures, labels)[first.name]
+    np.testing.assert_allclose(l1, np.abs(first.get_weights()[0]).sum((0, 1, 2)), rtol=1e-6)
+    norm = model.get_layer("block1_conv1_bn")
+    gamma, beta, mean, variance = norm.get_weights()
+    scale = prune.importance(model, "batch_norm", pictures, labels)[first.name]
+    np.testing.assert_allclose(scale, np.abs(gamma))
+    # The derivative of the loss by a factor on the filter's output, by differences.
+    taylor = prune.importance(model, "taylor", pictures, labels)[first.name]
+    step = 1e-2
+    for channel in range(len(gamma)):
+        losses = []
+        for factor in (1 + step, 1 - step):
+            factors = np.ones_like(gamma)
+            factors[channel] = factor
+            norm.set_weights([gamma * factors, beta * factors, mean, variance])
+            losses.append(prune.loss(model, pictures, labels))
+        slope = (losses[0] - losses[1]) / (2 * step)
+        assert taylor[channel] == pytest.approx(slope**2, rel=0.05, abs=1e-8)
+
+
+def test_sensitivity_is_the_loss_without_the_filters_and_restores_the_weights() -> None:
+    model = network(**CASES["fc"])
+    pictures, labels = images(model, 8), np.arange(8) % CLASSES
+    before = model.get_weights()
+    scores = prune.importance(model, "l1", pictures, labels)
+    seen: list[str] = []
+    results = prune.sensitivities(model, scores, pictures, labels, seen.append)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    names = [layer.name for layer in prune.convolutions(model)]
+    assert seen == names == [result.layer for result in results]
+    last = results[-1]
+    assert last.removed[0] == 0
+    assert last.removed[-1] < len(last.order)
+    removed = last.removed[-1]
+    small = prune.remove_filters(model, {last.layer: np.sort(last.order[removed:])})
+    assert prune.loss(small, pictures, labels) == pytest.approx(last.losses[-1], rel=1e-4)
+
+
+def test_the_plan_takes_the_cheapest_filters_down_to_the_limit() -> None:
+    def layer(name: str, losses: Sequence[float]) -> prune.Sensitivity:
+        return prune.Sensitivity(name, np.array([2, 0, 3, 1]), (0, 1, 2, 3), tuple(losses))
+
+    layers = [layer("a", (1, 1.1, 2, 9)), layer("b", (1, 0.9, 1.05, 1.2))]
+
+    def macs(widths: Sequence[int]) -> int:
+        return 10 * sum(widths)
+
+    kept = prune.plan(layers, macs, 50)
+    assert {name: numbers.tolist() for name, numbers in kept.items()} == {
+        "a": [0, 1, 3],
+        "b": [1, 3],
+    }
+    kept = prune.plan(layers, macs, 40)
+    assert {name: numbers.tolist() for name, numbers in kept.items()} == {
+        "a": [0, 1, 3],
+        "b": [1],
+    }
+    assert sum(map(len, prune.plan(layers, macs, 80).values())) == 8
+    with pytest.raises(ValueError, match=r"at most 10 multiply.*the least is 20; ask for more"):
+        prune.plan(layers, macs, 10)
+
+
+def test_wide_layers_keep_multiples_of_eight() -> None:
+    assert prune._counts(512) == list(range(64, 512, 64))
+    assert prune._counts(72) == [16, 32, 48, 64]
+    assert prune._counts(48) == list(range(6, 48, 6))
+    assert prune._counts(4) == [1, 2, 3]
+    assert prune._counts(1) == []
+
+
+def test_wrong_filters_are_refused() -> None:
+    model = network(**CASES["lrn"])
+    for name, numbers, message in (
+        ("fc1", [0], "no convolution 'fc1'"),
+        ("block1_conv1", [], r"has the filters 0 to 3; name at least one to keep, ascending"),
+        ("block1_conv1", [0, 4], r"not \[0, 4\]"),
+        ("block1_conv1", [1, 0], r"not \[1, 0\]"),
+        ("block1_conv1", [0.5], r"not \[0.5\]"),
+        ("block1_conv1", [-1, 0], r"not \[-1, 0\]"),
+        ("block1_conv1", [0, 1], "local response normalisation"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prune.remove_filters(model, {name: np.array(numbers)})
+
+
+def test_what_cannot_be_pruned_is_refused() -> None:
+    model = network(**CASES["lrn"])
+    pictures, labels = images(model), np.zeros(3, int)
+    with pytest.raises(ValueError, match="must be one of taylor, l1, batch_norm, not 'l2'"):
+        prune.importance(model, "l2", pictures, labels)
+    with pytest.raises(ValueError, match=r"'batch_norm' needs batch norm.* block1_conv1 has none"):
+        prune.importance(model, "batch_norm", pictures, labels)
+    with pytest.raises(ValueError, match="needs labelled images; there are 3, 2 labels"):
+        prune.sensitivities(model, {}, pictures, labels[:2])
+    with pytest.raises(ValueError, match="needs labelled images; there are 0"):
+        prune.importance(model, "taylor", pictures[:0], labels[:0])
+    with pytest.raises(ValueError, match="not finite"):
+        prune.importance(model, "taylor", pictures * np.nan, labels)
+    with pytest.raises(ValueError, match="has no convolutions block1_conv1"):
+        prune.convolutions(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
