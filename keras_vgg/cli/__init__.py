@@ -26,6 +26,7 @@ from keras_vgg.cli.explain import Explain
 from keras_vgg.cli.export import Export
 from keras_vgg.cli.finetune import Finetune
 from keras_vgg.cli.predict import Predict
+from keras_vgg.cli.prune import Prune
 from keras_vgg.cli.push import Push
 from keras_vgg.cli.report import Report
 from keras_vgg.cli.search import Search
@@ -60,6 +61,7 @@ COMMANDS = {
     "calibrate": Calibrate,
     "explain": Explain,
     "export": Export,
+    "prune": Prune,
     "report": Report,
     "push": Push,
     "demo": Demo,

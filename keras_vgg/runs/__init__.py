@@ -30,6 +30,7 @@ from keras_vgg.runs.images import RunImages, open_images
 from keras_vgg.runs.paper import paper_scales, paper_tables
 from keras_vgg.runs.predict import predict_files
 from keras_vgg.runs.predictor import Answer, Predictor
+from keras_vgg.runs.pruning import Pruning, open_pruning, prune_run
 from keras_vgg.runs.push import model_card, push_run
 from keras_vgg.runs.report import report_runs
 from keras_vgg.runs.search_answers import draw_search, write_search_answers
@@ -50,6 +51,7 @@ __all__ = [
     "Match",
     "PhotoSearch",
     "Predictor",
+    "Pruning",
     "Recorded",
     "RecordedLabels",
     "RunImages",
@@ -72,10 +74,12 @@ __all__ = [
     "model_card",
     "open_cross_validation",
     "open_images",
+    "open_pruning",
     "pair_files",
     "paper_scales",
     "paper_tables",
     "predict_files",
+    "prune_run",
     "push_run",
     "read_thresholds",
     "record_evaluation",

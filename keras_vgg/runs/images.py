@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +137,22 @@ def open_split(run: Run, name: str, source: str | None = None) -> data.Split:
             f"{run.recipe.source}: its classes, or the images of its splits, are others"
         )
     return _named_split(moved, name)
+
+
+def as_arrays(split: data.Split, transform: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """Return all images of a split, float32 [n, size, size, channels], and their labels.
+
+    Args:
+        split: The images.
+        transform: What brings an image to the network's input (`fit.evaluation_transform`).
+
+    Raises:
+        ValueError: an image is damaged; the error names it.
+    """
+    with data.bad_images_named(split):
+        batches = list(data.evaluation_dataset(split, 64, transform).as_numpy_iterator())
+    images, labels = zip(*batches, strict=True)
+    return np.concatenate(images), np.concatenate(labels)
 
 
 def _own_split(run: Run, name: str) -> data.Split:

@@ -1,0 +1,84 @@
+"""keras-vgg prune."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from keras_vgg.console import new_table, show
+
+
+@dataclasses.dataclass(frozen=True)
+class Prune:
+    """Make a run's network narrower and faster: keras-vgg prune RUN --workdir DIR
+
+    Validation images say how many filters each convolution can lose. The least important filters
+    are removed, and the narrower network is trained on the run's data, with the run as teacher. The
+    result in DIR/step-1 is an ordinary run, to evaluate, explain and export. pruning.json and
+    pruning.png show what was measured. Repeat the command to resume.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The run directory, of a finished training."""
+    workdir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """A directory for the steps: new, empty, or of the same pruning."""
+    macs: float = 0.5
+    """Share of the multiply-accumulates to keep, above 0 and below 1."""
+    steps: int = 1
+    """Prune in so many steps, each followed by a training. Several small steps lose less than one
+    large step, and take longer."""
+    criterion: Literal["taylor", "l1", "batch_norm"] = "taylor"
+    """What makes a filter important. taylor: how much the loss changes without it. l1: its absolute
+    weights. batch_norm: the scale of its batch normalisation."""
+    images: int = 1000
+    """Number of validation images, and of training images, that importance and sensitivity are
+    measured on."""
+    epochs: int | None = None
+    """Epochs of the training in each step (default: a third of the run's)."""
+    learning_rate: float | None = None
+    """Learning rate that the training of each step begins with (default: a tenth of the run's)."""
+    distillation_weight: float = 0.5
+    """Weight of the original network's probabilities in the loss; that of the labels is 1 minus
+    this."""
+    quiet: bool = False
+    """Print one line for each epoch instead of a progress bar."""
+
+    def __call__(self) -> None:
+        from keras_vgg.run import Run
+        from keras_vgg.runs import prune_run
+
+        result = prune_run(
+            Run.open(self.run),
+            self.workdir,
+            macs=self.macs,
+            steps=self.steps,
+            criterion=self.criterion,
+            images=self.images,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            verbose=2 if self.quiet else "auto",
+            distillation_weight=self.distillation_weight,
+        )
+        table = new_table(
+            f"{self.workdir}: {self.run} pruned",
+            "",
+            "multiply-accumulates",
+            "parameters",
+            result.figure,
+        )
+        names = ("original", *(f"step {number + 1}" for number in range(len(result.steps))))
+        for name, stage in zip(names, (result.original, *result.steps), strict=True):
+            share = f"{stage.macs / result.original.macs:.0%}"
+            table.add_row(
+                name,
+                f"{stage.macs / 1e6:,.1f} million, {share}",
+                f"{stage.parameters:,}",
+                f"{stage.validation:.2%}",
+            )
+        show(table)
+        run = result.run.directory
+        show(str(self.workdir / "pruning.png"))
+        show(f"next: keras-vgg evaluate {run}; keras-vgg export {run}")

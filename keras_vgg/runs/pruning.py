@@ -1,0 +1,294 @@
+"""Prune the filters of a run's network, and train the narrower network with the run as teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_vgg import architecture, plotting
+from keras_vgg.console import progress_bars
+from keras_vgg.export import prune
+from keras_vgg.files import sha256_of, write_atomically, write_json
+from keras_vgg.fit import evaluation_transform, train
+from keras_vgg.plotting import INK, LINE, SERIES
+from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run, read_fields
+from keras_vgg.runs.images import as_arrays, open_split
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FILE, PICTURE = "pruning.json", "pruning.png"
+EPOCHS, RATE = 1 / 3, 1 / 10  # of the run's epochs and learning rate, for the training of a step
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A network of a pruning: the original, or that of a step.
+
+    Attributes:
+        filters: Number of filters of each convolution.
+        macs: Multiply-accumulates for one image.
+        parameters: Number of parameters.
+        validation: Validation accuracy, or the area under the precision-recall curves for several
+            labels an image. None: the training has not finished.
+    """
+
+    filters: tuple[int, ...]
+    macs: int
+    parameters: int
+    validation: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruning:
+    """A pruning on disk.
+
+    Attributes:
+        directory: It holds step-1, step-2, ..., which are runs, pruning.json and pruning.png.
+        figure: The validation figure in words.
+        original: The network that was pruned.
+        steps: The network of each step.
+    """
+
+    directory: Path
+    figure: str
+    original: Stage
+    steps: tuple[Stage, ...]
+
+    @property
+    def run(self) -> Run:
+        """The run of the last step."""
+        return Run.open(self.directory / f"step-{len(self.steps)}")
+
+
+def prune_run(
+    run: Run,
+    workdir: str | Path,
+    *,
+    macs: float = 0.5,
+    steps: int = 1,
+    criterion: str = "taylor",
+    images: int = 1000,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    verbose: int | str = "auto",
+    **fields: Any,
+) -> Pruning:
+    """Prune a run's network to a share of its multiply-accumulates, and train it again.
+
+    In each step, validation images say how many filters each layer can lose (see
+    `keras_vgg.export.prune`); these are removed; and the narrower network is trained on the run's
+    data, with the run as teacher (`Recipe.teachers`). Every step is an ordinary run, whose recipe
+    has `filters`. The test split is not read.
+
+    Repeat the call to resume after a kill.
+
+    Args:
+        run: A finished run.
+        workdir: A directory for the steps: new, empty, or of the same pruning.
+        macs: Share of the multiply-accumulates to keep, in (0, 1).
+        steps: In how many steps, each of which removes the same share of what is left.
+        criterion: As in `keras_vgg.export.prune.importance`.
+        images: At most so many validation images give the sensitivity, and training images the
+            importance; evenly spread.
+        epochs: Of the training in each step. None: a third of the run's.
+        learning_rate: Where the training of each step begins. None: a tenth of the run's.
+        verbose: As in `keras_vgg.train`.
+        fields: Other fields of the recipe of each step.
+
+    Returns:
+        The pruning. pruning.json holds its figures and the sensitivity of each layer.
+
+    Raises:
+        ValueError, OSError, MemoryError: as `keras_vgg.train`; an argument is out of range; the run
+            has not finished; the directory holds another pruning; the share cannot be reached.
+    """
+    workdir = Path(workdir)
+    _check(macs, steps, criterion, images)
+    run.require_finished()
+    epochs = max(1, round(run.recipe.epochs * EPOCHS)) if epochs is None else epochs
+    rate = run.recipe.learning_rate * RATE if learning_rate is None else learning_rate
+    changes = {**_TRAINING, "epochs": epochs, "learning_rate": rate, **fields}
+    changes["unmixed_epochs"] = min(run.recipe.unmixed_epochs, epochs)
+    changes["teachers"] = (str(run.directory.resolve()),)
+    # Wrong values are refused before anything is computed.
+    run.recipe.replace(**changes, init=str(workdir / "step-1.keras"))
+    settings = {"macs": macs, "steps": steps, "criterion": criterion, "images": images}
+    record = _begin(run, workdir, settings)
+    current = run
+    for number in range(1, steps + 1):
+        name = f"step-{number}"
+        if len(record["steps"]) < number:
+            limit = record["original"]["macs"] * macs ** (number / steps)
+            path = workdir / f"{name}.keras"
+            record["steps"].append(_remove(current, limit, settings, path, verbose))
+            _write(workdir, record)
+        widths = tuple(record["steps"][number - 1]["filters"])
+        recipe = run.recipe.replace(
+            **changes, filters=widths, init=str((workdir / f"{name}.keras").resolve())
+        )
+        current = train(recipe, workdir / name, verbose)
+        record["steps"][number - 1]["validation"] = _validation(current)
+        _write(workdir, record)
+    return open_pruning(workdir)
+
+
+def open_pruning(workdir: str | Path) -> Pruning:
+    """Read a pruning.
+
+    Raises:
+        FileNotFoundError: the directory holds no pruning.json.
+        ValueError: the file cannot be read.
+    """
+    record = read_fields(Path(workdir) / FILE)
+    original, steps = record["original"], record["steps"]
+    return Pruning(Path(workdir), record["figure"], _stage(original), tuple(map(_stage, steps)))
+
+
+# What the training of a step changes in the run's recipe, besides what the pruning decides.
+_TRAINING: dict[str, Any] = {
+    "init_head": "all",
+    "initialization": Recipe().initialization,
+    "freeze_until": "none",
+    "layer_decay": 1.0,
+    "mean_rgb": None,  # the weights state both
+    "std_rgb": None,
+    "schedule": "cosine",
+    "step_epochs": (),
+    "warmup_epochs": 0.0,
+    "restart_epochs": (),
+    "restart_rates": (),
+}
+
+
+def _check(macs: float, steps: int, criterion: str, images: int) -> None:
+    if not 0 < macs < 1:
+        raise ValueError(
+            f"macs must be the share of the multiply-accumulates to keep, in (0, 1), not {macs:g}"
+        )
+    for name, value in (("steps", steps), ("images", images)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, not {value}")
+    if criterion not in prune.CRITERIA:
+        raise ValueError(f"criterion must be one of {', '.join(prune.CRITERIA)}, not {criterion!r}")
+
+
+def _begin(run: Run, workdir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of pruning.json, which is that of the same pruning or new."""
+    identity = {
+        "run": str(run.directory.resolve()),
+        "model_sha256": sha256_of(run.model_path),
+        "settings": dict(settings),
+    }
+    if (workdir / FILE).is_file():
+        record = read_fields(workdir / FILE)
+        for name, value in identity.items():
+            if record[name] != value:
+                raise ValueError(
+                    f"{workdir} holds another pruning, with {name} {record[name]}, not {value};"
+                    " choose another workdir"
+                )
+        return record
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise ValueError(f"{workdir} exists and holds no pruning; choose another workdir")
+    original = _figures(run.recipe, len(run.class_names)) | {"validation": _validation(run)}
+    name = "validation pr_auc" if run.several_labels else "validation accuracy"
+    return {**identity, "figure": name, "original": original, "steps": []}
+
+
+def _remove(
+    run: Run, limit: float, settings: Mapping[str, Any], path: Path, verbose: int | str
+) -> dict[str, Any]:
+    """Write the network of a run without some filters, and return the step's entry."""
+    transform = evaluation_transform(run.recipe)
+    count = settings["images"]
+    pictures, labels = as_arrays(open_split(run, "validation").spread(count), transform)
+    model = run.model()
+    scores = prune.importance(
+        model,
+        settings["criterion"],
+        *as_arrays(open_split(run, "train").spread(count), transform),
+    )
+    with progress_bars(verbose not in (0, 2)) as bars:
+        task = bars.add_task("sensitivity, layers", total=len(scores))
+        layers = prune.sensitivities(
+            model, scores, pictures, labels, lambda name: bars.advance(task)
+        )
+    classes = len(run.class_names)
+    kept = prune.plan(layers, partial(_macs, run.recipe, classes), limit)
+    small = prune.remove_filters(model, kept)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, small.save)
+    widths = tuple(map(len, kept.values()))
+    entry = _figures(run.recipe.replace(filters=widths), classes) | {
+        "loss": layers[0].losses[0],
+        "pruned_loss": prune.loss(small, pictures, labels),
+        "validation": None,
+        "sensitivity": {
+            layer.layer: {"removed": layer.removed, "losses": layer.losses} for layer in layers
+        },
+    }
+    del model, small
+    gc.collect()
+    return entry
+
+
+def _macs(recipe: Recipe, classes: int, widths: Sequence[int]) -> int:
+    rows = recipe.replace(filters=tuple(widths)).layers(classes)
+    return architecture.totals(rows).macs
+
+
+def _figures(recipe: Recipe, classes: int) -> dict[str, Any]:
+    rows = recipe.layers(classes)
+    totals = architecture.totals(rows)
+    widths = [row.output_shape[-1] for row in rows if re.fullmatch(r"block\d_conv\d", row.name)]
+    return {"filters": widths, "macs": totals.macs, "parameters": totals.parameters}
+
+
+def _validation(run: Run) -> float:
+    return run.results["validation_pr_auc" if run.several_labels else "validation_accuracy"]
+
+
+def _stage(entry: Mapping[str, Any]) -> Stage:
+    names = [field.name for field in dataclasses.fields(Stage)]
+    return Stage(**{name: entry[name] for name in names} | {"filters": tuple(entry["filters"])})
+
+
+def _write(workdir: Path, record: Mapping[str, Any]) -> None:
+    """Write pruning.json and pruning.png."""
+    write_json(workdir / FILE, record)
+    original, steps = _stage(record["original"]), [_stage(entry) for entry in record["steps"]]
+    figure, (left, right) = plotting.new_figure(10, 4.5, columns=2)
+    _draw_accuracy(left, [original, *steps], record["figure"])
+    _draw_widths(right, original, steps[-1])
+    plotting.save_png(figure, workdir / PICTURE)
+
+
+def _draw_accuracy(axes: Axes, stages: Sequence[Stage], figure: str) -> None:
+    done = [stage for stage in stages if stage.validation is not None]
+    x, y = [stage.macs / 1e6 for stage in done], [100 * (s.validation or 0.0) for s in done]
+    axes.plot(x, y, "o-", color=SERIES[0], label="pruned and trained")
+    axes.plot(x[0], y[0], "s", color=INK, markersize=8, label="original")
+    axes.set_xlim(0, None)
+    axes.set_xlabel("million multiply-accumulates an image")
+    axes.set_ylabel(f"{figure} (%)")
+    axes.margins(y=0.12)
+    plotting.show_legend(axes)
+
+
+def _draw_widths(axes: Axes, original: Stage, pruned: Stage) -> None:
+    places = np.arange(len(original.filters))
+    axes.bar(places, original.filters, color=LINE, label="original")
+    axes.bar(places, pruned.filters, color=SERIES[0], label="pruned")
+    axes.set_xlabel("convolution")
+    axes.set_xticks(places, [str(place + 1) for place in places])
+    axes.set_ylabel("filters")
+    plotting.show_legend(axes)

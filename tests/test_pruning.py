@@ -1,0 +1,99 @@
+"""keras_vgg.runs.pruning: from a run to a narrower run, in steps that can be interrupted."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keras_vgg.cli import main
+from keras_vgg.export import prune
+from keras_vgg.run import Run
+from keras_vgg.runs import open_pruning, prune_run, pruning
+
+OPTIONS: dict[str, Any] = {"steps": 2, "images": 40, "epochs": 1, "verbose": 0}
+
+
+@pytest.mark.slow
+def test_a_run_becomes_narrower_in_steps_that_resume(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    workdir = tmp_path / "pruned"
+    trained: list[str] = []
+    train = pruning.train
+
+    def interrupted(recipe: Any, directory: Path, verbose: Any) -> Run:
+        trained.append(directory.name)
+        if trained == ["step-1", "step-2"]:
+            raise KeyboardInterrupt
+        return train(recipe, directory, verbose)
+
+    monkeypatch.setattr(pruning, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prune_run(tiny_run, workdir, **OPTIONS)
+    removed = (workdir / "step-2.keras").read_bytes()
+    assert open_pruning(workdir).steps[1].validation is None
+    result = prune_run(tiny_run, workdir, **OPTIONS)
+    assert trained == ["step-1", "step-2"] * 2
+    assert (workdir / "step-2.keras").read_bytes() == removed
+
+    first, last = result.steps
+    original = result.original
+    assert original.macs * 0.4 < last.macs <= original.macs / 2
+    assert original.macs / 2 < first.macs <= original.macs * 0.5**0.5
+    assert last.parameters < first.parameters < original.parameters
+    run = result.run
+    assert run.directory == workdir / "step-2"
+    assert run.recipe.filters == last.filters
+    assert run.recipe.teachers == (str(tiny_run.directory),)
+    assert [c.filters for c in prune.convolutions(run.model())] == list(last.filters)
+    assert last.validation == run.results["validation_accuracy"]
+    assert "test" not in run.results
+    assert (workdir / "pruning.png").stat().st_size > 10_000
+    record = run.read_json("init.json")
+    assert record["source"] == str(workdir / "step-2.keras")
+
+    command = ["prune", str(tiny_run.directory), "--workdir", str(workdir), "--steps", "2"]
+    assert main([*command, "--images", "40", "--epochs", "1", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{run.directory} is finished; nothing to do" in printed
+    assert f"{last.parameters:,}" in printed
+    assert main([*command, "--images", "50", "--epochs", "1"]) == 2
+    assert "holds another pruning, with settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"macs": 1.0}, r"macs must be the share .* in \(0, 1\), not 1"),
+        ({"macs": float("nan")}, "macs must be the share"),
+        ({"steps": 0}, "steps must be 1 or more, not 0"),
+        ({"images": -3}, "images must be 1 or more, not -3"),
+        ({"criterion": "l2"}, "criterion must be one of taylor, l1, batch_norm, not 'l2'"),
+        ({"epochs": 0}, "epochs must be in"),
+        ({"learning_rate": -1.0}, "learning_rate must be in"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_leave_nothing(
+    tiny_run: Run, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        prune_run(tiny_run, tmp_path / "pruned", verbose=0, **options)
+    assert not list(tmp_path.glob("pruned/*"))
+
+
+def test_runs_and_folders_that_do_not_fit_are_refused(tiny_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("precious")
+    with pytest.raises(ValueError, match="exists and holds no pruning"):
+        prune_run(tiny_run, tmp_path, **OPTIONS)
+    with pytest.raises(FileNotFoundError, match=r"pruning.json is missing"):
+        open_pruning(tmp_path)
+    unfinished = Run.open(shutil.copytree(tiny_run.directory, tmp_path / "unfinished"))
+    (unfinished.directory / "results.json").unlink()
+    with pytest.raises(ValueError, match="has not finished training"):
+        prune_run(unfinished, tmp_path / "pruned", **OPTIONS)
+    assert not (tmp_path / "pruned").exists()
+    assert (tmp_path / "notes.txt").read_text() == "precious"
