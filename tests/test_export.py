@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from keras_vgg.export import FORMATS, Artifact, ExportError, export, exporting, formats, verify
+from keras_vgg.export import Artifact, ExportError, export, exporting, formats, verify
 
 NAMES = ["zero", "one", "two", "drei ß"]
 IMAGES = np.random.default_rng(1).integers(0, 256, (35, 32, 32, 3)).astype(np.float32)
@@ -86,7 +86,7 @@ def exported(
         images=IMAGES,
         labels=LABELS,
         calibration=IMAGES[:20],
-        formats=FORMATS,
+        formats=tuple(FILES),
         tolerance=10,
     )
     return directory, artifacts

@@ -72,6 +72,7 @@ def export(
     - `saved_model/`, for TensorFlow Serving, with the signatures `serving_default` and
       `serving_uint8` (images -> probabilities), `classify` (encoded files -> names of the most
       probable classes) and `features`: see `keras_vgg.export.saved_model`;
+    - `saved_model_bfloat16/`, the same in bfloat16: see `keras_vgg.export.bfloat16`;
     - `model.tflite`, `model_float16.tflite`, `model_dynamic.tflite` and `model_int8.tflite`, for
       LiteRT, with the signature `serving_default`: see `keras_vgg.export.litert`;
     - `model.onnx`, opset 18.

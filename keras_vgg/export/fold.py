@@ -13,7 +13,7 @@ from keras_vgg.layers import ImagePreprocessing, bgr_order
 
 def in_float32(model: keras.Model) -> keras.Model:
     """Return the model itself if it computes in float32, else a copy that does."""
-    if all(layer.compute_dtype == "float32" for layer in _flat_layers(model)):
+    if all(layer.compute_dtype == "float32" for layer in flat_layers(model)):
         return model
     copy = keras.models.clone_model(model, clone_function=_float32_layer, recursive=True)
     copy.set_weights(model.get_weights())
@@ -165,7 +165,7 @@ def _float32_layer(layer: keras.Layer) -> keras.Layer:
     return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
 
 
-def _flat_layers(model: keras.Model) -> Iterator[keras.Layer]:
+def flat_layers(model: keras.Model) -> Iterator[keras.Layer]:
     for layer in model.layers:
         yield layer
-        yield from _flat_layers(layer) if hasattr(layer, "layers") else ()
+        yield from flat_layers(layer) if hasattr(layer, "layers") else ()

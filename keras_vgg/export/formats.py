@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_vgg.data.decode import BitDepth
 from keras_vgg.export import description as descriptions
+from keras_vgg.export.bfloat16 import in_bfloat16
 from keras_vgg.export.litert import write_litert, write_source
 from keras_vgg.export.onnx import require_packages, write_onnx
 from keras_vgg.export.saved_model import write_saved_model
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 FILES = {
     "saved_model": "saved_model",
+    "saved_model_bfloat16": "saved_model_bfloat16",
     "litert": "model.tflite",
     "litert_float16": "model_float16.tflite",
     "litert_dynamic": "model_dynamic.tflite",
@@ -74,9 +76,10 @@ def write_format(
     try:
         # What the converters' C++ code prints says nothing more than their exceptions.
         with without_native_stderr():
-            if format == "saved_model":
+            if format.startswith("saved_model"):
+                network = in_bfloat16(model) if format == "saved_model_bfloat16" else model
                 write_saved_model(
-                    model, path, class_names, transform=transform, bit_depth=bit_depth, top=top
+                    network, path, class_names, transform=transform, bit_depth=bit_depth, top=top
                 )
                 descriptions.add_to_saved_model(path, description)
             elif format == "onnx":

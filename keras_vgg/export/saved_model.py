@@ -105,7 +105,11 @@ def write_saved_model(
             extractor = feature_extractor(model, layer, "avg")
             archive.add_endpoint(
                 "features",
-                lambda images: {"features": extractor(checked(images), training=False)[layer]},
+                lambda images: {
+                    "features": tf.cast(
+                        extractor(checked(images), training=False)[layer], tf.float32
+                    )
+                },
                 images_of(tf.float32),
             )
             requests["features"] = requests["serving_default"]
