@@ -6,8 +6,8 @@ The network has 1,000 classes and random weights, which cost as much as trained 
 exported once in each format. Each engine then has its own process with the given number of threads.
 The engines take turns, so that other work on the machine slows all of them. The output is
 milliseconds (the median of the rounds), and the share of Keras' time in the same round, with the
-spread. ONNX needs `pip install 'keras-vgg[onnx]'`, and OpenVINO `pip install openvino`; an engine
-that is not installed is left out.
+spread. ONNX and OpenVINO need `pip install 'keras-vgg[onnx,openvino]'`; an engine that is not
+installed is left out.
 """
 
 from __future__ import annotations
@@ -59,11 +59,17 @@ def _keras_export(folder: Path, threads: int) -> Answer:
     return lambda images: loaded.serve(tf.constant(images)).numpy()
 
 
-def _saved_model(folder: Path, threads: int) -> Answer:
-    tf = _tensorflow(threads)
-    loaded = tf.saved_model.load(str(folder / "export" / "saved_model"))
-    serve = loaded.signatures["serving_default"]
-    return lambda images: serve(images=tf.constant(images))["probabilities"].numpy()
+def _saved_model(name: str) -> Callable[[Path, int], Answer]:
+    def load(folder: Path, threads: int) -> Answer:
+        tf = _tensorflow(threads)
+        loaded = tf.saved_model.load(str(folder / "export" / name))
+        serve = loaded.signatures["serving_default"]
+        # The default argument keeps the model alive while its signature is in use.
+        return lambda images, _model=loaded: serve(images=tf.constant(images))[
+            "probabilities"
+        ].numpy()
+
+    return load
 
 
 def _litert(name: str) -> Callable[[Path, int], Answer]:
@@ -93,7 +99,7 @@ def _openvino(precision: str) -> Callable[[Path, int], Answer]:
 
         properties = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
         core = openvino.Core()
-        model = core.compile_model(str(folder / "export" / "saved_model"), "CPU", properties)
+        model = core.compile_model(str(folder / "export/openvino/model.xml"), "CPU", properties)
         return lambda images: model({"images": images})["probabilities"]
 
     return load
@@ -102,14 +108,15 @@ def _openvino(precision: str) -> Callable[[Path, int], Answer]:
 ENGINES: dict[str, Callable[[Path, int], Answer]] = {
     "Keras, predict": _keras,
     "SavedModel of Keras' model.export": _keras_export,
-    "saved_model": _saved_model,
+    "saved_model": _saved_model("saved_model"),
+    "saved_model_bfloat16": _saved_model("saved_model_bfloat16"),
     "litert": _litert("model.tflite"),
     "litert_float16": _litert("model_float16.tflite"),
     "litert_dynamic": _litert("model_dynamic.tflite"),
     "litert_int8": _litert("model_int8.tflite"),
     "onnx, by ONNX Runtime": _onnxruntime,
-    "saved_model, by OpenVINO, float32": _openvino("f32"),
-    "saved_model, by OpenVINO, bfloat16": _openvino("bf16"),
+    "openvino, float32": _openvino("f32"),
+    "openvino, bfloat16": _openvino("bf16"),
 }
 SOURCE = "Keras, predict"
 
@@ -168,7 +175,7 @@ def write(folder: Path, size: int, formats: tuple[str, ...]) -> None:
 
 
 def _installed(name: str) -> bool:
-    packages_of = {"onnx": ("onnx", "onnxruntime", "tf2onnx"), "OpenVINO": ("openvino",)}
+    packages_of = {"onnx": ("onnx", "onnxruntime", "tf2onnx"), "openvino": ("openvino",)}
     needed = {p for word, packages in packages_of.items() if word in name for p in packages}
     return all(importlib.util.find_spec(package) for package in needed)
 
@@ -200,7 +207,8 @@ def main() -> None:
         from keras_vgg.export import FORMATS
 
         folder = Path(scratch)
-        formats = tuple(f for f in FORMATS if f != "onnx" or any("onnx" in n for n in names))
+        needed = {name.partition(",")[0] for name in names}
+        formats = tuple(f for f in FORMATS if f in needed) or ("saved_model",)
         with ProcessPoolExecutor(1, context) as writer:  # its end frees the memory
             writer.submit(write, folder, options.size, formats).result()
         workers = {name: ProcessPoolExecutor(1, context) for name in names}

@@ -30,6 +30,7 @@ FILES = {
     "litert_dynamic": "model_dynamic.tflite",
     "litert_int8": "model_int8.tflite",
     "onnx": "model.onnx",
+    "openvino": "openvino",
 }
 
 
@@ -134,6 +135,7 @@ def test_artifacts_state_what_was_measured(
         if exact:
             assert artifact.top1 == np.mean(answers == LABELS)
         assert artifact.top5 is None  # of four classes
+        assert (artifact.precision in ("f32", "bf16")) == (artifact.format == "openvino")
         assert set(artifact.latency_ms) == {2}
         assert all(0 < median <= p95 for median, p95 in artifact.latency_ms.values())
         assert 1e7 < artifact.peak_bytes < 4e9
@@ -169,7 +171,7 @@ def test_the_record_repeats_the_artifacts(
     assert record["model"]["top1"] == artifacts[0].top1
     assert record["tolerance"] == 10
     versions = {"keras", "tensorflow", "ai-edge-litert", "tf2onnx", "onnx", "onnxruntime"}
-    assert set(record["versions"]) == versions
+    assert set(record["versions"]) == {*versions, "openvino"}
     assert record["versions"]["keras"] == keras.__version__
     for saved, artifact in zip(record["artifacts"], artifacts, strict=True):
         assert directory / saved.pop("path") == artifact.path
@@ -210,6 +212,20 @@ np.save(output, session.run(None, {"images": np.load(images)})[0])
 """
 
 
+OPENVINO_SCRIPT = """
+import sys
+sys.modules["keras_vgg"] = sys.modules["keras"] = sys.modules["tensorflow"] = None
+import json, numpy as np, openvino
+images, output, path = sys.argv[1:]
+core = openvino.Core()
+model = core.read_model(path + "/model.xml")
+stated = json.loads(model.get_rt_info(["keras_vgg"]).value)
+assert stated["class_names"] == ["zero", "one", "two", "drei ß"], stated
+run = core.compile_model(model, "CPU")
+np.save(output, run({"images": np.load(images)})["probabilities"])
+"""
+
+
 @pytest.mark.parametrize(
     ("script", "format", "difference"),
     [
@@ -218,6 +234,7 @@ np.save(output, session.run(None, {"images": np.load(images)})[0])
         (LITERT_SCRIPT, "litert_dynamic", 0.1),
         (LITERT_SCRIPT, "litert_int8", 0.1),
         (ONNX_SCRIPT, "onnx", 1e-5),
+        (OPENVINO_SCRIPT, "openvino", 0.1),
     ],
 )
 def test_a_fresh_process_without_keras_gets_the_probabilities(
@@ -507,14 +524,17 @@ def test_a_folders_digest_depends_on_names_and_contents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"formats": ["tf1"]}, "unknown export format 'tf1'; known formats: saved_model, litert"),
+        (
+            {"formats": ["tf1"]},
+            "unknown export format 'tf1'; known formats: saved_model, ",
+        ),
         ({"formats": ["litert_int8"]}, "needs calibration images, of the training set"),
         ({"formats": ["litert_int8"], "calibration": IMAGES[:0]}, "no images to calibrate"),
         ({"formats": ["litert_int8"], "calibration": IMAGES[0]}, r"images are \(32, 32, 3\)"),
         ({"labels": LABELS[:3]}, r"labels are \(3,\) for 35 images"),
         ({"tolerance": -1}, "tolerance must be 0 or more"),
         ({"tolerance": math.nan}, "tolerance must be 0 or more"),
-        ({"formats": []}, "one or more of saved_model, litert"),
+        ({"formats": []}, "one or more of saved_model, .*, litert"),
         ({"formats": ["litert", "litert"]}, "each once"),
         ({"images": IMAGES[:0]}, "no images"),
         ({"images": IMAGES[:, :16]}, r"images are \(35, 16, 32, 3\); the model takes \(None, 32"),
@@ -534,16 +554,22 @@ def test_wrong_arguments_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("format", "package"), [("onnx", "tf2onnx"), ("openvino", "openvino")])
 def test_a_package_that_is_missing_is_named(
-    model: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    format: str,
+    package: str,
+    model: keras.Model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "tf2onnx" else found(name)
+        importlib.util, "find_spec", lambda name: None if name == package else found(name)
     )
 
-    with pytest.raises(ValueError, match=r"onnx needs tf2onnx: pip install 'keras-vgg\[onnx\]'"):
-        export(model, NAMES, tmp_path / "export", images=IMAGES, formats=["onnx"])
+    message = rf"{format} needs {package}: pip install 'keras-vgg\[{format}\]'"
+    with pytest.raises(ValueError, match=message):
+        export(model, NAMES, tmp_path / "export", images=IMAGES, formats=[format])
 
 
 def test_a_model_with_two_outputs_is_refused(tmp_path: Path) -> None:

@@ -187,11 +187,16 @@ def test_ten_lines_without_this_package(
 @pytest.mark.slow
 def test_every_format_states_the_same(run: Run, photo: Path, tmp_path: Path):
     folder = tmp_path / "all"
-    formats = ["saved_model", "litert_int8", "onnx"]
+    formats = ["saved_model", "litert_int8", "onnx", "openvino"]
     export_run(run, folder, formats=formats, images=40, calibrated=True, tolerance=20)
     (expected,) = Predictor(run)([photo])
 
-    for name, bound in (("saved_model", 1e-5), ("model.onnx", 1e-5), ("model_int8.tflite", 0.1)):
+    for name, bound in (
+        ("saved_model", 1e-5),
+        ("model.onnx", 1e-5),
+        ("model_int8.tflite", 0.1),
+        ("openvino/model.xml", 0.1),
+    ):
         predictor = Predictor(folder / name, unknown=0.95)
         (answer,) = predictor([photo])
         assert predictor.notes == ()

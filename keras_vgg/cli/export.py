@@ -28,8 +28,8 @@ class Export:
     """The run directory, or a weight file with its classifier."""
     format: str | None = None
     """Comma-separated formats: saved_model, saved_model_bfloat16 (TensorFlow Serving); litert,
-    litert_float16, litert_dynamic, litert_int8 (LiteRT, formerly TFLite); onnx (default:
-    saved_model,litert; with --compress litert_int8)."""
+    litert_float16, litert_dynamic, litert_int8 (LiteRT, formerly TFLite); onnx; openvino
+    (default: saved_model,litert; with --compress litert_int8)."""
     output: Path | None = None
     """Folder to write into (default: export/ in the run directory, or beside the weight file)."""
     tolerance: float = 0.5

@@ -30,7 +30,8 @@ class Predict:
     """
 
     model: tyro.conf.Positional[Path]
-    """A run directory; a .keras file; or an exported SavedModel folder, .tflite or .onnx file."""
+    """A run directory; a .keras file; or an exported SavedModel folder, .tflite, .onnx or
+    OpenVINO .xml file."""
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files (JPEG, PNG, BMP, GIF, WebP), folders (all images below them), patterns in quotes
     ('photos/**/*.jpg'), or tables with a column of paths (.csv, .tsv, .jsonl). A file that is named

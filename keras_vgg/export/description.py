@@ -12,7 +12,7 @@ from typing import Any
 from keras_vgg import augment
 
 NAME = "keras_vgg.json"  # in a LiteRT file's archive, and in the folder assets.extra
-KEY = "keras_vgg"  # in the metadata_props of an ONNX file
+KEY = "keras_vgg"  # in the metadata_props of an ONNX file, and the rt_info of an OpenVINO file
 LABELS = "labels.txt"  # the name by which LiteRT's own tools look for class names
 
 _STEPS = {
@@ -120,8 +120,8 @@ def add_to_saved_model(path: Path, description: Mapping[str, Any]) -> None:
     (extra / NAME).write_text(_json(description), encoding="utf-8")
 
 
-def onnx_properties(description: Mapping[str, Any]) -> dict[str, str]:
-    """Return the description as the metadata_props of an ONNX file."""
+def properties(description: Mapping[str, Any]) -> dict[str, str]:
+    """Return the description as key and text, for the metadata of an ONNX or OpenVINO file."""
     return {KEY: _json(description)}
 
 

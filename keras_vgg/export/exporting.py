@@ -16,6 +16,7 @@ from keras_vgg import augment
 from keras_vgg.console import progress_bars
 from keras_vgg.data.decode import BitDepth
 from keras_vgg.export import description as descriptions
+from keras_vgg.export import onnx, openvino
 from keras_vgg.export.checks import (
     activation_name,
     check_images,
@@ -33,7 +34,6 @@ from keras_vgg.export.formats import (
     check_formats,
     write_format,
 )
-from keras_vgg.export.onnx import PACKAGES as ONNX_PACKAGES
 from keras_vgg.export.verify import TOLERANCE, Artifact, Reference, verified_artifact
 from keras_vgg.files import write_json
 from keras_vgg.versions import package_versions
@@ -75,7 +75,8 @@ def export(
     - `saved_model_bfloat16/`, the same in bfloat16: see `keras_vgg.export.bfloat16`;
     - `model.tflite`, `model_float16.tflite`, `model_dynamic.tflite` and `model_int8.tflite`, for
       LiteRT, with the signature `serving_default`: see `keras_vgg.export.litert`;
-    - `model.onnx`, opset 18.
+    - `model.onnx`, opset 18;
+    - `openvino/`, model.xml and model.bin: see `keras_vgg.export.openvino`.
 
     Each maps `images` [batch, size, size, 3] RGB in [0, 255] (float32; uint8 for int8) to
     `probabilities` float32 [batch, classes]. Each file states how to bring an image to its input,
@@ -237,8 +238,9 @@ def _record(
 ) -> dict[str, Any]:
     """Return the content of export.json."""
     packages = ("keras", "tensorflow", "ai-edge-litert")
-    if any(artifact.format == "onnx" for artifact in artifacts):
-        packages += ONNX_PACKAGES
+    formats = {artifact.format for artifact in artifacts}
+    packages += onnx.PACKAGES if "onnx" in formats else ()
+    packages += openvino.PACKAGES if "openvino" in formats else ()
     return {
         "model": {
             "parameters": model.count_params(),

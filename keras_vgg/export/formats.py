@@ -10,9 +10,9 @@ import numpy as np
 
 from keras_vgg.data.decode import BitDepth
 from keras_vgg.export import description as descriptions
+from keras_vgg.export import onnx, openvino
 from keras_vgg.export.bfloat16 import in_bfloat16
 from keras_vgg.export.litert import write_litert, write_source
-from keras_vgg.export.onnx import require_packages, write_onnx
 from keras_vgg.export.saved_model import write_saved_model
 from keras_vgg.export.verify import ExportError
 from keras_vgg.native_stderr import without_native_stderr
@@ -28,6 +28,7 @@ FILES = {
     "litert_dynamic": "model_dynamic.tflite",
     "litert_int8": "model_int8.tflite",
     "onnx": "model.onnx",
+    "openvino": "openvino",
 }
 FORMATS = tuple(FILES)
 DEFAULT_FORMATS = ("saved_model", "litert")
@@ -42,8 +43,9 @@ def check_formats(formats: Sequence[str]) -> None:
             raise ValueError(f"unknown export format {format!r}; known formats: {known}")
     if not formats or len(set(formats)) != len(formats):
         raise ValueError(f"formats must be one or more of {known}, each once, not {tuple(formats)}")
-    if "onnx" in formats:
-        require_packages()
+    for module in (onnx, openvino):
+        if module.__name__.rpartition(".")[2] in formats:
+            module.require_packages()
 
 
 def write_format(
@@ -63,7 +65,7 @@ def write_format(
 
     Args:
         path: The file or folder to write.
-        scratch: A folder for the SavedModel from which the LiteRT formats are converted.
+        scratch: A folder for the SavedModel from which LiteRT and OpenVINO files are converted.
         description: What `keras_vgg.export.description.describe` returns, which the file keeps.
 
     Raises:
@@ -83,11 +85,14 @@ def write_format(
                 )
                 descriptions.add_to_saved_model(path, description)
             elif format == "onnx":
-                write_onnx(model, path, descriptions.onnx_properties(description))
+                onnx.write_onnx(model, path, descriptions.properties(description))
             else:
                 source = scratch / "saved_model"
                 if not source.exists():
                     write_source(model, source)
+                if format == "openvino":
+                    openvino.write_openvino(source, path, descriptions.properties(description))
+                    return
                 precision = format.removeprefix("litert").removeprefix("_") or "float32"
                 write_litert(source, path, precision, calibration)
                 descriptions.add_to_litert(path, description)

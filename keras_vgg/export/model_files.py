@@ -1,4 +1,4 @@
-"""Open the files that hold a network: .keras, and the SavedModel, LiteRT and ONNX of an export."""
+"""Open the files that hold a network: .keras, and those of an export."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from keras_vgg import evaluation
 from keras_vgg.containers import require_archive, require_hdf5
 from keras_vgg.export import description as descriptions
+from keras_vgg.native_stderr import without_native_stderr
 
 _PREPROCESSING = ("ImagePreprocessing", "Rescaling", "Normalization")
 
@@ -62,9 +63,9 @@ def open_model_file(path: Path) -> Opened:
     opener = next((opener for opener, fits in _OPENERS.items() if fits(path)), None)
     if opener is None:
         raise ValueError(
-            f"{path} is not a run directory or a model file: name a run, a .keras, .tflite or .onnx"
-            " file, or a SavedModel folder; convert other weight files by `keras-vgg convert FILE"
-            " model.keras`"
+            f"{path} is not a run directory or a model file: name a run, a .keras, .tflite, .onnx"
+            " or OpenVINO .xml file, or a SavedModel folder; convert other weight files by"
+            " `keras-vgg convert FILE model.keras`"
         )
     return opener(path)
 
@@ -181,6 +182,28 @@ def _open_onnx(path: Path) -> Opened:
     return network, _stated(path, content), ()
 
 
+def _open_openvino(path: Path) -> Opened:
+    from keras_vgg.export.openvino import require_packages
+
+    require_packages()
+    import openvino
+
+    core = openvino.Core()
+    try:
+        with without_native_stderr():  # It names what other formats the file does not have.
+            model: Any = core.read_model(str(path))
+        (image,), (output,) = model.inputs, model.outputs
+        compiled: Any = core.compile_model(model, "CPU")
+    except (RuntimeError, ValueError) as error:  # OpenVINO's last line is the reason
+        raise ValueError(f"{path} cannot be read: {str(error).strip().splitlines()[-1]}") from error
+    shape = [side.get_length() if side.is_static else None for side in image.partial_shape][1:]
+    classes = output.partial_shape[-1].get_length()
+    stated = model.has_rt_info([descriptions.KEY])
+    content = model.get_rt_info([descriptions.KEY]).value if stated else None
+    network = Network(shape, classes, lambda images: compiled([images])[0])
+    return network, _stated(path, content), ()
+
+
 def _stated(path: Path, content: bytes | str | None) -> Mapping[str, Any]:
     """Return what a file states about itself; without that, the class names that lie beside it."""
     if content is None:
@@ -201,4 +224,5 @@ _OPENERS: dict[Callable[[Path], Opened], Callable[[Path], bool]] = {
     _open_keras: lambda path: path.suffix == ".keras",
     _open_litert: lambda path: path.suffix == ".tflite",
     _open_onnx: lambda path: path.suffix == ".onnx",
+    _open_openvino: lambda path: path.suffix == ".xml",
 }

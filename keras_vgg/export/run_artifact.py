@@ -5,7 +5,8 @@ import TensorFlow only for a SavedModel. It writes an .npz to OUTPUT with these 
 
 - `seconds`, of each of several answers to one image, after the first answer;
 - `peak_bytes`, the most memory that the process had until then, if the system reports it;
-- `probabilities` of all images, unless THREADS is 1, which only measures.
+- `probabilities` of all images, unless THREADS is 1, which only measures;
+- `precision` in which the runtime computes, if the runtime chose it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _REPEATS = 50
 _SECONDS = 3.0  # One image is measured no longer than this, so a large network takes no minutes.
 
 Runner = Callable[[np.ndarray], np.ndarray]
+_precision: dict[str, str] = {}
 
 # Python refuses to import a module whose entry is None.
 _modules: dict[str, ModuleType | None] = sys.modules  # pyright: ignore[reportAssignmentType]
@@ -64,7 +66,18 @@ def _onnx(path: str, threads: int) -> Runner:
     return lambda images: np.asarray(session.run(["probabilities"], {"images": images})[0])
 
 
-RUNNERS = {"saved_model": _saved_model, "litert": _litert, "onnx": _onnx}
+def _openvino(path: str, threads: int) -> Runner:
+    _modules["tensorflow"] = None
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": threads}
+    model = openvino.Core().compile_model(f"{path}/model.xml", "CPU", options)
+    chosen: Any = model.get_property("INFERENCE_PRECISION_HINT")
+    _precision["precision"] = chosen.to_string()
+    return lambda images: model({"images": images})["probabilities"]
+
+
+RUNNERS = {"saved_model": _saved_model, "litert": _litert, "onnx": _onnx, "openvino": _openvino}
 
 
 def _peak_bytes() -> int | None:
@@ -93,7 +106,7 @@ def main(kind: str, path: str, threads: str, images: str, output: str) -> None:
         start = time.perf_counter()
         run(one)
         seconds.append(time.perf_counter() - start)
-    arrays: dict[str, Any] = {"seconds": seconds}
+    arrays: dict[str, Any] = {"seconds": seconds, **_precision}
     if (peak_bytes := _peak_bytes()) is not None:
         arrays["peak_bytes"] = peak_bytes
     if threads != "1":

@@ -51,6 +51,8 @@ class Artifact:
             None where the system does not report it (Windows).
         float_operations: For litert_int8, the operations that stayed in float32.
         mean_average_precision: With several labels an image, on these images; else None.
+        precision: For openvino, "f32", "bf16" or "f16": in what its runtime computed, which it
+            chooses by the processor.
     """
 
     format: str
@@ -66,6 +68,7 @@ class Artifact:
     peak_bytes: int | None
     float_operations: tuple[str, ...] = ()
     mean_average_precision: float | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Answers:
     probabilities: np.ndarray
     latency_ms: dict[int, tuple[float, float]]
     peak_bytes: int | None
+    precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,7 @@ def verified_artifact(
         max_difference=difference,
         latency_ms=answers.latency_ms,
         peak_bytes=answers.peak_bytes,
+        precision=answers.precision,
         float_operations=float_operations(path) if format == "litert_int8" else (),
     )
 
@@ -168,7 +173,7 @@ def run(format: str, path: Path, images: Path, scratch: Path) -> Answers:
     """
     kind = next(kind for kind in run_artifact.RUNNERS if format.startswith(kind))
     environment = {"TF_ENABLE_ONEDNN_OPTS": "1", **os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
-    latency, probabilities, peak_bytes = {}, np.empty(0), None
+    latency, probabilities, peak_bytes, precision = {}, np.empty(0), None, None
     for threads in THREADS:
         output = scratch / f"answers_{threads}.npz"
         arguments = (kind, path, threads, images, output)
@@ -190,7 +195,8 @@ def run(format: str, path: Path, images: Path, scratch: Path) -> Answers:
             if "probabilities" in arrays:
                 probabilities = arrays["probabilities"]
                 peak_bytes = int(arrays["peak_bytes"]) if "peak_bytes" in arrays else None
-    return Answers(probabilities, latency, peak_bytes)
+                precision = str(arrays["precision"]) if "precision" in arrays else None
+    return Answers(probabilities, latency, peak_bytes, precision)
 
 
 def _compared(

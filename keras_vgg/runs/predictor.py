@@ -90,7 +90,7 @@ class Predictor:
 
     Args:
         model: A run, or the path of a run directory, a .keras file, an exported SavedModel folder,
-            .tflite or .onnx file.
+            .tflite, .onnx or OpenVINO .xml file.
         class_names: Of a file that does not state them.
         eval_scale: Of a file that does not state it: the smallest side to which an image is
             rescaled.
