@@ -6,12 +6,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import keras
+import numpy as np
 import pytest
 
 from keras_vgg.cli import main
 from keras_vgg.export import prune
 from keras_vgg.run import Run
 from keras_vgg.runs import open_pruning, prune_run, pruning
+from tests.test_prune import images, network
+from tests.test_training import script
 
 OPTIONS: dict[str, Any] = {"steps": 2, "images": 40, "epochs": 1, "verbose": 0}
 
@@ -97,3 +101,20 @@ def test_runs_and_folders_that_do_not_fit_are_refused(tiny_run: Run, tmp_path: P
         prune_run(unfinished, tmp_path / "pruned", **OPTIONS)
     assert not (tmp_path / "pruned").exists()
     assert (tmp_path / "notes.txt").read_text() == "precious"
+
+
+@pytest.mark.slow
+def test_the_network_that_torch_pruning_sees_is_the_same() -> None:
+    torch = pytest.importorskip("torch")
+    model = network(configuration="B", head="gap", batch_norm=True)
+    last = model.layers[-1]
+    last.activation = None
+    twin, convolutions = script("prune_cifar10").as_torch(model)
+    assert len(convolutions) == 10
+    pictures = images(model)
+    logits = model.predict(pictures, verbose=0)
+    preprocessed = model.get_layer("block1_conv1").input
+    inside = keras.Model(model.inputs, preprocessed).predict(pictures, verbose=0)
+    with torch.no_grad():
+        theirs = twin(torch.tensor(inside.transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(theirs, logits, atol=1e-4)

@@ -1,0 +1,258 @@
+"""Prune the filters of a finished run to several shares of its multiply-accumulates, and compare.
+
+    python training/prune_cifar10.py RUN --out DIR --shares 0.5 0.25 --epochs 8
+    python training/prune_cifar10.py RUN --out DIR --shares 0.5 --epochs 8 --torch-pruning
+
+Each share is one call of `keras-vgg prune`. With --torch-pruning, the package torch-pruning
+(`pip install torch-pruning`) chooses the filters too, by its group L2 norm over the whole network;
+these are removed from the same weights, to no more multiply-accumulates, and the network is trained
+by the same recipe. Every network is then tested once on the run's test split and exported as litert
+and litert_int8, whose latency at batch 1 is measured. DIR gets pruned.json, pruned.png and a
+Markdown table. Repeat the command after an interruption.
+
+Not run to its end yet: training/README.md has the figures that there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from keras_vgg import hardware
+from keras_vgg.files import write_json
+
+FORMATS = ("litert", "litert_int8")
+
+
+def chosen_by_torch_pruning(model: Any, limit: float, macs: Any) -> dict[str, np.ndarray]:
+    """Return the filters that torch-pruning keeps: layer -> their numbers, ascending.
+
+    Args:
+        model: A VGG of this package with `head="gap"`.
+        limit: The most multiply-accumulates allowed.
+        macs: A function from the number of filters of each layer to the multiply-accumulates.
+    """
+    import torch
+    import torch_pruning  # pyright: ignore[reportMissingImports]
+
+    from keras_vgg.export import prune
+
+    twin, convolutions = as_torch(model)
+    numbers = {c: np.arange(c.out_channels) for c in convolutions}
+    names = dict(
+        zip(convolutions, (layer.name for layer in prune.convolutions(model)), strict=True)
+    )
+    side = model.input_shape[1]
+    pruner = torch_pruning.pruner.BasePruner(
+        twin,
+        torch.zeros(1, convolutions[0].in_channels, side, side),
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=True,
+        pruning_ratio=0.95,
+        iterative_steps=200,
+        ignored_layers=[twin[-1]],
+    )
+    while macs([len(kept) for kept in numbers.values()]) > limit:
+        for group in pruner.step(interactive=True):
+            dependency, indices = group[0]
+            layer = dependency.target.module
+            numbers[layer] = np.delete(numbers[layer], indices)
+            group.prune()
+    return {names[layer]: kept for layer, kept in numbers.items()}
+
+
+def as_torch(model: Any) -> tuple[Any, list[Any]]:
+    """Return a VGG as a PyTorch network, and the convolutions in it.
+
+    torch-pruning reads the weights and how the layers hang together, so the preprocessing is left
+    out.
+    """
+    import keras
+    import torch
+    from torch import nn
+
+    stack, convolutions = [], []
+    for layer in model.layers:
+        weights = [torch.tensor(np.asarray(values)) for values in layer.get_weights()]
+        if isinstance(layer, keras.layers.Conv2D):
+            kernel = weights[0].permute(3, 2, 0, 1)
+            twin: Any = nn.Conv2d(kernel.shape[1], kernel.shape[0], kernel.shape[2], padding="same")
+            state = {"weight": kernel, "bias": weights[1]}
+            convolutions.append(twin)
+            stack.append(twin)
+            if layer.activation is keras.activations.relu:
+                stack.append(nn.ReLU())
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            twin = nn.BatchNorm2d(len(weights[0]))
+            names = ("weight", "bias", "running_mean", "running_var")
+            state = dict(zip(names, weights, strict=True))
+            state["num_batches_tracked"] = torch.tensor(0)
+            stack.append(twin)
+        elif isinstance(layer, keras.layers.Dense):
+            twin = nn.Linear(*weights[0].shape)
+            state = {"weight": weights[0].T, "bias": weights[1]}
+            stack += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), twin]
+        else:
+            if isinstance(layer, keras.layers.MaxPooling2D):
+                stack.append(nn.MaxPool2d(2))
+            elif re.fullmatch(r"block\d_conv\d_relu", layer.name):
+                stack.append(nn.ReLU())
+            continue
+        twin.load_state_dict(state)
+    return nn.Sequential(*stack).eval(), convolutions
+
+
+def with_torch_prunings_filters(run: Any, reference: Any, folder: Path) -> Any:
+    """Train the run without the filters that torch-pruning removes, by the recipe of `reference`.
+
+    Args:
+        run: The original run.
+        reference: The run of `keras-vgg prune`, which gives the recipe and the cost.
+        folder: Where to write.
+    """
+    from keras_vgg import architecture, train
+    from keras_vgg.export import prune
+    from keras_vgg.files import write_atomically
+
+    classes = len(run.class_names)
+
+    def macs(widths: Sequence[int]) -> int:
+        rows = run.recipe.replace(filters=tuple(widths)).layers(classes)
+        return architecture.totals(rows).macs
+
+    path = folder / "network.keras"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        model = run.model()
+        kept = chosen_by_torch_pruning(model, macs(reference.recipe.filters), macs)
+        write_atomically(path, prune.remove_filters(model, kept).save)
+    import keras
+
+    small: Any = keras.saving.load_model(path)
+    widths = tuple(layer.filters for layer in prune.convolutions(small))
+    recipe = reference.recipe.replace(filters=widths, init=str(path.resolve()))
+    return train(recipe, folder / "run", verbose=2)
+
+
+def measured(name: str, run: Any, images: int) -> dict[str, Any]:
+    """Test and export a run; return its row."""
+    from keras_vgg import architecture
+    from keras_vgg.run import read_fields
+    from keras_vgg.runs import evaluate_run, export_run
+
+    if "test" not in run.results:
+        evaluate_run(run, "test", verbose=False)
+    record = run.directory / "export" / "export.json"
+    if not record.is_file():
+        export_run(run, formats=FORMATS, images=images, tolerance=2.0)
+    totals = architecture.totals(run.recipe.layers(len(run.class_names)))
+    test = run.results["test"]
+    files = {file["format"]: file for file in read_fields(record)["artifacts"]}
+    return {
+        "network": name,
+        "filters": list(run.recipe.filters),
+        "macs": totals.macs,
+        "parameters": totals.parameters,
+        "validation": run.results["validation_accuracy"],
+        "test": test["top1"],
+        "test_interval": test["top1_interval"],
+        "files": files,
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as a Markdown table; latencies at two threads, as shares of the first row."""
+    lines = [
+        "| network | MACs | parameters | test accuracy | " + " | ".join(FORMATS) + " |",
+        "|---|---|---|---|" + "---|" * len(FORMATS),
+    ]
+    for row in rows:
+        cells = []
+        for name in FORMATS:
+            latency, first = (latency_of(r, name) for r in (row, rows[0]))
+            cells.append(f"{latency:.2f} ms, {latency / first:.2f}")
+        low, high = row["test_interval"]
+        lines.append(
+            f"| {row['network']} | {row['macs'] / 1e6:,.1f} million,"
+            f" {row['macs'] / rows[0]['macs']:.2f} | {row['parameters']:,} |"
+            f" {row['test']:.2%} ({low:.2%} to {high:.2%}) | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def latency_of(row: Mapping[str, Any], name: str) -> float:
+    """Return the median latency in ms of a file at batch 1 with two threads."""
+    return row["files"][name]["latency_ms"]["2"][0]
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw accuracy against the file's size and against its latency."""
+    from keras_vgg import plotting
+    from keras_vgg.plotting import SERIES
+
+    figure, (left, right) = plotting.new_figure(10, 4.2, columns=2, sharey=True)
+    accuracies = [100 * row["test"] for row in rows]
+    for number, name in enumerate(FORMATS):
+        sizes = [row["files"][name]["bytes"] / 1e6 for row in rows]
+        latencies = [latency_of(row, name) for row in rows]
+        for axes, values in ((left, sizes), (right, latencies)):
+            axes.plot(values, accuracies, "o", color=SERIES[number], label=name)
+            for row, x, y in zip(rows, values, accuracies, strict=True):
+                axes.annotate(
+                    row["network"], (x, y), (4, 4), textcoords="offset points", fontsize=7
+                )
+    left.set_xlabel("file (MB)")
+    right.set_xlabel("latency at batch 1, two threads (ms)")
+    left.set_ylabel("test accuracy (%)")
+    for axes in (left, right):
+        axes.set_xlim(0, None)
+        plotting.show_legend(axes)
+    plotting.save_png(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.25])
+    parser.add_argument("--epochs", type=int, default=None)
+    parser.add_argument("--learning-rate", type=float, default=None)
+    parser.add_argument("--criterion", default="taylor")
+    parser.add_argument("--images", type=int, default=1000, help="images that verify an export")
+    parser.add_argument("--torch-pruning", action="store_true")
+    arguments = parser.parse_args()
+    hardware.prepare_environment()
+    from keras_vgg.run import Run
+    from keras_vgg.runs import prune_run
+
+    run = Run.open(arguments.run)
+    rows = [measured("original", run, arguments.images)]
+    for share in arguments.shares:
+        name = f"{share:g} of the MACs"
+        pruned = prune_run(
+            run,
+            arguments.out / f"share-{share:g}",
+            macs=share,
+            criterion=arguments.criterion,
+            epochs=arguments.epochs,
+            learning_rate=arguments.learning_rate,
+            verbose=2,
+        ).run
+        rows.append(measured(name, pruned, arguments.images))
+        if arguments.torch_pruning:
+            folder = arguments.out / f"torch-pruning-{share:g}"
+            other = with_torch_prunings_filters(run, pruned, folder)
+            rows.append(measured(f"{name}, torch-pruning", other, arguments.images))
+        write_json(arguments.out / "pruned.json", {"rows": rows})
+        (arguments.out / "pruned.md").write_text(table(rows), encoding="utf-8")
+        draw(rows, arguments.out / "pruned.png")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
