@@ -29,6 +29,7 @@ FILES = {
     "litert_float16": "model_float16.tflite",
     "litert_dynamic": "model_dynamic.tflite",
     "litert_int8": "model_int8.tflite",
+    "litert_int16": "model_int16.tflite",
     "onnx": "model.onnx",
     "openvino": "openvino",
 }
@@ -106,6 +107,7 @@ def test_the_folder_holds_these_files(exported: tuple[Path, list[Artifact]]) -> 
     assert {path.name for path in directory.iterdir()} == {
         "class_names.txt",
         "export.json",
+        "quantisation.json",
         *FILES.values(),
     }
     names = (directory / "class_names.txt").read_text(encoding="utf-8")
@@ -156,6 +158,8 @@ def test_what_stays_float_in_integers_is_named(exported: tuple[Path, list[Artifa
     stayed = {artifact.format: artifact.float_operations for artifact in artifacts}
 
     assert {"POW", "SQUARE"} <= set(stayed.pop("litert_int8"))  # of PowerOfNeighbours
+    assert "CONV_2D" not in stayed["litert_int16"]
+    assert "POW" in stayed.pop("litert_int16")
     assert "CONV_2D" not in artifacts[4].float_operations
     assert set(stayed.values()) == {()}
 
@@ -233,6 +237,7 @@ np.save(output, run({"images": np.load(images)})["probabilities"])
         (LITERT_SCRIPT, "litert_float16", 1e-2),
         (LITERT_SCRIPT, "litert_dynamic", 0.1),
         (LITERT_SCRIPT, "litert_int8", 0.1),
+        (LITERT_SCRIPT, "litert_int16", 0.05),
         (ONNX_SCRIPT, "onnx", 1e-5),
         (OPENVINO_SCRIPT, "openvino", 0.1),
     ],
@@ -531,6 +536,8 @@ def test_a_folders_digest_depends_on_names_and_contents(tmp_path: Path) -> None:
         ({"formats": ["litert_int8"]}, "needs calibration images, of the training set"),
         ({"formats": ["litert_int8"], "calibration": IMAGES[:0]}, "no images to calibrate"),
         ({"formats": ["litert_int8"], "calibration": IMAGES[0]}, r"images are \(32, 32, 3\)"),
+        ({"formats": ["litert_int16"]}, "litert_int16 needs calibration images"),
+        ({"calibration_method": "entropy"}, "one of minmax, percentile, mse, not 'entropy'"),
         ({"labels": LABELS[:3]}, r"labels are \(3,\) for 35 images"),
         ({"tolerance": -1}, "tolerance must be 0 or more"),
         ({"tolerance": math.nan}, "tolerance must be 0 or more"),

@@ -6,12 +6,13 @@ process of its own and answered like the model.
 """
 
 from keras_vgg.export.exporting import export
-from keras_vgg.export.formats import DEFAULT_FORMATS, FORMATS, check_formats
+from keras_vgg.export.formats import DEFAULT_FORMATS, FORMATS, INTEGER_FORMATS, check_formats
 from keras_vgg.export.verify import TOLERANCE, Artifact, ExportError
 
 __all__ = [
     "DEFAULT_FORMATS",
     "FORMATS",
+    "INTEGER_FORMATS",
     "TOLERANCE",
     "Artifact",
     "ExportError",

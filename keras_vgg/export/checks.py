@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from keras_vgg.export.ranges import CALIBRATION_METHODS
 from keras_vgg.finite import require_finite_images, require_finite_weights
 
 if TYPE_CHECKING:
@@ -71,9 +72,12 @@ def check_images(
     images: np.ndarray,
     labels: np.ndarray | None,
     calibration: np.ndarray | None,
-    needs_calibration: bool,
+    needs_calibration: str | None,
 ) -> None:
-    """Raise ValueError for images or labels on which nothing can be verified or calibrated."""
+    """Raise ValueError for images or labels on which nothing can be verified or calibrated.
+
+    `needs_calibration` is the format that needs calibration images.
+    """
     _check_batch(images, model.input_shape, "to verify the export on")
     several = activation_name(model) == "sigmoid"
     shape = (len(images), *model.output_shape[1 : None if several else -1])
@@ -83,8 +87,15 @@ def check_images(
         )
     if needs_calibration:
         if calibration is None:
-            raise ValueError("litert_int8 needs calibration images, of the training set")
+            raise ValueError(f"{needs_calibration} needs calibration images, of the training set")
         _check_batch(calibration, model.input_shape, "to calibrate on")
+
+
+def check_calibration_method(method: str) -> None:
+    """Raise ValueError for an unknown method."""
+    if method not in CALIBRATION_METHODS:
+        known = ", ".join(CALIBRATION_METHODS)
+        raise ValueError(f"calibration_method must be one of {known}, not {method!r}")
 
 
 def _check_batch(images: np.ndarray, input_shape: tuple[int | None, ...], purpose: str) -> None:

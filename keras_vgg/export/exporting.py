@@ -19,6 +19,7 @@ from keras_vgg.export import description as descriptions
 from keras_vgg.export import onnx, openvino
 from keras_vgg.export.checks import (
     activation_name,
+    check_calibration_method,
     check_images,
     check_model,
     check_thresholds,
@@ -31,9 +32,12 @@ from keras_vgg.export.formats import (
     DEFAULT_FORMATS,
     FILES,
     FLOAT32_FORMATS,
+    INTEGER_FORMATS,
     check_formats,
+    quantisation_errors,
     write_format,
 )
+from keras_vgg.export.ranges import CalibrationMethod
 from keras_vgg.export.verify import TOLERANCE, Artifact, Reference, verified_artifact
 from keras_vgg.files import write_json
 from keras_vgg.versions import package_versions
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     import keras
 
 _RECORD = "export.json"
+QUANTISATION = "quantisation.json"
 _BATCH = 32  # images
 
 
@@ -53,6 +58,7 @@ def export(
     images: np.ndarray,
     labels: np.ndarray | None = None,
     calibration: np.ndarray | None = None,
+    calibration_method: CalibrationMethod = "minmax",
     formats: Sequence[str] = DEFAULT_FORMATS,
     tolerance: float = TOLERANCE,
     transform: Callable[[Any], Any] | None = None,
@@ -73,8 +79,10 @@ def export(
       `serving_uint8` (images -> probabilities), `classify` (encoded files -> names of the most
       probable classes) and `features`: see `keras_vgg.export.saved_model`;
     - `saved_model_bfloat16/`, the same in bfloat16: see `keras_vgg.export.bfloat16`;
-    - `model.tflite`, `model_float16.tflite`, `model_dynamic.tflite` and `model_int8.tflite`, for
-      LiteRT, with the signature `serving_default`: see `keras_vgg.export.litert`;
+    - `model.tflite`, `model_float16.tflite`, `model_dynamic.tflite`, `model_int8.tflite` and
+      `model_int16.tflite`, for LiteRT, with the signature `serving_default`: see
+      `keras_vgg.export.litert`. For the last two, `quantisation.json` states the error of each
+      layer: see `keras_vgg.export.quantisation`;
     - `model.onnx`, opset 18;
     - `openvino/`, model.xml and model.bin: see `keras_vgg.export.openvino`.
 
@@ -104,7 +112,10 @@ def export(
             that ends in sigmoids, uint8 of the output's shape, 1 for each label. None: no accuracy
             is stated.
         calibration: [n, size, size, 3], some hundred images of the training split. Only
-            litert_int8 needs them.
+            litert_int8 and litert_int16 need them.
+        calibration_method: How the calibration images give the range of each layer's values in
+            litert_int8: "minmax", the least and the greatest value; "percentile", without one value
+            in 10,000 at either end; "mse", the range with the least squared error.
         formats: Which of FORMATS to write.
         tolerance: How many percentage points of top-1 accuracy a format of less than float32 may
             lose (without labels: on how many of the images it may differ from the model). A
@@ -139,7 +150,8 @@ def export(
             the tolerance.
         ValueError: an unknown or repeated format, no format, a model with other inputs or outputs,
             class names or images that do not fit the model, images or weights that are not finite,
-            a package that is not installed, no calibration images for litert_int8.
+            a package that is not installed, no calibration images for a format that needs them, an
+            unknown calibration method.
         FileExistsError: the directory exists and is not an export that `overwrite` may replace.
         OSError: the disk is full, or another process exports to the same directory.
     """
@@ -148,7 +160,9 @@ def export(
     directory = Path(os.path.abspath(directory))
     check_formats(formats)
     check_model(model, class_names)
-    check_images(model, images, labels, calibration, "litert_int8" in formats)
+    check_calibration_method(calibration_method)
+    needs_calibration = next((f for f in INTEGER_FORMATS if f in formats), None)
+    check_images(model, images, labels, calibration, needs_calibration)
     check_tolerance(tolerance)
     label_thresholds = check_thresholds(model, thresholds, len(class_names))
     if label_thresholds is not None:
@@ -161,6 +175,7 @@ def export(
         "bit_depth": bit_depth,
         "top": top,
         "calibration": calibration,
+        "calibration_method": calibration_method,
         "description": descriptions.describe(
             class_names,
             transform,
@@ -189,7 +204,7 @@ def export(
             label_thresholds,
         )
         written = folded(model if stand_in is None else in_float32(stand_in(new_folder)))
-        artifacts = []
+        artifacts, errors = [], {}
         for format in formats:
             progress.update(task, advance=1, description=format)
             path = new_folder / FILES[format]
@@ -197,9 +212,13 @@ def export(
             must_be_equal = format in FLOAT32_FORMATS and stand_in is None
             allowed_loss = None if must_be_equal else tolerance
             artifacts.append(verified_artifact(format, path, scratch, reference, allowed_loss))
+            if format in INTEGER_FORMATS:
+                errors[format] = quantisation_errors(written, path, scratch, images)
         progress.update(task, advance=1)
         names_text = "".join(f"{name}\n" for name in class_names)
         (new_folder / "class_names.txt").write_text(names_text, encoding="utf-8")
+        if errors:
+            write_json(new_folder / QUANTISATION, errors)
         record = _record(model, artifacts, reference, tolerance)
         write_json(new_folder / _RECORD, {"description": options["description"], **record})
     return [replace(artifact, path=directory / artifact.path.name) for artifact in artifacts]

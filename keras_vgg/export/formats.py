@@ -13,6 +13,8 @@ from keras_vgg.export import description as descriptions
 from keras_vgg.export import onnx, openvino
 from keras_vgg.export.bfloat16 import in_bfloat16
 from keras_vgg.export.litert import write_litert, write_source
+from keras_vgg.export.quantisation import IMAGES, layer_errors
+from keras_vgg.export.ranges import CalibrationMethod
 from keras_vgg.export.saved_model import write_saved_model
 from keras_vgg.export.verify import ExportError
 from keras_vgg.native_stderr import without_native_stderr
@@ -27,12 +29,14 @@ FILES = {
     "litert_float16": "model_float16.tflite",
     "litert_dynamic": "model_dynamic.tflite",
     "litert_int8": "model_int8.tflite",
+    "litert_int16": "model_int16.tflite",
     "onnx": "model.onnx",
     "openvino": "openvino",
 }
 FORMATS = tuple(FILES)
 DEFAULT_FORMATS = ("saved_model", "litert")
 FLOAT32_FORMATS = ("saved_model", "litert", "onnx")
+INTEGER_FORMATS = ("litert_int8", "litert_int16")  # calibrated on images
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -59,6 +63,7 @@ def write_format(
     bit_depth: BitDepth,
     top: int,
     calibration: np.ndarray | None,
+    calibration_method: CalibrationMethod,
     description: dict[str, Any],
 ) -> None:
     """Write a model as one file or folder; the arguments are those of `keras_vgg.export.export`.
@@ -87,17 +92,43 @@ def write_format(
             elif format == "onnx":
                 onnx.write_onnx(model, path, descriptions.properties(description))
             else:
-                source = scratch / "saved_model"
-                if not source.exists():
-                    write_source(model, source)
+                source = _source(model, scratch)
                 if format == "openvino":
                     openvino.write_openvino(source, path, descriptions.properties(description))
                     return
                 precision = format.removeprefix("litert").removeprefix("_") or "float32"
-                write_litert(source, path, precision, calibration)
+                method = calibration_method if format == "litert_int8" else "minmax"
+                write_litert(source, path, precision, calibration, method)
                 descriptions.add_to_litert(path, description)
     except OSError:
         raise
     except Exception as error:  # The converters raise exceptions of many types.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(f"{format}: the model cannot be converted: {lines[0]}") from error
+
+
+def quantisation_errors(
+    model: keras.Model, path: Path, scratch: Path, images: np.ndarray
+) -> list[dict[str, Any]]:
+    """Return what `keras_vgg.export.quantisation` reports of a file of integers, layer by layer.
+
+    Args:
+        model: The model that the file was written from.
+        scratch: As of `write_format`.
+        images: The images that verify the file. Some of them, evenly spaced, are enough.
+    """
+    full = scratch / "float32.tflite"
+    if not full.exists():
+        with without_native_stderr():
+            write_litert(_source(model, scratch), full, "float32")
+    chosen = np.unique(np.linspace(0, len(images) - 1, IMAGES).round().astype(int))
+    names = [layer.name for layer in model.layers]
+    return layer_errors(path.read_bytes(), full.read_bytes(), images[chosen], names)
+
+
+def _source(model: keras.Model, scratch: Path) -> Path:
+    """Return the SavedModel to convert, which the first call writes."""
+    source = scratch / "saved_model"
+    if not source.exists():
+        write_source(model, source)
+    return source

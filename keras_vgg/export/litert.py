@@ -1,18 +1,18 @@
-"""Convert a Keras model to LiteRT (TFLite) files of four precisions."""
+"""Convert a Keras model to LiteRT (TFLite) files of five precisions."""
 
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
 
-_SIGNATURE = "serving_default"
+from keras_vgg.export.litert_tensors import CASTS
+from keras_vgg.export.ranges import CalibrationMethod, choose_ranges
 
-# These change the type of a quantised file's inputs and outputs. They compute nothing.
-_CASTS = {"QUANTIZE", "DEQUANTIZE"}
+_SIGNATURE = "serving_default"
 
 
 def write_source(model: keras.Model, path: Path) -> None:
@@ -34,7 +34,11 @@ def write_source(model: keras.Model, path: Path) -> None:
 
 
 def write_litert(
-    source: Path, path: Path, precision: str, calibration: np.ndarray | None = None
+    source: Path,
+    path: Path,
+    precision: str,
+    calibration: np.ndarray | None = None,
+    calibration_method: CalibrationMethod = "minmax",
 ) -> None:
     """Convert the SavedModel of `write_source` to a LiteRT file.
 
@@ -47,9 +51,11 @@ def write_litert(
         precision: "float32"; "float16", float16 weights, computed with as float32 where the
             machine has nothing better; "dynamic", int8 weights with one scale a channel, and
             float32 feature maps; "int8", integers only, images uint8 [n, size, size, 3] in,
-            probabilities float32 out.
-        calibration: [n, size, size, 3] RGB in [0, 255], for "int8": these images give the range of
-            every layer's values.
+            probabilities float32 out; "int16", int8 weights and int16 feature maps, images float32
+            in.
+        calibration: [n, size, size, 3] RGB in [0, 255], for "int8" and "int16": these images give
+            the range of every layer's values.
+        calibration_method: How they give the ranges for "int8": see `keras_vgg.export.ranges`.
     """
     import tensorflow as tf
 
@@ -60,20 +66,43 @@ def write_litert(
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if precision == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if precision == "int8":
-        assert calibration is not None  # int8 needs it
+    if precision in ("int8", "int16"):
+        assert calibration is not None  # integers need it
         converter.representative_dataset = lambda: (
             {"images": image[np.newaxis].astype(np.float32)} for image in calibration
         )
-        converter.target_spec.supported_ops = [
-            tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
-            tf.lite.OpsSet.TFLITE_BUILTINS,
-        ]
+        kinds = tf.lite.OpsSet
+        integers = {
+            "int8": kinds.TFLITE_BUILTINS_INT8,
+            "int16": kinds.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+        }
+        converter.target_spec.supported_ops = [integers[precision], kinds.TFLITE_BUILTINS]
+    if precision == "int8":
         converter.inference_input_type = tf.uint8
     with warnings.catch_warnings():
         # Calibration uses TensorFlow's interpreter, which warns that LiteRT's will replace it.
         warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated")
-        path.write_bytes(converter.convert())
+        if calibration_method == "minmax":
+            content = converter.convert()
+        else:
+            assert calibration is not None
+            content = _with_chosen_ranges(converter, calibration, calibration_method)
+    path.write_bytes(content)
+
+
+def _with_chosen_ranges(
+    converter: Any, calibration: np.ndarray, method: Literal["percentile", "mse"]
+) -> bytes:
+    """Convert to int8 in two steps, as tf.lite.experimental.QuantizationDebugger does.
+
+    TensorFlow has no public way to change the ranges in between.
+    """
+    import tensorflow as tf
+    from tensorflow.lite.python.convert import mlir_quantize
+
+    converter._experimental_calibrate_only = True
+    chosen = choose_ranges(converter.convert(), calibration, method)
+    return mlir_quantize(chosen, input_data_type=tf.uint8, output_data_type=tf.float32)
 
 
 def float_operations(path: Path) -> tuple[str, ...]:
@@ -89,6 +118,6 @@ def float_operations(path: Path) -> tuple[str, ...]:
             code = model.operatorCodes[operator.opcodeIndex]
             name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
             types = {graph.tensors[i].type for i in operator.outputs}
-            if name not in _CASTS and schema.TensorType.FLOAT32 in types:
+            if name not in CASTS and schema.TensorType.FLOAT32 in types:
                 operations.append(name)
     return tuple(operations)

@@ -49,7 +49,7 @@ class Artifact:
         latency_ms: threads -> (median, 95th percentile) of the milliseconds that one image takes.
         peak_bytes: The most memory of a process that loaded the file and answered one image.
             None where the system does not report it (Windows).
-        float_operations: For litert_int8, the operations that stayed in float32.
+        float_operations: For litert_int8 and litert_int16, the operations that stayed in float32.
         mean_average_precision: With several labels an image, on these images; else None.
         precision: For openvino, "f32", "bf16" or "f16": in what its runtime computed, which it
             chooses by the processor.
@@ -157,7 +157,7 @@ def verified_artifact(
         latency_ms=answers.latency_ms,
         peak_bytes=answers.peak_bytes,
         precision=answers.precision,
-        float_operations=float_operations(path) if format == "litert_int8" else (),
+        float_operations=float_operations(path) if "int" in format else (),
     )
 
 

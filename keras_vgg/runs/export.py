@@ -50,7 +50,8 @@ def export_run(
 
     Images come to the network as the run's recipe says (`eval_scale`, `resize`, `bit_depth`), also
     those of another source. Each file states this, and the thresholds of calibration.json.
-    litert_int8 is calibrated on images of the training split, transformed as for evaluation.
+    litert_int8 and litert_int16 are calibrated on images of the training split, transformed as for
+    evaluation.
     `compress` factorises fc1 and fc2 first (`keras_vgg.export.compress`). Every other validation
     image and 3,000 training images choose the ranks, which may cost half of the tolerance. The
     remaining validation images verify the export. compression.json and compression.png in the
@@ -85,7 +86,7 @@ def export_run(
     if calibrated:
         model = with_temperature(model, options["temperature"])
     directory = run.directory / "export" if directory is None else Path(directory)
-    needs_train = compress or "litert_int8" in formats
+    needs_train = compress or not set(export.INTEGER_FORMATS).isdisjoint(formats)
     verification, train = _verification_images(run, source, needs_train)
     artifacts = _export(
         model,
@@ -226,7 +227,7 @@ def _export(
     if model.input_shape[-1] == 1 and transform(np.zeros((64, 64, 3), np.uint8)).shape[-1] == 3:
         transform = augment.in_grey(transform)
     images, labels = _arrays(validation, transform)
-    if "litert_int8" in options["formats"]:
+    if not set(export.INTEGER_FORMATS).isdisjoint(options["formats"]):
         assert train is not None  # both callers open it
         options["calibration"], _ = _arrays(_selected(train, CALIBRATION_IMAGES), transform)
     if compress:

@@ -1,0 +1,97 @@
+"""Read the operations and the tensors of a LiteRT file, and run the file to see all its values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# These change the type of a quantised file's values. They compute nothing.
+CASTS = {"QUANTIZE", "DEQUANTIZE"}
+
+
+class Operation(NamedTuple):
+    """An operation of a file: its name, such as "CONV_2D", and the numbers of its tensors."""
+
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def operations(content: bytes | bytearray) -> list[Operation]:
+    """Return the operations of a file's first graph, in the order in which they run."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    # Any: the generated annotations allow None for each field, and a model has these fields.
+    model: Any = schema.Model.GetRootAs(content, 0)
+    graph = model.Subgraphs(0)
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items()}
+    listed = []
+    for index in range(graph.OperatorsLength()):
+        operator = graph.Operators(index)
+        code = model.OperatorCodes(operator.OpcodeIndex())
+        name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+        tensors = (
+            tuple(int(number) for number in numbers if number >= 0)  # -1 is an absent input
+            for numbers in (operator.InputsAsNumpy(), operator.OutputsAsNumpy())
+        )
+        listed.append(Operation(name, *tensors))
+    return listed
+
+
+class Network:
+    """A file in memory whose tensors can all be read after each image.
+
+    `details` has the name, data type and quantisation of each tensor, by its number.
+    """
+
+    def __init__(self, content: bytes | bytearray) -> None:
+        from ai_edge_litert import interpreter
+
+        # The default resolver hands whole parts of the graph to XNNPACK, which keeps no values.
+        resolver = interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        self._interpreter: Any = interpreter.Interpreter(
+            model_content=bytes(content),
+            experimental_op_resolver_type=resolver,
+            experimental_preserve_all_tensors=True,
+        )
+        (image,) = self._interpreter.get_input_details()
+        self._image = image
+        self._interpreter.resize_tensor_input(image["index"], [1, *image["shape"][1:]])
+        self._interpreter.allocate_tensors()
+        details = self._interpreter.get_tensor_details()
+        self.details = {int(detail["index"]): detail for detail in details}
+
+    def run(self, image: np.ndarray) -> None:
+        """Run the file on one image [size, size, 3] RGB in [0, 255]."""
+        if self._image["dtype"] == np.uint8:
+            image = np.rint(image)
+        self._interpreter.set_tensor(
+            self._image["index"], image[np.newaxis].astype(self._image["dtype"])
+        )
+        self._interpreter.invoke()
+
+    def values(self, tensor: int) -> np.ndarray:
+        """Return a tensor's values as float32 numbers, whatever their type."""
+        stored = self._interpreter.get_tensor(tensor)
+        quantisation = self.details[tensor]["quantization_parameters"]
+        scales, zeros = quantisation["scales"], quantisation["zero_points"]
+        if not len(scales):
+            return stored
+        shape = [1] * stored.ndim
+        if len(scales) > 1:
+            shape[quantisation["quantized_dimension"]] = -1
+        offset = stored.astype(np.float32) - zeros.reshape(shape).astype(np.float32)
+        return offset * scales.reshape(shape)
+
+
+def values_on(
+    content: bytes | bytearray, images: np.ndarray, tensors: list[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the number and the values of each of some tensors, image by image."""
+    network = Network(content)
+    for image in images:
+        network.run(image)
+        for tensor in tensors:
+            yield tensor, network.values(tensor)
