@@ -14,6 +14,7 @@ from PIL import Image
 
 from keras_vgg import cli, convert, data, export, runs
 from keras_vgg.data.split import labels_of, pictures_of
+from keras_vgg.export import compress as compression
 from keras_vgg.fit import Run
 from keras_vgg.models import vgg
 from keras_vgg.runs import export as exporting
@@ -159,8 +160,8 @@ def test_a_compressed_one_is_proved_on_images_that_did_not_choose_its_ranks(
         chosen_by.extend([images, options["training"]])
         return compress(model, images, labels, **options)
 
-    compress = exporting.compression.compress
-    monkeypatch.setattr(exporting.compression, "compress", note)
+    compress = compression.compress
+    monkeypatch.setattr(compression, "compress", note)
     proved = []
     real = export.export
     monkeypatch.setattr(export, "export", lambda *a, **o: proved.append(o) or real(*a, **o))

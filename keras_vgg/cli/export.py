@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from keras_vgg.cli.sources import DEFAULT_OPTIONS, FlatSourceOptions
 from keras_vgg.console import new_table, percent, show
+
+if TYPE_CHECKING:
+    from keras_vgg.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Export:
     format: str | None = None
     """Comma-separated formats: saved_model, saved_model_bfloat16 (TensorFlow Serving); litert,
     litert_float16, litert_dynamic, litert_int8, litert_int16 (LiteRT, formerly TFLite); onnx;
-    openvino (default: saved_model,litert; with --compress litert_int8)."""
+    openvino (default: saved_model,litert; with --compress litert_int8; with a target all that are
+    installed)."""
     output: Path | None = None
     """Folder to write into (default: export/ in the run directory, or beside the weight file)."""
     tolerance: float = 0.5
@@ -44,11 +48,19 @@ class Export:
     """Factorise fc1 and fc2 first, as far as accuracy allows. Every other validation image chooses
     the ranks, which may cost half of the tolerance; the remaining ones verify the export. Also
     writes compression.png."""
+    target_latency: float | None = None
+    """Choose one file: the most accurate one that answers an image within this many milliseconds on
+    this machine (median, batch 1, two threads). Every format is measured; if none is fast enough,
+    fc1 and fc2 are compressed too. --format and --compress restrict the choice."""
+    target_size: float | None = None
+    """Choose one file: the most accurate one of at most this many megabytes. As --target-latency;
+    with both, the file meets both."""
     fine_tune_steps: int = 0
-    """With --compress: train the factors on the original's answers for this many batches of 32."""
+    """With --compress or a target: train the factors on the original's answers for this many
+    batches of 32."""
     calibration_method: Literal["minmax", "percentile", "mse"] = "minmax"
     """How training images give the range of values of each layer in litert_int8. minmax: the least
-    and the greatest value; percentile: without one value in 10,000 at either end; mse: the range
+    and the greatest value; percentile: without one value in 100,000 at either end; mse: the range
     with the least squared error."""
     calibrated: bool = False
     """Divide the scores by the temperature of `keras-vgg calibrate`, inside the files."""
@@ -63,10 +75,14 @@ class Export:
     def __call__(self) -> None:
         from keras_vgg import runs
 
-        format = self.format or ("litert_int8" if self.compress else "saved_model,litert")
-        formats = tuple(f.strip() for f in format.split(","))
-        # Not with a target, which tries every format.
-        if self.calibration_method != "minmax" and "litert_int8" not in formats:
+        has_target = self.target_latency is not None or self.target_size is not None
+        formats = None if self.format is None else self.format.split(",")
+        if formats is None and not has_target:
+            formats = ["litert_int8"] if self.compress else ["saved_model", "litert"]
+        if formats is not None:
+            formats = tuple(format.strip() for format in formats)
+        uses_method = formats is None or "litert_int8" in formats  # a target tries every format
+        if self.calibration_method != "minmax" and not uses_method:
             raise ValueError(
                 f"--calibration-method {self.calibration_method} is for the format litert_int8; add"
                 " it to --format, or leave the method out"
@@ -78,6 +94,8 @@ class Export:
             "top": self.top,
             "compress": self.compress,
             "fine_tune_steps": self.fine_tune_steps,
+            "target_latency": self.target_latency,
+            "target_size": self.target_size,
             "calibration_method": self.calibration_method,
             "overwrite": self.overwrite,
             "verbose": True,
@@ -86,33 +104,45 @@ class Export:
         output = self.output
         if output is None and self.run.is_file():
             output = self.run.with_name(f"{self.run.name}.export")
+        try:
+            artifacts = self._artifacts(run, output, options)
+        except runs.TargetError as error:
+            _show_attempts(error.tried)
+            raise
+        self._show(artifacts)
+
+    def _artifacts(self, run: Run | None, output: Path | None, options: dict[str, Any]) -> Sequence:
+        """Return the artifacts of an export of a run, or of a weight file."""
+        from keras_vgg import runs
+
         if run is not None and (self.run.is_dir() or self.source is not None):
             if self.source_options != DEFAULT_OPTIONS:
                 raise ValueError(
                     "how a run's source is opened is in its recipe; leave out the options of the"
                     " source, such as --seed"
                 )
-            artifacts = runs.export_run(
+            return runs.export_run(
                 run, output, source=self.source, calibrated=self.calibrated, **options
             )
-        elif self.source is None:
+        if self.source is None:
             if self.run.is_file():
                 raise ValueError(
                     f"{self.run} is not a run directory; name images to verify on with --source"
                 )
             raise FileNotFoundError(f"{self.run} is not a run directory: it has no recipe.json")
-        else:
-            if self.calibrated:
-                raise ValueError(f"--calibrated needs a run, which {self.run} is not")
-            source = self.source_options.open(self.source)
-            output = output or self.run.with_name(f"{self.run.name}.export")
-            artifacts = runs.export_weights(self.run, source, output, **options)
-        self._show(artifacts)
+        if self.calibrated:
+            raise ValueError(f"--calibrated needs a run, which {self.run} is not")
+        source = self.source_options.open(self.source)
+        output = output or self.run.with_name(f"{self.run.name}.export")
+        return runs.export_weights(self.run, source, output, **options)
 
     def _show(self, artifacts: Sequence) -> None:
         headers = ("MB", "top-1", "top-5", "agreement", "max |Δp|", "ms, 1 thread", "2 threads")
         directory = artifacts[0].path.parent
         record = json.loads((directory / "export.json").read_text())
+        search = record.get("target")
+        if search is not None:
+            _show_attempts(search["tried"])
         model = record["model"]
         names = ("top1", "top5")
         if "mean_average_precision" in model:  # several labels an image
@@ -137,7 +167,10 @@ class Export:
             if a.float_operations:
                 show(f"{a.format}: {', '.join(a.float_operations)} stayed in float32")
         self._show_errors(directory / "quantisation.json")
-        pictures = [directory / "compression.png"] if self.compress else []
+        if search is not None:
+            _show_choice(search)
+        picture = directory / "compression.png"
+        pictures = [picture] if picture.is_file() else []
         show("\n".join(map(str, [*(a.path for a in artifacts), *pictures])))
 
     def _show_errors(self, file: Path) -> None:
@@ -152,3 +185,42 @@ class Export:
                 cells = ("" if ratio is None else f"{ratio:.1f}" for ratio in ratios)
                 table.add_row(row["layer"], percent(row["clipped"]), *cells)
             show(table)
+
+
+def _show_attempts(tried: Sequence[Mapping[str, Any]]) -> None:
+    """Show every candidate of a target, and why a candidate gave no file."""
+    names = [
+        row["format"] if row["network"] == "unchanged" else f"{row['format']}, {row['network']}"
+        for row in tried
+    ]
+    table = new_table(
+        "candidates, measured on this machine; ms: median at batch 1",
+        *("format", "MB", "ms, 1 thread", "2 threads", "accuracy", "points lost", "agreement", ""),
+    )
+    for name, row in zip(names, tried, strict=True):
+        if row["refused"] is not None:
+            table.add_row(name, *[""] * 6, row["verdict"])
+            continue
+        latency = row["latency_ms"]
+        table.add_row(
+            name,
+            f"{row['bytes'] / 1e6:.2f}",
+            *(f"{latency[n][0]:.2f}" if n in latency else "" for n in ("1", "2")),
+            percent(row["accuracy"]),
+            f"{row['lost_points']:.2f}",
+            percent(row["agreement"]),
+            row["verdict"],
+        )
+    show(table)
+    for name, row in zip(names, tried, strict=True):
+        if row["refused"] is not None:
+            show(f"{name} was refused: {row['refused']}")
+
+
+def _show_choice(search: Mapping[str, Any]) -> None:
+    """Show which candidate was chosen and what it costs, and what was not tried."""
+    show(f"Chosen: {search['cost']}")
+    if search["not_tried"]:
+        show(f"Not tried, because others met the target first: {'; '.join(search['not_tried'])}")
+    for reason in search["not_installed"]:
+        show(f"Not tried: {reason}")

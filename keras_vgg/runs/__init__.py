@@ -17,6 +17,7 @@ from keras_vgg.runs.evaluate import (
 )
 from keras_vgg.runs.explain import explain_files
 from keras_vgg.runs.export import export_run, export_weights
+from keras_vgg.runs.export_targets import TargetError
 from keras_vgg.runs.finetuning import finetune
 from keras_vgg.runs.folds import (
     CrossValidation,
@@ -57,6 +58,7 @@ __all__ = [
     "RunImages",
     "SearchAnswer",
     "Stylisation",
+    "TargetError",
     "base_network",
     "calibrate_run",
     "compare_cross_validations",

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_vgg import augment, convert, data, export, report
-from keras_vgg.export import compress as compression
+from keras_vgg import augment, convert, data, export
 from keras_vgg.export.fold import with_temperature
 from keras_vgg.files import write_json
 from keras_vgg.fit import evaluation_transform
@@ -19,6 +17,15 @@ from keras_vgg.imagenet import class_names as imagenet_names
 from keras_vgg.models import DEFAULT_SIZE
 from keras_vgg.run import Run, read_fields
 from keras_vgg.runs.calibration import read_calibration, require_calibration
+from keras_vgg.runs.compressing import compressed_options, is_compressible
+from keras_vgg.runs.export_targets import (
+    UNCHANGED,
+    Target,
+    export_for_target,
+    groups_of,
+    installed_formats,
+    target_of,
+)
 from keras_vgg.runs.images import open_images, open_split
 from keras_vgg.runs.several_labels import read_thresholds
 from keras_vgg.weights import read_weights
@@ -36,9 +43,11 @@ def export_run(
     *,
     images: int | None = None,
     model: keras.Model | None = None,
-    formats: Sequence[str] = export.DEFAULT_FORMATS,
+    formats: Sequence[str] | None = None,
     compress: bool = False,
     fine_tune_steps: int = 0,
+    target_latency: float | None = None,
+    target_size: float | None = None,
     source: str | None = None,
     calibrated: bool = False,
     **options: Any,
@@ -57,6 +66,11 @@ def export_run(
     remaining validation images verify the export. compression.json and compression.png in the
     export show the networks that were tried.
 
+    With `target_latency` or `target_size`, the export is one file: the most accurate one that meets
+    both, of all formats that are installed. If none does, fc1 and fc2 are compressed, too. Each
+    file is measured on this machine; export.json has the figures of all of them under "target":
+    see `keras_vgg.runs.export_targets`.
+
     A run that has not finished training gives its best network so far, with a notice
     (`UnfinishedRun`), and export.json says so under "unfinished".
 
@@ -66,18 +80,25 @@ def export_run(
         images: How many validation images to verify with, evenly spaced. None: all of them. They
             are held in memory, 12 bytes a pixel.
         model: The run's model, if it is loaded already.
-        compress: Factorise fc1 and fc2 first.
+        formats: Which of `export.FORMATS` to write. None: `export.DEFAULT_FORMATS`. With a target,
+            the formats to choose among. None: all that are installed.
+        compress: Factorise fc1 and fc2 first. With a target, only such files are candidates.
+        target_latency: The most milliseconds that one image may take at batch 1 with two threads
+            (the median).
+        target_size: The most megabytes (1,000,000 bytes) of the file or folder.
         fine_tune_steps: As `keras_vgg.export.compress.compress`.
         source: Verify on other images: those of the run in their new place, or the test images of
             another set, or all if it has no splits; its classes are matched by name.
         calibrated: Divide the scores by the temperature of calibration.json.
-        formats, options: As `keras_vgg.export.export`.
+        options: As `keras_vgg.export.export`.
 
     Raises:
+        TargetError: no file meets the target. Nothing is written.
         ValueError, OSError: as `keras_vgg.export.export` and `evaluate_run`, or `images` is not
             positive.
     """
-    _check(images, formats, compress, fine_tune_steps)
+    target = target_of(target_latency, target_size)
+    _check(images, formats, compress, fine_tune_steps, target)
     model = model or run.model()
     if run.several_labels:
         options |= _label_options(run, compress, calibrated)
@@ -86,7 +107,8 @@ def export_run(
     if calibrated:
         model = with_temperature(model, options["temperature"])
     directory = run.directory / "export" if directory is None else Path(directory)
-    needs_train = compress or not set(export.INTEGER_FORMATS).isdisjoint(formats)
+    calibrates = not set(export.INTEGER_FORMATS).isdisjoint(formats or ())
+    needs_train = compress or target is not None or calibrates
     verification, train = _verification_images(run, source, needs_train)
     artifacts = _export(
         model,
@@ -99,6 +121,7 @@ def export_run(
         compress=compress,
         fine_tune_steps=fine_tune_steps,
         formats=formats,
+        target=target,
         **options,
     )
     if not run.finished:
@@ -153,9 +176,11 @@ def export_weights(
     directory: str | Path,
     *,
     images: int | None = None,
-    formats: Sequence[str] = export.DEFAULT_FORMATS,
+    formats: Sequence[str] | None = None,
     compress: bool = False,
     fine_tune_steps: int = 0,
+    target_latency: float | None = None,
+    target_size: float | None = None,
     **options: Any,
 ) -> list[export.Artifact]:
     """Export the network of a weight file, verified on the validation images of a source.
@@ -169,14 +194,17 @@ def export_weights(
     Args:
         path: A weight file in any format of `keras_vgg.weights.read_weights`, with its classifier.
         source: A source as `keras_vgg.data.load_source` returns it.
-        directory, images, formats, compress, fine_tune_steps, options: As `export_run`.
+        directory, images, formats, compress, fine_tune_steps, target_latency, target_size, options:
+            As `export_run`.
 
     Raises:
+        TargetError: no file meets the target. Nothing is written.
         ValueError: as `keras_vgg.export.export`; the file has no classifier, or does not state the
             preprocessing; the source has no validation images, or other classes.
         OSError: the file does not exist.
     """
-    _check(images, formats, compress, fine_tune_steps)
+    target = target_of(target_latency, target_size)
+    _check(images, formats, compress, fine_tune_steps, target)
     weights = read_weights(path)
     network = convert.recognise(weights)
     if not network.include_top:
@@ -207,6 +235,7 @@ def export_weights(
         compress=compress,
         fine_tune_steps=fine_tune_steps,
         formats=formats,
+        target=target,
         **options,
     )
 
@@ -222,78 +251,78 @@ def _export(
     labelled: bool = True,
     compress: bool,
     fine_tune_steps: int,
+    formats: Sequence[str] | None,
+    target: Target | None,
     **options: Any,
 ) -> list[export.Artifact]:
+    """Export a network with its images, as they are or for a target."""
     if model.input_shape[-1] == 1 and transform(np.zeros((64, 64, 3), np.uint8)).shape[-1] == 3:
         transform = augment.in_grey(transform)
+    if compress and not labelled:
+        raise ValueError(
+            "compress chooses ranks by accuracy, and the images of this source have other"
+            " classes than the network; choose a source with the network's classes"
+        )
+    candidates, missing = _candidates(formats, target)
     images, labels = _arrays(validation, transform)
-    if not set(export.INTEGER_FORMATS).isdisjoint(options["formats"]):
+    if not set(export.INTEGER_FORMATS).isdisjoint(candidates):
         assert train is not None  # both callers open it
         options["calibration"], _ = _arrays(_selected(train, CALIBRATION_IMAGES), transform)
-    if compress:
-        if not labelled:
-            raise ValueError(
-                "compress chooses ranks by accuracy, and the images of this source have other"
-                " classes than the network; choose a source with the network's classes"
-            )
-        rank_images, rank_labels = images[::2], labels[::2]
-        images, labels = images[1::2], labels[1::2]
-        tolerance = options.setdefault("tolerance", export.TOLERANCE)
+    tolerance = options.setdefault("tolerance", export.TOLERANCE)
+    networks: dict[str, dict[str, Any]] = {}  # what is done to the network -> options
+    if not compress:
+        networks[UNCHANGED] = {"images": images, "labels": labels if labelled else None}
+    if compress or (target and labelled and labels.ndim == 1 and is_compressible(model)):
         assert train is not None  # both callers open it
-
-        def compressed_model(folder: Path) -> keras.Model:
-            result = compression.compress(
-                model,
-                rank_images,
-                rank_labels,
-                training=_arrays(_selected(train, COMPRESSION_IMAGES), transform)[0],
-                max_drop=tolerance / 2,
-                fine_tune_steps=fine_tune_steps,
-            )
-            _write_compression(result, tolerance / 200, folder)
-            return result.model
-
-        options["stand_in"] = compressed_model
-    return export.export(
-        model,
-        class_names,
-        directory,
-        images=images,
-        labels=labels if labelled else None,
-        transform=transform,
-        **options,
-    )
-
-
-def _write_compression(result: compression.Compression, drop: float, folder: Path) -> None:
-    """Write compression.json and compression.png, which show the networks that were tried."""
-    chosen = result.points.index(result.chosen)
-    figures = {
-        "original": asdict(result.original),
-        "points": [asdict(point) for point in result.points],
-        "chosen": chosen,
-    }
-    write_json(folder / "compression.json", figures)
-    report.plot_sizes(
+        networks["compressed"] = compressed_options(
+            model,
+            images,
+            labels,
+            training=lambda: _arrays(_selected(train, COMPRESSION_IMAGES), transform)[0],
+            tolerance=tolerance,
+            fine_tune_steps=fine_tune_steps,
+        )
+    write = partial(export.export, model, class_names, transform=transform, **options)
+    if target is None:
+        (changes,) = networks.values()
+        return write(directory, formats=candidates, **changes)
+    return export_for_target(
         [
-            (p.parameters, p.top1, ", ".join(f"{n} rank {r}" for n, r in p.ranks.items()))
-            for p in result.points
+            group
+            for network, changes in networks.items()
+            for group in groups_of(candidates, network, partial(write, **changes))
         ],
-        chosen,
-        folder / "compression.png",
-        original=(result.original.parameters, result.original.top1),
-        allowed=result.original.top1 - drop,
+        target,
+        Path(directory),
+        tolerance=tolerance,
+        overwrite=options.get("overwrite", False),
+        verbose=options.get("verbose", False),
+        not_installed=missing,
     )
+
+
+def _candidates(
+    formats: Sequence[str] | None, target: Target | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the formats to write or to choose among, and what is missing for others."""
+    if formats is not None:
+        return tuple(formats), ()
+    return (export.DEFAULT_FORMATS, ()) if target is None else installed_formats()
 
 
 def _check(
-    images: int | None, formats: Sequence[str], compress: bool, fine_tune_steps: int
+    images: int | None,
+    formats: Sequence[str] | None,
+    compress: bool,
+    fine_tune_steps: int,
+    target: Target | None,
 ) -> None:
     """Check the arguments before any data is read or a network is built."""
-    export.check_formats(formats)
+    if formats is not None:
+        export.check_formats(formats)
     if fine_tune_steps < 0:
         raise ValueError(f"fine_tune_steps must be 0 or more, not {fine_tune_steps}")
-    if fine_tune_steps and not compress:
+    if fine_tune_steps and not compress and target is None:
         raise ValueError(f"fine_tune_steps={fine_tune_steps} needs compress; set both or neither")
     if images is not None and images < 1:
         raise ValueError(f"an export is verified on at least 1 image, not {images}")

@@ -1,0 +1,87 @@
+"""Compress the network of an export, and show the networks that were tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keras_vgg import report
+from keras_vgg.export import compress as compression
+from keras_vgg.files import write_json
+
+if TYPE_CHECKING:
+    import keras
+
+
+def is_compressible(model: keras.Model) -> bool:
+    """Return whether a model has the two dense layers that are factorised."""
+    import keras
+
+    layers = {layer.name: layer for layer in model.layers}
+    return all(isinstance(layers.get(name), keras.layers.Dense) for name in compression.LAYERS)
+
+
+def compressed_options(
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    training: Callable[[], np.ndarray],
+    tolerance: float,
+    fine_tune_steps: int,
+) -> dict[str, Any]:
+    """Return the options of `export.export` that factorise fc1 and fc2 of a model first.
+
+    Every other image chooses the ranks, which may cost half of the tolerance. The remaining images
+    verify the export. The ranks are chosen when the first export begins, and are kept for others.
+
+    Args:
+        images, labels: The validation images and their labels.
+        training: Returns training images for the spectra.
+        tolerance: As `export.export`.
+        fine_tune_steps: As `keras_vgg.export.compress.compress`.
+    """
+
+    @cache
+    def compressed() -> compression.Compression:
+        return compression.compress(
+            model,
+            images[::2],
+            labels[::2],
+            training=training(),
+            max_drop=tolerance / 2,
+            fine_tune_steps=fine_tune_steps,
+        )
+
+    def stand_in(folder: Path) -> keras.Model:
+        result = compressed()
+        _write(result, tolerance / 200, folder)
+        return result.model
+
+    return {"images": images[1::2], "labels": labels[1::2], "stand_in": stand_in}
+
+
+def _write(result: compression.Compression, drop: float, folder: Path) -> None:
+    """Write compression.json and compression.png, which show the networks that were tried."""
+    chosen = result.points.index(result.chosen)
+    figures = {
+        "original": asdict(result.original),
+        "points": [asdict(point) for point in result.points],
+        "chosen": chosen,
+    }
+    write_json(folder / "compression.json", figures)
+    report.plot_sizes(
+        [
+            (p.parameters, p.top1, ", ".join(f"{n} rank {r}" for n, r in p.ranks.items()))
+            for p in result.points
+        ],
+        chosen,
+        folder / "compression.png",
+        original=(result.original.parameters, result.original.top1),
+        allowed=result.original.top1 - drop,
+    )

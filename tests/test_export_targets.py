@@ -1,0 +1,313 @@
+"""Exports for a target: which candidate is kept, what is said of the others, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_vgg import cli, export, runs
+from keras_vgg.fit import Run
+from keras_vgg.runs import export as exporting
+from keras_vgg.runs.export_targets import (
+    UNCHANGED,
+    Attempt,
+    Target,
+    TargetError,
+    cost_of,
+    export_for_target,
+    groups_of,
+    installed_formats,
+)
+
+MODEL_TOP1 = 0.9
+
+
+def artifact(
+    format: str, path: Path, mb: float, ms: float, top1: float | None, agreement: float = 0.98
+) -> export.Artifact:
+    return export.Artifact(
+        format=format,
+        path=path,
+        bytes=round(1e6 * mb),
+        sha256="0",
+        images=200,
+        top1=top1,
+        top5=None,
+        agreement=agreement,
+        max_difference=0.0,
+        latency_ms={1: (2 * ms, 3 * ms), 2: (ms, 2 * ms)},
+        peak_bytes=None,
+    )
+
+
+class Candidates:
+    """Files that weigh and cost what `figures` say; the formats that were written are `written`."""
+
+    def __init__(self, figures: dict[str, tuple | Exception]) -> None:
+        self.figures, self.written = figures, []
+
+    def write(self, network: str, folder: Path, *, formats, tolerance, overwrite, verbose):
+        (format,) = formats
+        name = Attempt(format, network).name
+        self.written.append(name)
+        figures = self.figures[name]
+        if isinstance(figures, Exception):
+            raise figures
+        folder.mkdir()
+        (folder / format).write_text(name)
+        made = artifact(format, folder / format, *figures)
+        (folder / "export.json").write_text(
+            json.dumps({"model": {"top1": MODEL_TOP1}, "tolerance": tolerance})
+        )
+        return [made]
+
+    def groups(self) -> list:
+        networks: dict[str, list[str]] = {}
+        for name in self.figures:
+            format, _, network = name.partition(", ")
+            networks.setdefault(network or UNCHANGED, []).append(format)
+        return [
+            group
+            for network, formats in networks.items()
+            for group in groups_of(formats, network, partial(self.write, network))
+        ]
+
+
+FIGURES = {
+    "litert": (4.0, 8.0, 0.9, 1.0),
+    "onnx": (4.0, 6.0, 0.9, 1.0),
+    "litert_float16": (2.0, 8.0, 0.9, 1.0),
+    "litert_dynamic": (1.0, 4.0, 0.895, 0.99),
+    "litert_int8": (1.0, 2.0, 0.885),
+    "litert_int8, compressed": (0.5, 1.0, 0.895),
+    "litert, compressed": (1.5, 3.0, 0.9),
+}
+
+
+@pytest.mark.parametrize(
+    ("latency", "size", "tolerance", "chosen", "tried"),
+    [
+        (10, None, 0.5, "onnx", 2),  # both lose nothing; the faster one
+        (7, None, 0.5, "onnx", 2),
+        (None, 3, 0.5, "litert_float16", 5),
+        (5, None, 0.5, "litert_dynamic", 5),
+        (5, 1, 2, "litert_dynamic", 5),  # int8 is faster, and loses more
+        (3, None, 2, "litert_int8", 5),
+        (3, None, 0.5, "litert, compressed", 7),  # int8 loses too much
+        (1.5, None, 0.5, "litert_int8, compressed", 7),
+        (6, 4, 0.5, "onnx", 2),  # a limit may be met exactly
+    ],
+)
+def test_the_most_accurate_file_of_the_first_group_that_meets_the_target_is_kept(
+    latency, size, tolerance, chosen, tried, tmp_path
+) -> None:
+    candidates = Candidates(FIGURES)
+    (kept,) = export_for_target(
+        candidates.groups(), Target(latency, size), tmp_path / "export", tolerance=tolerance
+    )
+
+    assert len(candidates.written) == tried
+    format = chosen.partition(",")[0]
+    assert kept.path == tmp_path / "export" / format
+    assert kept.path.read_text() == chosen
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    assert {path.name for path in kept.path.parent.iterdir()} == {"export.json", format}
+    record = json.loads((tmp_path / "export" / "export.json").read_text())
+    assert record["tolerance"] == tolerance
+    search = record["target"]
+    assert (search["latency_ms"], search["size_mb"], search["threads"]) == (latency, size, 2)
+    assert search["chosen"] == chosen
+    assert search["cost"].startswith(f"{chosen} has ")
+    names = [Attempt(row["format"], row["network"]).name for row in search["tried"]]
+    assert names == candidates.written
+    assert {*search["not_tried"]} == {*FIGURES} - {*candidates.written}
+
+
+def test_each_attempt_says_what_speaks_against_it(tmp_path: Path) -> None:
+    candidates = Candidates({**FIGURES, "onnx": export.ExportError("onnx: cannot be converted")})
+    target = Target(3, 1.2)
+    groups = candidates.groups()[:2]
+    with pytest.raises(TargetError) as caught:
+        export_for_target(groups, target, tmp_path / "export", tolerance=0.5)
+
+    verdicts = {row["format"]: row["verdict"] for row in caught.value.tried}
+    assert verdicts == {
+        "litert": "too slow, too large",
+        "onnx": "refused",
+        "litert_float16": "too slow, too large",
+        "litert_dynamic": "too slow",
+        "litert_int8": "loses too much",
+    }
+    assert caught.value.tried[1]["refused"] == "onnx: cannot be converted"
+    assert str(caught.value) == (
+        "no export meets the target of 3 ms and 1.2 MB; the nearest that loses at most 0.5"
+        " percentage points is litert_dynamic, with 1 MB and 4 ms; litert_int8 meets 3 ms and"
+        " 1.2 MB and loses 1.50: raise the tolerance for it. Nothing was written"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_that_keeps_the_accuracy_is_an_error_of_its_own(tmp_path: Path) -> None:
+    candidates = Candidates({"litert_int8": (1.0, 2.0, 0.8)})
+    with pytest.raises(TargetError, match=r"no export loses at most 0.5.*10.00: raise"):
+        export_for_target(candidates.groups(), Target(5), tmp_path / "export", tolerance=0.5)
+    refused = Candidates({"onnx": export.ExportError("onnx: cannot be converted")})
+    with pytest.raises(TargetError, match="no file could be made: onnx: cannot be converted"):
+        export_for_target(refused.groups(), Target(5), tmp_path / "export", tolerance=0.5)
+
+
+def test_an_earlier_export_stays_if_no_file_meets_the_target(tmp_path: Path) -> None:
+    candidates = Candidates(FIGURES)
+    export_for_target(candidates.groups(), Target(5), tmp_path / "export", tolerance=0.5)
+    missed = partial(export_for_target, candidates.groups(), Target(0.1), tmp_path / "export")
+    with pytest.raises(FileExistsError, match="export exists"):
+        missed(tolerance=0.5)
+    with pytest.raises(TargetError):
+        missed(tolerance=0.5, overwrite=True)
+    assert (tmp_path / "export" / "litert_dynamic").is_file()
+    export_for_target(
+        candidates.groups(), Target(7), tmp_path / "export", tolerance=0.5, overwrite=True
+    )
+    assert {path.name for path in (tmp_path / "export").iterdir()} == {"export.json", "onnx"}
+
+
+def test_a_network_that_cannot_be_made_is_refused_unless_it_is_the_first(tmp_path: Path) -> None:
+    error = ValueError("no factorisation keeps the accuracy")
+    figures = {"litert": (4.0, 8.0, 0.9), "litert, compressed": error, "onnx, compressed": error}
+    candidates = Candidates(figures)
+    with pytest.raises(
+        TargetError, match=r"the nearest .* is litert, with 4 MB and 8 ms"
+    ) as caught:
+        export_for_target(candidates.groups(), Target(5), tmp_path / "a", tolerance=0.5)
+    assert [row["refused"] for row in caught.value.tried] == [None, str(error)]
+    first = Candidates({"litert, compressed": error})
+    with pytest.raises(ValueError, match=r"^no factorisation keeps the accuracy$"):
+        export_for_target(first.groups(), Target(5), tmp_path / "a", tolerance=0.5)
+
+
+@pytest.mark.parametrize("tolerance", [-1, float("nan")])
+def test_a_tolerance_that_is_no_number_of_points_is_refused(tolerance, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tolerance must be 0 or more"):
+        export_for_target([], Target(5), tmp_path / "export", tolerance=tolerance)
+
+
+def test_the_sentence_about_the_cost() -> None:
+    path = Path("model.tflite")
+    lost = Attempt("litert", UNCHANGED, artifact("litert", path, 1.25, 3.5, 0.895), 0.9)
+    assert cost_of(lost) == (
+        "litert has 1.25 MB and 3.5 ms an image; it loses 0.50 percentage points of top-1 accuracy"
+        " (89.50%, the network 90.00%) and agrees with the network on 98.00% of 200 images."
+    )
+    gained = Attempt("litert", "compressed", artifact("litert", path, 1.25, 3.5, 0.91), 0.9)
+    assert cost_of(gained).startswith("litert, compressed has 1.25 MB")
+    assert "it loses no top-1 accuracy (91.00%, the network 90.00%)" in cost_of(gained)
+    unlabelled = Attempt("litert", UNCHANGED, artifact("litert", path, 1.25, 3.5, None))
+    assert cost_of(unlabelled).endswith("of 200 images; these images have no labels.")
+    assert unlabelled.lost == 2  # the images on which it differs
+
+
+def test_a_gain_by_chance_is_not_preferred_to_agreement(tmp_path: Path) -> None:
+    figures = {"litert_int8": (1.0, 2.0, 0.92, 0.95), "litert_float16": (1.0, 2.0, 0.9, 1.0)}
+    candidates = Candidates(figures)
+    (kept,) = export_for_target(candidates.groups(), Target(5), tmp_path / "e", tolerance=0.5)
+    assert kept.format == "litert_float16"
+
+
+@pytest.fixture
+def run(varied_run: Run, tmp_path: Path) -> Run:
+    return Run.open(shutil.copytree(varied_run.directory, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target-latency", "0"], "target_latency must be a positive number of milliseconds"),
+        (["--target-latency", "nan"], "positive number of milliseconds, not nan"),
+        (["--target-latency", "fast"], "fast"),
+        (["--target-size", "-2"], "target_size must be a positive number of megabytes, not -2"),
+        (["--target-size", "inf"], "positive number of megabytes, not inf"),
+        (["--target-size", "5", "--format", "tflite"], "unknown export format 'tflite'"),
+        (["--target-size", "5", "--fine-tune-steps", "-1"], "fine_tune_steps must be 0 or more"),
+        (["--fine-tune-steps", "5"], "fine_tune_steps=5 needs compress"),
+    ],
+)
+def test_wrong_targets_are_one_line(run: Run, arguments, message, capsys) -> None:
+    try:
+        status = cli.main(["export", str(run.directory), *arguments])
+    except SystemExit as error:  # a value that is no number
+        status = error.code
+    assert status == cli.BAD_INPUT
+    assert message in capsys.readouterr().err
+    assert not (run.directory / "export").exists()
+
+
+def test_a_target_tries_what_is_installed_and_compression_last(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict = {}
+    monkeypatch.setattr(
+        exporting, "export_for_target", lambda *groups, **_: asked.update(groups=groups[0]) or []
+    )
+    installed, missing = installed_formats()
+    assert set(export.DEFAULT_FORMATS) <= set(installed)
+    assert len(installed) + len(missing) == len(export.FORMATS)
+
+    runs.export_run(run, target_latency=5, images=4)
+    assert [group.network for group in asked["groups"]] == [UNCHANGED, UNCHANGED, "compressed"]
+    exact, lower, compressed = (group.formats for group in asked["groups"])
+    assert exact == tuple(f for f in installed if f in ("saved_model", "litert", "onnx"))
+    assert {*exact, *lower} == {*compressed} == {*installed}
+
+    runs.export_run(run, target_size=5, formats=["litert_int8"], compress=True, images=4)
+    assert [(g.network, g.formats) for g in asked["groups"]] == [("compressed", ("litert_int8",))]
+
+
+def test_a_run_is_exported_for_a_size(run: Run, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["export", str(run.directory), "--images", "30", "--format"]
+    arguments += ["litert,litert_dynamic", "--tolerance", "20", "--target-size"]
+    parameters = run.model().count_params()
+
+    assert cli.main([*arguments, f"{2 * parameters / 1e6}"]) == cli.OK
+
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    assert next(line[-1] for line in lines if line[:1] == ["litert_dynamic"]) == "passed"
+    assert any(line[:1] == ["litert"] and line[-2:] == ["too", "large"] for line in lines)
+    assert "Chosen: litert_dynamic has " in out
+    assert "Not tried, because others met the target first: litert, compressed; " in out
+    folder = run.directory / "export"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"class_names.txt", "export.json", "model_dynamic.tflite"}
+    record = json.loads((folder / "export.json").read_text())
+    assert [row["format"] for row in record["artifacts"]] == ["litert_dynamic"]
+    assert record["tolerance"] == 20
+    answer, _, _ = export.model_files.open_model_file(folder / "model_dynamic.tflite")
+    assert np.isfinite(answer(np.zeros((1, 32, 32, 3), np.float32))).all()
+
+
+@pytest.mark.slow
+def test_a_target_that_nothing_meets_shows_every_candidate(run: Run, capsys) -> None:
+    arguments = ["export", str(run.directory), "--images", "30", "--target-size", "0.001"]
+    assert cli.main([*arguments, "--tolerance", "100"]) == cli.BAD_INPUT
+    captured = capsys.readouterr()
+    assert "no export meets the target of 0.001 MB; the nearest" in captured.err
+    assert "Traceback" not in captured.err
+    table = captured.out
+    assert all(f"\n  {format} " in table for format in installed_formats()[0])
+    assert ", compressed" in table
+    assert not (run.directory / "export").exists()
+
+
+@pytest.mark.slow
+def test_a_run_is_compressed_if_nothing_else_is_small_enough(run: Run, capsys) -> None:
+    arguments = ["export", str(run.directory), "--format", "litert", "--tolerance", "100"]
+    size = 4 * run.model().count_params() / 1e6
+    assert cli.main([*arguments, "--target-size", f"{0.995 * size}"]) == cli.OK
+    assert "Chosen: litert, compressed has " in capsys.readouterr().out
+    names = {path.name for path in (run.directory / "export").iterdir()}
+    assert names >= {"model.tflite", "compression.json", "compression.png", "export.json"}
