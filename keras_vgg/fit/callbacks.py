@@ -9,13 +9,17 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_vgg.backend import is_jax
 from keras_vgg.fit import checkpoint, hosts
 from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.keeping import Keeper
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
+from keras_vgg.fit.step_state import carries_learning_rate, leave_steps_alone
 from keras_vgg.fit.stopping import StopRequest
 from keras_vgg.fit.verdict import Baseline, Commonest
 from keras_vgg.run import Run
+
+_LOOKED_AT = 50  # on JAX, the losses of so many steps are looked at together
 
 
 class TrainingDiverged(ArithmeticError):
@@ -62,6 +66,13 @@ class Recorder(keras.callbacks.Callback):
         self._drops = 0
         self._sums: tuple[np.ndarray, ...] = ()
         self._saved_at = time.perf_counter()
+        # On JAX, what is to do after a step is done before the next one; the losses are looked at
+        # more rarely.
+        self._is_late = is_jax()
+        self._rate_is_carried = False
+        self.losses: dict[str, float] = {}  # on JAX, when they were last looked at
+        if self._is_late:
+            leave_steps_alone(self)
 
     def restore(self, model: keras.Model) -> checkpoint.Progress:
         """Resume from the newest readable checkpoint; see `Keeper.restore`."""
@@ -69,8 +80,15 @@ class Recorder(keras.callbacks.Callback):
         self.history = [*self._resumed.history]
         return self._resumed
 
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        if self._is_late:
+            self._rate_is_carried = carries_learning_rate(
+                self._trained(), lambda: self.learning_rate
+            )
+
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch
+        self.losses = {}
         self._drops = plateau_drops(self.run.recipe, self.history)
         if epoch != self._resumed.epoch:
             self._resumed = checkpoint.Progress()
@@ -89,14 +107,27 @@ class Recorder(keras.callbacks.Callback):
         return learning_rate(self.run.recipe, step, self.steps_per_epoch, self._drops)
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        if self._is_late and batch:
+            if batch % _LOOKED_AT == 0:
+                self._look_at_losses()
+            self._end_step(batch - 1, self.losses)
         self.learning_rate = self._rate_of(batch // self.run.recipe.gradient_accumulation)
-        self._trained().optimizer.learning_rate = self.learning_rate
+        if not self._rate_is_carried:
+            self._trained().optimizer.learning_rate = self.learning_rate
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self._end_step(batch, logs)
+
+    def _look_at_losses(self) -> None:
+        results = self._trained().get_metrics_result()
+        self.losses = {name: float(value) for name, value in results.items()}
+
+    def _end_step(self, batch: int, logs: dict | None) -> None:
         self._last_step = time.perf_counter()
         steps, part = divmod(batch + 1, self.run.recipe.gradient_accumulation)
         done = self.first_step + steps
-        self._require_finite(logs, f"at step {done + bool(part)} of epoch {self._epoch + 1}")
+        place = f"{'by' if self._is_late else 'at'} step {done + bool(part)}"
+        self._require_finite(logs, f"{place} of epoch {self._epoch + 1}")
         if part:
             return
         # After the last step, the callbacks of the validation write the checkpoint.
@@ -107,6 +138,10 @@ class Recorder(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: dict | None = None) -> None:
         self._sums = checkpoint.metric_values(self._trained())  # the validation resets the metrics
+        if self._is_late:
+            self._last_step = time.perf_counter()
+            self._look_at_losses()
+            self._require_finite(self.losses, f"in epoch {self._epoch + 1}")
         if self._is_due(self.steps_per_epoch):
             self._save_steps(self.steps_per_epoch, self._sums, stops=False)
         if self.averages is not None:

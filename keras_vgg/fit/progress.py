@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import keras
 
+from keras_vgg.backend import is_jax
 from keras_vgg.console import duration
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.schedule import compared_column, figure_column
+from keras_vgg.fit.step_state import leave_steps_alone
 from keras_vgg.fit.timing import Timing
 from keras_vgg.fit.verdict import is_due
 from keras_vgg.recipe import Recipe
@@ -149,6 +151,9 @@ class TrainingProgress(keras.callbacks.Callback):
             if console.is_terminal and not console.is_dumb_terminal:
                 self._console, self._lines = console, False
         self._live = None
+        self._is_late = is_jax()  # see Recorder
+        if self._is_late:
+            leave_steps_alone(self)
 
     def __enter__(self) -> Self:
         if self._console is not None:
@@ -182,11 +187,22 @@ class TrainingProgress(keras.callbacks.Callback):
         self._timing.epoch_begins(now, epoch, self._recorder.first_step)
         self._draw_if_due(now)
 
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        if self._is_late and batch:
+            self._end_step(batch - 1, self._recorder.losses)
+
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        self._end_step(batch, logs)
+
+    def _end_step(self, batch: int, logs: dict[str, float] | None) -> None:
         now = self._clock()
         self._timing.step_ends(now, self._recorder.first_step + (batch + 1) // self._parts)
         self._logs = logs or {}
         self._draw_if_due(now)
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        if self._is_late:
+            self._timing.step_ends(self._clock(), self._recorder.steps_per_epoch)
 
     def on_test_batch_begin(self, batch: int, logs: dict | None = None) -> None:
         # Not on_test_batch_end: with that method, Keras fetches the losses of every batch.

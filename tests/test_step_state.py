@@ -1,0 +1,106 @@
+"""On JAX, callbacks leave the weights on the device, and the step is compiled once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = """
+import json
+import sys
+
+import jax
+import jax.monitoring
+import keras
+import numpy as np
+
+from keras_vgg.fit import fit
+from keras_vgg.recipe import Recipe
+
+folder, devices = sys.argv[1:]
+recipe = Recipe(
+    width_multiplier=1 / 16, hidden_units=8, test_fraction=0.5, validation_fraction=0.3,
+    batch_size=16, epochs=2, learning_rate=0.01, warmup_epochs=0.5, precision="float32",
+    devices=devices,
+)
+synchronised, compiled, fitting = [0], [], [False]
+
+
+class Watch(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        fitting[0] = True
+
+    def on_train_end(self, logs=None):
+        fitting[0] = False
+
+
+class ReadsModel(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.weights
+
+
+def count(event, seconds, **kwargs):
+    if event.endswith("backend_compile_duration"):
+        compiled.append(kwargs["fun_name"])
+
+
+jax.monitoring.register_event_duration_secs_listener(count)
+trainer = keras.Model
+synchronise = trainer.jax_state_sync
+
+
+def counted(model):
+    if fitting[0] and getattr(model, "_jax_state", None) and not model._jax_state_synced:
+        synchronised[0] += 1
+    return synchronise(model)
+
+
+trainer.jax_state_sync = counted
+plain = fit(recipe, folder + "/plain", verbose=0, callbacks=[Watch()])
+first, functions = synchronised[0], list(compiled)
+read = fit(recipe, folder + "/read", verbose=0, callbacks=[Watch(), ReadsModel()])
+names = ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")
+same = all(a[n] == b[n] for a, b in zip(plain.history, read.history) for n in names)
+print(json.dumps({
+    "backend": keras.backend.backend(), "devices": jax.device_count(), "same": same,
+    "synchronised": first, "with a callback": synchronised[0] - first,
+    "compiled": [functions.count(f"jit({name}_step)") for name in ("train", "test")],
+    "history": plain.history,
+}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_weights_stay_on_the_device_and_the_step_is_compiled_once(
+    tmp_path: Path, devices: int
+) -> None:
+    pytest.importorskip("jax")
+    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
+    environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), str(devices)],
+        env=os.environ | environment,
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert (told["backend"], told["devices"]) == ("jax", devices)
+    assert told["same"], "a callback that reads the model at each step changes the training"
+    rows = told["history"]
+    steps = 898 * 0.7 // 16
+    assert len(rows) == 2
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    # At the end of an epoch's steps, and of its validation.
+    assert told["synchronised"] <= 2 * 2
+    assert told["with a callback"] >= 2 * steps
+    assert told["compiled"] == [1, 1]
