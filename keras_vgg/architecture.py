@@ -186,8 +186,8 @@ def layers(
         table.add_global_pool("avg_pool")
         table.add_dense("predictions", table.channels, classes)
     elif window is not None:
-        for name, filters in units.items():
-            table.add_convolution(name, window if name == "fc1" else (1, 1), filters, padded=False)
+        for name, width in units.items():
+            table.add_convolution(name, window if name == "fc1" else (1, 1), width, padded=False)
     else:
         inputs = table.height * table.width * table.channels
         table.add("flatten", "flatten", (inputs,), is_local=False)

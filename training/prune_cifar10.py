@@ -90,11 +90,13 @@ def as_torch(model: Any) -> tuple[Any, list[Any]]:
         elif isinstance(layer, keras.layers.BatchNormalization):
             twin = nn.BatchNorm2d(len(weights[0]))
             names = ("weight", "bias", "running_mean", "running_var")
-            state = dict(zip(names, weights, strict=True))
-            state["num_batches_tracked"] = torch.tensor(0)
+            state = {
+                **dict(zip(names, weights, strict=True)),
+                "num_batches_tracked": torch.tensor(0),
+            }
             stack.append(twin)
         elif isinstance(layer, keras.layers.Dense):
-            twin = nn.Linear(*weights[0].shape)
+            twin = nn.Linear(weights[0].shape[0], weights[0].shape[1])
             state = {"weight": weights[0].T, "bias": weights[1]}
             stack += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), twin]
         else:

@@ -236,7 +236,7 @@ def loss(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
     for start in range(0, len(images), _BATCH):
         batch = slice(start, start + _BATCH)
         value = _cross_entropy(model(images[batch], training=False), labels[batch])
-        total += float(keras.ops.convert_to_numpy(value)) * len(images[batch])
+        total += float(_array(value)) * len(images[batch])
     return total / len(images)
 
 
@@ -269,7 +269,7 @@ def _taylor(
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             value = _cross_entropy(model(some_images, training=False), some_labels)
-        gradients = tape.gradient(value, variables)
+        gradients: Any = tape.gradient(value, variables)
         return {
             name: tf.add_n(
                 [
@@ -362,4 +362,5 @@ def _by_place(layer: keras.layers.Dense, model: keras.Model) -> list[np.ndarray]
 
 
 def _array(value: Any) -> np.ndarray:
-    return keras.ops.convert_to_numpy(value)
+    array: Any = keras.ops.convert_to_numpy(value)
+    return array

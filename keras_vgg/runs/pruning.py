@@ -258,8 +258,7 @@ def _validation(run: Run) -> float:
 
 
 def _stage(entry: Mapping[str, Any]) -> Stage:
-    names = [field.name for field in dataclasses.fields(Stage)]
-    return Stage(**{name: entry[name] for name in names} | {"filters": tuple(entry["filters"])})
+    return Stage(tuple(entry["filters"]), entry["macs"], entry["parameters"], entry["validation"])
 
 
 def _write(workdir: Path, record: Mapping[str, Any]) -> None:
