@@ -115,7 +115,7 @@ def export(
             litert_int8 and litert_int16 need them.
         calibration_method: How the calibration images give the range of each layer's values in
             litert_int8: "minmax", the least and the greatest value; "percentile", without one value
-            in 10,000 at either end; "mse", the range with the least squared error.
+            in 100,000 at either end; "mse", the range with the least squared error.
         formats: Which of FORMATS to write.
         tolerance: How many percentage points of top-1 accuracy a format of less than float32 may
             lose (without labels: on how many of the images it may differ from the model). A

@@ -18,13 +18,13 @@ CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = ("minmax", "percentile", "m
 # These answer with some of their inputs' values, or with means of them, in the same integers.
 _SAME_RANGE = {"AVERAGE_POOL_2D", "MAX_POOL_2D", "PAD", "RESHAPE", "SQUEEZE", "TRANSPOSE"}
 _BINS = 2048
-_SHARE = 0.9999  # of the values lie below the highest one that "percentile" keeps
+_SHARE = 0.99999  # of the values lie below the highest one that "percentile" keeps
 _SHRINKS = np.linspace(1.0, 0.05, 96)  # shares of the range that "mse" tries
 _SAMPLE = 1 << 16  # values of a tensor and an image
 
 
 def percentile_range(counts: np.ndarray, low: float, high: float) -> tuple[float, float]:
-    """Return a range that cuts off one value in 10,000 at either end.
+    """Return a range that cuts off one value in 100,000 at either end.
 
     Args:
         counts: [bins], how many values lie in each of the equal parts of [low, high].
