@@ -26,7 +26,7 @@ from keras_vgg.runs.export_targets import (
     installed_formats,
     target_of,
 )
-from keras_vgg.runs.images import open_images, open_split
+from keras_vgg.runs.images import as_arrays, open_images, open_split
 from keras_vgg.runs.several_labels import read_thresholds
 from keras_vgg.weights import read_weights
 
@@ -264,10 +264,10 @@ def _export(
             " classes than the network; choose a source with the network's classes"
         )
     candidates, missing = _candidates(formats, target)
-    images, labels = _arrays(validation, transform)
+    images, labels = as_arrays(validation, transform)
     if not set(export.INTEGER_FORMATS).isdisjoint(candidates):
         assert train is not None  # both callers open it
-        options["calibration"], _ = _arrays(_selected(train, CALIBRATION_IMAGES), transform)
+        options["calibration"], _ = as_arrays(_selected(train, CALIBRATION_IMAGES), transform)
     tolerance = options.setdefault("tolerance", export.TOLERANCE)
     networks: dict[str, dict[str, Any]] = {}  # what is done to the network -> options
     if not compress:
@@ -278,7 +278,7 @@ def _export(
             model,
             images,
             labels,
-            training=lambda: _arrays(_selected(train, COMPRESSION_IMAGES), transform)[0],
+            training=lambda: as_arrays(_selected(train, COMPRESSION_IMAGES), transform)[0],
             tolerance=tolerance,
             fine_tune_steps=fine_tune_steps,
         )
@@ -330,14 +330,6 @@ def _check(
 
 def _selected(split: data.Split, count: int | None) -> data.Split:
     return split if count is None else split.spread(count)
-
-
-def _arrays(split: data.Split, transform: Callable) -> tuple[np.ndarray, np.ndarray]:
-    """Return all images of a split, float32 [n, size, size, 3], and their labels."""
-    with data.bad_images_named(split):
-        batches = list(data.evaluation_dataset(split, 64, transform).as_numpy_iterator())
-    images, labels = zip(*batches, strict=True)
-    return np.concatenate(images), np.concatenate(labels)
 
 
 def _with_softmax(model: keras.Model, logits: bool) -> keras.Model:
