@@ -31,7 +31,9 @@ def test_an_article_has_the_planned_size():
     article = np.zeros((28, 28), np.uint8)
     article[4:24, 9:19] = 200
     for seed in range(5):
-        grey, alpha = segmentation.cut_out(article, PLAN, np.random.default_rng(seed))
+        grey, alpha = segmentation.cut_out(
+            article, PLAN.object_sides, PLAN.scene, np.random.default_rng(seed)
+        )
         assert grey.shape == alpha.shape
         assert 0.34 * 48 <= alpha.shape[0] <= 0.66 * 48
         assert alpha.shape[1] == pytest.approx(alpha.shape[0] / 2, abs=1)

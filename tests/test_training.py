@@ -18,6 +18,9 @@ TRAINING = Path(__file__).parents[1] / "training"
 
 
 def script(name: str) -> ModuleType:
+    """Load a script as `python training/NAME.py` does: the modules beside it can be imported."""
+    if str(TRAINING) not in sys.path:
+        sys.path.append(str(TRAINING))
     spec = importlib.util.spec_from_file_location(name, TRAINING / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up

@@ -45,7 +45,7 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from scipy.ndimage import binary_fill_holes  # noqa: E402
+from scenes import background, cut_out, paste, photo, photographs  # noqa: E402
 
 from keras_vgg import data, evaluation, localization, models, report  # noqa: E402
 from keras_vgg.files import write_atomically, write_json  # noqa: E402
@@ -123,10 +123,7 @@ def materials(photos: Path, objects: Path, plan: Plan) -> tuple[dict[str, Materi
     source = data.load_source(f"idx:{objects}", validation_fraction=0.1, seed=plan.seed)
     if len(source.class_names) != len(ARTICLES):
         raise ValueError(f"{objects} has {len(source.class_names)} classes, not {len(ARTICLES)}")
-    paths = sorted(p for p in photos.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if len(paths) < 10:
-        raise ValueError(f"{photos} has {len(paths)} photographs; 10 or more are needed")
-    paths = [paths[i] for i in np.random.default_rng(plan.seed).permutation(len(paths))]
+    paths = photographs(photos, plan.seed)
     edges = [0, round(0.7 * len(paths)), round(0.8 * len(paths)), len(paths)]
     digest = hashlib.sha256("/".join(path.name for path in paths).encode())
     by_split = {}
@@ -136,55 +133,24 @@ def materials(photos: Path, objects: Path, plan: Plan) -> tuple[dict[str, Materi
         assert split.images is not None
         assert split.labels is not None
         digest.update(split.fingerprint().encode())
-        split_photos = [_photo(path, 2 * plan.scene) for path in paths[edges[i] : edges[i + 1]]]
+        split_photos = [photo(path, 2 * plan.scene) for path in paths[edges[i] : edges[i + 1]]]
         name = ("train", "validation", "test")[i]
         by_split[name] = Material(name, split.images[..., 0], split.labels, split_photos)
     return by_split, digest.hexdigest()
-
-
-def _photo(path: Path, side: int) -> Image.Image:
-    photo = Image.fromarray(data.load_image(path))
-    scale = side / min(photo.size)
-    width, height = (max(side, round(s * scale)) for s in photo.size)
-    return photo.resize((width, height), Image.Resampling.BOX)
 
 
 def compose(
     material: Material, index: int, plan: Plan, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return a scene of one article, uint8 [side, side, 3], and its box's corners [4] in pixels."""
-    grey = material.articles[index]
-    outline = np.asarray(binary_fill_holes(grey > 10))
-    if not outline.any():
-        outline[:] = True
-    rows, columns = (np.flatnonzero(outline.any(axis)) for axis in (1, 0))
-    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    longest = random.uniform(*plan.object_sides) * plan.scene
-    height, width = (
-        max(2, round(longest * side / max(grey[part].shape))) for side in grey[part].shape
-    )
-    article, alpha = (
-        np.asarray(Image.fromarray(x).resize((width, height), Image.Resampling.BILINEAR), float)
-        for x in (grey[part], outline[part].astype(np.uint8) * 255)
-    )
-    if random.random() < 0.5:
-        article, alpha = article[:, ::-1], alpha[:, ::-1]
-    alpha = alpha[..., np.newaxis] / 255
-
-    photo = material.photos[random.integers(len(material.photos))]
-    side = random.uniform(0.5, 1) * min(photo.size)
-    left, top = (random.uniform(0, extent - side) for extent in photo.size)
-    part_of_photo = (left, top, left + side, top + side)
-    scene = np.array(
-        photo.resize((plan.scene, plan.scene), Image.Resampling.BILINEAR, box=part_of_photo)
-    )
+    article, alpha = cut_out(material.articles[index], plan.object_sides, plan.scene, random)
+    height, width = alpha.shape
+    scene = background(material.photos, plan.scene, random)
     if random.random() < 0.5:
         scene = scene[:, ::-1].copy()
 
     top, left = random.integers(0, plan.scene - np.array([height, width]) + 1)
-    place = scene[top : top + height, left : left + width]
-    tinted = article[..., np.newaxis] * random.uniform(0.4, 1, 3)
-    place[:] = np.rint(alpha * tinted + (1 - alpha) * place)
+    paste(article, alpha, scene[top : top + height, left : left + width], random)
     return scene, np.array([left, top, left + width, top + height], float)
 
 

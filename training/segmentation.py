@@ -34,9 +34,9 @@ hardware.prepare_environment()  # before TensorFlow is imported below
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+from PIL.Image import Image  # noqa: E402
 from rich.console import Console  # noqa: E402
-from scipy.ndimage import binary_fill_holes  # noqa: E402
+from scenes import background, cut_out, paste, photo, photographs  # noqa: E402
 
 from keras_vgg import data, dense, export, report, transfer  # noqa: E402
 from keras_vgg.files import write_atomically, write_json  # noqa: E402
@@ -109,11 +109,8 @@ def networks(plan: Plan, weights: str) -> dict[str, Callable[[], keras.Model]]:
 
 def scenes(photos: Path, objects: Path, plan: Plan) -> dict[str, Scenes]:
     """Return the training and the test scenes, from 75 and 25 % of the photographs."""
-    paths = sorted(p for p in photos.glob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    if len(paths) < 10:
-        raise ValueError(f"{photos} has {len(paths)} photographs; 10 or more are needed")
+    paths = photographs(photos, plan.seed)
     source = data.load_source(f"idx:{objects}", validation_fraction=0.1, seed=plan.seed)
-    paths = [paths[i] for i in np.random.default_rng(plan.seed).permutation(len(paths))]
     edge = round(0.75 * len(paths))
     parts = {"train": (source.train, paths[:edge]), "test": (source.test, paths[edge:])}
     composed = {}
@@ -134,61 +131,25 @@ def scenes(photos: Path, objects: Path, plan: Plan) -> dict[str, Scenes]:
     return composed
 
 
-def photo(path: Path, side: int) -> Image.Image:
-    """Open a photograph, and bring its smallest side to `side`."""
-    image = Image.fromarray(data.load_image(path))
-    scale = side / min(image.size)
-    width, height = (max(side, round(s * scale)) for s in image.size)
-    return image.resize((width, height), Image.Resampling.BOX)
-
-
 def compose(
     articles: np.ndarray,
     labels: np.ndarray,
-    backgrounds: list[Image.Image],
+    backgrounds: list[Image],
     plan: Plan,
     random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return a scene, uint8 [side, side, 3], and its mask, uint8 [side, side]."""
-    background = backgrounds[random.integers(len(backgrounds))]
-    side = random.uniform(0.5, 1) * min(background.size)
-    left, top = (random.uniform(0, extent - side) for extent in background.size)
-    part = (left, top, left + side, top + side)
-    sides = (plan.scene, plan.scene)
-    scene = np.array(background.resize(sides, Image.Resampling.BILINEAR, box=part))
-    mask = np.zeros(sides, np.uint8)
+    scene = background(backgrounds, plan.scene, random)
+    mask = np.zeros((plan.scene, plan.scene), np.uint8)
     for _ in range(random.integers(1, 4)):
         number = random.integers(len(labels))
-        article, alpha = cut_out(articles[number], plan, random)
+        article, alpha = cut_out(articles[number], plan.object_sides, plan.scene, random)
         height, width = alpha.shape
         top, left = (random.integers(0, plan.scene - extent + 1) for extent in alpha.shape)
         place = np.s_[top : top + height, left : left + width]
-        tinted = article[..., np.newaxis] * random.uniform(0.4, 1, 3)
-        share = alpha[..., np.newaxis]
-        scene[place] = np.rint(share * tinted + (1 - share) * scene[place])
+        paste(article, alpha, scene[place], random)
         mask[place][alpha > 0.5] = 1 + list(ARTICLES).index(labels[number])
     return scene, mask
-
-
-def cut_out(
-    grey: np.ndarray, plan: Plan, random: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return an article in a random size, grey, and the share of each pixel that it covers."""
-    outline = np.asarray(binary_fill_holes(grey > 10))
-    if not outline.any():
-        outline[:] = True
-    rows, columns = (np.flatnonzero(outline.any(axis)) for axis in (1, 0))
-    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    longest = random.uniform(*plan.object_sides) * plan.scene
-    height, width = (
-        max(2, round(longest * side / max(grey[part].shape))) for side in grey[part].shape
-    )
-    article, alpha = (
-        np.asarray(Image.fromarray(x).resize((width, height), Image.Resampling.BILINEAR), float)
-        for x in (grey[part], outline[part].astype(np.uint8) * 255)
-    )
-    step = -1 if random.random() < 0.5 else 1
-    return article[:, ::step], alpha[:, ::step] / 255
 
 
 # --- training --------------------------------------------------------------------------------
