@@ -36,6 +36,7 @@ import numpy as np
 
 BATCHES = {1: 8, 32: 1}  # batch size -> answers in a round
 CLASSES = 1000
+SLOW = {"litert_int16"}  # Processors run it a hundred times slower: only if --only names it.
 PACKAGES = ("keras", "tensorflow", "ai-edge-litert", "onnxruntime", "openvino")
 # What speeds inference up -> the flags, one of which /proc/cpuinfo has.
 FEATURES = {
@@ -297,7 +298,8 @@ def main() -> None:
     known = engines(FILES)
     if unknown := set(options.only or ()) - set(known):
         sys.exit(f"unknown engines: {', '.join(sorted(unknown))}; choose from: {'; '.join(known)}")
-    selected = [name for name in known if not options.only or name in (SOURCE, *options.only)]
+    wanted = {SOURCE, *options.only} if options.only else set(known) - SLOW
+    selected = [name for name in known if name in wanted]
     missing = [name for name in selected if not _installed(name)]
     for name in missing:
         print(f"not installed, left out: {name}", file=sys.stderr)
