@@ -79,14 +79,8 @@ def write_saved_model(
     def images_of(dtype: tf.DType) -> list[tf.TensorSpec]:
         return [tf.TensorSpec((None, *shape), dtype, name="images")]
 
-    def checked(images: tf.Tensor) -> tf.Tensor:
-        # TensorFlow does not check a signature's shape when it is called: an image of 31x32
-        # pixels, or a grey one, would get an answer.
-        with tf.control_dependencies([_not_empty(images)]):
-            return tf.cast(tf.ensure_shape(images, (None, *shape)), tf.float32)
-
     def probabilities(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"probabilities": model(checked(images), training=False)}
+        return {"probabilities": model(_checked(images, shape), training=False)}
 
     archive.add_endpoint("serving_default", probabilities, images_of(tf.float32))
     archive.add_endpoint("serving_uint8", lambda images: probabilities(images), images_of(tf.uint8))
@@ -102,22 +96,32 @@ def write_saved_model(
         else:  # A map has no most probable class.
             del requests["classify"]
         if (layer := _last_feature_map(model)) is not None:
-            extractor = feature_extractor(model, layer, "avg")
-            archive.add_endpoint(
-                "features",
-                lambda images: {
-                    "features": tf.cast(
-                        extractor(checked(images), training=False)[layer], tf.float32
-                    )
-                },
-                images_of(tf.float32),
-            )
+            archive.add_endpoint("features", _features(model, layer), images_of(tf.float32))
             requests["features"] = requests["serving_default"]
         # Keras returns the archive of the current backend, here TensorFlow.
         archive.write_out(str(path), verbose=False)  # pyright: ignore[reportAttributeAccessIssue]
     extra = path / "assets.extra"  # TensorFlow Serving reads this folder, TensorFlow does not.
     extra.mkdir()
     write_warmup(requests, extra / "tf_serving_warmup_requests", model.name)
+
+
+def _checked(images: tf.Tensor, shape: tuple[int | None, ...]) -> tf.Tensor:
+    """Return images as float32. They must have the shape of the model's input, and be some."""
+    # TensorFlow does not check a signature's shape when it is called: an image of 31x32 pixels, or
+    # a grey one, would get an answer.
+    with tf.control_dependencies([_not_empty(images)]):
+        return tf.cast(tf.ensure_shape(images, (None, *shape)), tf.float32)
+
+
+def _features(model: keras.Model, layer: str) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    shape = tuple(model.input_shape[1:])
+    extractor = feature_extractor(model, layer, "avg")
+
+    def features(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        answers = extractor(_checked(images, shape), training=False)
+        return {"features": tf.cast(answers[layer], tf.float32)}
+
+    return features
 
 
 def _classify(

@@ -103,23 +103,11 @@ def stylize_files(
     """
     settings, out = settings or Stylisation(), Path(out)
     _check(settings, out, steps, every, overwrite)
-    pictures = [_loaded(content, settings.size)]
-    longer = max(pictures[0].shape[:2])
-    pictures.append(_loaded(style, settings.style_size or longer))
+    pictures = _pictures(settings, content, style)
     identity = _identity(settings, content, style)
     folder = out.with_name(f"{out.stem}_steps")
-    if overwrite:
-        (folder / _STATE).unlink(missing_ok=True)
-    state = _state(folder / _STATE, identity)
-    objective = StyleObjective(
-        base_network(settings.weights, settings.configuration),
-        *pictures,
-        style_layers=settings.style_layers,
-        content_layer=settings.content_layer,
-        pooling_layers=settings.pooling_layers,
-        style_weight=settings.style_weight,
-        tile=tile,
-    )
+    state = _state(folder / _STATE, identity, overwrite)
+    objective = _objective(settings, *pictures, tile)
     if state is None:
         image = _first_image(settings, *pictures)
         losses = [objective(image)[0]]
@@ -138,8 +126,7 @@ def stylize_files(
             progress.update(task, completed=number, description=f"loss {share:.1%}")
             if number % every and number != steps:
                 return
-            _save_state(folder / _STATE, identity, step.image, losses)
-            _write_losses(folder / _LOSSES, losses)
+            _save(folder, identity, step.image, losses)
             if number != steps:
                 path = folder / f"{number:05d}.png"
                 save_picture(step.image, path)
@@ -185,6 +172,29 @@ def _check(settings: Stylisation, out: Path, steps: int, every: int, overwrite: 
         raise ValueError(f"start must be content, style or noise, not {settings.start!r}")
 
 
+def _pictures(
+    settings: Stylisation, content: str | os.PathLike[str], style: str | os.PathLike[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the content and the style, uint8 [h, w, 3], in their sizes."""
+    photograph = _loaded(content, settings.size)
+    return photograph, _loaded(style, settings.style_size or max(photograph.shape[:2]))
+
+
+def _objective(
+    settings: Stylisation, content: np.ndarray, style: np.ndarray, tile: int | None
+) -> StyleObjective:
+    return StyleObjective(
+        base_network(settings.weights, settings.configuration),
+        content,
+        style,
+        style_layers=settings.style_layers,
+        content_layer=settings.content_layer,
+        pooling_layers=settings.pooling_layers,
+        style_weight=settings.style_weight,
+        tile=tile,
+    )
+
+
 def _loaded(path: str | os.PathLike[str], longer: int | None) -> np.ndarray:
     """Return a photograph as uint8 [h, w, 3], with the longer side as given."""
     image = load_image(path)
@@ -220,17 +230,22 @@ def _identity(settings: Stylisation, content: Any, style: Any) -> str:
     return json.dumps(described, sort_keys=True)
 
 
-def _save_state(path: Path, identity: str, image: np.ndarray, losses: list[Losses]) -> None:
+def _save(folder: Path, identity: str, image: np.ndarray, losses: list[Losses]) -> None:
+    """Write the state, from which a stylisation resumes, and the losses."""
+
     def write(target: Path) -> None:
         with target.open("wb") as file:
             text = np.frombuffer(identity.encode(), np.uint8)
             np.savez(file, identity=text, image=image, losses=np.array(losses))
 
-    write_atomically(path, write)
+    write_atomically(folder / _STATE, write)
+    _write_losses(folder / _LOSSES, losses)
 
 
-def _state(path: Path, identity: str) -> tuple[np.ndarray, list[Losses]] | None:
-    """Return the image and the losses that a file keeps; None: no file."""
+def _state(path: Path, identity: str, anew: bool) -> tuple[np.ndarray, list[Losses]] | None:
+    """Return the image and the losses that a file keeps; None: no file. `anew` removes the file."""
+    if anew:
+        path.unlink(missing_ok=True)
     if not path.is_file():
         return None
     arrays = read_arrays(path)
