@@ -13,7 +13,7 @@ import pytest
 from keras_vgg.cli import main
 from keras_vgg.export import prune
 from keras_vgg.run import Run
-from keras_vgg.runs import open_pruning, prune_run, pruning
+from keras_vgg.runs import export_run, open_pruning, prune_run, pruning
 from tests.test_prune import images, network
 from tests.test_training import script
 
@@ -67,6 +67,15 @@ def test_a_run_becomes_narrower_in_steps_that_resume(
     assert main([*command, "--images", "50", "--epochs", "1"]) == 2
     assert "holds another pruning, with settings" in capsys.readouterr().err
 
+    size = f"{4e-6 * last.parameters + 0.02}"  # MB; graph and names
+    command = ["export", str(tiny_run.directory), "--pruned", str(workdir), "--format", "litert"]
+    command += ["--target-size", size, "--tolerance", "100", "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "Chosen: litert, pruned to " in printed, printed
+    assert main([*command[:4], "--format", "litert"]) == 2
+    assert "gives candidates for target_latency or target_size" in capsys.readouterr().err
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -95,6 +104,8 @@ def test_runs_and_folders_that_do_not_fit_are_refused(tiny_run: Run, tmp_path: P
         prune_run(tiny_run, tmp_path, **OPTIONS)
     with pytest.raises(FileNotFoundError, match=r"pruning.json is missing"):
         open_pruning(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"pruning.json is missing"):
+        export_run(tiny_run, tmp_path / "out", pruned=tmp_path, target_size=1.0)
     unfinished = Run.open(shutil.copytree(tiny_run.directory, tmp_path / "unfinished"))
     (unfinished.directory / "results.json").unlink()
     with pytest.raises(ValueError, match="has not finished training"):

@@ -55,6 +55,8 @@ class Export:
     target_size: float | None = None
     """Choose one file: the most accurate one of at most this many megabytes. As --target-latency;
     with both, the file meets both."""
+    pruned: Path | None = None
+    """With a target: the directory of `keras-vgg prune RUN`, whose networks are candidates, too."""
     fine_tune_steps: int = 0
     """With --compress or a target: train the factors on the original's answers for this many
     batches of 32."""
@@ -122,7 +124,12 @@ class Export:
                     " source, such as --seed"
                 )
             return runs.export_run(
-                run, output, source=self.source, calibrated=self.calibrated, **options
+                run,
+                output,
+                source=self.source,
+                calibrated=self.calibrated,
+                pruned=self.pruned,
+                **options,
             )
         if self.source is None:
             if self.run.is_file():
@@ -130,8 +137,9 @@ class Export:
                     f"{self.run} is not a run directory; name images to verify on with --source"
                 )
             raise FileNotFoundError(f"{self.run} is not a run directory: it has no recipe.json")
-        if self.calibrated:
-            raise ValueError(f"--calibrated needs a run, which {self.run} is not")
+        for name in ("calibrated", "pruned"):
+            if getattr(self, name):
+                raise ValueError(f"--{name} needs a run, which {self.run} is not")
         source = self.source_options.open(self.source)
         output = output or self.run.with_name(f"{self.run.name}.export")
         return runs.export_weights(self.run, source, output, **options)

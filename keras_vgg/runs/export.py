@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from keras_vgg.runs.export_targets import (
     target_of,
 )
 from keras_vgg.runs.images import as_arrays, open_images, open_split
+from keras_vgg.runs.pruning import stand_ins
 from keras_vgg.runs.several_labels import read_thresholds
 from keras_vgg.weights import read_weights
 
@@ -48,6 +49,7 @@ def export_run(
     fine_tune_steps: int = 0,
     target_latency: float | None = None,
     target_size: float | None = None,
+    pruned: str | Path | None = None,
     source: str | None = None,
     calibrated: bool = False,
     **options: Any,
@@ -67,9 +69,9 @@ def export_run(
     export show the networks that were tried.
 
     With `target_latency` or `target_size`, the export is one file: the most accurate one that meets
-    both, of all formats that are installed. If none does, fc1 and fc2 are compressed, too. Each
-    file is measured on this machine; export.json has the figures of all of them under "target":
-    see `keras_vgg.runs.export_targets`.
+    both, of all formats that are installed. If none does, the networks of `pruned` are tried, the
+    widest first, and then fc1 and fc2 are compressed. Each file is measured on this machine;
+    export.json has the figures of all of them under "target": see `keras_vgg.runs.export_targets`.
 
     A run that has not finished training gives its best network so far, with a notice
     (`UnfinishedRun`), and export.json says so under "unfinished".
@@ -86,6 +88,7 @@ def export_run(
         target_latency: The most milliseconds that one image may take at batch 1 with two threads
             (the median).
         target_size: The most megabytes (1,000,000 bytes) of the file or folder.
+        pruned: The directory of a pruning of this run (`prune_run`), for a target.
         fine_tune_steps: As `keras_vgg.export.compress.compress`.
         source: Verify on other images: those of the run in their new place, or the test images of
             another set, or all if it has no splits; its classes are matched by name.
@@ -99,6 +102,12 @@ def export_run(
     """
     target = target_of(target_latency, target_size)
     _check(images, formats, compress, fine_tune_steps, target)
+    if pruned is not None and (target is None or compress or calibrated):
+        raise ValueError(
+            f"pruned={str(pruned)!r} gives candidates for target_latency or target_size, without"
+            " compress or calibrated; to export one pruned network, export its run"
+        )
+    narrower = None if pruned is None else stand_ins(run, pruned)
     model = model or run.model()
     if run.several_labels:
         options |= _label_options(run, compress, calibrated)
@@ -122,6 +131,7 @@ def export_run(
         fine_tune_steps=fine_tune_steps,
         formats=formats,
         target=target,
+        narrower=narrower,
         **options,
     )
     if not run.finished:
@@ -253,9 +263,13 @@ def _export(
     fine_tune_steps: int,
     formats: Sequence[str] | None,
     target: Target | None,
+    narrower: Mapping[str, Callable[[Path], keras.Model]] | None = None,
     **options: Any,
 ) -> list[export.Artifact]:
-    """Export a network with its images, as they are or for a target."""
+    """Export a network with its images, as they are or for a target.
+
+    `narrower` holds networks that may stand in for it, by what was done to it.
+    """
     if model.input_shape[-1] == 1 and transform(np.zeros((64, 64, 3), np.uint8)).shape[-1] == 3:
         transform = augment.in_grey(transform)
     if compress and not labelled:
@@ -272,6 +286,8 @@ def _export(
     networks: dict[str, dict[str, Any]] = {}  # what is done to the network -> options
     if not compress:
         networks[UNCHANGED] = {"images": images, "labels": labels if labelled else None}
+        for name, stand_in in (narrower or {}).items():
+            networks[name] = {**networks[UNCHANGED], "stand_in": stand_in}
     if compress or (target and labelled and labels.ndim == 1 and is_compressible(model)):
         assert train is not None  # both callers open it
         networks["compressed"] = compressed_options(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from keras_vgg.run import Run, read_fields
 from keras_vgg.runs.images import as_arrays, open_split
 
 if TYPE_CHECKING:
+    import keras
     from matplotlib.axes import Axes
 
 FILE, PICTURE = "pruning.json", "pruning.png"
@@ -151,6 +152,25 @@ def open_pruning(workdir: str | Path) -> Pruning:
     record = read_fields(Path(workdir) / FILE)
     original, steps = record["original"], record["steps"]
     return Pruning(Path(workdir), record["figure"], _stage(original), tuple(map(_stage, steps)))
+
+
+def stand_ins(run: Run, workdir: str | Path) -> dict[str, Callable[[Path], keras.Model]]:
+    """Return the networks of a run's pruning, the widest first: name -> a function that loads it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_pruning`; the pruning is not of this run's network,
+            or has not finished.
+    """
+    pruning = open_pruning(workdir)
+    if read_fields(pruning.directory / FILE)["model_sha256"] != sha256_of(run.model_path):
+        raise ValueError(f"{workdir} is not a pruning of the network of {run.directory}")
+    networks = {}
+    for number, stage in enumerate(pruning.steps, 1):
+        step = Run.open(pruning.directory / f"step-{number}")
+        step.require_finished()
+        share = stage.macs / pruning.original.macs
+        networks[f"pruned to {share:.0%}"] = lambda folder, step=step: step.model()
+    return networks
 
 
 # What the training of a step changes in the run's recipe, besides what the pruning decides.
