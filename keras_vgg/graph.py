@@ -125,36 +125,10 @@ def rebuild(
         return instead.get(path, output)
 
     def inside(model: keras.Model, prefix: str, inputs: Any) -> Any:
-        """Return the outputs of a functional model on new inputs.
-
-        The public way along a graph is clone_model, which must end in a new model. That model
-        leads from stand-ins for the inputs to the stand-ins, and is thrown away. Layers that are
-        appended as marks catch the tensors that `call` returns.
-        """
-        flat = keras.tree.flatten(model.output)
-        marks = [keras.layers.Identity(name=f"explained_output_{i}") for i in range(len(flat))]
-        caught: dict[int, Any] = {}
-        stand_ins = keras.tree.map_structure(
-            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), inputs
-        )
-        first, *_ = pairs = keras.tree.flatten(stand_ins)
-        real = {id(x): y for x, y in zip(pairs, keras.tree.flatten(inputs), strict=True)}
-
-        def step(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            replaced: Any = keras.tree.map_structure(lambda x: real.get(id(x), x), (args, kwargs))
-            args, kwargs = replaced
-            for i, mark in enumerate(marks):
-                if layer is mark:
-                    caught[i] = args[0]
-                    return first
+        def call_inner(layer: Any, *args: Any, **kwargs: Any) -> Any:
             return call(layer, prefix + layer.name, *args, **kwargs)
 
-        # clone_model would compile the clone of a compiled model. A new model is not compiled.
-        view = keras.Model(model.input, [mark(x) for mark, x in zip(marks, flat, strict=True)])
-        keras.models.clone_model(
-            view, input_tensors=stand_ins, clone_function=lambda layer: layer, call_function=step
-        )
-        return keras.tree.pack_sequence_as(model.output, [caught[i] for i in range(len(flat))])
+        return _along_graph(model, inputs, call_inner)
 
     if isinstance(model, keras.Sequential):
         output = image
@@ -163,6 +137,39 @@ def rebuild(
     else:
         output = inside(model, "", image)
     return output, places
+
+
+def _along_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> Any:
+    """Return the outputs of a functional model on new inputs; `call` calls each layer.
+
+    The public way along a graph is clone_model, which must end in a new model. That model leads
+    from stand-ins for the inputs to the stand-ins, and is thrown away. Layers that are appended as
+    marks catch the tensors that `call` returns.
+    """
+    flat = keras.tree.flatten(model.output)
+    marks = [keras.layers.Identity(name=f"explained_output_{i}") for i in range(len(flat))]
+    caught: dict[int, Any] = {}
+    stand_ins = keras.tree.map_structure(
+        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), inputs
+    )
+    first, *_ = pairs = keras.tree.flatten(stand_ins)
+    real = {id(x): y for x, y in zip(pairs, keras.tree.flatten(inputs), strict=True)}
+
+    def step(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        replaced: Any = keras.tree.map_structure(lambda x: real.get(id(x), x), (args, kwargs))
+        args, kwargs = replaced
+        for i, mark in enumerate(marks):
+            if layer is mark:
+                caught[i] = args[0]
+                return first
+        return call(layer, *args, **kwargs)
+
+    # clone_model would compile the clone of a compiled model. A new model is not compiled.
+    view = keras.Model(model.input, [mark(x) for mark, x in zip(marks, flat, strict=True)])
+    keras.models.clone_model(
+        view, input_tensors=stand_ins, clone_function=lambda layer: layer, call_function=step
+    )
+    return keras.tree.pack_sequence_as(model.output, [caught[i] for i in range(len(flat))])
 
 
 def before_activation(place: Place, name: str = "before_activation") -> Any:

@@ -112,30 +112,18 @@ def training_dataset(
         ```
     """
     steps = steps_per_epoch(split, batch_size, hosts)
-    if not 0 <= start_step < steps or not 0 <= host < hosts:
-        raise ValueError(
-            f"start_step={start_step} must be in [0, {steps}) and host={host} in [0, {hosts})"
-        )
-    if balanced and split.records is not None:
-        raise ValueError(
-            f"balanced sampling needs images in any order, and split {split.name!r} is read from "
-            "TFRecord files; use class weights instead, or a folder of images"
-        )
+    _require_batches(split, start_step, steps, host, hosts, balanced)
     load = _loader(split, transform)
 
     def order_of(epoch: tf.Tensor, order_seed: tf.Tensor) -> tf.Tensor:
         if not balanced:
             return _random.stateless_shuffle(tf.range(split.size), order_seed)
-        draw = partial(balanced_order, labels_of(split), steps, hosts * batch_size, seed)
-        order = tf.numpy_function(draw, [epoch], tf.int32)
-        return tf.ensure_shape(order, [steps * hosts * batch_size])
+        return _balanced(split, steps, hosts * batch_size, seed, epoch)
 
     def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
         order_seed, image_seed = tf.unstack(tf.random.split(tf.stack([seed, epoch]), 2))
         first = tf.where(epoch == start_epoch, start_step, 0)
-        # Positions in the epoch's order, as one host would go through it.
-        positions = tf.reshape(tf.range(steps * hosts * batch_size), [steps, hosts, batch_size])
-        positions = tf.reshape(positions[first:, host], [-1])
+        positions = _positions(first, steps, host, hosts, batch_size)
         seeds = tf.gather(tf.random.split(image_seed, steps * hosts * batch_size), positions)
         image_seeds = tf.data.Dataset.from_tensor_slices(seeds)
         if split.records is not None:
@@ -169,6 +157,34 @@ def training_dataset(
     batches = batches.prefetch(tf.data.AUTOTUNE)
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
     return untuned(batches.apply(endless))
+
+
+def _require_batches(
+    split: Split, start_step: int, steps: int, host: int, hosts: int, balanced: bool
+) -> None:
+    """Raise ValueError if a split has no such batches, or no balanced ones."""
+    if not 0 <= start_step < steps or not 0 <= host < hosts:
+        raise ValueError(
+            f"start_step={start_step} must be in [0, {steps}) and host={host} in [0, {hosts})"
+        )
+    if balanced and split.records is not None:
+        raise ValueError(
+            f"balanced sampling needs images in any order, and split {split.name!r} is read from "
+            "TFRecord files; use class weights instead, or a folder of images"
+        )
+
+
+def _balanced(split: Split, steps: int, batch_size: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:
+    """Return the indices of an epoch, int32 [steps * batch_size]: see `balanced_order`."""
+    draw = partial(balanced_order, labels_of(split), steps, batch_size, seed)
+    order = tf.numpy_function(draw, [epoch], tf.int32)
+    return tf.ensure_shape(order, [steps * batch_size])
+
+
+def _positions(first: tf.Tensor, steps: int, host: int, hosts: int, batch_size: int) -> tf.Tensor:
+    """Return a host's positions in an epoch's order, as one host would go through the order."""
+    positions = tf.reshape(tf.range(steps * hosts * batch_size), [steps, hosts, batch_size])
+    return tf.reshape(positions[first:, host], [-1])
 
 
 def evaluation_dataset(

@@ -116,27 +116,32 @@ def fcn(
             x = layers.Conv2D(hidden_units, kernel, padding="same", activation="relu", name=fc)(x)
             x = layers.Dropout(dropout, name=f"{fc}_dropout")(x)
     x = _score(classes, "score")(x)
-    bilinear: Any = BilinearInitializer()
     for pool, scale in zip(_SKIPS[stride], skip_scales, strict=False):
-        label = pool.removeprefix("block").replace("_pool", "")
-        x = layers.Conv2DTranspose(
-            classes,
-            4,
-            strides=2,
-            padding="same",
-            use_bias=False,
-            kernel_initializer=bilinear,
-            name=f"upscore{label}",
-        )(x)
-        skip = layers.Rescaling(scale, name=f"scale{label}")(base.get_layer(pool).output)
-        skip = _score(classes, f"score{label}")(skip)
-        x = layers.Add(name=f"sum{label}")([cropped(x, skip, f"crop{label}"), skip])
+        x = _with_scores_of(pool, base, x, classes, scale)
     x = layers.UpSampling2D(stride, interpolation="bilinear", name="upscore")(x)
     x = cropped(x, base.inputs[0], "crop")
     model = _classifier(base, x, classifier_activation, name or f"fcn{stride}s_{base.name}")
     if fc_source is not None:
         _load_fc(model, fc_source, configuration, batch_norm)
     return model
+
+
+def _with_scores_of(pool: str, base: keras.Model, scores: Any, classes: int, scale: float) -> Any:
+    """Return scores enlarged twofold, with those of an earlier pool added."""
+    label = pool.removeprefix("block").replace("_pool", "")
+    bilinear: Any = BilinearInitializer()
+    scores = layers.Conv2DTranspose(
+        classes,
+        4,
+        strides=2,
+        padding="same",
+        use_bias=False,
+        kernel_initializer=bilinear,
+        name=f"upscore{label}",
+    )(scores)
+    skip = layers.Rescaling(scale, name=f"scale{label}")(base.get_layer(pool).output)
+    skip = _score(classes, f"score{label}")(skip)
+    return layers.Add(name=f"sum{label}")([cropped(scores, skip, f"crop{label}"), skip])
 
 
 def unet(
