@@ -71,15 +71,8 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool, announce: bool) -> 
             "that run as init, with init_head='all'"
         )
     _require_possible(run.recipe, engine)
-    source = load_source(run.recipe)
-    if source.several_labels:
-        _require_for_several_labels(run.recipe)
+    source = _opened_source(run.recipe)
     recipe = _with_fitting_batches(run.recipe, source.train.size, len(engine.devices))
-    if source.validation is None:
-        raise ValueError(
-            f"{recipe.source} has no validation images to select the best epoch; "
-            "set validation_fraction above 0"
-        )
     described = describe(source)
     if not is_new:
         require_same_data(run, described)
@@ -123,6 +116,19 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool, announce: bool) -> 
         trained=trained,
         teachers=teachers,
     )
+
+
+def _opened_source(recipe: Recipe) -> data.Source:
+    """Open the source. ValueError: the recipe cannot be trained on what the source holds."""
+    source = load_source(recipe)
+    if source.several_labels:
+        _require_for_several_labels(recipe)
+    if source.validation is None:
+        raise ValueError(
+            f"{recipe.source} has no validation images to select the best epoch; "
+            "set validation_fraction above 0"
+        )
+    return source
 
 
 def _require_possible(recipe: Recipe, engine: hardware.Engine) -> None:
