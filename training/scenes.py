@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ def photo(path: Path, side: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BOX)
 
 
-def background(photos: Sequence[Image.Image], side: int, random: np.random.Generator) -> np.ndarray:
+def background(photos: list[Image.Image], side: int, random: np.random.Generator) -> np.ndarray:
     """Return a random square part of a random photograph, uint8 [side, side, 3]."""
     image = photos[random.integers(len(photos))]
     extent = random.uniform(0.5, 1) * min(image.size)
