@@ -70,6 +70,7 @@ def test_batches_are_augmented_as_repeatably_on_jax():
     assert "passed" in on_jax("-m", "pytest", *options, str(HERE / "test_mixing.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() == "jax", reason="this is that run")
 def test_a_file_saved_here_gives_the_same_outputs_on_jax(tmp_path):
     model = models.vgg(

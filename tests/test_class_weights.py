@@ -104,7 +104,8 @@ def test_a_mixed_target_has_the_mixed_weight():
     assert weighted(batches, None) is batches
 
 
-@pytest.mark.parametrize("base", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [False, True])
 def test_the_loss_of_training_is_weighted_and_that_of_validation_is_not(
     tmp_path, base, monkeypatch, tiny_run
 ):

@@ -52,6 +52,7 @@ def test_explain(run, photo, tmp_path, capsys):
     assert len(list((tmp_path / "out").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_explain_a_layer_a_class_and_filters(run, photo, capsys):
     arguments = ["explain", run.directory, photo, "--layer", "block3_conv2", "--class", "7"]
     assert cli.main([*map(str, arguments), "--method", "grad-cam,filters"]) == cli.OK
@@ -227,6 +228,7 @@ def test_heat_of_a_small_padded_picture():
     np.testing.assert_array_equal(place_heat(heat, window, (28, 28)), heat[2:30, 2:30])
 
 
+@pytest.mark.slow
 def test_a_turned_photograph_is_explained_upright(run, photo, tmp_path):
     with Image.open(photo) as image:
         exif = image.getexif()

@@ -458,6 +458,7 @@ def test_tfds_refuses_splits(prepared: Path, splits: dict[str, str], message: st
         data.load_source("stills", data_dir=prepared, **splits)
 
 
+@pytest.mark.slow
 def test_a_stream_trains_and_continues(prepared: Path) -> None:
     split = data.load_source("photos", data_dir=prepared, validation_fraction=0).train
     transform = partial(augment.train_image, size=4, brightness=0.2)

@@ -148,10 +148,9 @@ def test_a_small_set_trains_the_classifier_alone(tmp_path, tiny_run, small, caps
     assert "linear classifier on the features: validation accuracy" in out
 
 
-@pytest.mark.parametrize("classes", [pytest.param(2, marks=pytest.mark.slow), 3])
-@pytest.mark.parametrize(
-    "class_weights", [pytest.param("none", marks=pytest.mark.slow), "balanced"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("class_weights", ["none", "balanced"])
 def test_the_first_classifier_is_scikit_learns(tiny_run, tmp_path, classes, class_weights):
     recipe = tiny_run.recipe.replace(
         head="gap",

@@ -84,6 +84,7 @@ def test_averages_that_have_settled_are_left_alone() -> None:
         np.testing.assert_array_equal(now, was)
 
 
+@pytest.mark.slow
 def test_a_short_training_keeps_a_model_that_is_as_right_as_training_was(tmp_path: Path) -> None:
     recipe = SMALL.replace(epochs=4, learning_rate=0.05, warmup_epochs=0.0)
     run = fit(recipe, tmp_path / "run", verbose=0)
@@ -148,6 +149,7 @@ def test_it_is_looked_at_after_warm_up_and_ever_more_rarely() -> None:
     assert [e for e in range(1, 11) if verdict.is_due(e, recipe)] == [1, 2, 4, 8]
 
 
+@pytest.mark.slow
 def test_a_useless_run_says_so_and_what_to_change(tmp_path: Path, capsys) -> None:
     recipe = SMALL.replace(
         configuration="D",

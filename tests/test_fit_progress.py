@@ -286,6 +286,7 @@ def test_validation_moves_the_bar(monkeypatch):
 # Whole runs.
 
 
+@pytest.mark.slow
 def test_lines_of_a_run(tmp_path, capsys):
     run = fit(TWO, tmp_path / "run", verbose=2)
     printed = capsys.readouterr()

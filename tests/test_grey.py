@@ -164,12 +164,17 @@ def test_a_grey_run(run, tmp_path):
     assert model.get_layer("block1_conv1").kernel.shape[2] == 1
     assert convert.recognise(weights.read_weights(run.directory)).channels == 1
     assert run.results["parameters"] == sum(row.parameters for row in run.recipe.layers(10))
+    image = picture(tmp_path / "a.png")
+    (answer,) = predict_files(run, [image], top=3)
+    assert len(answer) == 3
+
+
+@pytest.mark.slow
+def test_a_grey_run_is_evaluated_explained_and_reported(run, tmp_path):
     for protocol in ("center", "dense", "multi-crop"):
         evaluated = evaluate_run(run, "validation", protocol=protocol)
         assert len(evaluated.labels) == evaluated.count > 0
     image = picture(tmp_path / "a.png")
-    (answer,) = predict_files(run, [image], top=3)
-    assert len(answer) == 3
     explain_files(run, [image], out=tmp_path / "explained")
     explain_files(run, [image], methods=["features"], out=tmp_path / "explained")
     assert len(list((tmp_path / "explained").glob("*.png"))) == 2

@@ -110,9 +110,13 @@ def stderr_of(code: str, **environment: str) -> str:
     return subprocess.run(command, env=variables, stderr=subprocess.PIPE, text=True).stderr
 
 
-def test_a_script_and_a_command_start_without_a_word() -> None:
+@pytest.mark.slow
+def test_a_script_starts_without_a_word() -> None:
     code = f"{PREPARED}; import keras_vgg.runs, keras_vgg.demo, keras; keras.ops.ones(3)"
     assert stderr_of(code) == ""
+
+
+def test_a_command_starts_without_a_word() -> None:
     arguments = ["data", "stats", "digits", "--limit", "5"]
     stderr = stderr_of(f"from keras_vgg import cli; cli.main({arguments!r})")
     # The progress bar alone.

@@ -67,6 +67,7 @@ def test_importing_the_package_imports_no_framework():
     assert done.stdout.split() == ["False", "False"]
 
 
+@pytest.mark.slow
 def test_a_builder_imports_no_data_or_training_code():
     code = (
         "import sys\nfrom keras_vgg import VGG19\n"

@@ -469,9 +469,8 @@ def pool_features(model, image):
     return np.asarray(trunk.predict(image[np.newaxis], verbose=0)[0], np.float64)
 
 
-@pytest.mark.parametrize(
-    "head", ["fc", *(pytest.param(head, marks=pytest.mark.slow) for head in ("conv", "gap"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["fc", "conv", "gap"])
 def test_not_dense_it_is_the_localiser_on_what_is_cut_out(head):
     model = classifier(head, batch_norm=True)
     net = localizer(model, CLASSES)

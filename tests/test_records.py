@@ -188,6 +188,7 @@ def test_records_are_packed_as_they_come(folder: Path, tmp_path: Path) -> None:
     assert [shard.stop for shard in second.train.records.shards] == [6, 2]
 
 
+@pytest.mark.slow
 def test_manifest(folder: Path, tmp_path: Path) -> None:
     source, out = open_folder(folder), tmp_path / "out"
     manifest = records.pack(source, out, shard_images=7)
@@ -371,14 +372,8 @@ def test_a_resumed_pack_is_that_of_an_uninterrupted_one(
         assert (again.st_ino, again.st_mtime_ns) == (stat.st_ino, stat.st_mtime_ns)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param("missing", marks=pytest.mark.slow),
-        pytest.param("cut", marks=pytest.mark.slow),
-        "changed",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
 def test_a_finished_shard_that_is_not_whole_is_written_again(
     tmp_path: Path, stop_after: Callable[[int], None], damage: str
 ) -> None:

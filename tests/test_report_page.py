@@ -330,6 +330,7 @@ def test_a_run_whose_images_have_gone_keeps_the_rest(hostile, tmp_path):
 # --- several runs ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_runs_are_compared(trained, found, tmp_path):
     one = found
     runs = [trained, Run.open(shutil.copytree(trained.directory, tmp_path / "worse"))]

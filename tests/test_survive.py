@@ -100,6 +100,7 @@ def test_a_signal_is_obeyed_when_the_step_is_kept_and_the_run_goes_on_from_it(
     assert f"resumed after step {step} of epoch {epoch + 1}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_within_an_epoch_checkpoints_are_written_by_steps_and_by_minutes(tmp_path: Path) -> None:
     seen = []
 
