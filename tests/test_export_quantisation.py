@@ -10,6 +10,7 @@ import pytest
 from keras import layers
 
 from keras_vgg import cli
+from keras_vgg.export import ranges
 from keras_vgg.export.litert import write_litert, write_source
 from keras_vgg.export.quantisation import layer_errors
 from keras_vgg.export.ranges import mse_range, percentile_range
@@ -82,7 +83,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
         ("int16", "minmax"),
     ):
         path = folder / f"{precision}_{method}.tflite"
-        write_litert(folder / "source", path, precision, IMAGES, method)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ranges, "_SHARE", 0.9999)  # These are few values.
+            write_litert(folder / "source", path, precision, IMAGES, method)
         contents[path.stem] = path.read_bytes()
     return contents
 
