@@ -75,13 +75,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     outputs = layers.Dense(4, activation="softmax", name="predictions")(x)
     write_source(keras.Model(inputs, outputs), folder / "source")
     contents = {}
-    for precision, method in (
+    wanted: list[tuple[str, ranges.CalibrationMethod]] = [
         ("float32", "minmax"),
         ("int8", "minmax"),
         ("int8", "percentile"),
         ("int8", "mse"),
         ("int16", "minmax"),
-    ):
+    ]
+    for precision, method in wanted:
         path = folder / f"{precision}_{method}.tflite"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ranges, "_SHARE", 0.9999)  # These are few values.

@@ -98,11 +98,12 @@ def _with_chosen_ranges(
     TensorFlow has no public way to change the ranges in between.
     """
     import tensorflow as tf
-    from tensorflow.lite.python.convert import mlir_quantize
+    from tensorflow.lite.python import convert
 
     converter._experimental_calibrate_only = True
     chosen = choose_ranges(converter.convert(), calibration, method)
-    return mlir_quantize(chosen, input_data_type=tf.uint8, output_data_type=tf.float32)
+    quantize: Any = convert.mlir_quantize  # Its annotations name other types than tf.uint8 has.
+    return quantize(chosen, input_data_type=tf.uint8, output_data_type=tf.float32)
 
 
 def float_operations(path: Path) -> tuple[str, ...]:
