@@ -765,6 +765,7 @@ def test_a_port_in_use(run, capsys):
         assert "Address already in use" in said
 
 
+@pytest.mark.slow
 def test_without_gradio(run, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert "pip install 'keras-vgg[demo]'" in error_of(capsys, run.directory, "--port", 0)

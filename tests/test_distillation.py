@@ -193,6 +193,7 @@ def test_the_command_line_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # --- training --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_averaged_pupil_is_what_is_kept_and_evaluated(tiny_run: Run, tmp_path: Path) -> None:
     """One training with a teacher, averages, AdamW and a cut gradient."""
     recipe = KEPT.replace(teachers=(str(tiny_run.directory),))

@@ -218,6 +218,7 @@ def test_the_kept_model_is_compared_with_training(
 # --- a small set -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_small_set_has_smaller_batches_and_the_recipe_stays(tmp_path: Path, capsys) -> None:
     recipe = SMALL.replace(test_fraction=0.98, validation_fraction=0.3, batch_size=64)
     images = data.load_source("digits", test_fraction=0.98, validation_fraction=0.3).train.size

@@ -85,6 +85,7 @@ def test_a_frozen_base_is_kept_and_its_features_are_computed_once(
     assert run.results["parameters"] == model.count_params()
 
 
+@pytest.mark.slow
 def test_features_are_the_bases_output_of_each_image_and_its_mirror_image(pretrained, tmp_path):
     recipe = recipe_from(pretrained, freeze_until="all")
     run = fit(recipe, tmp_path / "run", verbose=0)

@@ -36,7 +36,7 @@ def test_tune_without_keras_tuner(tmp_path) -> None:
     assert not (tmp_path / "search").exists()
 
 
-@pytest.mark.parametrize("package", ["torch", "jax"])
+@pytest.mark.parametrize("package", [pytest.param("torch", marks=pytest.mark.slow), "jax"])
 def test_a_backend_that_is_not_installed(package: str, tmp_path) -> None:
     arguments = ["train", "--workdir", str(tmp_path / "run")]
     error = error_without(package, arguments, KERAS_BACKEND=package)

@@ -127,9 +127,10 @@ def test_an_object_at_one_end_is_seen_by_every_use_of_a_squashing_run(
     assert (height, width) == pytest.approx((40 * 8 / 9, 300 * 8 / 9), abs=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("resize", "bit_depth"),
-    [("pad", "stretch"), pytest.param("squash", "stretch", marks=pytest.mark.slow)],
+    [("pad", "stretch"), ("squash", "stretch")],
 )
 def test_classify_answers_like_predict(
     resize: str,

@@ -296,6 +296,7 @@ def test_no_weights_are_published_of_some(configuration):
         models.vgg(configuration, weights="imagenet")
 
 
+@pytest.mark.slow
 def test_published_imagenet_convolutions(data_folder):
     """Oxford's VGG-16 convolutions give what keras.applications gives with them."""
     path = data_folder / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
