@@ -159,7 +159,7 @@ def data_folder() -> Path:
 def _seeded():
     """Seed all generators but TensorFlow's own, from which no test and no function draws.
 
-    To seed that one, TensorFlow throws away all compiled functions, and a test then takes 0.2 s more.
+    To seed that one, TensorFlow throws away all compiled functions: 0.2 s more for a test.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.random, "set_seed", lambda seed: None)

@@ -128,10 +128,7 @@ def test_an_object_at_one_end_is_seen_by_every_use_of_a_squashing_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("resize", "bit_depth"),
-    [("pad", "stretch"), ("squash", "stretch")],
-)
+@pytest.mark.parametrize(("resize", "bit_depth"), [("pad", "stretch"), ("squash", "stretch")])
 def test_classify_answers_like_predict(
     resize: str,
     bit_depth: str,
