@@ -96,8 +96,8 @@ def widths(
         raise ValueError(f"filters must be positive whole numbers, not {tuple(filters)}")
     if len(filters) != len(names):
         raise ValueError(
-            f"filters has {len(filters)} numbers, and configuration {configuration} has"
-            f" {len(names)} convolutions: one number for each, from {names[0]} to {names[-1]}"
+            f"filters needs {len(names)} numbers for configuration {configuration}, one for each"
+            f" convolution from {names[0]} to {names[-1]}; it has {len(filters)}"
         )
     return tuple(map(int, filters))
 

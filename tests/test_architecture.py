@@ -174,7 +174,7 @@ def test_unknown_configuration():
         ({"head": "mlp"}, "head must be one of fc, conv, gap"),
         ({"width_multiplier": float("nan")}, "width_multiplier must be positive"),
         ({"input_shape": (32, 32, 0)}, "at least 1 channel"),
-        ({"filters": (4,) * 7}, "filters has 7 numbers, and configuration A has 8 convolutions"),
+        ({"filters": (4,) * 7}, "filters needs 8 numbers for configuration A.* it has 7"),
         ({"filters": (4,) * 7 + (0,)}, "filters must be positive whole numbers"),
         ({"filters": (4.0,) * 8}, "filters must be positive whole numbers"),
     ],

@@ -46,7 +46,7 @@ def test_check_of_a_damaged_set(
     arguments = ["data", "check", f"folder:{photos}", "--report", str(report)]
     assert cli.main([*arguments, "--validation-fraction", "0", "--test-fraction", "0"]) == 2
     captured = capsys.readouterr()
-    assert f"1 images of folder:{photos} cannot be decoded: {bad}" in captured.err
+    assert f"1 image of folder:{photos} cannot be decoded: {bad}" in captured.err
     ((name, reason),) = json.loads(report.read_text())["splits"]["train"]["bad"]
     assert name == str(bad)
     assert reason

@@ -150,7 +150,7 @@ def test_a_recipe_file_states_what_differs(tmp_path):
         ({"ema_momentum": 1.0}, r"ema_momentum must be in \[0, 1\), not 1.0"),
         ({"ema_momentum": -0.5}, r"ema_momentum must be in"),
         ({"ema_momentum": True}, "ema_momentum must be float, not True"),
-        ({"filters": (4, 4)}, "filters has 2 numbers, and configuration A has 8 convolutions"),
+        ({"filters": (4, 4)}, "filters needs 8 numbers for configuration A.* it has 2"),
         ({"filters": (4.5,) * 8}, "filters must be"),
         ({"filters": 4}, "filters must be"),
         ({"teachers": "runs/a"}, r"teachers must be tuple\[str, ...\], not 'runs/a'"),

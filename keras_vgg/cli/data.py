@@ -61,7 +61,8 @@ class DataCheck:
         bad = [name for split in report["splits"].values() for name, _ in split.get("bad", [])]
         if bad:
             names = listed(bad[:10], len(bad))
-            raise ValueError(f"{len(bad)} images of {self.source} cannot be decoded: {names}")
+            images = "1 image" if len(bad) == 1 else f"{len(bad)} images"
+            raise ValueError(f"{images} of {self.source} cannot be decoded: {names}")
         kind, _, path = self.source.partition(":")
         if kind == "records":
             data.verify(path)
