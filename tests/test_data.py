@@ -660,10 +660,13 @@ def test_training_refuses_steps_and_hosts_that_there_are_not(where: dict[str, in
         data.training_dataset(numbered(22), 5, plain, seed=0, **where)
 
 
-def test_without_deterministic_every_image_still_comes_once() -> None:
+def test_without_deterministic_every_image_still_comes_as_often() -> None:
+    """An image may come late, when some of the next epoch have come already."""
     dataset = data.training_dataset(numbered(22), 11, plain, seed=0, deterministic=False)
-    images = np.concatenate([images[:, 0, 0, 0] for images, _ in epochs(dataset, 2)])
-    assert sorted(images) == list(range(22))
+    images = np.concatenate([images[:, 0, 0, 0] for images, _ in epochs(dataset, 2 * 50)])
+    counts = np.bincount(images, minlength=22)
+    assert len(counts) == 22
+    np.testing.assert_allclose(counts, 50, atol=10)
 
 
 def test_a_transform_that_knows_no_pictures_is_given_decoded_images(data_folder: Path) -> None:
