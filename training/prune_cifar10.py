@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +118,12 @@ def with_torch_prunings_filters(run: Any, reference: Any, folder: Path) -> Any:
         reference: The run of `keras-vgg prune`, which gives the recipe and the cost.
         folder: Where to write.
     """
-    from keras_vgg import architecture, train
+    from keras_vgg import train
     from keras_vgg.export import prune
     from keras_vgg.files import write_atomically
+    from keras_vgg.runs.pruning import macs_of
 
-    classes = len(run.class_names)
-
-    def macs(widths: Sequence[int]) -> int:
-        rows = run.recipe.replace(filters=tuple(widths)).layers(classes)
-        return architecture.totals(rows).macs
-
+    macs = partial(macs_of, run.recipe, len(run.class_names))
     path = folder / "network.keras"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)

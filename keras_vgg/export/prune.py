@@ -117,11 +117,7 @@ def sensitivities(
     Raises:
         ValueError: no images, or images or weights that are not finite.
     """
-    if not len(images) or len(images) != len(labels):
-        raise ValueError(
-            f"the sensitivity needs labelled images; there are {len(images)}, {len(labels)} labels"
-        )
-    require_finite_images(images)
+    _require_labelled(images, labels, "the sensitivity")
     require_finite_weights(model)
     whole = loss(model, images, labels)
     norms = _batch_norms(model)
@@ -247,6 +243,14 @@ def _cross_entropy(probabilities: Any, labels: Any) -> Any:
     return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
 
 
+def _require_labelled(images: np.ndarray, labels: np.ndarray, user: str) -> None:
+    if not len(images) or len(images) != len(labels):
+        raise ValueError(
+            f"{user} needs labelled images; there are {len(images)}, {len(labels)} labels"
+        )
+    require_finite_images(images)
+
+
 def _taylor(
     model: keras.Model,
     scales: Mapping[str, list[Any]],
@@ -256,12 +260,7 @@ def _taylor(
     """Return the sum over batches of (the sum over a filter's weights of gradient x weight)^2."""
     import tensorflow as tf
 
-    require_finite_images(images)
-    if not len(images) or len(images) != len(labels):
-        raise ValueError(
-            f"criterion 'taylor' needs labelled images; there are {len(images)}, {len(labels)}"
-            " labels"
-        )
+    _require_labelled(images, labels, "criterion 'taylor'")
     variables = {name: [v.value for v in values] for name, values in scales.items()}
 
     @tf.function(reduce_retracing=True)

@@ -9,12 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vgg.backend import is_jax
 from keras_vgg.fit import checkpoint, hosts
 from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.keeping import Keeper
 from keras_vgg.fit.schedule import best_row, is_over, learning_rate, plateau_drops
-from keras_vgg.fit.step_state import carries_learning_rate, leave_steps_alone
+from keras_vgg.fit.step_state import carries_learning_rate, leaves_steps_alone
 from keras_vgg.fit.stopping import StopRequest
 from keras_vgg.fit.verdict import Baseline, Commonest
 from keras_vgg.run import Run
@@ -68,11 +67,9 @@ class Recorder(keras.callbacks.Callback):
         self._saved_at = time.perf_counter()
         # On JAX, what is to do after a step is done before the next one; the losses are looked at
         # more rarely.
-        self._is_late = is_jax()
+        self._is_late = leaves_steps_alone(self)
         self._rate_is_carried = False
         self.losses: dict[str, float] = {}  # on JAX, when they were last looked at
-        if self._is_late:
-            leave_steps_alone(self)
 
     def restore(self, model: keras.Model) -> checkpoint.Progress:
         """Resume from the newest readable checkpoint; see `Keeper.restore`."""
@@ -81,10 +78,7 @@ class Recorder(keras.callbacks.Callback):
         return self._resumed
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        if self._is_late:
-            self._rate_is_carried = carries_learning_rate(
-                self._trained(), lambda: self.learning_rate
-            )
+        self._rate_is_carried = carries_learning_rate(self._trained(), lambda: self.learning_rate)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self._epoch = epoch

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import keras
 
-from keras_vgg.backend import is_jax
 from keras_vgg.console import duration
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.schedule import compared_column, figure_column
-from keras_vgg.fit.step_state import leave_steps_alone
+from keras_vgg.fit.step_state import leaves_steps_alone
 from keras_vgg.fit.timing import Timing
 from keras_vgg.fit.verdict import is_due
 from keras_vgg.recipe import Recipe
@@ -151,9 +150,7 @@ class TrainingProgress(keras.callbacks.Callback):
             if console.is_terminal and not console.is_dumb_terminal:
                 self._console, self._lines = console, False
         self._live = None
-        self._is_late = is_jax()  # see Recorder
-        if self._is_late:
-            leave_steps_alone(self)
+        self._is_late = leaves_steps_alone(self)  # see Recorder
 
     def __enter__(self) -> Self:
         if self._console is not None:

@@ -17,9 +17,16 @@ import numpy as np
 from keras_vgg.backend import is_jax
 
 
-def leave_steps_alone(callback: keras.callbacks.Callback) -> None:
-    """Let Keras not wait for the end of each step for this callback's `on_train_batch_end`."""
+def leaves_steps_alone(callback: keras.callbacks.Callback) -> bool:
+    """On JAX, let Keras not wait at each step for a callback's `on_train_batch_end`.
+
+    Returns:
+        Whether it does not: then Keras does not call the method.
+    """
+    if not is_jax():
+        return False
     callback.on_train_batch_end = keras.callbacks.Callback.on_train_batch_end.__get__(callback)
+    return True
 
 
 def carries_learning_rate(model: Any, rate: Callable[[], float]) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg import __version__, data, hardware
-from keras_vgg.backend import backend_name, is_jax, is_tensorflow
+from keras_vgg.backend import backend_name, is_tensorflow
 from keras_vgg.fit import distillation, frozen, hosts, verdict
 from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.callbacks import Recorder
@@ -34,7 +34,7 @@ from keras_vgg.fit.preparation import Prepared, prepare
 from keras_vgg.fit.probe import fit_classifier
 from keras_vgg.fit.progress import TrainingProgress
 from keras_vgg.fit.schedule import is_over
-from keras_vgg.fit.step_state import leave_steps_alone
+from keras_vgg.fit.step_state import leaves_steps_alone
 from keras_vgg.fit.stopping import StopRequest
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
@@ -85,8 +85,7 @@ def run_training(
     all_callbacks = [recorder, progress, *callbacks]
     if first:
         board = keras.callbacks.TensorBoard(str(run.directory / "tensorboard"), write_graph=False)
-        if is_jax():
-            leave_steps_alone(board)
+        leaves_steps_alone(board)
         all_callbacks.insert(1, board)
     epoch = start.epoch
     with data.bad_images_named(source.train, prepared.validation), progress, stop:

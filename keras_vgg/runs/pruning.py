@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -243,7 +242,7 @@ def _remove(
             model, scores, pictures, labels, lambda name: bars.advance(task)
         )
     classes = len(run.class_names)
-    kept = prune.plan(layers, partial(_macs, run.recipe, classes), limit)
+    kept = prune.plan(layers, partial(macs_of, run.recipe, classes), limit)
     small = prune.remove_filters(model, kept)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, small.save)
@@ -261,16 +260,16 @@ def _remove(
     return entry
 
 
-def _macs(recipe: Recipe, classes: int, widths: Sequence[int]) -> int:
+def macs_of(recipe: Recipe, classes: int, widths: Sequence[int]) -> int:
+    """Return the multiply-accumulates of a recipe's network with other widths."""
     rows = recipe.replace(filters=tuple(widths)).layers(classes)
     return architecture.totals(rows).macs
 
 
 def _figures(recipe: Recipe, classes: int) -> dict[str, Any]:
-    rows = recipe.layers(classes)
-    totals = architecture.totals(rows)
-    widths = [row.output_shape[-1] for row in rows if re.fullmatch(r"block\d_conv\d", row.name)]
-    return {"filters": widths, "macs": totals.macs, "parameters": totals.parameters}
+    widths = architecture.widths(recipe.configuration, recipe.width_multiplier, recipe.filters)
+    totals = architecture.totals(recipe.layers(classes))
+    return {"filters": list(widths), "macs": totals.macs, "parameters": totals.parameters}
 
 
 def _validation(run: Run) -> float:
