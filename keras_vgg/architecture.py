@@ -102,6 +102,16 @@ def widths(
     return tuple(map(int, filters))
 
 
+def with_widths(
+    configuration: str, width_multiplier: float = 1.0, filters: Sequence[int] = ()
+) -> Configuration:
+    """Return a configuration whose blocks hold the numbers of filters that `widths` returns."""
+    column = get_configuration(configuration)
+    remaining = iter(widths(configuration, width_multiplier, filters))
+    blocks = tuple(tuple((kernel, next(remaining)) for kernel, _ in b) for b in column.blocks)
+    return dataclasses.replace(column, blocks=blocks)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layer:
     """One row of a layer table.
@@ -176,8 +186,7 @@ def layers(
         raise ValueError(f"input must be at least 32x32, not {height}x{width}")
     window = _window((height, width), train_size) if include_top and head == "conv" else None
     table = _Table(height, width, channels)
-    all_widths = widths(configuration, width_multiplier, filters)
-    _add_blocks(table, get_configuration(configuration), all_widths, batch_norm)
+    _add_blocks(table, with_widths(configuration, width_multiplier, filters), batch_norm)
     units = {"fc1": hidden_units, "fc2": hidden_units, "predictions": classes}
     if not include_top:
         if pooling:
@@ -256,14 +265,11 @@ class _Table:
         self.add(name, "dense", (units,), None, weights + units, macs=weights, is_local=False)
 
 
-def _add_blocks(
-    table: _Table, configuration: Configuration, all_widths: Sequence[int], batch_norm: bool
-) -> None:
+def _add_blocks(table: _Table, configuration: Configuration, batch_norm: bool) -> None:
     """Add the convolutional blocks, each with the pool that ends it."""
-    remaining = iter(all_widths)
     for b, block in enumerate(configuration.blocks, 1):
-        for i, (kernel, _) in enumerate(block, 1):
-            name, filters = f"block{b}_conv{i}", next(remaining)
+        for i, (kernel, filters) in enumerate(block, 1):
+            name = f"block{b}_conv{i}"
             table.add_convolution(name, (kernel, kernel), filters, padded=True)
             if batch_norm:  # scale and shift, and two moving statistics
                 table.add(f"{name}_bn", "batch_norm", table.shape, None, 2 * filters, 2 * filters)

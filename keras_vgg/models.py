@@ -17,7 +17,7 @@ from keras_vgg.architecture import (
     Configuration,
     check_options,
     get_configuration,
-    widths,
+    with_widths,
 )
 from keras_vgg.layers import (
     DilatedMaxPooling2D,
@@ -121,9 +121,9 @@ def vgg(
         print(model.output_shape, features.output_shape)  # (None, 10) (None, 128)
         ```
     """
-    architecture = get_configuration(configuration)
     _check(weights, include_top, classes, head, pooling, width_multiplier, hidden_units, dropout)
-    all_widths = _widths(configuration, weights, width_multiplier, filters)
+    _check_filters(weights, width_multiplier, filters)
+    architecture = with_widths(configuration, width_multiplier, filters)
     _check_output_stride(output_stride, include_top)
     if input_tensor is not None and not keras.utils.is_keras_tensor(input_tensor):
         raise ValueError(
@@ -151,7 +151,7 @@ def vgg(
         x = include_preprocessing(x)
     if loaded is not None:
         loaded = weight_files.for_channels(loaded, x.shape[channel_axis])
-    x = _convolutions(x, architecture, all_widths, batch_norm, output_stride, options)
+    x = _convolutions(x, architecture, batch_norm, output_stride, options)
     if include_top:
         if train_size is None:
             published = weights in weight_files.NAMES
@@ -196,19 +196,17 @@ def _preprocessing(loaded: weight_files.Weights | None, channels: int) -> ImageP
 def _convolutions(
     x: Any,
     architecture: Configuration,
-    all_widths: Sequence[int],
     batch_norm: bool,
     output_stride: int,
     options: Callable[[], dict],
 ) -> Any:
     channel_axis = 1 if keras.config.image_data_format() == "channels_first" else -1
     dilation = 1
-    remaining = iter(all_widths)
     for b, block in enumerate(architecture.blocks, 1):
-        for i, (kernel, _) in enumerate(block, 1):
+        for i, (kernel, filters) in enumerate(block, 1):
             name = f"block{b}_conv{i}"
             x = layers.Conv2D(
-                next(remaining),
+                filters,
                 kernel,
                 padding="same",
                 dilation_rate=dilation,
@@ -300,17 +298,13 @@ def _check(
         raise ValueError(f"dropout must be in [0, 1), not {dropout}")
 
 
-def _widths(
-    configuration: str, weights: Any, width_multiplier: float, filters: Sequence[int]
-) -> tuple[int, ...]:
-    """Return the number of filters of each convolution."""
+def _check_filters(weights: Any, width_multiplier: float, filters: Sequence[int]) -> None:
     if len(filters) and weights in weight_files.NAMES:
         raise ValueError(f"`weights={weights!r}` has the paper's widths; leave out `filters`")
     if len(filters) and width_multiplier != 1:
         raise ValueError(
             f"pass filters={tuple(filters)} or width_multiplier={width_multiplier}, not both"
         )
-    return widths(configuration, width_multiplier, filters)
 
 
 def _check_output_stride(output_stride: int, include_top: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import layers
 
-from keras_vgg.export.fold import flat_layers
+from keras_vgg.export.fold import flat_layers, with_dtypes
 
 # TensorFlow adds products in float32 in the first two. The others compute no sums.
 _LAYERS = (
@@ -26,11 +26,7 @@ def in_bfloat16(model: keras.Model) -> keras.Model:
     """
     last = list(flat_layers(model))[-1]
 
-    def cloned_layer(layer: keras.Layer) -> keras.Layer:
-        lower = type(layer) in _LAYERS and layer is not last
-        dtype = "bfloat16" if lower else "float32"
-        return type(layer).from_config({**layer.get_config(), "dtype": dtype})
+    def dtype_of(layer: keras.Layer) -> str:
+        return "bfloat16" if type(layer) in _LAYERS and layer is not last else "float32"
 
-    copy = keras.models.clone_model(model, clone_function=cloned_layer, recursive=True)
-    copy.set_weights(model.get_weights())
-    return copy
+    return with_dtypes(model, dtype_of)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -15,7 +15,16 @@ def in_float32(model: keras.Model) -> keras.Model:
     """Return the model itself if it computes in float32, else a copy that does."""
     if all(layer.compute_dtype == "float32" for layer in flat_layers(model)):
         return model
-    copy = keras.models.clone_model(model, clone_function=_float32_layer, recursive=True)
+    return with_dtypes(model, lambda layer: "float32")
+
+
+def with_dtypes(model: keras.Model, dtype_of: Callable[[keras.Layer], str]) -> keras.Model:
+    """Return a copy whose layers have the data types that a function gives them."""
+
+    def cloned_layer(layer: keras.Layer) -> keras.Layer:
+        return type(layer).from_config({**layer.get_config(), "dtype": dtype_of(layer)})
+
+    copy = keras.models.clone_model(model, clone_function=cloned_layer, recursive=True)
     copy.set_weights(model.get_weights())
     return copy
 
@@ -159,10 +168,6 @@ def _sources(config: Any) -> Iterator[str]:
         else:
             for value in config:
                 yield from _sources(value)
-
-
-def _float32_layer(layer: keras.Layer) -> keras.Layer:
-    return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
 
 
 def flat_layers(model: keras.Model) -> Iterator[keras.Layer]:
