@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -15,9 +14,17 @@ from keras_vgg import weights as weight_files
 from keras_vgg.architecture import (
     MINIMUM_SIZE,
     Configuration,
-    check_options,
     get_configuration,
     with_widths,
+)
+from keras_vgg.builder_checks import (
+    DEFAULT_SIZE,
+    check_activation,
+    check_arguments,
+    check_filters,
+    check_output_stride,
+    checked_input_shape,
+    known_sides,
 )
 from keras_vgg.layers import (
     DilatedMaxPooling2D,
@@ -25,8 +32,6 @@ from keras_vgg.layers import (
     LocalResponseNormalization,
 )
 
-DEFAULT_SIZE = 224  # sides of the paper's input, in pixels
-OUTPUT_STRIDES = (8, 16, 32)
 _Options = ParamSpec("_Options")
 
 
@@ -121,17 +126,21 @@ def vgg(
         print(model.output_shape, features.output_shape)  # (None, 10) (None, 128)
         ```
     """
-    _check(weights, include_top, classes, head, pooling, width_multiplier, hidden_units, dropout)
-    _check_filters(weights, width_multiplier, filters)
+    check_arguments(
+        weights, include_top, classes, head, pooling, width_multiplier, hidden_units, dropout
+    )
+    check_filters(weights, width_multiplier, filters)
     architecture = with_widths(configuration, width_multiplier, filters)
-    _check_output_stride(output_stride, include_top)
+    check_output_stride(output_stride, include_top)
     if input_tensor is not None and not keras.utils.is_keras_tensor(input_tensor):
         raise ValueError(
             f"input_tensor must be a Keras tensor, such as keras.Input(...), not {input_tensor!r}"
         )
-    shape = _input_shape(input_shape, input_tensor, weights, flatten=include_top and head == "fc")
+    shape = checked_input_shape(
+        input_shape, input_tensor, weights, flatten=include_top and head == "fc"
+    )
     if include_top and weights is not None:
-        _check_activation(classifier_activation)
+        check_activation(classifier_activation)
     loaded = None
     if weights is not None:
         loaded = weight_files.obtain(
@@ -155,7 +164,7 @@ def vgg(
     if include_top:
         if train_size is None:
             published = weights in weight_files.NAMES
-            train_size = DEFAULT_SIZE if published else _known_sides(shape)
+            train_size = DEFAULT_SIZE if published else known_sides(shape)
         # Probabilities stay float32 in mixed precision.
         is_half = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
         classifier = {"activation": classifier_activation, "dtype": "float32" if is_half else None}
@@ -264,126 +273,6 @@ def _gap_head(x, train_size, hidden_units, dropout, classes, options, classifier
 
 
 _HEADS = {"fc": _fc_head, "conv": _conv_head, "gap": _gap_head}
-
-
-def _check(
-    weights: Any,
-    include_top: bool,
-    classes: int,
-    head: str,
-    pooling: str | None,
-    width_multiplier: float,
-    hidden_units: int,
-    dropout: float,
-) -> None:
-    published = weights in weight_files.NAMES
-    if weights is not None and not published and weight_files.hub_repository(weights) is None:
-        _require_file(weights)
-    if published and include_top and classes != 1000:
-        raise ValueError(
-            f"with `weights={weights!r}` and `include_top=True`, `classes` must be 1000, "
-            f"not {classes}"
-        )
-    if published and width_multiplier != 1:
-        raise ValueError(
-            f"`weights={weights!r}` needs `width_multiplier=1`, not {width_multiplier}"
-        )
-    if published and include_top and (head == "gap" or hidden_units != 4096):
-        raise ValueError(
-            f"`weights={weights!r}` with its classifier needs head='fc' or 'conv' and "
-            f"hidden_units=4096, not {head!r} and {hidden_units}; use include_top=False"
-        )
-    check_options(classes, head, pooling, width_multiplier, hidden_units)
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), not {dropout}")
-
-
-def _check_filters(weights: Any, width_multiplier: float, filters: Sequence[int]) -> None:
-    if len(filters) and weights in weight_files.NAMES:
-        raise ValueError(f"`weights={weights!r}` has the paper's widths; leave out `filters`")
-    if len(filters) and width_multiplier != 1:
-        raise ValueError(
-            f"pass filters={tuple(filters)} or width_multiplier={width_multiplier}, not both"
-        )
-
-
-def _check_output_stride(output_stride: int, include_top: bool) -> None:
-    if output_stride not in OUTPUT_STRIDES:
-        raise ValueError(f"output_stride must be 8, 16 or 32, not {output_stride!r}")
-    if include_top and output_stride != 32:
-        raise ValueError(
-            f"output_stride={output_stride} is for a feature map: pass include_top=False. The "
-            "classifier sees cells that are 32 pixels apart; `keras_vgg.dense.reduced_fc` puts it "
-            "behind a denser map"
-        )
-
-
-def _require_file(weights: str | Path) -> None:
-    if not Path(weights).exists():
-        error = FileNotFoundError if Path(weights).suffix else ValueError
-        raise error(
-            "`weights` must be None (random), 'imagenet', 'torchvision', hf://OWNER/NAME, or the "
-            f"path of a weight file; there is no file {str(weights)!r}"
-        )
-
-
-def _check_activation(classifier_activation: Any) -> None:
-    allowed = {keras.activations.get("softmax"), keras.activations.get(None)}
-    if keras.activations.get(classifier_activation) not in allowed:
-        raise ValueError(
-            "with pretrained weights and `include_top=True`, `classifier_activation` must be "
-            f"'softmax' or None, not {classifier_activation}"
-        )
-
-
-def _sides(shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-    return shape[1:] if keras.config.image_data_format() == "channels_first" else shape[:2]
-
-
-def _known_sides(shape: tuple[int | None, ...]) -> tuple[int, int]:
-    """Return an image's height and width; an unknown one is 224."""
-    height, width = _sides(shape)
-    return height or DEFAULT_SIZE, width or DEFAULT_SIZE
-
-
-def _input_shape(
-    shape: tuple[int | None, ...] | None, input_tensor: Any, weights: Any, flatten: bool
-) -> tuple[int | None, ...]:
-    """Check `input_shape` as keras.applications does, and return it or its default."""
-    channels_first = keras.config.image_data_format() == "channels_first"
-    if shape is None and input_tensor is not None:
-        shape = tuple(input_tensor.shape[1:])
-    if shape is None:
-        side = DEFAULT_SIZE if flatten else None
-        return (3, side, side) if channels_first else (side, side, 3)
-    if len(shape) != 3:
-        raise ValueError(f"`input_shape` must be a tuple of three integers, not {shape}")
-    channels = shape[0] if channels_first else shape[2]
-    if channels is None:
-        raise ValueError(f"`input_shape` must state the channels, not {shape}")
-    published = weights in weight_files.NAMES
-    if published and flatten and _sides(shape) != (DEFAULT_SIZE, DEFAULT_SIZE):
-        raise ValueError(
-            f"with `include_top=True` and `weights={weights!r}`, `input_shape` must be "
-            f"{(channels, 224, 224) if channels_first else (224, 224, channels)}, not {shape}"
-        )
-    if channels not in (1, 3, 4):
-        warnings.warn(
-            f"images usually have 1, 3 or 4 channels; input_shape={shape} has {channels}",
-            stacklevel=3,
-        )
-    if any(side is not None and side < MINIMUM_SIZE for side in _sides(shape)):
-        raise ValueError(
-            f"input must be at least {MINIMUM_SIZE}x{MINIMUM_SIZE}, not `input_shape={shape}`: "
-            "five 2x2 pools leave nothing of a smaller one. Pad small images, as "
-            "keras_vgg.augment.eval_image does"
-        )
-    if flatten and None in _sides(shape):
-        raise ValueError(
-            f"with `include_top=True` and head='fc', `input_shape` must be known, not {shape}; "
-            "head='conv' and head='gap' take any size"
-        )
-    return tuple(shape)
 
 
 def _builder(

@@ -13,7 +13,7 @@ from sklearn import metrics
 from sklearn.datasets import load_digits
 
 from keras_vgg import augment, data, evaluation
-from keras_vgg.data import show
+from keras_vgg.data import sheet_images
 from keras_vgg.export import verify
 from keras_vgg.export.checks import check_thresholds
 from keras_vgg.fit import fit, verdict
@@ -132,8 +132,10 @@ def test_blended_images_have_blended_labels():
 
 def test_a_contact_sheet_names_all_labels(table):
     split = data.load_source(f"csv:{table}").train
-    chosen = show._choose(split, 7, len(NAMES), np.random.default_rng(0))
-    names = [show._name(label, NAMES, "train") for _, label in show._stored(chosen)]
+    chosen = sheet_images.choose(split, 7, len(NAMES), np.random.default_rng(0))
+    names = [
+        sheet_images.label_name(label, NAMES, "train") for _, label in sheet_images.stored(chosen)
+    ]
     assert "no label" in names
     assert any(", " in name for name in names)
 

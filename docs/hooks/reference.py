@@ -20,8 +20,8 @@ from keras_vgg import cli
 from keras_vgg.recipe import Recipe
 
 # Internal modules have no page; the commands have a page of their own.
-INTERNAL = {"array_cache", "backend", "cli", "console", "containers", "files", "hdf5_check"}
-INTERNAL |= {"features", "gradient", "graph", "recipe_checks", "recipe_faults"}
+INTERNAL = {"array_cache", "backend", "builder_checks", "cli", "console", "containers", "files"}
+INTERNAL |= {"hdf5_check", "features", "gradient", "graph", "recipe_checks", "recipe_faults"}
 
 
 def require_this_checkout(root: Path) -> None:

@@ -5,6 +5,7 @@ label; `keras_vgg.augment` brings them to the model's size, and the model normal
 """
 
 from keras_vgg.data.balance import balanced_order
+from keras_vgg.data.channel_statistics import ChannelStatistics, statistics
 from keras_vgg.data.decode import BitDepth, load_image
 from keras_vgg.data.inspection import (
     bad_images_named,
@@ -15,9 +16,7 @@ from keras_vgg.data.inspection import (
 from keras_vgg.data.inventory import Inventory, take_inventory
 from keras_vgg.data.options import untuned
 from keras_vgg.data.pipeline import (
-    ChannelStatistics,
     evaluation_dataset,
-    statistics,
     steps_per_epoch,
     training_dataset,
 )

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from keras_vgg import augment, evaluation, hardware
+from keras_vgg.builder_checks import DEFAULT_SIZE
 from keras_vgg.data import BitDepth
 from keras_vgg.evaluation.temperature import apply_temperature
 from keras_vgg.export.model_files import Network, open_model_file
 from keras_vgg.fit import evaluation_transform
-from keras_vgg.models import DEFAULT_SIZE
 from keras_vgg.run import Run
 from keras_vgg.runs import calibration as calibrations
 from keras_vgg.runs.several_labels import read_thresholds

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_vgg import augment, convert, data, export
+from keras_vgg.builder_checks import DEFAULT_SIZE
 from keras_vgg.export.fold import with_temperature
 from keras_vgg.files import write_json
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.imagenet import class_names as imagenet_names
-from keras_vgg.models import DEFAULT_SIZE
 from keras_vgg.run import Run, read_fields
 from keras_vgg.runs.calibration import read_calibration, require_calibration
 from keras_vgg.runs.compressing import compressed_options, is_compressible
