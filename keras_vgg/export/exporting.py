@@ -165,29 +165,29 @@ def export(
     check_images(model, images, labels, calibration, needs_calibration)
     check_tolerance(tolerance)
     label_thresholds = check_thresholds(model, thresholds, len(class_names))
-    if label_thresholds is not None:
-        top = len(class_names)
-    if transform is None:
-        transform = _default_transform(model)
-    options = {
-        "class_names": class_names,
-        "transform": transform,
-        "bit_depth": bit_depth,
-        "top": top,
-        "calibration": calibration,
-        "calibration_method": calibration_method,
-        "description": descriptions.describe(
-            class_names,
-            transform,
-            input_shape=model.input_shape[1:],
-            bit_depth=bit_depth,
-            temperature=temperature,
-            unknown_below=unknown_below,
-            activation=activation_name(model),
-            thresholds=None if label_thresholds is None else label_thresholds.tolist(),
-            output_sides=model.output_shape[1:-1],
-        ),
-    }
+    top = top if label_thresholds is None else len(class_names)
+    transform = _default_transform(model) if transform is None else transform
+    description = descriptions.describe(
+        class_names,
+        transform,
+        input_shape=model.input_shape[1:],
+        bit_depth=bit_depth,
+        temperature=temperature,
+        unknown_below=unknown_below,
+        activation=activation_name(model),
+        thresholds=None if label_thresholds is None else label_thresholds.tolist(),
+        output_sides=model.output_shape[1:-1],
+    )
+    write = partial(
+        write_format,
+        class_names=class_names,
+        transform=transform,
+        bit_depth=bit_depth,
+        top=top,
+        calibration=calibration,
+        calibration_method=calibration_method,
+        description=description,
+    )
     with (
         whole_folder(directory, _RECORD, overwrite) as new_folder,
         progress_bars(verbose) as progress,
@@ -196,31 +196,23 @@ def export(
         task = progress.add_task("model", total=len(formats) + 1)
         model = in_float32(model)
         scratch = new_folder.parent / "scratch"
-        reference = Reference(
-            _probabilities(model, images),
-            labels,
-            class_names,
-            _save_images(images, scratch),
-            label_thresholds,
-        )
+        answers = _probabilities(model, images)
+        images_file = _save_images(images, scratch)
+        reference = Reference(answers, labels, class_names, images_file, label_thresholds)
         written = folded(model if stand_in is None else in_float32(stand_in(new_folder)))
+        must_be_equal = FLOAT32_FORMATS if stand_in is None else ()
         artifacts, errors = [], {}
         for format in formats:
             progress.update(task, advance=1, description=format)
             path = new_folder / FILES[format]
-            write_format(format, written, path, scratch, **options)
-            must_be_equal = format in FLOAT32_FORMATS and stand_in is None
-            allowed_loss = None if must_be_equal else tolerance
+            write(format, written, path, scratch)
+            allowed_loss = None if format in must_be_equal else tolerance
             artifacts.append(verified_artifact(format, path, scratch, reference, allowed_loss))
             if format in INTEGER_FORMATS:
                 errors[format] = quantisation_errors(written, path, scratch, images)
         progress.update(task, advance=1)
-        names_text = "".join(f"{name}\n" for name in class_names)
-        (new_folder / "class_names.txt").write_text(names_text, encoding="utf-8")
-        if errors:
-            write_json(new_folder / QUANTISATION, errors)
         record = _record(model, artifacts, reference, tolerance)
-        write_json(new_folder / _RECORD, {"description": options["description"], **record})
+        _write_records(new_folder, class_names, {"description": description, **record}, errors)
     return [replace(artifact, path=directory / artifact.path.name) for artifact in artifacts]
 
 
@@ -270,6 +262,20 @@ def _record(
         "artifacts": [{**asdict(artifact), "path": artifact.path.name} for artifact in artifacts],
         "versions": package_versions(packages),
     }
+
+
+def _write_records(
+    folder: Path,
+    class_names: Sequence[str],
+    record: Mapping[str, Any],
+    quantisation: Mapping[str, Any],
+) -> None:
+    """Write class_names.txt, export.json and, with integer formats, quantisation.json."""
+    text = "".join(f"{name}\n" for name in class_names)
+    (folder / "class_names.txt").write_text(text, encoding="utf-8")
+    if quantisation:
+        write_json(folder / QUANTISATION, quantisation)
+    write_json(folder / _RECORD, record)
 
 
 @contextmanager
