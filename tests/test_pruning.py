@@ -129,3 +129,21 @@ def test_the_network_that_torch_pruning_sees_is_the_same() -> None:
     with torch.no_grad():
         theirs = twin(torch.tensor(inside.transpose(0, 3, 1, 2))).numpy()
     np.testing.assert_allclose(theirs, logits, atol=1e-4)
+
+
+def test_factors_of_full_rank_answer_alike_and_smaller_ones_save_what_they_should() -> None:
+    low_rank = script("low_rank_cifar10")
+    model = network(configuration="A", head="gap", batch_norm=True)
+    directions = low_rank.spectra(model, images(model))
+    whole = {name: len(energy) for name, (energy, *_) in directions.items()}
+    factorised = low_rank.factorised(model, whole, directions)
+    pictures = images(model)
+    before, after = (net.predict(pictures, verbose=0) for net in (model, factorised))
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    assert factorised.get_layer("block2_conv1").kernel_size == (1, 1)
+
+    energies = {"second": np.array([4.0] * 32 + [1.0] * 32), "third": np.array([1.0] * 64)}
+    layers = {"first": (100, 10, 3), "second": (368_640, 10, 64), "third": (368_640, 10, 64)}
+    ranks = low_rank.ranks_for(0.75, energies, layers)
+    assert ranks == {"second": 32, "third": 48}  # the weak half of the second goes first
+    assert 100 + 10 * (9 * 64 + 64) * (32 + 48) <= 0.75 * (100 + 2 * 368_640)
