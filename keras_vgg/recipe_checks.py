@@ -229,9 +229,10 @@ def parse_class_weights(text: str) -> dict[str, float]:
         return {}
     weights: dict[str, float] = {}
     end = 0
-    for match in re.finditer(rf"\s*(.+?)\s*=\s*({_NUMBER})\s*(?:,|$)", text):
-        name, number = match.groups()
-        if match.start() != end or name in weights:
+    # The names are what lies between: a pattern for them too would take hours for a long text.
+    for match in re.finditer(rf"=\s*({_NUMBER})\s*(?:,|$)", text):
+        name, number = text[end : match.start()].strip(), match[1]
+        if not name or name in weights:
             break
         weights[name] = float(number)
         if not 0 <= weights[name] <= _HEAVIEST:
