@@ -15,6 +15,7 @@ from keras_vgg.augment.color import LUMA
 from keras_vgg.fit.batch_norm import fuse
 from keras_vgg.fit.metrics import loss_for, metrics_for
 from keras_vgg.fit.optimizer import optimizer_for
+from keras_vgg.fit.single_pass import shorten_weight_decay
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.models import vgg
 from keras_vgg.recipe import Recipe
@@ -196,6 +197,7 @@ def compile_model(
     Loss and metrics use the weights of validation images.
     """
     fuse(model)
+    shorten_weight_decay(model)
     model.compile(
         optimizer=optimizer_for(recipe),
         loss=loss_for(recipe, several_labels),

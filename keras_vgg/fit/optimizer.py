@@ -10,6 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_vgg.fit import single_pass
 from keras_vgg.recipe import Recipe
 
 BLOCKS = 5
@@ -94,7 +95,7 @@ class Layerwise(keras.optimizers.Optimizer):
 
 
 @keras.saving.register_keras_serializable(package="keras_vgg")
-class SGD(Layerwise, keras.optimizers.SGD):
+class SGD(Layerwise, single_pass.SGD):
     """Keras' SGD."""
 
 
