@@ -5,7 +5,7 @@ python benchmarks/training.py [--cases NAME ...] [--rounds 3] [--seconds 20] [--
 All train the same network on the same random images, with SGD and momentum:
 
 - this package: `build_model` and `compile_model` with the choices of `choose_engine`, then
-  `model.fit`, with dropout and weight decay;
+  `model.fit`, with dropout and weight decay; and without both, to compare with the next;
 - keras.applications' model, which has neither, with `compile` and `fit`: as it is (Keras then uses
   XLA), and at its best on this machine, the fastest of float32 and bfloat16, with and without XLA;
 - a plain PyTorch module with both: as it is, and at its best, the faster of channels_last and
@@ -56,6 +56,7 @@ CASES = {
     "VGG-11, quarter width, batch norm, 32x32, batch 128": Recipe(batch_size=128),
 }
 OURS = "keras_vgg"
+BARE = f"{OURS}, without dropout and weight decay"
 
 Steps = Callable[[int], None]  # takes the given number of training steps
 
@@ -152,6 +153,7 @@ def _torch(recipe: Recipe, channels_last: bool = False, bfloat16: bool = False) 
 APPLICATIONS, TORCH = "keras.applications", "PyTorch"
 ENGINES: dict[str, Callable[[Recipe], Steps]] = {
     OURS: _keras_vgg,
+    BARE: lambda recipe: _keras_vgg(recipe.replace(dropout=0.0, weight_decay=0.0)),
     APPLICATIONS: _keras_applications,
     f"{APPLICATIONS}, without XLA": partial(_keras_applications, jit=False),
     f"{APPLICATIONS}, bfloat16": partial(_keras_applications, precision="mixed_bfloat16"),
@@ -225,8 +227,9 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     for case in arguments.cases:
         recipe = CASES[case]
-        names = [OURS]
-        for library in _libraries(recipe, arguments.only):
+        libraries = _libraries(recipe, arguments.only)
+        names = [OURS, BARE] if APPLICATIONS in libraries else [OURS]
+        for library in libraries:
             names += dict.fromkeys((library, _best_way(library, recipe, arguments.seconds)))
         pools = {name: ProcessPoolExecutor(1, context) for name in names}
         rates_by_name: dict[str, list[float]] = {name: [] for name in names}
