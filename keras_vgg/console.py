@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +17,31 @@ if TYPE_CHECKING:
 _GAP = 2  # spaces between the columns of a narrow table
 _NARROWEST = 12  # characters of a column whose words are broken into lines
 _WIDEST = 40  # characters that a column of text asks for; the others are on further lines
+
+_printed_notes: ContextVar[set[str] | None] = ContextVar("_printed_notes", default=None)
+
+
+@contextlib.contextmanager
+def notes_once() -> Iterator[None]:
+    """Let `note_once` print no line twice in this context: a command may open a source often."""
+    if _printed_notes.get() is not None:  # a context around this one
+        yield
+        return
+    token = _printed_notes.set(set())
+    try:
+        yield
+    finally:
+        _printed_notes.reset(token)
+
+
+def note_once(line: str) -> None:
+    """Print a line on stderr; within `notes_once`, not a second time."""
+    printed = _printed_notes.get()
+    if printed is not None:
+        if line in printed:
+            return
+        printed.add(line)
+    print(line, file=sys.stderr)
 
 
 def progress_bars(shown: bool) -> Progress:

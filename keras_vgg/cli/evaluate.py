@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from keras_vgg.cli.arguments import require_runs
 from keras_vgg.console import new_table, percent, show
 
 if TYPE_CHECKING:
-    from keras_vgg.evaluation import Evaluation
+    from rich.table import Table
+
+    from keras_vgg.evaluation import Evaluation, MultiLabelEvaluation
     from keras_vgg.run import Run
     from keras_vgg.runs import Recorded
 
@@ -22,10 +25,11 @@ class Evaluate:
     """Evaluate trained networks: accuracy, balanced accuracy, AUC, each class, confusion matrix.
 
     Every image of the split is counted. The figures go into the run's results.json, the confusion
-    matrix into a PNG beside it. Intervals are 95 % bootstrap intervals. Choose a network on the
-    validation split, and read the test split once, to report. With several runs, the command prints
-    a comparison with the first run (McNemar's p) and the average of their posteriors. Posteriors
-    are kept in the run directory: repeat the command to resume an interrupted one.
+    matrix into a PNG beside it. Intervals are 95 % bootstrap intervals, over groups if the images
+    have groups. Choose a network on the validation split, and read the test split once, to report.
+    With several runs, the command prints a comparison with the first run (McNemar's p) and the
+    average of their posteriors. Posteriors are kept in the run directory: repeat the command to
+    resume an interrupted one.
 
     A run that gives an image several labels gets mean average precision, AUC, F1 and exact match in
     their place. The threshold of each label is chosen on the validation images, and kept.
@@ -41,6 +45,8 @@ class Evaluate:
     """Where the run's images are now if they have moved, or another set to evaluate on, such as
     folder:PATH. The classes of another set are matched by name, and its results have a name of
     their own."""
+    data_dir: str | None = None
+    """TFDS: the folder of prepared data sets, if it has moved (default: the runs' own)."""
     unknown_classes: Literal["error", "skip"] = "error"
     """If another set has classes that the run does not know: stop with an error, or skip their
     images."""
@@ -59,9 +65,11 @@ class Evaluate:
     tables: bool = False
     """Print the paper's Tables 3 to 6 for the runs, at the paper's scales."""
 
+    def check(self) -> None:
+        """Check the runs, without TensorFlow; raises as `require_runs`."""
+        require_runs("evaluate", self.runs, folds=True)
+
     def __call__(self) -> None:
-        if not self.runs:
-            raise ValueError("evaluate needs at least one run directory")
         from keras_vgg.run import Run, holds_folds
 
         if any(map(holds_folds, self.runs)):
@@ -76,7 +84,9 @@ class Evaluate:
         scales = self._scales()
         from keras_vgg import runs as evaluating
 
-        runs = [Run.open(path) for path in self.runs]
+        runs = [
+            evaluating.in_data_dir(Run.open(path), self.data_dir, self.source) for path in self.runs
+        ]
         options: dict[str, Any] = {
             "split": self.split,
             "verbose": True,
@@ -106,6 +116,7 @@ class Evaluate:
     def _evaluate_labels(self, runs: Sequence[Run], options: dict[str, Any]) -> None:
         """Evaluate a run with several labels an image, and print its figures."""
         from keras_vgg.runs import evaluate_labels
+        from keras_vgg.runs.several_labels import few_images_of_thresholds
 
         if self.tables:
             raise ValueError("--tables has top-1 and top-5 errors, which need one label an image")
@@ -116,7 +127,7 @@ class Evaluate:
         recorded = evaluate_labels(runs[0], **options)
         evaluation = recorded.evaluation
         table = new_table(self._title(recorded.images.title, self.runs[0]), "", "")
-        table.add_row("images", f"{evaluation.count:,}")
+        _add_counts(table, evaluation)
         for figure in evaluation.figures().values():
             remark = figure.baseline_text()
             table.add_row(figure.title, figure.text() + (f"\n{remark}" if remark else ""))
@@ -133,6 +144,9 @@ class Evaluate:
             show("the thresholds were chosen on these images, so F1 and exact match flatter")
         else:
             show("the thresholds were chosen on the validation images, for the highest F1")
+        few = few_images_of_thresholds(runs[0])
+        if few:
+            show(few)
 
     def _evaluate_folds(self) -> None:
         from keras_vgg.cli.folds import evaluate_folds
@@ -186,7 +200,7 @@ class Evaluate:
             )
         shown += figures.values()
         table = new_table(self._title(recorded.images.title, self.runs[0]), "", "")
-        table.add_row("images", f"{evaluation.count:,}")
+        _add_counts(table, evaluation)
         for figure in shown:
             remark = figure.baseline_text()
             table.add_row(figure.title, figure.text() + (f"\n{remark}" if remark else ""))
@@ -203,7 +217,7 @@ class Evaluate:
         show(table)
 
     def _compare(self, names: Sequence[str], evaluations: Sequence[Evaluation]) -> None:
-        from keras_vgg.evaluation import compare, fuse
+        from keras_vgg.evaluation import compare, fuse, groups_text
 
         headers = ("top-1", "95 % interval", "balanced", "top-5", "loss", "minus the first", "p")
         table = new_table(self._title(self._images(), *self.runs), "run", *headers)
@@ -222,6 +236,9 @@ class Evaluate:
         baseline = evaluations[0].figures(self.specificity)["majority_share"]
         table.add_row(baseline.title, percent(baseline.value))
         show(table)
+        groups = evaluations[0].group_count
+        if groups is not None:
+            show(f"intervals {groups_text(groups)}; p takes images as independent")
 
     def _images(self) -> str:
         """Return the images of several runs in words."""
@@ -244,6 +261,15 @@ class Evaluate:
             raise ValueError(
                 f"--scales must be whole numbers such as 256,384,512, not {self.scales!r}"
             ) from None
+
+
+def _add_counts(table: Table, evaluation: Evaluation | MultiLabelEvaluation) -> None:
+    """Add the number of images, and of the groups that intervals are over."""
+    from keras_vgg.evaluation import groups_text
+
+    table.add_row("images", f"{evaluation.count:,}")
+    if evaluation.group_count is not None:
+        table.add_row("intervals", groups_text(evaluation.group_count))
 
 
 def _defined(value: float) -> str:

@@ -42,6 +42,7 @@ def evaluate_folds(directories: Sequence[Path]) -> None:
 
 
 def _compare(one: CrossValidation, other: CrossValidation) -> None:
+    from keras_vgg.evaluation import groups_text
     from keras_vgg.runs import compare_cross_validations
 
     compared = compare_cross_validations(one, other)
@@ -64,9 +65,10 @@ def _compare(one: CrossValidation, other: CrossValidation) -> None:
     if compared.images is not None:
         images = compared.images
         low, high = images.interval
+        over = "" if images.groups is None else f", {groups_text(images.groups)}"
         show(
             f"all {sum(one.test_images):,} images: {images.difference:+.2%} ({low:+.2%} to "
-            f"{high:+.2%}); only the first right {images.one_only:,}, only the second "
+            f"{high:+.2%}{over}); only the first right {images.one_only:,}, only the second "
             f"{images.other_only:,}; McNemar's p {images.p_value:.2g}"
         )
 

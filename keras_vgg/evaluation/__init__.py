@@ -20,6 +20,7 @@ from keras_vgg.evaluation.protocols import (
     softmax,
 )
 from keras_vgg.evaluation.reliability import Calibration, calibration
+from keras_vgg.evaluation.resampling import groups_text
 from keras_vgg.evaluation.result import Comparison, Evaluation, compare, fuse
 from keras_vgg.evaluation.temperature import (
     Temperature,
@@ -53,6 +54,7 @@ __all__ = [
     "figures",
     "fit_temperature",
     "fuse",
+    "groups_text",
     "posteriors",
     "predict",
     "runner",

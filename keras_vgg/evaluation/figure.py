@@ -6,7 +6,7 @@ undefined here, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from keras_vgg.evaluation.resampling import (
     RESAMPLINGS,
     Ranking,
+    group_numbers,
     interval_of,
     mean_over_classes,
     rank_resamplings,
@@ -34,7 +35,8 @@ class Figure:
     Attributes:
         title: The figure in words, for a table.
         value: A share in [0, 1], for kappa a number in [-1, 1]; None if it is undefined.
-        interval: 95 % bootstrap interval over images; None if it is undefined, or was not computed.
+        interval: 95 % bootstrap interval over images or groups; None if it is undefined, or was
+            not computed.
         baseline: What one and the same answer for every image gets; None if nobody uses it.
         undefined: Why there is no value; else empty.
         is_share: Whether people write the figure in per cent.
@@ -86,6 +88,7 @@ def figures(
     *,
     specificity: float = SPECIFICITY,
     seed: int = 0,
+    groups: Sequence[Hashable] | np.ndarray | None = None,
 ) -> dict[str, Figure]:
     """Return the figures of an evaluation beside its accuracy, by their keys in results.json.
 
@@ -114,17 +117,20 @@ def figures(
         class_names: One for each class.
         specificity: In (0, 1), for two classes.
         seed: Decides which images are drawn.
+        groups: [n] the group of each image, such as a patient: whole groups are then drawn, as many
+            as there are. An image whose group is None or empty is by itself.
 
     Raises:
-        ValueError: there is no image; specificity is not in (0, 1).
+        ValueError: there is no image, or another number of groups; specificity is not in (0, 1).
     """
     check_specificity(specificity)
     if not len(labels):
         raise ValueError("the figures need at least 1 image, and the evaluation has no images")
     labels = np.asarray(labels, np.int64)
     answers = probabilities.argmax(axis=1)
-    return _of_answers(labels, answers, class_names, seed) | _of_ranks(
-        labels, probabilities, class_names, specificity, seed
+    numbers = group_numbers(groups, len(labels))
+    return _of_answers(labels, answers, class_names, seed, numbers) | _of_ranks(
+        labels, probabilities, class_names, specificity, seed, numbers
     )
 
 
@@ -150,20 +156,24 @@ def to_fields(figures: Mapping[str, Figure]) -> dict[str, Any]:
 
 
 def _of_answers(
-    labels: np.ndarray, answers: np.ndarray, class_names: Sequence[str], seed: int
+    labels: np.ndarray,
+    answers: np.ndarray,
+    class_names: Sequence[str],
+    seed: int,
+    groups: np.ndarray | None,
 ) -> dict[str, Figure]:
     classes = len(class_names)
-    cells, counts = np.unique(labels * classes + answers, return_counts=True)
+    cells, cell_of, counts = np.unique(
+        labels * classes + answers, return_inverse=True, return_counts=True
+    )
     true, answered = cells // classes, cells % classes
-    # Resampled images are a multinomial draw of the cells of the confusion matrix.
     random = np.random.default_rng(seed)
-    rows = max(_CELLS // (len(cells) + classes), 1)
+    if groups is None:
+        drawn = _drawn_cells(counts, classes, random)
+    else:
+        drawn = _cells_of_drawn_groups(cell_of, groups, seed)
     blocks = [_answer_shares(counts[np.newaxis], true, answered, classes)]
-    for start in range(0, RESAMPLINGS, rows):
-        drawn = random.multinomial(
-            len(labels), counts / len(labels), size=min(rows, RESAMPLINGS - start)
-        )
-        blocks.append(_answer_shares(drawn, true, answered, classes))
+    blocks += [_answer_shares(block, true, answered, classes) for block in drawn]
     values = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
     # The classes over which scikit-learn's macro averages go, where nothing counts as 0.
     present = np.unique(np.concatenate([true, answered]))
@@ -173,7 +183,10 @@ def _of_answers(
     per_class = np.bincount(labels, minlength=classes)
     commonest = int(per_class.argmax())
     share = per_class[commonest] / len(labels)
-    drawn_shares = random.binomial(len(labels), share, RESAMPLINGS) / len(labels)
+    if groups is None:
+        drawn_shares = random.binomial(len(labels), share, RESAMPLINGS) / len(labels)
+    else:
+        drawn_shares = values["prevalence"][1:, commonest]
     one_class = "all labels and answers are one class"
     return {
         "majority_share": _figure(
@@ -193,10 +206,38 @@ def _of_answers(
     }
 
 
+def _drawn_cells(
+    counts: np.ndarray, classes: int, random: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Yield [m, cells]: resampled images are a multinomial draw of a confusion matrix's cells."""
+    images = int(counts.sum())
+    rows = max(_CELLS // (len(counts) + classes), 1)
+    for start in range(0, RESAMPLINGS, rows):
+        yield random.multinomial(images, counts / images, size=min(rows, RESAMPLINGS - start))
+
+
+def _cells_of_drawn_groups(
+    cell_of: np.ndarray, groups: np.ndarray, seed: int
+) -> Iterator[np.ndarray]:
+    """Yield [m, cells]: the images of resampled groups in each cell of the confusion matrix."""
+    from scipy.sparse import csr_array
+
+    size = int(groups.max()) + 1
+    contents = csr_array(
+        (np.ones(len(groups), np.int64), (groups, cell_of)), shape=(size, int(cell_of.max()) + 1)
+    )
+    blocks = resampled_counts(size, RESAMPLINGS, seed)
+    next(blocks)  # the groups themselves
+    for counts in blocks:
+        yield np.asarray(counts @ contents)
+
+
 def _answer_shares(
     counts: np.ndarray, true: np.ndarray, answered: np.ndarray, classes: int
 ) -> dict[str, np.ndarray]:
-    """Return recall, precision and F1 [m, classes] and kappa [m] of m confusion matrices.
+    """Return shares [m, classes], and kappa [m], of m confusion matrices.
+
+    The shares are recall, precision, F1, and prevalence: that of the images.
 
     Args:
         counts: [m, cells] images in the cells that are not empty, in the order of `true`.
@@ -220,6 +261,7 @@ def _answer_shares(
         "recall": ratio(right, images),
         "precision": ratio(right, answers),
         "f1": ratio(2 * right, images + answers),
+        "prevalence": ratio(images, total[:, np.newaxis]),
         "kappa": ratio(agreed - by_chance, 1 - by_chance),
     }
 
@@ -233,18 +275,19 @@ def _of_ranks(
     class_names: Sequence[str],
     specificity: float,
     seed: int,
+    groups: np.ndarray | None,
 ) -> dict[str, Figure]:
     classes = len(class_names)
     if classes == 2:
         ranking = Ranking(probabilities[:, 1], labels == 1)
         return _of_two_classes(
-            ranking, float(np.mean(labels == 1)), class_names[1], specificity, seed
+            ranking, float(np.mean(labels == 1)), class_names[1], specificity, seed, groups
         )
     rankings = [Ranking(probabilities[:, column], labels == column) for column in range(classes)]
     resamplings = rank_resamplings(len(labels), classes)
     areas = [
         np.stack([ranking.points(counts).auc() for ranking in rankings], axis=1)
-        for counts in resampled_counts(len(labels), resamplings, seed)
+        for counts in resampled_counts(len(labels), resamplings, seed, groups)
     ]
     return {
         "auc": _figure(
@@ -258,13 +301,18 @@ def _of_ranks(
 
 
 def _of_two_classes(
-    ranking: Ranking, share: float, second: str, specificity: float, seed: int
+    ranking: Ranking,
+    share: float,
+    second: str,
+    specificity: float,
+    seed: int,
+    groups: np.ndarray | None,
 ) -> dict[str, Figure]:
     """Return the figures of the second class, which has this share of the images."""
     images = ranking.images
     blocks = [
         ranking.points(counts)
-        for counts in resampled_counts(images, rank_resamplings(images, 1), seed)
+        for counts in resampled_counts(images, rank_resamplings(images, 1), seed, groups)
     ]
     areas, precisions = (
         np.concatenate([getattr(points, name)() for points in blocks])

@@ -11,6 +11,7 @@ import numpy as np
 from keras_vgg.evaluation.figure import Figure, to_fields
 from keras_vgg.evaluation.resampling import (
     Ranking,
+    group_numbers,
     interval_of,
     mean_over_classes,
     rank_resamplings,
@@ -72,6 +73,7 @@ class MultiLabelEvaluation:
         class_names: One name for each class, in the order of the model's outputs.
         thresholds: [classes]: an image gets a label if the probability is at least this. Choose
             them on validation images, with `choose_thresholds`. Default: 0.5 for all.
+        groups: As in `Evaluation`.
 
     Raises:
         ValueError: the arrays do not fit each other or the names, or have no image; labels are not
@@ -82,6 +84,7 @@ class MultiLabelEvaluation:
     probabilities: np.ndarray
     class_names: tuple[str, ...]
     thresholds: np.ndarray = field(default_factory=lambda: np.empty(0))
+    groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         labels, _ = _checked(self.labels, self.probabilities)
@@ -105,6 +108,15 @@ class MultiLabelEvaluation:
     def count(self) -> int:
         """Number of images."""
         return len(self.labels)
+
+    @cached_property
+    def group_count(self) -> int | None:
+        """Number of groups that the intervals are over; None: they are over images."""
+        return None if self._group_of is None else int(self._group_of.max()) + 1
+
+    @cached_property
+    def _group_of(self) -> np.ndarray | None:
+        return group_numbers(self.groups, self.count)
 
     @cached_property
     def predicted(self) -> np.ndarray:
@@ -162,7 +174,8 @@ class MultiLabelEvaluation:
         image has, and for auc also that one image lacks. F1 is at the thresholds; a class that no
         image has and none gets counts as 0 in macro_f1, as in scikit-learn. exact_match is the
         share of images that get all their labels and no other. Intervals: 95 %, percentile, over
-        images drawn with replacement, as often as `keras_vgg.evaluation.figures` states for auc.
+        images or groups drawn with replacement, as often as `keras_vgg.evaluation.figures` states
+        for auc.
         """
         return dict(self._figures)
 
@@ -226,7 +239,7 @@ class MultiLabelEvaluation:
         exact = (self.labels == self.predicted).all(axis=1).astype(np.float64)
         blocks: list[dict[str, np.ndarray]] = []
         resamplings = rank_resamplings(self.count, len(self.class_names))
-        for counts in resampled_counts(self.count, resamplings):
+        for counts in resampled_counts(self.count, resamplings, groups=self._group_of):
             points = [ranking.points(counts) for ranking in self._rankings]
             areas = np.stack([one.auc() for one in points], axis=1)
             precisions = np.stack([one.average_precision() for one in points], axis=1)
@@ -238,7 +251,7 @@ class MultiLabelEvaluation:
                     "average_precision_by_class": precisions,
                     "micro_f1": ratio(2 * right.sum(axis=1), either.sum(axis=1)),
                     "f1_by_class": ratio(2 * right, either),
-                    "exact_match": drawn @ exact / self.count,
+                    "exact_match": drawn @ exact / drawn.sum(axis=1),
                 }
             )
         values = {key: np.concatenate([block[key] for block in blocks]) for key in blocks[0]}
@@ -259,6 +272,7 @@ class MultiLabelEvaluation:
 
         return {
             "count": self.count,
+            **({} if self.group_count is None else {"groups": self.group_count}),
             # Lists in class order: names may repeat.
             "class_names": list(self.class_names),
             "images": self.images.tolist(),

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_vgg.evaluation.figure import SPECIFICITY, Figure, figures, to_fields
 from keras_vgg.evaluation.multilabel import MultiLabelEvaluation
+from keras_vgg.evaluation.resampling import group_numbers, interval_of, resampled_means
 
 _CLIP = 1e-7  # keras.config.epsilon(), where Keras' cross-entropy clips
 _RESAMPLINGS = 20_000
@@ -24,16 +25,28 @@ class Evaluation:
         labels: [n] integers in [0, classes), the true class of each image.
         probabilities: [n, classes] float32; row i is the prediction for labels[i].
         class_names: One name for each class, in the order of the model's outputs.
+        groups: [n] the group of each image, such as a patient: intervals are then over groups. An
+            image whose group is None or empty is by itself. None: intervals are over images.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
     class_names: tuple[str, ...]
+    groups: np.ndarray | None = None
 
     @property
     def count(self) -> int:
         """Number of images."""
         return len(self.labels)
+
+    @cached_property
+    def group_count(self) -> int | None:
+        """Number of groups that the intervals are over; None: they are over images."""
+        return None if self._group_of is None else int(self._group_of.max()) + 1
+
+    @cached_property
+    def _group_of(self) -> np.ndarray | None:
+        return group_numbers(self.groups, self.count)
 
     @cached_property
     def top1(self) -> float:
@@ -105,7 +118,11 @@ class Evaluation:
         """
         if specificity not in self._figures:
             self._figures[specificity] = figures(
-                self.labels, self.probabilities, self.class_names, specificity=specificity
+                self.labels,
+                self.probabilities,
+                self.class_names,
+                specificity=specificity,
+                groups=self.groups,
             )
         return dict(self._figures[specificity])
 
@@ -124,6 +141,7 @@ class Evaluation:
         """Return all figures as plain Python values for JSON; None stands for nan."""
         return {
             "count": self.count,
+            **({} if self.group_count is None else {"groups": self.group_count}),
             "top1": self.top1,
             "top5": self.top5,
             "loss": self.loss,
@@ -141,8 +159,9 @@ class Evaluation:
         """Return the bootstrap interval of the top-1 or top-5 accuracy, as (low, high).
 
         The number of right answers among n images drawn with replacement is binomial. So its
-        percentiles are exact, as if there were infinitely many resamplings. The interval covers the
-        choice of images, not the seed of the training.
+        percentiles are exact, as if there were infinitely many resamplings. With groups, whole
+        groups are drawn, up to 20,000 times. The interval covers the choice of images or groups,
+        not the seed of the training.
 
         Raises:
             ValueError: level is not in (0, 1); top is neither 1 nor 5; top is 5 and there are five
@@ -153,11 +172,23 @@ class Evaluation:
         accuracy = self.top1 if top == 1 else self.top5 if top == 5 else None
         if accuracy is None:
             raise ValueError(f"there is no top-{top} accuracy for {len(self.class_names)} classes")
+        if self._group_of is not None:
+            bounds = interval_of(resampled_means(self._hits(top), self._group_of), level)
+            assert bounds is not None, "each draw has images"
+            return bounds
         from scipy.stats import binom
 
         tails = ((1 - level) / 2, (1 + level) / 2)
         low, high = binom.ppf(tails, self.count, accuracy) / self.count
         return float(low), float(high)
+
+    def _hits(self, top: int) -> np.ndarray:
+        """Return 1 for each image whose true class is among the most probable, else 0."""
+        if top == 1:
+            return (self.probabilities.argmax(axis=1) == self.labels).astype(np.float64)
+        # The order of scikit-learn, which has the last of equal classes first.
+        ranked = np.argsort(self.probabilities, axis=1, kind="stable")[:, ::-1][:, :top]
+        return (ranked == self.labels[:, np.newaxis]).any(axis=1).astype(np.float64)
 
 
 Evaluated = TypeVar("Evaluated", Evaluation, MultiLabelEvaluation)
@@ -166,7 +197,8 @@ Evaluated = TypeVar("Evaluated", Evaluation, MultiLabelEvaluation)
 def fuse(evaluations: Sequence[Evaluated]) -> Evaluated:
     """Average the posteriors of several evaluations of the same images (section 4.4).
 
-    All are of one kind. With several labels an image, the thresholds are those of the first.
+    All are of one kind. The groups, and with several labels an image the thresholds, are those of
+    the first.
 
     Raises:
         ValueError: there is no evaluation, or the images or classes differ.
@@ -191,10 +223,13 @@ class Comparison:
 
     Attributes:
         difference: Top-1 accuracy of `other` minus that of `one`.
-        interval: Bootstrap interval of the difference; both evaluations are resampled together.
+        interval: Bootstrap interval of the difference; both evaluations are resampled together, by
+            whole groups if `one` has groups.
         one_only, other_only: Number of images that only `one`, or only `other`, has right.
         p_value: McNemar's exact test: if both were equally good, the probability that `one_only`
-            and `other_only` would differ at least as much.
+            and `other_only` would differ at least as much. It takes images as independent: with
+            groups, read the interval instead.
+        groups: Number of groups that the interval is over; None: it is over images.
     """
 
     difference: float
@@ -202,6 +237,7 @@ class Comparison:
     one_only: int
     other_only: int
     p_value: float
+    groups: int | None = None
 
 
 def compare(one: Evaluation, other: Evaluation, level: float = 0.95) -> Comparison:
@@ -219,9 +255,13 @@ def compare(one: Evaluation, other: Evaluation, level: float = 0.95) -> Comparis
     only, only_other = int((right & ~right_other).sum()), int((~right & right_other).sum())
     differ = only + only_other
     p_value = binomtest(only, differ).pvalue if differ else 1.0
-    shares = np.array([only, only_other, one.count - differ]) / one.count
-    drawn = np.random.default_rng(0).multinomial(one.count, shares, size=_RESAMPLINGS)
-    differences = (drawn[:, 1] - drawn[:, 0]) / one.count
+    group_of = group_numbers(one.groups, one.count)
+    if group_of is None:
+        shares = np.array([only, only_other, one.count - differ]) / one.count
+        drawn = np.random.default_rng(0).multinomial(one.count, shares, size=_RESAMPLINGS)
+        differences = (drawn[:, 1] - drawn[:, 0]) / one.count
+    else:
+        differences = resampled_means(right_other.astype(np.float64) - right, group_of)
     low, high = np.quantile(differences, ((1 - level) / 2, (1 + level) / 2))
     return Comparison(
         difference=(only_other - only) / one.count,
@@ -229,6 +269,7 @@ def compare(one: Evaluation, other: Evaluation, level: float = 0.95) -> Comparis
         one_only=only,
         other_only=only_other,
         p_value=float(p_value),
+        groups=one.group_count,
     )
 
 

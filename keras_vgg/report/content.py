@@ -70,7 +70,10 @@ class Majority:
 
 @dataclass(frozen=True)
 class Scores:
-    """The evaluation of a run on some images."""
+    """The evaluation of a run on some images.
+
+    `over`: what the intervals are over, if it is not the images, such as "over 56 groups".
+    """
 
     count: int
     top1: float
@@ -86,6 +89,7 @@ class Scores:
     majority: Majority | None = None
     figures: Sequence[FigureRow] = ()
     curves: Sequence[ClassCurves] = ()
+    over: str = ""
 
     @property
     def class_names(self) -> list[str]:
@@ -110,13 +114,14 @@ class LabelRow:
 class LabelScores:
     """The evaluation of a run that gives an image several labels.
 
-    `own_thresholds`: the thresholds were chosen on these images.
+    `own_thresholds`: the thresholds were chosen on these images. `over`: as in `Scores`.
     """
 
     count: int
     figures: Sequence[FigureRow]
     labels: Sequence[LabelRow]
     own_thresholds: bool
+    over: str = ""
 
 
 @dataclass(frozen=True)

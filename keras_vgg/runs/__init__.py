@@ -27,7 +27,7 @@ from keras_vgg.runs.folds import (
     cross_validate,
     open_cross_validation,
 )
-from keras_vgg.runs.images import RunImages, open_images
+from keras_vgg.runs.images import RunImages, in_data_dir, open_images
 from keras_vgg.runs.paper import paper_scales, paper_tables
 from keras_vgg.runs.predict import predict_files
 from keras_vgg.runs.predictor import Answer, Predictor
@@ -73,6 +73,7 @@ __all__ = [
     "export_run",
     "export_weights",
     "finetune",
+    "in_data_dir",
     "model_card",
     "open_cross_validation",
     "open_images",

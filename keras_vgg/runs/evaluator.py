@@ -58,7 +58,9 @@ class Evaluator:
 
     def posteriors(self, name: str, scale: Scale) -> evaluation.Evaluation:
         """Return every image's posteriors by one protocol at one scale; reuse those on disk."""
-        return evaluation.Evaluation(*self._arrays(name, scale), self.run.class_names)
+        return evaluation.Evaluation(
+            *self._arrays(name, scale), self.run.class_names, self.images.split.groups
+        )
 
     def _arrays(self, name: str, scale: Scale) -> tuple[np.ndarray, np.ndarray]:
         """Return labels and posteriors by one protocol at one scale."""
@@ -91,9 +93,12 @@ class Evaluator:
 
     def labels_of(self, plan: Sequence[tuple[str, Scale]]) -> evaluation.MultiLabelEvaluation:
         """Return the same for several labels an image; all thresholds are 0.5."""
-        names = self.run.class_names
+        names, groups = self.run.class_names, self.images.split.groups
         return evaluation.fuse(
-            [evaluation.MultiLabelEvaluation(*self._arrays(*one), names) for one in plan]
+            [
+                evaluation.MultiLabelEvaluation(*self._arrays(*one), names, groups=groups)
+                for one in plan
+            ]
         )
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keras_vgg import evaluation
+from keras_vgg.console import notes_once
 from keras_vgg.files import PARTIAL, write_json
 from keras_vgg.fit import hosts, train
 from keras_vgg.recipe import Recipe
@@ -71,12 +72,14 @@ class CrossValidation:
     @cached_property
     def evaluation(self) -> evaluation.Evaluation | evaluation.MultiLabelEvaluation:
         """The answers for every image, by the network that had not seen it."""
-        labels, probabilities = read_table(
+        labels, probabilities, groups = read_table(
             self.directory / TABLE, self.class_names, self.several_labels
         )
         if self.several_labels:
-            return evaluation.MultiLabelEvaluation(labels, probabilities, self.class_names)
-        return evaluation.Evaluation(labels, probabilities, self.class_names)
+            return evaluation.MultiLabelEvaluation(
+                labels, probabilities, self.class_names, groups=groups
+            )
+        return evaluation.Evaluation(labels, probabilities, self.class_names, groups)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +96,7 @@ class FoldsCompared:
     figures: Mapping[str, evaluation.FoldComparison]
 
 
+@notes_once()
 def cross_validate(
     recipe: Recipe, workdir: str | Path, verbose: int | str = "auto"
 ) -> CrossValidation:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 from keras_vgg import data
+from keras_vgg.console import note_once
 from keras_vgg.fit import describe, load_source, require_same_data
-from keras_vgg.recipe import Recipe
+from keras_vgg.recipe import PATH_SOURCES, Recipe
 from keras_vgg.run import Run
 
 SPLITS = ("test", "validation", "train", "all")
@@ -71,6 +71,34 @@ class RunImages:
         end = re.sub(r"[^A-Za-z0-9]+", "_", re.split(r"[/\\:]", self.source.rstrip("/\\"))[-1])
         digest = hashlib.sha256(self.source.encode("utf-8", "surrogateescape")).hexdigest()
         return f"{end.strip('_')[:30] or 'images'}_{digest[:8]}"
+
+
+def in_data_dir(run: Run, data_dir: str | None, source: str | None = None) -> Run:
+    """Return a run that looks for its TFDS data set in another folder; None: the run as it is.
+
+    Nothing is written.
+
+    Args:
+        run: The run.
+        data_dir: The folder of prepared data sets.
+        source: The set that replaces the run's own, if there is one.
+
+    Raises:
+        ValueError: the images are not from TFDS.
+        FileNotFoundError: there is no such folder.
+    """
+    if data_dir is None:
+        return run
+    name = source or run.recipe.source
+    if name == "digits" or name.partition(":")[0] in PATH_SOURCES:
+        raise ValueError(
+            f"data_dir={data_dir!r} is for data sets of TFDS, and the images are from {name}; if "
+            "they have moved, name their new place with --source"
+        )
+    folder = Path(data_dir).expanduser().resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data_dir={data_dir!r}: there is no such folder")
+    return Run(run.directory, run.recipe.replace(data_dir=str(folder)))
 
 
 def open_images(
@@ -161,7 +189,7 @@ def _own_split(run: Run, name: str) -> data.Split:
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{error}; {run.directory} has its images from there; if they have moved, name their "
-            "new place with --source"
+            "new place with --source, or with --data-dir for a data set of TFDS"
         ) from error
     split = _named_split(source, name)
     advice = f"--source {run.recipe.source} evaluates on the images as they are now"
@@ -254,22 +282,22 @@ def _of_another_set(
             )
         chosen = splits[split_name]
     if name == run.recipe.source:
-        _say(
+        note_once(
             f"the images of {name} have changed since the training of {run.directory}: it may have "
             "been trained on some of them"
         )
     for left_out in other.left_out:
-        _say(f"{name}: not read: {left_out}")
+        note_once(f"{name}: not read: {left_out}")
     classes, skipped = _matched(run, other.class_names, name, unknown_classes)
     labelled, present = data.relabelled(chosen, np.array(classes), len(run.class_names))
     absent = [one for number, one in enumerate(run.class_names) if number not in present]
     if absent:
         image = "image" if split_name == "all" else f"{split_name} image"
-        _say(f"{name} has no {image} of {_listed(absent)}")
+        note_once(f"{name} has no {image} of {_listed(absent)}")
     if labelled.size < chosen.size:
         why = f"the run does not know {_listed(skipped)}" if skipped else "they have no label"
         left_out = f"{chosen.size - labelled.size:,} of {chosen.size:,} images are left out"
-        _say(f"{name}: {left_out}: {why}")
+        note_once(f"{name}: {left_out}: {why}")
     if not labelled.size:
         raise ValueError(f"source {name}: the run knows no class of the {split_name} images")
     return RunImages(labelled, split_name, name, tuple(classes), tuple(skipped))
@@ -311,7 +339,3 @@ def _matched(
 def _listed(names: Sequence[str]) -> str:
     first = ", ".join(names[:_NAMED])
     return first if len(names) <= _NAMED else f"{first} and {len(names) - _NAMED} more"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)

@@ -57,10 +57,10 @@ def _label_text(label: np.ndarray, class_names: Sequence[str]) -> str:
 
 def read_table(
     path: Path, class_names: Sequence[str], several_labels: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels and probabilities, as `keras_vgg.evaluation.Evaluation` has them."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return labels, probabilities and groups, as `keras_vgg.evaluation.Evaluation` has them."""
     numbers = {name: number for number, name in enumerate(class_names)}
-    labels, probabilities = [], []
+    labels, probabilities, groups = [], [], []
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.reader(file, strict=True)
@@ -73,8 +73,9 @@ def read_table(
                     labels.append(np.isin(np.arange(len(class_names)), present))
                 else:
                     labels.append(numbers[label])
+                groups.append(row[COLUMNS.index("group")])
                 probabilities.append([float(share) for share in row[len(COLUMNS) :]])
         kind = np.uint8 if several_labels else np.int32
-        return np.array(labels, kind), np.array(probabilities, np.float32)
+        return np.array(labels, kind), np.array(probabilities, np.float32), np.array(groups)
     except (ValueError, KeyError, IndexError, StopIteration, csv.Error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

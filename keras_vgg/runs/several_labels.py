@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_vgg import data, evaluation
+from keras_vgg.evaluation.multilabel import THRESHOLD
 from keras_vgg.files import sha256_of
 from keras_vgg.run import Run
 from keras_vgg.runs.evaluate import check_options, evaluation_name
 from keras_vgg.runs.evaluator import Evaluator, plan_of
+from keras_vgg.runs.few_images import few_images_text
 from keras_vgg.runs.images import RunImages, UnknownClasses, open_images
 
 FILE = "thresholds.json"
@@ -117,6 +119,38 @@ def read_thresholds(run: Run, name: str = _SPLIT) -> np.ndarray | None:
             f"{len(run.class_names)} classes; delete the file and evaluate the run again"
         )
     return thresholds
+
+
+def thresholds_and_notes(run: Run) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return the thresholds for central crops, [classes], and what a user must know of them.
+
+    They are 0.5 if none are kept for the run's model.
+
+    Raises:
+        ValueError: thresholds.json is damaged.
+    """
+    thresholds = read_thresholds(run)
+    if thresholds is None:
+        note = (
+            f"an image gets a label from a probability of 0.5 on: `keras-vgg evaluate"
+            f" {run.directory}` chooses a threshold for each label"
+        )
+        return np.full(len(run.class_names), THRESHOLD), (note,)
+    few = few_images_of_thresholds(run)
+    return thresholds, (few,) if few else ()
+
+
+def few_images_of_thresholds(run: Run) -> str:
+    """Return a line if a run's validation images are few for its thresholds; else nothing.
+
+    Runs of earlier versions do not keep how many images their labels have.
+    """
+    described = run.read_json("data.json")
+    counts = (described.get("inventory") or {}).get("class_counts", {}).get(_SPLIT)
+    if not counts:
+        return ""
+    images = described["splits"][_SPLIT]["images"]
+    return few_images_text("the thresholds", run.class_names, counts, images)
 
 
 def _validation_images(run: Run, source: str | None, images: RunImages) -> data.Split:

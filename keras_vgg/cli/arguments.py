@@ -1,0 +1,85 @@
+"""Name the right order where a command's arguments are swapped, or one is given twice."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+_MODEL_SUFFIXES = (".keras", ".tflite", ".onnx", ".xml")
+_SOURCE = re.compile(r"(folder|csv|records|idx):|digits$")
+
+
+def is_run(path: Path) -> bool:
+    return (path.expanduser() / "recipe.json").is_file()
+
+
+def is_model(path: Path) -> bool:
+    """Return whether a path is what `predict` takes as a model: a run or a file of a network."""
+    path = path.expanduser()
+    is_file = path.suffix.lower() in _MODEL_SUFFIXES and path.is_file()
+    return is_file or is_run(path) or (path / "saved_model.pb").is_file()
+
+
+def looks_like_source(text: str) -> bool:
+    """Return whether a text begins like a source of images, such as folder:PATH."""
+    return _SOURCE.match(text) is not None
+
+
+def command_line(command: str, *arguments: Path | str) -> str:
+    """Return a command as one types it."""
+    return shlex.join(["keras-vgg", *command.split(), *map(str, arguments)])
+
+
+def require_model_first(command: str, model: Path, images: Sequence[Path]) -> None:
+    """Raise ValueError if a model stands among the images.
+
+    A run directory holds plots, which would otherwise be classified.
+    """
+    models = [path for path in images if is_model(path)]
+    if models and not is_model(model):
+        raise ValueError(f"the model comes first: {command_line(command, models[0], model)}")
+    if models:
+        raise ValueError(
+            f"{models[0]} is a model and not an image: {command} takes one model, here {model}, "
+            "and then images"
+        )
+
+
+def require_suffix(option: str, path: Path, *suffixes: str) -> None:
+    """Raise ValueError if a file's name says that it has another format."""
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{option} {path} must end in {suffixes[0]}, the format that is written")
+
+
+def require_runs(command: str, runs: Sequence[Path], *, folds: bool = False) -> None:
+    """Check that all arguments are run directories, and no run is named twice.
+
+    Args:
+        command: The command.
+        runs: Its arguments.
+        folds: Whether directories of a cross-validation are taken, too.
+
+    Raises:
+        ValueError: there is no argument, or a run is named twice.
+        FileNotFoundError: an argument is no run.
+    """
+    from keras_vgg.run import holds_folds
+
+    if not runs:
+        raise ValueError(f"{command} needs at least one run directory")
+    some_folds = folds and any(map(holds_folds, runs))  # then the command checks the others
+    for path in [] if some_folds else runs:
+        if is_run(path):
+            continue
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not a run directory: it does not exist")
+        other = next(filter(is_run, runs), Path("RUN"))
+        hint = command_line(command, other, "--source", f"folder:{path}") if path.is_dir() else ""
+        advice = f"; for images in another place: {hint}" if hint else ""
+        raise FileNotFoundError(f"{path} is not a run directory: it has no recipe.json{advice}")
+    resolved = [path.resolve() for path in runs]
+    for path, place in zip(runs, resolved, strict=True):
+        if resolved.count(place) > 1:
+            raise ValueError(f"{path} is given twice; name each run once")
