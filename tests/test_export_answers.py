@@ -17,7 +17,8 @@ from keras_vgg import Predictor, cli, export_run, runs
 from keras_vgg.data.split import pictures_of
 from keras_vgg.evaluation.temperature import apply_temperature
 from keras_vgg.run import Run
-from keras_vgg.runs.calibration import calibrate_run, read_calibration
+from keras_vgg.runs.calibration import calibrate_run, calibration_remarks, read_calibration
+from keras_vgg.runs.few_images import few_images_text
 from keras_vgg.runs.images import open_split
 from tests import pages
 from tests.test_predict import array
@@ -58,6 +59,9 @@ def test_calibration_json(run: Run):
     assert kept["nll"]["after"] <= kept["nll"]["before"]
     assert set(kept["thresholds"]) == {"0.8", "0.9", "0.95", "0.99"}
     assert len(kept["model_sha256"]) == 64
+    few = kept["few_images"]
+    assert "the temperature and the thresholds are from few validation images" in few
+    assert "fewer than 10 of a class" in few
     calibrated = apply_temperature(evaluation.probabilities, kept["temperature"])
     for kind, probabilities in (
         ("calibrated", calibrated),
@@ -65,6 +69,29 @@ def test_calibration_json(run: Run):
     ):
         share = np.mean(probabilities.max(axis=1) >= kept["thresholds"]["0.8"][kind])
         assert 0.8 <= share < 0.8 + 1 / 50
+
+
+@pytest.mark.parametrize(
+    ("counts", "images", "expected"),
+    [
+        ((60, 40), None, ""),
+        ((99, 0), None, "(99 in all, fewer than 100; fewer than 10 of a class: 0 of dog)"),
+        ((91, 9), None, "(fewer than 10 of a class: 9 of dog)"),
+        ((50, 49), None, "(99 in all, fewer than 100)"),
+        ((12, 10), 100, ""),
+        ((3, 2), 5, "(5 in all, fewer than 100; fewer than 10 of a class: 3 of cat, 2 of dog)"),
+    ],
+)
+def test_few_images_are_said(counts, images, expected: str):
+    text = few_images_text("the thresholds", ("cat", "dog"), counts, images)
+    assert (expected in text) if expected else (text == "")
+
+
+def test_few_images_of_many_classes_are_one_line():
+    names = [f"class {number}" for number in range(1000)]
+    text = few_images_text("the thresholds", names, [5] * 1000)
+    assert "5 of class 0, 5 of class 1, 5 of class 2 and of 997 other classes)" in text
+    assert "5,000 in all" not in text
 
 
 def test_predict_uses_the_temperature_unless_told_otherwise(run: Run, photo: Path, capsys):
@@ -76,7 +103,9 @@ def test_predict_uses_the_temperature_unless_told_otherwise(run: Run, photo: Pat
     expected = apply_temperature(array(own)[np.newaxis], calibration.temperature)[0]
     np.testing.assert_allclose(array(answer), expected, atol=1e-7)
     assert cli.main(["predict", str(run.directory), str(photo), "--format", "csv"]) == 0
-    assert "probabilities are calibrated: temperature" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "probabilities are calibrated: temperature" in err
+    assert calibration.few_images in err
 
 
 def test_unknown_below_the_threshold_of_a_share(run: Run, capsys):
@@ -116,6 +145,16 @@ def test_calibrate_prints_what_it_keeps(run: Run, tmp_path: Path, capsys):
     out = capsys.readouterr().out
     for words in ("negative log-likelihood", "expected calibration error", "temperature", "0.7"):
         assert words in out
+    assert "are from few validation images" in out
+    assert calibration_remarks(Run.open(copy))[0].startswith("calibration.json: the temperature")
+    kept = json.loads((copy / "calibration.json").read_text())
+    # A file of an earlier version does not say how few its images were.
+    earlier = {name: value for name, value in kept.items() if name != "few_images"}
+    for fields in (earlier, kept | {"few_images": ""}, kept | {"model_sha256": "0" * 64}):
+        Run.open(copy).write_json("calibration.json", fields)
+        assert calibration_remarks(Run.open(copy)) == []
+    Run.open(copy).write_json("calibration.json", earlier)
+    assert read_calibration(Run.open(copy)).few_images == ""  # pyright: ignore[reportOptionalMemberAccess]
     assert cli.main(["calibrate", str(tmp_path)]) == cli.BAD_INPUT
     assert "is not a run directory" in capsys.readouterr().err
 

@@ -95,6 +95,41 @@ def test_images_that_have_moved(run: Run, tmp_path: Path) -> None:
     assert "source" not in run.results["test"]
     validation = open_split(run, "validation", f"folder:{tmp_path / 'new place'}")
     assert validation.size == len(validation.labels) > 0
+    with pytest.raises(FileNotFoundError, match="new place with --source"):
+        runs.calibrate_run(run)
+    runs.calibrate_run(run, source=f"folder:{tmp_path / 'new place'}")
+    assert run.read_json("calibration.json")["images"] == validation.size
+    for class_name in ("red", "green"):
+        write(tmp_path / "another", class_name, 3)
+    with pytest.raises(ValueError, match="does not hold the images of"):
+        runs.calibrate_run(run, source=f"folder:{tmp_path / 'another'}")
+
+
+def test_tfds_that_has_moved(made: Run, tmp_path: Path, capsys, monkeypatch) -> None:
+    opened = []
+
+    def stop(recipe: Recipe):
+        opened.append((recipe.source, recipe.data_dir))
+        raise ValueError("it is opened")
+
+    run = Run(tmp_path / "run", made.recipe.replace(source="cifar10", data_dir="/old"))
+    shutil.copytree(made.directory, run.directory)
+    run.write_recipe()
+    monkeypatch.setattr("keras_vgg.runs.images.load_source", stop)
+    options = ["--data-dir", str(tmp_path)]
+    for command in (["evaluate"], ["calibrate"], ["report", "--split", "test"], ["export"]):
+        assert cli.main([command[0], str(run.directory), *command[1:], *options]) == cli.BAD_INPUT
+        assert "it is opened" in capsys.readouterr().err, command
+    assert opened == [("cifar10", str(tmp_path))] * 4
+    assert Run.open(run.directory).recipe.data_dir == "/old"
+    for directory, folder, source, message in (
+        (run.directory, "nowhere", None, "there is no such folder"),
+        (made.directory, str(tmp_path), None, "is for data sets of TFDS, and the images are from"),
+        (run.directory, str(tmp_path), "digits", "the images are from digits; if they have moved"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            runs.in_data_dir(Run.open(directory), folder, source)
+    assert runs.in_data_dir(made, None) is made
 
 
 def test_another_set(

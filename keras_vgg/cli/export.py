@@ -118,11 +118,13 @@ class Export:
         from keras_vgg import runs
 
         if run is not None and (self.run.is_dir() or self.source is not None):
-            if self.source_options != DEFAULT_OPTIONS:
+            data_dir = self.source_options.data_dir
+            if dataclasses.replace(self.source_options, data_dir=None) != DEFAULT_OPTIONS:
                 raise ValueError(
                     "how a run's source is opened is in its recipe; leave out the options of the"
-                    " source, such as --seed"
+                    " source, such as --seed, but for --data-dir"
                 )
+            run = runs.in_data_dir(run, data_dir, self.source)
             return runs.export_run(
                 run,
                 output,

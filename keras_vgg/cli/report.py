@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from keras_vgg.cli.arguments import require_runs, require_suffix
 from keras_vgg.console import show
 
 
@@ -28,6 +29,8 @@ class Report:
     source: str | None = None
     """Where the runs' images are now if they have moved, or another set to report on, such as
     folder:PATH. The classes of another set are matched by name."""
+    data_dir: str | None = None
+    """TFDS: the folder of prepared data sets, if it has moved (default: the runs' own)."""
     unknown_classes: Literal["error", "skip"] = "error"
     """If another set has classes that a run does not know: stop with an error, or skip their
     images."""
@@ -37,13 +40,21 @@ class Report:
     images: int = 12
     """Number of mistakes, and number of hits, to show for each run."""
 
+    def check(self) -> None:
+        """Check the runs and the name of the page, without TensorFlow.
+
+        Raises:
+            ValueError, FileNotFoundError: as `require_runs`; the page's name is not that of HTML.
+        """
+        require_runs("report", self.runs)
+        if self.out is not None and not self.out.exists():  # a file that exists is looked at later
+            require_suffix("--out", self.out, ".html", ".htm")
+
     def __call__(self) -> None:
         from keras_vgg.run import Run
-        from keras_vgg.runs import report_runs
+        from keras_vgg.runs import in_data_dir, report_runs
 
-        if not self.runs:
-            raise ValueError("report needs at least one run directory")
-        runs = [Run.open(path) for path in self.runs]
+        runs = [in_data_dir(Run.open(path), self.data_dir, self.source) for path in self.runs]
         page = report_runs(
             runs,
             self.out,

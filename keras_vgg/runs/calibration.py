@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from keras_vgg.evaluation.temperature import (
     Temperature,
     apply_temperature,
@@ -14,7 +16,9 @@ from keras_vgg.evaluation.temperature import (
 )
 from keras_vgg.files import sha256_of
 from keras_vgg.run import Run
-from keras_vgg.runs.evaluate import evaluate_runs
+from keras_vgg.runs.evaluator import Evaluator, plan_of
+from keras_vgg.runs.few_images import few_images_text
+from keras_vgg.runs.images import RunImages, open_split
 
 FILE = "calibration.json"
 SHARES = (0.9, 0.95, 0.99)
@@ -29,10 +33,12 @@ class Calibration:
         temperature: The number that the scores are divided by.
         thresholds: Share of the validation images -> (threshold of the calibrated probabilities,
             threshold of the network's own).
+        few_images: A line if the validation images are few; else empty.
     """
 
     temperature: float
     thresholds: dict[float, tuple[float, float]]
+    few_images: str = ""
 
     def threshold(self, share: float, calibrated: bool) -> float:
         """Return the probability below which an image is unknown.
@@ -50,31 +56,41 @@ class Calibration:
 
 
 def calibrate_run(
-    run: Run, *, shares: Sequence[float] = SHARES, verbose: bool = False
+    run: Run,
+    *,
+    shares: Sequence[float] = SHARES,
+    verbose: bool = False,
+    source: str | None = None,
 ) -> Temperature:
     """Fit a run's temperature on its validation images, and keep it in calibration.json.
 
     The file has the temperature; the negative log-likelihood and the expected calibration error
-    before and after; the SHA-256 of the model; and for each share the threshold that this share of
-    the validation images reach, with the temperature and without it.
+    before and after; the SHA-256 of the model; for each share the threshold that this share of the
+    validation images reach, with the temperature and without it; and a line if there are fewer than
+    100 validation images, or fewer than 10 of a class.
 
     Args:
         run: A finished run with one label an image.
         shares: Shares of the validation images that are to be known.
         verbose: Show a progress bar on stderr.
+        source: Where the run's images are now; None: where they were.
 
     Raises:
-        ValueError, OSError: as `evaluate_runs`; a share is not above 0 and at most 1.
+        ValueError, OSError: as `evaluate_runs`; a share is not above 0 and at most 1; `source` does
+            not hold the run's own images.
     """
     for share in shares:
         if not 0 < share <= 1:
             raise ValueError(f"unknown must be above 0 and at most 1, not {share}")
+    run.require_model()
     if run.several_labels:
         raise ValueError(
             f"{run.directory} gives an image several labels, and one temperature calibrates only"
             " classes of which an image has one"
         )
-    (evaluation,) = evaluate_runs([run], _SPLIT, verbose)
+    images = RunImages(open_split(run, _SPLIT, source), _SPLIT)
+    evaluator = Evaluator(run, images, None, verbose)
+    evaluation = evaluator.average_of(plan_of("center", [run.recipe.eval_scale_side]))
     temperature = fit_temperature(evaluation)
     calibrated = apply_temperature(evaluation.probabilities, temperature.value)
     thresholds = {
@@ -93,6 +109,11 @@ def calibrate_run(
         "thresholds": thresholds,
         "model_sha256": sha256_of(run.model_path),
         "note": temperature.note,
+        "few_images": few_images_text(
+            "the temperature and the thresholds",
+            run.class_names,
+            np.bincount(evaluation.labels, minlength=len(run.class_names)).tolist(),
+        ),
     }
     run.write_json(FILE, content)
     return temperature
@@ -123,7 +144,21 @@ def read_calibration(run: Run) -> Calibration | None:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not temperature > 0:
         raise ValueError(f"{path} cannot be read: its temperature is {temperature}")
-    return Calibration(temperature, thresholds)
+    # Files of earlier versions do not say how few their images were.
+    return Calibration(temperature, thresholds, str(fields.get("few_images", "")))
+
+
+def calibration_remarks(run: Run) -> list[str]:
+    """Return what a reader of a report should know of a run's calibration.
+
+    That of an earlier model of the run is not looked at.
+    """
+    if not (run.directory / FILE).is_file():
+        return []
+    fields = run.read_json(FILE)
+    if not fields.get("few_images") or fields["model_sha256"] != sha256_of(run.model_path):
+        return []
+    return [f"{FILE}: {fields['few_images']}"]
 
 
 def require_calibration(run: Run, purpose: str) -> Calibration:

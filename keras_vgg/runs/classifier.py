@@ -18,7 +18,7 @@ from keras_vgg.export.model_files import Network, open_model_file
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.run import Run
 from keras_vgg.runs import calibration as calibrations
-from keras_vgg.runs.several_labels import read_thresholds
+from keras_vgg.runs.several_labels import thresholds_and_notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,15 +130,11 @@ def _of_run(run: Run, calibrated: bool | None, unknown: float | None) -> Classif
         )
     if calibration is not None and unknown is not None:
         threshold = calibration.threshold(unknown, calibrated is not False)
+    if calibration is not None and calibration.few_images:
+        notes = (*notes, calibration.few_images)
     label_thresholds = None
     if run.several_labels:
-        label_thresholds = read_thresholds(run)
-        if label_thresholds is None:
-            label_thresholds = np.full(len(names), 0.5)
-            notes = (
-                f"an image gets a label from a probability of 0.5 on: `keras-vgg evaluate"
-                f" {run.directory}` chooses a threshold for each label",
-            )
+        label_thresholds, notes = thresholds_and_notes(run)
     return Classifier(
         network,
         evaluation_transform(run.recipe),

@@ -13,6 +13,7 @@ from keras_vgg import __version__, evaluation, report
 from keras_vgg.fit import best_row
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
+from keras_vgg.runs.calibration import calibration_remarks
 from keras_vgg.runs.evaluate import (
     is_evaluated,
     require_same_classes,
@@ -221,7 +222,7 @@ def _content(run: Run, number: int, name: str, typed_directory: str) -> report.R
         several_labels=run.several_labels,
         exports=exports,
         export_images=images,
-        remarks=_read(run, "data.json", lambda: remarks_on(run)),
+        remarks=[*_read(run, "data.json", lambda: remarks_on(run)), *calibration_remarks(run)],
         missing=missing,
     )
 
