@@ -25,6 +25,7 @@ from PIL import Image
 from keras_vgg import cli, demo, explain, runs
 from keras_vgg.demo.answer import Examples, TimeLimit
 from keras_vgg.demo.guard import require_upload
+from keras_vgg.demo.page import _table as page_table
 from keras_vgg.explain.heat import resized
 from keras_vgg.files import sha256_of
 from keras_vgg.fit import Run
@@ -190,6 +191,39 @@ def test_a_calibrated_run_answers_as_predict_does(varied_run, tmp_path):
     assert [name for name, _ in answered] == [name for name, _ in before]
     assert answered != before
     np.testing.assert_allclose([p for _, p in answered], [p for _, p in expected], atol=1e-6)
+
+
+def test_a_run_with_several_labels_answers_as_predict_does(varied_run, tmp_path):
+    run = Run.open(shutil.copytree(varied_run.directory, tmp_path / "run"))
+    run.write_json("data.json", run.read_json("data.json") | {"several_labels": True})
+    path = tmp_path / GOOD["whole"]
+    save(path, "whole")
+    (answered,) = runs.Predictor(run)([path])
+    assert "0.5 on" in demo.Answerer(run).notes[0]
+    probabilities = dict(answered.ranked(None))
+    # The least probable label has the lowest threshold, and the most probable one a higher.
+    *_, last = probabilities
+    thresholds = dict.fromkeys(run.class_names, 1.0) | {last: probabilities[last] / 2}
+    kept = {"validation": [thresholds[name] for name in run.class_names]}
+    digest = sha256_of(run.model_path)
+    run.write_json("thresholds.json", {"model_sha256": digest, "thresholds": kept})
+    (answered,) = runs.Predictor(run)([path])
+    answer = demo.Answerer(run).of_file(path)
+    assert answer.thresholds is not None
+    has = [
+        name
+        for (name, share), threshold in zip(answer.classes, answer.thresholds, strict=True)
+        if share >= threshold
+    ]
+    assert has == [name for name, _ in answered.labels] == [last]
+    assert len(answer.classes) == 6  # the five best, and the label that the picture has
+    html = page_table("a.png", answer)
+    assert f"<caption>a.png; labels: {last}</caption>" in html
+    assert html.count("class=best") == 1
+    assert html.count("100.00%") == 5
+    none = answer._replace(thresholds=[1.0] * 6)
+    assert "<caption>a.png; no label</caption>" in page_table("a.png", none)
+    assert page_table("a.png", none._replace(thresholds=None)).count("class=best") == 1
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from keras_vgg.fit import evaluation_transform, load_source
 from keras_vgg.run import Run
 from keras_vgg.runs.calibration import read_calibration
 from keras_vgg.runs.explain import place_heat
+from keras_vgg.runs.several_labels import thresholds_and_notes
 
 _THUMBNAIL = 96  # pixels of the longer side at most
 
@@ -27,14 +28,18 @@ class Answer(NamedTuple):
     """The answer to one picture.
 
     Attributes:
-        classes: (name, probability), the best first.
+        classes: (name, probability), the best first. With several labels a picture, all labels that
+            it has are among them.
         heat: uint8 [h, w, 3], the picture with the heat over it.
         seen: The share of the picture that the network saw, in (0, 1].
+        thresholds: With several labels a picture: the threshold of each of `classes`. The picture
+            has a label whose probability reaches it. None: a picture has one class.
     """
 
     classes: list[tuple[str, float]]
     heat: np.ndarray
     seen: float
+    thresholds: list[float] | None = None
 
 
 class Answerer:
@@ -43,7 +48,10 @@ class Answerer:
     Args:
         run: A finished run.
         layer: The layer for Grad-CAM, as for `explain.grad_cam`. None: the last convolution.
-        top: How many classes an answer has.
+        top: How many classes an answer has; with several labels a picture, more if it has more.
+
+    Attributes:
+        notes: What a user must know about the answers.
 
     Raises:
         ValueError: no epoch of the run has ended, or its network has no such layer.
@@ -51,10 +59,19 @@ class Answerer:
 
     def __init__(self, run: Run, layer: str | None = None, top: int = 5) -> None:
         self._model, self._names = run.model(), run.class_names
+        self._network = evaluation.runner(
+            self._model, evaluation.Protocol("center"), len(self._names)
+        )
         self._transform = evaluation_transform(run.recipe)
         self._layer, self._top = layer, top
         self._bit_depth: data.BitDepth = run.recipe.bit_depth
         self._calibration = None if run.several_labels else read_calibration(run)
+        self._thresholds: np.ndarray | None = None
+        self.notes: tuple[str, ...] = ()
+        if run.several_labels:
+            self._thresholds, self.notes = thresholds_and_notes(run)
+        elif self._calibration is not None and self._calibration.few_images:
+            self.notes = (self._calibration.few_images,)
         # An unknown layer must raise here, and tracing must not delay the first answer.
         self.of_image(np.zeros((run.recipe.image_size, run.recipe.image_size, 3), np.uint8))
 
@@ -70,11 +87,9 @@ class Answerer:
     def of_image(self, image: np.ndarray) -> Answer:
         """Return the answer to uint8 [h, w, 3] RGB, with the classes of `runs.predict_files`."""
         views = self._transform(image).numpy()[np.newaxis]
-        (classes,) = evaluation.predict(self._model, views, self._names, top=len(self._names))
+        (probabilities,) = self._network(views)
         if self._calibration is not None:
-            names, probabilities = zip(*classes, strict=True)
-            calibrated = apply_temperature(np.array(probabilities), self._calibration.temperature)
-            classes = list(zip(names, calibrated.tolist(), strict=True))
+            probabilities = apply_temperature(probabilities, self._calibration.temperature)
         (heat,) = explain.grad_cam(self._model, views, layer=self._layer)
         window = central_window(
             np.array(image.shape[:2]),
@@ -84,7 +99,14 @@ class Answerer:
         )
         placed_heat = place_heat(heat, window, image.shape[:2])
         seen = float(np.isfinite(placed_heat).mean())
-        return Answer(classes[: self._top], explain.overlay(image, placed_heat), seen)
+        order = np.argsort(-probabilities, kind="stable")
+        shown, thresholds = order[: self._top], None
+        if self._thresholds is not None:
+            has_label = (probabilities >= self._thresholds)[order]
+            shown = order[has_label | (np.arange(len(order)) < self._top)]
+            thresholds = self._thresholds[shown].tolist()
+        classes = [(self._names[int(i)], float(probabilities[i])) for i in shown]
+        return Answer(classes, explain.overlay(image, placed_heat), seen, thresholds)
 
 
 class TimeLimit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -35,7 +35,7 @@ _STYLE = """
 .vgg-answer tr {border: 0;}
 .vgg-answer :is(th, td) {text-align: left; padding: 5px 0; font-weight: normal; border: 0;
   border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere;}
-.vgg-answer tbody tr:first-child :is(th, td) {font-weight: 600;}
+.vgg-answer tbody tr.best :is(th, td) {font-weight: 600;}
 .vgg-answer :is(th, td).number {text-align: right; font-variant-numeric: tabular-nums;}
 .vgg-answer .bar {display: block; height: 6px; border-radius: 3px; margin-top: 3px;
   min-width: 1px; background: var(--color-accent);}
@@ -110,7 +110,7 @@ def demo_page(
     title = f"VGG, configuration {run.recipe.configuration}: {run.directory.resolve().name}"
     cleaning = (_CLEANING_INTERVAL, _MAX_AGE)
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=cleaning) as blocks:
-        gr.HTML(_about(run, title), elem_classes="vgg")
+        gr.HTML(_about(run, title, answerer.notes), elem_classes="vgg")
         with gr.Row():
             with gr.Column(min_width=280):
                 upload_text = _UPLOAD_TEXT.format(max_mb, MAX_UPLOAD_PIXELS // 10**6)
@@ -187,24 +187,42 @@ def _heat_and_table(
         format="png" if height * width <= _MAX_PNG_PIXELS else "jpeg",
         alt_text=f"{name} with bright places where it speaks for {best}",
     )
+    return picture, _table(f"{name}, {sides}", answer)
+
+
+def _table(caption: str, answer: Answer) -> str:
+    """Return the classes in HTML; with several labels a picture, also which labels it has."""
+    header = '<th scope="col">class</th><th scope="col" class="number">probability</th>'
+    columns = '<col><col style="width:6em">'
+    has_label = [number == 0 for number in range(len(answer.classes))]
+    cells = [""] * len(answer.classes)
+    if answer.thresholds is not None:
+        header = header.replace("class<", "label<") + '<th scope="col" class="number">from</th>'
+        columns += '<col style="width:6em">'
+        pairs = [*zip(answer.classes, answer.thresholds, strict=True)]
+        has_label = [share >= threshold for (_, share), threshold in pairs]
+        cells = [f'<td class="number">{threshold:.2%}</td>' for _, threshold in pairs]
+        labels = [label for (label, _), has in zip(answer.classes, has_label, strict=True) if has]
+        caption += f"; {'labels: ' + ', '.join(labels) if labels else 'no label'}"
     rows = "".join(
-        f'<tr><th scope="row">{escape(label)}<span class="bar" style="width:{share:.2%}"></span>'
-        f'</th><td class="number">{share:.2%}</td></tr>'
-        for label, share in answer.classes
+        f'<tr{" class=best" if has else ""}><th scope="row">{escape(label)}'
+        f'<span class="bar" style="width:{share:.2%}"></span></th>'
+        f'<td class="number">{share:.2%}</td>{cell}</tr>'
+        for (label, share), cell, has in zip(answer.classes, cells, has_label, strict=True)
     )
-    return picture, (
-        f'<div role="status"><table><caption>{escape(name)}, {sides}</caption>'
-        '<colgroup><col><col style="width:6em"></colgroup>'
-        '<thead><tr><th scope="col">class</th><th scope="col" class="number">probability</th></tr>'
-        f"</thead><tbody>{rows}</tbody></table></div>"
+    return (
+        f'<div role="status"><table><caption>{escape(caption)}</caption>'
+        f"<colgroup>{columns}</colgroup><thead><tr>{header}</tr></thead>"
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 
-def _about(run: Run, title: str) -> str:
+def _about(run: Run, title: str, notes: Sequence[str]) -> str:
     recipe, results = run.recipe, run.results
     facts = [f"Trained on {recipe.source}, {len(run.class_names)} classes"]
     facts.append(validation_text(results) if run.finished else "training has not finished")
     if "top1" in results.get("test", {}):
         facts.append(f"test accuracy {results['test']['top1']:.2%}")
+    remarks = "".join(f"<p>{escape(note)}.</p>" for note in notes)
     privacy = "Pictures stay on the machine that serves this page, and are deleted after minutes."
-    return f"<h1>{escape(title)}</h1><p>{escape(', '.join(facts))}.</p><p>{privacy}</p>"
+    return f"<h1>{escape(title)}</h1><p>{escape(', '.join(facts))}.</p>{remarks}<p>{privacy}</p>"
