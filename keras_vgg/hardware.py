@@ -8,6 +8,7 @@ import importlib.util
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from keras_vgg import architecture
@@ -39,6 +40,27 @@ _STARTUP_MESSAGES = (
     r"|To enable the following instructions: "
     r"|E.*(cuInit: .*(\(303\)|CUDA_ERROR_NO_DEVICE)|Unable to register cu\w+ factory))"
 )
+
+# TensorFlow logs damage in a JPEG as an error of its own, without the file's name. Each command
+# names the file itself.
+_DAMAGED_IMAGE_MESSAGES = (
+    r"(E\d{4} .*|\d{4}-\d\d-\d\d \S+ E .*)jpeg_mem\.cc"
+    r"|WARNING: All log messages before absl"
+)
+
+
+@contextlib.contextmanager
+def without_messages_about_images() -> Iterator[None]:
+    """Drop TensorFlow's log lines about damaged images; other errors are shown.
+
+    For a program that has its stderr to itself. With TF_CPP_MIN_LOG_LEVEL=0 or 1, every message is
+    shown.
+    """
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") in ("0", "1"):
+        yield
+        return
+    with without_native_stderr(_DAMAGED_IMAGE_MESSAGES):
+        yield
 
 
 def prepare_environment(backend: str | None = None) -> None:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
+from PIL import Image
 
 from keras_vgg import hardware
 from keras_vgg.hardware import Engine, Machine, choose_engine
@@ -116,11 +118,38 @@ def test_a_script_starts_without_a_word() -> None:
     assert stderr_of(code) == ""
 
 
-def test_a_command_starts_without_a_word() -> None:
-    arguments = ["data", "stats", "digits", "--limit", "5"]
-    stderr = stderr_of(f"from keras_vgg import cli; cli.main({arguments!r})")
-    # The progress bar alone.
-    assert not re.search(r"^[IWEF]\d{4} |WARNING|oneDNN|cuInit|absl", stderr, re.MULTILINE)
+def test_a_command_has_no_word_of_tensorflow_about_start_up_and_damage(tmp_path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    for name in "ab":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg", quality=95)
+    damaged = tmp_path / "photos" / "a" / "0.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    report = tmp_path / "report.json"
+    arguments = ["data", "check", f"folder:{tmp_path / 'photos'}", "--report", str(report)]
+    # An error of native code, other than about an image, must be shown.
+    code = f"""
+import os, sys
+from keras_vgg import cli
+from keras_vgg.cli.data import DataCheck
+call = DataCheck.__call__
+def call_with_error(self):
+    os.write(2, b"E0000 00:00:1.2 3 other.cc:5] a real error\\n")
+    print("Python's own line", file=sys.stderr)
+    call(self)
+DataCheck.__call__ = call_with_error
+sys.argv = ["keras-vgg", *{arguments!r}]
+sys.exit(cli.main())
+"""
+    lines = stderr_of(code).splitlines()
+    assert "E0000 00:00:1.2 3 other.cc:5] a real error" in lines
+    assert "Python's own line" in lines
+    rest = "\n".join(line for line in lines if "a real error" not in line)
+    # The progress bars, and the line of the command.
+    assert not re.search(r"^[IWEF]\d{4} |WARNING|oneDNN|cuInit|absl|jpeg_mem", rest, re.MULTILINE)
+    assert "cannot be decoded" in rest
+    assert str(damaged.name) in rest
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ from keras_vgg.cli.summary import Summary
 from keras_vgg.cli.train import Train
 from keras_vgg.cli.tune import Tune
 from keras_vgg.cli.weights import Weights
+from keras_vgg.console import notes_once
 from keras_vgg.recipe import Recipe, load_recipe
 
 # The optional packages, by the extra that installs them: pip install 'keras-vgg[EXTRA]'.
@@ -85,10 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        if argv is None:
+            return _run(sys.argv[1:], owns_stderr=True)
+        return _run(list(argv))
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], *, owns_stderr: bool = False) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     if arguments in (["--version"], ["-V"]):
@@ -98,7 +101,7 @@ def _run(arguments: list[str]) -> int:
         name, options = _split_name(arguments)
         if name is not None:
             command = _parse(name, options)
-            if isinstance(command, (Compare, Predict, Search)):
+            if hasattr(command, "check"):
                 command.check()  # before TensorFlow is imported, which takes seconds
             tables_only = isinstance(command, Summary) or command == Weights()
             if not tables_only:
@@ -106,6 +109,11 @@ def _run(arguments: list[str]) -> int:
 
                 backend = command.backend if isinstance(command, Train) else None
                 hardware.prepare_environment(backend)
+                with contextlib.ExitStack() as stack:
+                    stack.enter_context(notes_once())
+                    if owns_stderr:
+                        stack.enter_context(hardware.without_messages_about_images())
+                    return command() or OK
             return command() or OK
         return _help(arguments)
     except KeyboardInterrupt:
@@ -229,7 +237,16 @@ def _parse_with_tyro(name: str, arguments: list[str], tyro_options: dict[str, An
     except SystemExit as exit:
         if exit.code in (0, None):
             raise
-        raise ValueError(_text_in_box(stderr.getvalue())) from None
+        text = _text_in_box(stderr.getvalue())
+        raise ValueError(_too_many(name, text) or text) from None
+
+
+def _too_many(name: str, text: str) -> str | None:
+    """Return a line for words that follow the last argument; None: tyro's message is another."""
+    found = re.fullmatch(r"Unrecognized options: ([^-].*)", text)
+    if found is None:
+        return None
+    return f"{name} takes no argument {found[1]!r} after the others: see keras-vgg {name} --help"
 
 
 def _text_in_box(box: str) -> str:

@@ -8,6 +8,8 @@ from typing import Literal
 
 import tyro
 
+from keras_vgg.cli.arguments import command_line
+
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
@@ -29,6 +31,24 @@ class Convert:
     """The preprocessing that the network expects, if the source does not state it."""
     include_top: bool = True
     """Convert the classifier too. Without it, any head of the source is left out."""
+
+    def check(self) -> None:
+        """Check the order of the files and the naming, without TensorFlow.
+
+        Raises:
+            ValueError: the file to read is not the first argument; the file to write has no names
+                of PyTorch.
+        """
+        if self.target.expanduser().exists() and not self.source.expanduser().exists():
+            raise ValueError(
+                f"{self.source} does not exist, and the file to read comes first: "
+                f"{command_line('convert', self.target, self.source)}"
+            )
+        if self.naming != "torchvision" and self.target.suffix.lower() in (".h5", ".keras"):
+            raise ValueError(
+                f"--naming {self.naming} is for .safetensors and .pth files, and {self.target} is "
+                "a file of Keras: leave out --naming"
+            )
 
     def __call__(self) -> None:
         from keras_vgg import convert

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tyro
 
+from keras_vgg.cli.arguments import command_line, looks_like_source, require_suffix
 from keras_vgg.cli.sources import DEFAULT_OPTIONS, FlatSourceOptions, SourceName
 from keras_vgg.console import new_table, show
 from keras_vgg.recipe import Recipe, load_recipe
@@ -26,6 +27,10 @@ class DataCheck:
     report: Path = Path("data_check.json")
     """The JSON file to write the report into."""
     source_options: FlatSourceOptions = DEFAULT_OPTIONS
+
+    def check(self) -> None:
+        """Raise ValueError if the report's name is not that of a JSON file; without TensorFlow."""
+        require_suffix("--report", self.report, ".json")
 
     def __call__(self) -> None:
         from keras_vgg import data
@@ -118,6 +123,14 @@ class DataPack:
     megapixels then cost a fraction of the time in every epoch (default: as they are)."""
     source_options: FlatSourceOptions = DEFAULT_OPTIONS
 
+    def check(self) -> None:
+        """Raise ValueError if the source is not the first argument; without TensorFlow."""
+        if looks_like_source(str(self.out)):
+            advice = command_line("data pack", self.out, self.source)
+            if looks_like_source(self.source):
+                advice = command_line("data pack", self.source, "OUT")
+            raise ValueError(f"the source comes first, then a folder to write into: {advice}")
+
     def __call__(self) -> None:
         from keras_vgg import data
 
@@ -158,6 +171,10 @@ class DataShow:
     views: int = 5
     """Number of augmentations of each image."""
     source_options: FlatSourceOptions = DEFAULT_OPTIONS
+
+    def check(self) -> None:
+        """Raise ValueError if the sheet's name is not that of a PNG; without TensorFlow."""
+        require_suffix("--out", self.out, ".png")
 
     def __call__(self) -> None:
         from keras_vgg.runs import show_augmentation

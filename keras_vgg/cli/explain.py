@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from keras_vgg.cli.arguments import require_model_first
 from keras_vgg.console import show
 
 
@@ -38,6 +39,10 @@ class Explain:
     """Folder to write into (default: explain/ in the run directory)."""
     seed: int = 0
     """Seed of smoothgrad's noise and of the filters' first images."""
+
+    def check(self) -> None:
+        """Raise ValueError if the run is not the first argument; without TensorFlow."""
+        require_model_first("explain", self.run, self.images)
 
     def __call__(self) -> None:
         from keras_vgg.run import Run

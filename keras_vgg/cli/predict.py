@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from keras_vgg.cli.arguments import require_model_first
 from keras_vgg.cli.rows import RowFormat, note, row_format, text_file
 from keras_vgg.console import new_table, percent, show
 
@@ -73,6 +74,7 @@ class Predict:
             raise FileNotFoundError(
                 f"{self.model} is not a run directory or a model file: it does not exist"
             )
+        require_model_first("predict", self.model, self.images)
         from keras_vgg.image_paths import existing_paths
 
         existing_paths(self.images)

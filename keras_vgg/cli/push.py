@@ -7,6 +7,8 @@ from pathlib import Path
 
 import tyro
 
+from keras_vgg.cli.arguments import command_line, is_run
+
 
 @dataclasses.dataclass(frozen=True)
 class Push:
@@ -22,6 +24,13 @@ class Push:
     """OWNER/NAME. A repository that does not exist is made."""
     private: bool = False
     """Make a new repository private."""
+
+    def check(self) -> None:
+        """Raise ValueError if the run is not the first argument; without TensorFlow."""
+        if is_run(Path(self.repository)) and not is_run(self.run):
+            raise ValueError(
+                f"the run comes first: {command_line('push', self.repository, self.run)}"
+            )
 
     def __call__(self) -> None:
         from keras_vgg.run import Run

@@ -10,6 +10,14 @@ from typing import Any, Literal, TextIO
 
 RowFormat = Literal["table", "csv", "jsonl"]
 
+# What a name ends in -> its format; "" is a format that these commands do not write.
+_SUFFIXES = {
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    **dict.fromkeys((".tsv", ".json", ".xlsx", ".xls", ".parquet", ".html", ".md"), ""),
+}
+
 
 def row_format(format: RowFormat | None, out: Path | None) -> RowFormat:
     """Return the format that --format and --out decide together.
@@ -24,12 +32,24 @@ def row_format(format: RowFormat | None, out: Path | None) -> RowFormat:
         raise FileNotFoundError(f"there is no folder {out.parent} for --out {out}")
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder; name a file")
+    named = _SUFFIXES.get(out.suffix.lower())
     if format in ("csv", "jsonl"):
+        if named not in (None, format):
+            other = ", or leave out --format" if named else ""
+            raise ValueError(
+                f"--format {format} and --out {out} disagree: name a file that ends in "
+                f".{format}{other}"
+            )
         return format
-    if format is None and out.suffix.lower() == ".csv":
+    if format is None and named == "csv":
         return "csv"
-    if format is None and out.suffix.lower() == ".jsonl":
+    if format is None and named == "jsonl":
         return "jsonl"
+    if format == "table":
+        raise ValueError(
+            f"--format table is printed, and not written into a file: leave out --out {out}, or "
+            "choose --format csv or --format jsonl"
+        )
     raise ValueError(
         f"--out {out} needs --format csv or --format jsonl, or a name that ends in .csv or .jsonl"
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from keras_vgg.cli.arguments import require_suffix
 from keras_vgg.console import new_table, show
 
 
@@ -62,6 +63,8 @@ class Summary:
             raise ValueError(f"--batch must be 1 or more, not {self.batch}")
         if self.plot is not None and self.configuration is None:
             raise ValueError("--plot draws one configuration: keras-vgg summary D --plot FILE.png")
+        if self.plot is not None:
+            require_suffix("--plot", self.plot, ".png")
         options = self._options()
         if self.kernels:
             if self.format == "json":

@@ -5,14 +5,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_vgg.console import progress_bars
+from keras_vgg.console import note_once, progress_bars
 from keras_vgg.data.decode import (
     EXTENSIONS,
     TENSORFLOW_ERRORS,
@@ -99,7 +98,7 @@ def without_bad_images(split: Split) -> Split:
     )
     if len(bad) > _MOST_BAD_IMAGES * split.size:
         raise ValueError(f"{message}. More than {_MOST_BAD_IMAGES:.0%} is too many to skip")
-    print(f"skipped: {message}", file=sys.stderr)
+    note_once(f"skipped: {message}")
     return split.without({position for position, _, _ in bad})
 
 

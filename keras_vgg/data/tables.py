@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import collections
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from keras_vgg.console import note_once
 from keras_vgg.data.equal import equal_file_groups
 from keras_vgg.data.groups import group_names
 from keras_vgg.data.hold_out import hold_out
@@ -103,7 +103,7 @@ def _raise_or_name(table: Table, skip_bad: bool) -> None:
         raise ValueError(f'{message}. Correct them, or skip them with on_bad_image="skip"')
     if len(table.bad) > _MOST_BAD_ROWS * total:
         raise ValueError(f"{message}. More than {_MOST_BAD_ROWS:.0%} is too many to skip")
-    print(f"skipped: {message}", file=sys.stderr)
+    note_once(f"skipped: {message}")
 
 
 def _class_names(table: Table, rows: Sequence[Row], split: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import validate_repo_id
 
 from keras_vgg import __version__
 from keras_vgg.architecture import get_configuration
@@ -48,7 +49,7 @@ def push_run(run: Run, repository: str, *, private: bool = False) -> str:
     """
     repository = repository.removeprefix("hf://")
     try:
-        huggingface_hub.utils.validate_repo_id(repository)
+        validate_repo_id(repository)
     except ValueError as error:
         raise ValueError(f"the repository must be OWNER/NAME, not {repository!r}") from error
     if repository.count("/") != 1:

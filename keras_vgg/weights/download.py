@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from keras_vgg.weights.published import Checkpoint
 
@@ -123,7 +124,7 @@ def fetch_repository(repository: str) -> Path:
         OSError: there is no such repository, or no connection.
     """
     try:
-        huggingface_hub.utils.validate_repo_id(repository)
+        validate_repo_id(repository)
     except ValueError as error:
         raise ValueError(f"hf://{repository} must be hf://OWNER/NAME: {error}") from error
     if repository.count("/") != 1:

@@ -1,0 +1,112 @@
+"""Arguments that are swapped, given twice, or contradict each other get one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from keras_vgg import cli
+from keras_vgg.cli.arguments import is_model
+from keras_vgg.cli.rows import row_format
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of photographs, two run directories, a LiteRT file and a weight file."""
+    monkeypatch.chdir(tmp_path)
+    for run in ("run", "other"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "recipe.json").write_text("{}")
+    (tmp_path / "photos").mkdir()
+    for name in ("photos/a.png", "model.tflite", "weights.h5"):
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("predict photos run", "the model comes first: keras-vgg predict run photos"),
+        ("predict photos/a.png model.tflite", "keras-vgg predict model.tflite photos/a.png"),
+        ("predict run other photos", "other is a model and not an image: predict takes one model"),
+        ("predict run run", "predict takes one model, here run, and then images"),
+        ("explain photos/a.png run", "the model comes first: keras-vgg explain run photos/a.png"),
+        ("explain run other", "explain takes one model, here run"),
+        ("evaluate run run", "run is given twice; name each run once"),
+        ("evaluate run photos", "keras-vgg evaluate run --source folder:photos"),
+        ("evaluate nowhere", "nowhere is not a run directory: it does not exist"),
+        ("evaluate", "evaluate needs at least one run directory"),
+        ("report run ./run", "run is given twice"),
+        ("report photos", "photos is not a run directory: it has no recipe.json"),
+        ("report run --out page.pdf", "--out page.pdf must end in .html"),
+        ("data check folder:photos --report a.csv", "--report a.csv must end in .json"),
+        ("data show digits --out a.jpg", "--out a.jpg must end in .png"),
+        ("summary D --plot a.svg", "--plot a.svg must end in .png"),
+        ("convert weights.h5 a.keras --naming timm", "--naming timm is for .safetensors and .pth"),
+        ("convert new.h5 weights.h5", "keras-vgg convert weights.h5 new.h5"),
+        ("data pack packed folder:photos", "keras-vgg data pack folder:photos packed"),
+        ("data pack folder:photos folder:photos", "keras-vgg data pack folder:photos OUT"),
+        ("data pack packed digits", "keras-vgg data pack digits packed"),
+    ],
+)
+def test_the_right_order_is_one_line(
+    folder: Path, arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments.split()) == cli.BAD_INPUT
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_push_names_the_run_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["push", "owner/name", "run"]) == cli.BAD_INPUT
+    assert "the run comes first: keras-vgg push run owner/name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("run", True), ("model.tflite", True), ("photos", False), ("none.keras", False)],
+)
+def test_what_a_model_is(folder: Path, path: str, expected: bool) -> None:
+    assert is_model(folder / path) is expected
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "message"),
+    [
+        ("csv", "a.jsonl", "--format csv and --out .*a.jsonl disagree: .* ends in .csv, or leave"),
+        ("jsonl", "a.CSV", "--format jsonl and --out .* ends in .jsonl, or leave out --format"),
+        ("csv", "a.tsv", "--format csv and --out .*a.tsv disagree: name a file that ends in .csv$"),
+        ("jsonl", "a.json", "disagree"),
+        ("table", "a.csv", "--format table is printed, and not written into a file"),
+        (None, "a.xlsx", "needs --format csv or --format jsonl"),
+        (None, "a.tsv", "needs --format csv or --format jsonl"),
+    ],
+)
+def test_a_format_and_a_name_that_disagree(tmp_path: Path, format, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        row_format(format, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("format", "name", "expected"),
+    [
+        (None, "a.csv", "csv"),
+        (None, "a.ndjson", "jsonl"),
+        ("csv", "a.txt", "csv"),
+        ("jsonl", "a", "jsonl"),
+        ("jsonl", "a.jsonl", "jsonl"),
+    ],
+)
+def test_a_name_decides_the_format(tmp_path: Path, format, name: str, expected: str) -> None:
+    assert row_format(format, tmp_path / name) == expected
+
+
+@pytest.mark.parametrize("command", ["predict run photos", "compare photos photos"])
+def test_every_command_with_rows_looks_at_the_name(
+    folder: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*command.split(), "--format", "csv", "--out", "a.jsonl"]) == cli.BAD_INPUT
+    assert "--format csv and --out a.jsonl disagree" in capsys.readouterr().err
