@@ -297,7 +297,7 @@ def test_a_checkpoint_of_other_values(tmp_path, value, message):
 
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
     model.compile("sgd", "mse")
-    checkpoint.save(tmp_path / "a.npz", model, checkpoint.Progress())
+    checkpoint.save(tmp_path / "a.npz", checkpoint.copied(model, checkpoint.Progress()))
     with np.load(tmp_path / "a.npz") as file:
         arrays = {name: np.asarray(file[name]) for name in file.files}
     bias = next(name for name in arrays if name.endswith("bias"))

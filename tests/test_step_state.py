@@ -1,4 +1,4 @@
-"""On JAX, callbacks leave the weights on the device, and the step is compiled once."""
+"""Images go to the device as bytes. On JAX, the weights stay there; the step is compiled once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow as tf
+
+from keras_vgg.fit.inputs import channel_statistics, load_source, training_data, validation_data
+from tests.test_fit import TINY
 
 SCRIPT = """
 import json
@@ -74,6 +78,18 @@ print(json.dumps({
     "history": plain.history,
 }))
 """
+
+
+@pytest.mark.parametrize("varied", [False, True])
+def test_training_images_are_bytes_and_validation_images_have_fractions(varied: bool) -> None:
+    changes = {"mixup": 0.2, "hue": 0.1, "rotation": 10.0, "color": "grey", "rgb_shift": 0.0}
+    recipe = TINY.replace(**changes) if varied else TINY
+    source = load_source(recipe)
+    batches = training_data(recipe, source, channel_statistics(recipe, source.train))
+    assert batches.element_spec[0].dtype == tf.uint8
+    (images, _), *_ = validation_data(recipe, source).take(1)
+    assert images.dtype == tf.float32
+    assert not tf.reduce_all(images == tf.round(images))
 
 
 @pytest.mark.slow

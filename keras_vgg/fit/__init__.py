@@ -75,8 +75,9 @@ def train(
         workdir: The run directory: new, empty, or an earlier run of the same recipe.
         verbose: 0: print nothing. 2: print a line an epoch on stdout. "auto" or 1: if stderr is a
             terminal, show a progress bar there and a row an epoch above the bar; otherwise as 2.
-        callbacks: Called after the run's own callbacks, so an epoch's files are written when these
-            callbacks see its end. A resume does not restore the state of these callbacks.
+        callbacks: Called after the run's own callbacks, so an epoch's model.keras and metrics.csv
+            are written when these callbacks see its end; its checkpoint may still be on its way. A
+            resume does not restore the state of these callbacks.
 
     Returns:
         The finished run.

@@ -31,7 +31,8 @@ class Recorder(keras.callbacks.Callback):
     A checkpoint holds every variable of the model and the optimiser (with dropout's seeds), the
     history, and the steps and metric sums of an unfinished epoch. So a resumed run ends as if it
     had not been interrupted. A checkpoint is written after each epoch, within an epoch as the
-    recipe says, and before a stop.
+    recipe says, and before a stop. A thread writes it while training goes on: train in the context
+    of `writer`, which waits for the last one.
 
     Args:
         run: The run to write.
@@ -52,6 +53,7 @@ class Recorder(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._keeper = Keeper(run, full_model)
+        self.writer = self._keeper.writer
         self._stop = stop or StopRequest()
         self.averages: Averages | None = None  # for validations
         self.commonest = commonest or Commonest(None, 0.0, 1)
@@ -118,6 +120,7 @@ class Recorder(keras.callbacks.Callback):
 
     def _end_step(self, batch: int, logs: dict | None) -> None:
         self._last_step = time.perf_counter()
+        self.writer.require_success()
         steps, part = divmod(batch + 1, self.run.recipe.gradient_accumulation)
         done = self.first_step + steps
         place = f"{'by' if self._is_late else 'at'} step {done + bool(part)}"
@@ -184,6 +187,7 @@ class Recorder(keras.callbacks.Callback):
         self._require_finite_variables(f"after step {done} of epoch {self._epoch + 1}")
         self._save(checkpoint.Progress(self.history, done, self._seconds(), sums))
         if stops:
+            self.writer.wait()
             hosts.wait("kept")
             self._stop.obey(f"kept step {done} of epoch {self._epoch + 1} in {self.run.directory}")
 

@@ -51,22 +51,31 @@ def metric_values(model: keras.Model) -> tuple[np.ndarray, ...]:
     return tuple(value.copy() for value in values)
 
 
-def save(path: Path, model: keras.Model, progress: Progress) -> None:
-    """Write every variable of a compiled model and its optimiser, and the progress.
+def copied(model: keras.Model, progress: Progress) -> dict[str, np.ndarray]:
+    """Return the arrays of a checkpoint, which training does not change while they are written.
 
-    The variables include dropout's seeds.
+    They are every variable of a compiled model and its optimiser, dropout's seeds included, and the
+    progress.
+    """
+    metrics = len(progress.metrics)
+    described = json.dumps([progress.history, progress.step, progress.seconds, metrics])
+    arrays = {"progress": np.array(described)}
+    for i, variable in enumerate(_variables(model)):
+        value: Any = keras.ops.convert_to_numpy(variable)
+        # An array without data of its own may show the memory that the next step writes to.
+        arrays[f"{i:04d} {variable.path}"] = value if value.flags.owndata else value.copy()
+    return arrays | {f"metric {i:04d}": value for i, value in enumerate(progress.metrics)}
+
+
+def save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write the arrays of a checkpoint.
 
     Raises:
         OSError: the file cannot be written.
     """
-    metrics = len(progress.metrics)
-    described = json.dumps([progress.history, progress.step, progress.seconds, metrics])
-    arrays: dict[str, Any] = {
-        f"{i:04d} {v.path}": keras.ops.convert_to_numpy(v) for i, v in enumerate(_variables(model))
-    }
-    arrays |= {f"metric {i:04d}": value for i, value in enumerate(progress.metrics)}
     with path.open("wb") as file:
-        np.savez(file, progress=np.array(described), **arrays)
+        # The stub takes any name for `allow_pickle`.
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
 
 
 def load(path: Path, model: keras.Model) -> Progress:

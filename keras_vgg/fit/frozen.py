@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,7 +19,9 @@ import tensorflow as tf
 
 from keras_vgg import data
 from keras_vgg.array_cache import ArrayCache
+from keras_vgg.backend import is_tensorflow
 from keras_vgg.console import progress_bars
+from keras_vgg.fit import hosts
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
 
 SHARD = 2048  # images in a file: an interrupted computation loses less than one file
@@ -42,6 +45,14 @@ def varies(recipe: Recipe) -> list[str]:
     fixed = fixed or (eval_scale == size and train_scale == (size, size))
     fixed = fixed or recipe.crop_area is not None  # which takes the place of train_scale
     return ([] if fixed else ["train_scale"]) + varying
+
+
+def keeps_features(recipe: Recipe) -> bool:
+    """Return whether a training computes the features of its frozen base once.
+
+    Several hosts share each batch of images, so their base runs every epoch.
+    """
+    return recipe.freeze_until == "all" and not varies(recipe) and hosts.count() == 1
 
 
 def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model]:
@@ -88,10 +99,12 @@ class Features:
         self.size = split.size
         self.views = 2 if mirrored else 1
         self.seconds = 0.0
+        # Keras numbers the inputs of a process, and a resumed run may not have the first one.
+        network = base.to_json().replace(f'"{base.layers[0].name}"', '"input_layer"')
         key = {
             "split": split.fingerprint(),
             "files": split.stamp(),
-            "network": hashlib.sha256(base.to_json().encode()).hexdigest(),
+            "network": hashlib.sha256(network.encode()).hexdigest(),
             "weights": _digest(base),
             "transform": {name: str(value) for name, value in transform.keywords.items()},
             "input": list(base.input_shape),
@@ -115,19 +128,14 @@ class Features:
         batch_size: int,
         verbose: bool,
     ) -> None:
-        @tf.function
-        def run(images: tf.Tensor) -> tf.Tensor:
-            views = [images, tf.reverse(images, [2])][: self.views]
-            features = tf.stack([base(view, training=False) for view in views], axis=1)
-            return tf.cast(features, tf.float32)
-
+        run = _compiled(base, self.views, batch_size)
         rest = split.between(cache.done, split.size)
         features, labels = [], []
         images_done = cache.done
         with progress_bars(verbose) as progress:
             task = progress.add_task("features", total=split.size, completed=images_done)
             for images, classes in data.evaluation_dataset(rest, batch_size, transform):
-                features.append(run(images).numpy())
+                features.append(run(images))
                 labels.append(classes.numpy())
                 images_done += len(classes)
                 progress.update(task, completed=images_done)
@@ -171,10 +179,45 @@ class Features:
         endless = tf.data.Dataset.from_generator(batches, output_signature=signature)
         return data.untuned(endless.prefetch(2))
 
-    def evaluation(self, batch_size: int) -> tf.data.Dataset:
-        """Return batches of every image once, in order, without mirror images."""
+    def evaluation(self, batch_size: int | None) -> tf.data.Dataset:
+        """Return batches of every image once, in order, without mirror images; None: no batches."""
         images = tf.data.Dataset.from_tensor_slices((self.features[:, 0], self.labels))
-        return data.untuned(images.batch(batch_size))
+        return data.untuned(images if batch_size is None else images.batch(batch_size))
+
+
+def _compiled(base: keras.Model, views: int, batch_size: int) -> Callable[[tf.Tensor], np.ndarray]:
+    """Return the function from at most `batch_size` images to float32 [images, views, ...]."""
+    if is_tensorflow():
+
+        @tf.function
+        def run(images: tf.Tensor) -> tf.Tensor:
+            both = [images, tf.reverse(images, [2])][:views]
+            features = tf.stack([base(view, training=False) for view in both], axis=1)
+            return tf.cast(features, tf.float32)
+
+        return lambda images: run(images).numpy()
+    # JAX compiles the base for each size of a batch, and its devices share a batch equally: so
+    # black images fill the last batch.
+    distribution: Any = keras.distribution.distribution()
+    devices = 1 if distribution is None else distribution.device_mesh.devices.size
+    size = -(-batch_size // devices) * devices
+
+    def predicted(images: np.ndarray) -> np.ndarray:
+        batch: Any = images
+        if distribution is not None:
+            layout = distribution.get_data_layout(images.shape)
+            batch = keras.distribution.distribute_tensor(images, layout)
+        return np.asarray(base.predict_on_batch(batch))
+
+    def predict(images: tf.Tensor) -> np.ndarray:
+        count = len(images)
+        filled = np.zeros((size, *images.shape[1:]), np.float32)
+        filled[:count] = images
+        both = [filled, filled[:, :, ::-1]][:views]
+        features = [predicted(view)[:count] for view in both]
+        return np.stack(features, axis=1).astype(np.float32)
+
+    return predict
 
 
 def _digest(model: keras.Model) -> str:

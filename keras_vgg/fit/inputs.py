@@ -233,12 +233,15 @@ def in_parts(recipe: Recipe, batches: tf.data.Dataset) -> tf.data.Dataset:
 def validation_data(recipe: Recipe, source: data.Source) -> tf.data.Dataset:
     """Return every validation image once, in order: batches (images, one-hot labels).
 
-    On JAX, devices and hosts share a batch, so all batches are full: see `_full_batches`.
+    On JAX, devices and hosts share a batch, so all batches are full: see `full_batches`.
     """
     classes, split = len(source.class_names), source.validation
     assert split is not None, "training looks for a validation split first"
     if is_jax():
-        validation = _full_batches(recipe, split, classes)
+        examples = data.evaluation_dataset(
+            split, None, evaluation_transform(recipe), host=hosts.index(), hosts=hosts.count()
+        )
+        validation = full_batches(recipe, examples, split.size, classes)
     else:
         validation = data.evaluation_dataset(split, recipe.part_size, evaluation_transform(recipe))
     pixels = split.size * recipe.image_size**2 * 3
@@ -249,19 +252,19 @@ def validation_data(recipe: Recipe, source: data.Source) -> tf.data.Dataset:
     return validation.map(partial(one_hot, classes=classes))
 
 
-def _full_batches(recipe: Recipe, split: data.Split, classes: int) -> tf.data.Dataset:
-    """Return this host's share of a split: batches (images, one-hot labels, weights).
+def full_batches(
+    recipe: Recipe, examples: tf.data.Dataset, images: int, classes: int
+) -> tf.data.Dataset:
+    """Return batches (images, one-hot labels, weights) of this host's pairs (image, label).
 
+    `images` counts the pairs of all hosts. Features may take the place of images.
     Black images of weight 0 fill the last batch. Keras divides a loss by all images of a batch, so
     the weight of the other images is more than 1: the mean is then that of the split's images.
     """
     batch, count = recipe.part_size // hosts.count(), hosts.count()
-    batches = -(-split.size // recipe.part_size)
-    weight = batches * recipe.part_size / split.size
-    own_images = len(range(hosts.index(), split.size, count))
-    examples = data.evaluation_dataset(
-        split, None, evaluation_transform(recipe), host=hosts.index(), hosts=count
-    )
+    batches = -(-images // recipe.part_size)
+    weight = batches * recipe.part_size / images
+    own_images = len(range(hosts.index(), images, count))
 
     def add_weight(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         _, target = one_hot(image, label, classes)

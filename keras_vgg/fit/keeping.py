@@ -1,4 +1,8 @@
-"""The files of a training: checkpoints and the best model. The first host writes them for all."""
+"""The files of a training: checkpoints and the best model. The first host writes them for all.
+
+A checkpoint of VGG-16 has 1.1 GB. Training waits only until its arrays are copied; a thread writes
+the file.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import keras
 
 from keras_vgg.files import write_atomically
 from keras_vgg.fit import checkpoint, hosts
+from keras_vgg.fit.background import BackgroundWriter
 from keras_vgg.fit.distribution import portable
 from keras_vgg.run import Run
 
@@ -21,11 +26,16 @@ class Keeper:
     Args:
         run: The run to write.
         full_model: The network to save if only its head is trained; None: the trained one.
+
+    Attributes:
+        writer: What writes a checkpoint while training goes on. As a context, it waits at the end
+            for the last one.
     """
 
     def __init__(self, run: Run, full_model: keras.Model | None = None) -> None:
         self.run = run
         self.writes = hosts.index() == 0
+        self.writer = BackgroundWriter()
         self._full_model = full_model
 
     def restore(self, model: keras.Model) -> checkpoint.Progress:
@@ -57,20 +67,32 @@ class Keeper:
         return checkpoint.Progress()
 
     def write_checkpoint(self, model: keras.Model, progress: checkpoint.Progress) -> None:
-        """Write a checkpoint, and delete older ones than the newest `keep_checkpoints`."""
+        """Begin to write a checkpoint: when this returns, the variables may change.
+
+        At its end, checkpoints older than the newest `keep_checkpoints` are deleted. An error of
+        the writing is raised by the next call, or by the next of `writer`.
+        """
         if not self.writes:
             return
+        self.writer.wait()  # so that only one copy is in memory
         name = checkpoint.file_name(progress.epoch, progress.step)
         path = self.run.directory / "checkpoints" / name
         path.parent.mkdir(exist_ok=True)
-        self._write(path, lambda target: checkpoint.save(target, model, progress))
-        for old in self.run.checkpoints[: -self.run.recipe.keep_checkpoints]:
-            old.unlink()
+        arrays = checkpoint.copied(model, progress)
+
+        def write() -> None:
+            self._write(path, lambda target: checkpoint.save(target, arrays))
+            for old in self.run.checkpoints[: -self.run.recipe.keep_checkpoints]:
+                old.unlink()
+
+        self.writer.start(write)
 
     def write_model(self, model: keras.Model) -> None:
         """Write the network as the run's best model, without the optimiser."""
         if not self.writes:
             return
+        # No more than one epoch is in the model and not in a checkpoint.
+        self.writer.wait()
         full_model = self._full_model or model
         bare = keras.Model(full_model.inputs[0], full_model.outputs[0], name=full_model.name)
         with portable(bare):

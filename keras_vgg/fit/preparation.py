@@ -91,8 +91,7 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool, announce: bool) -> 
     distribution.synchronize(model, engine)
     transfer.freeze(model, recipe.freeze_until)
     base, trained = None, model
-    # On JAX, the frozen base runs every epoch.
-    if recipe.freeze_until == "all" and not frozen.varies(recipe) and is_tensorflow():
+    if frozen.keeps_features(recipe):
         base, trained = frozen.split_model(model)
     compile_model(trained, recipe, engine, several)
     teachers = distillation.load_teachers(recipe.teachers, source.class_names, several)

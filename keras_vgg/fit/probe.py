@@ -10,8 +10,7 @@ import keras
 import numpy as np
 
 from keras_vgg import data, transfer
-from keras_vgg.backend import is_tensorflow
-from keras_vgg.fit import frozen
+from keras_vgg.fit import frozen, hosts
 from keras_vgg.recipe import Recipe
 
 # Inverse strengths of the regularisation. More of them find nothing better.
@@ -90,7 +89,7 @@ def _features(
     verbose: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return float32 [images, views, d] and int [images]."""
-    if is_tensorflow():
+    if hosts.count() == 1:
         cached = frozen.Features(
             base, split, transform, mirrored=mirrored, folder=folder, verbose=verbose
         )

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg import __version__, data, hardware
-from keras_vgg.backend import backend_name, is_tensorflow
+from keras_vgg.backend import backend_name, is_jax, is_tensorflow
 from keras_vgg.fit import distillation, frozen, hosts, verdict
 from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.callbacks import Recorder
@@ -24,6 +24,7 @@ from keras_vgg.fit.checkpoint import Progress
 from keras_vgg.fit.class_weights import describe_weights, weighted
 from keras_vgg.fit.inputs import (
     evaluation_transform,
+    full_batches,
     in_parts,
     one_hot,
     training_data,
@@ -88,7 +89,8 @@ def run_training(
         leaves_steps_alone(board)
         all_callbacks.insert(1, board)
     epoch = start.epoch
-    with data.bad_images_named(source.train, prepared.validation), progress, stop:
+    bad_images_named = data.bad_images_named(source.train, prepared.validation)
+    with bad_images_named, progress, stop, recorder.writer:
         if start.step:
             # Keras' fit starts with a full epoch. The rest of this epoch is a fit of its own.
             _end_epoch(trained, training, validation, recorder, start, all_callbacks)
@@ -155,7 +157,7 @@ def _announce(
         print(*teacher.lines(prepared.described), sep="\n")
     if prepared.class_weights is not None:
         print(describe_weights(prepared.class_weights, source.class_names))
-    if recipe.freeze_until == "all" and is_tensorflow():
+    if recipe.freeze_until == "all":
         print(_frozen_base_note(recipe))
 
 
@@ -290,13 +292,17 @@ def _feature_datasets(
     if verbose and seconds:
         print(f"features of {sum(f.size for f in splits):,} images computed in {seconds:.0f} s")
     training, validation = splits
-    targets = partial(one_hot, classes=len(source.class_names))
+    classes = len(source.class_names)
+    targets = partial(one_hot, classes=classes)
 
     def from_step(epoch: int, step: int = 0) -> tf.data.Dataset:
         balanced = recipe.sampling == "balanced"
         batches = training.training(recipe.batch_size, recipe.seed, epoch, step, balanced=balanced)
         return weighted(in_parts(recipe, batches).map(targets), prepared.class_weights)
 
+    if is_jax():
+        examples = validation.evaluation(None)
+        return from_step, full_batches(recipe, examples, validation.size, classes)
     return from_step, validation.evaluation(recipe.part_size).map(targets)
 
 
@@ -308,6 +314,8 @@ def _frozen_base_note(recipe: Recipe) -> str:
             "to compute the features once, set train_scale and eval_scale to image_size, and use "
             "no augmentation but horizontal_flip"
         )
+    if not frozen.keeps_features(recipe):
+        return "the frozen base runs every epoch, because several hosts share the images"
     return "the frozen base's features are computed once"
 
 
