@@ -214,7 +214,7 @@ def convert_weights(
     if naming not in torch_naming.NAMINGS:
         raise ValueError(f"naming must be one of {', '.join(torch_naming.NAMINGS)}, not {naming!r}")
     if target.exists() and not overwrite:
-        raise ValueError(f"{target} exists; pass overwrite=True to replace it")
+        raise ValueError(f"{target} exists; pass overwrite=True (--overwrite) to replace it")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent}")
     weights = weight_files.read_weights(source, include_top)

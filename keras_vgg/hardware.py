@@ -41,11 +41,15 @@ _STARTUP_MESSAGES = (
     r"|E.*(cuInit: .*(\(303\)|CUDA_ERROR_NO_DEVICE)|Unable to register cu\w+ factory))"
 )
 
-# TensorFlow logs damage in a JPEG as an error of its own, without the file's name. Each command
-# names the file itself.
+# TensorFlow and libjpeg report a JPEG that cannot be decoded without the file's name. Each command
+# names the file itself. libjpeg's warnings about a JPEG that is decoded all the same are shown.
 _DAMAGED_IMAGE_MESSAGES = (
-    r"(E\d{4} .*|\d{4}-\d\d-\d\d \S+ E .*)jpeg_mem\.cc"
+    r"((E\d{4} .*|\d{4}-\d\d-\d\d \S+ E .*)jpeg_mem\.cc"
     r"|WARNING: All log messages before absl"
+    r"|(Improper call to JPEG library in state|Bogus (Huffman table|marker length|D\w+ index)"
+    r"|Unsupported (JPEG process|marker type)|Invalid (JPEG file structure|component ID)"
+    r"|Invalid progressive parameters|Input file read error|Not a JPEG file|Empty JPEG image"
+    r"|(Quantization|Huffman) table 0x\w+ was not defined|Didn't expect more than one scan))"
 )
 
 

@@ -124,8 +124,9 @@ def test_a_command_has_no_word_of_tensorflow_about_start_up_and_damage(tmp_path)
         (tmp_path / "photos" / name).mkdir(parents=True)
         for number in range(6):
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.jpg", quality=95)
-    damaged = tmp_path / "photos" / "a" / "0.jpg"
+    damaged, other = (tmp_path / "photos" / name / "0.jpg" for name in "ab")
     damaged.write_bytes(damaged.read_bytes()[:2000])
+    other.write_bytes(other.read_bytes()[:500])
     report = tmp_path / "report.json"
     arguments = ["data", "check", f"folder:{tmp_path / 'photos'}", "--report", str(report)]
     # An error of native code, other than about an image, must be shown.
@@ -147,9 +148,12 @@ sys.exit(cli.main())
     assert "Python's own line" in lines
     rest = "\n".join(line for line in lines if "a real error" not in line)
     # The progress bars, and the line of the command.
-    assert not re.search(r"^[IWEF]\d{4} |WARNING|oneDNN|cuInit|absl|jpeg_mem", rest, re.MULTILINE)
-    assert "cannot be decoded" in rest
-    assert str(damaged.name) in rest
+    assert not re.search(
+        r"^[IWEF]\d{4} |WARNING|oneDNN|cuInit|absl|jpeg_mem|JPEG lib", rest, re.MULTILINE
+    )
+    assert "2 images of" in rest
+    assert "a/0.jpg" in rest
+    assert "b/0.jpg" in rest
 
 
 @pytest.mark.slow
@@ -176,6 +180,36 @@ def test_errors_come_through_the_filter_of_start_up_messages() -> None:
         "    os.abort()"
     )
     assert stderr_of(code).splitlines() == [*lines[5:]]
+
+
+def test_what_is_said_of_a_damaged_jpeg_is_dropped_and_the_rest_is_shown() -> None:
+    lines = (
+        "E0000 00:00:1.2 3 jpeg_mem.cc:338] Premature end of JPEG data. Stopped at line 12/480",
+        "2026-01-02 03:04:05.678901: E tensorflow/core/lib/jpeg/jpeg_mem.cc:320] Image too large",
+        "Improper call to JPEG library in state 201",
+        "Bogus DHT index 17",
+        "Huffman table 0x02 was not defined",
+        "Corrupt JPEG data: 12 extraneous bytes before marker 0xd9",  # it is decoded all the same
+        "E0000 00:00:1.2 3 cuda_dnn.cc:52] Could not create cudnn handle",
+        "W0000 00:00:1.2 3 other.cc:52] a warning about jpeg_mem.cc",
+        "Bogus, says Python",
+    )
+    code = (
+        "import os, sys\nfrom keras_vgg import hardware\n"
+        "before = sys.stderr\n"
+        "with hardware.without_messages_about_images():\n"
+        f"    os.write(2, {chr(10).join(lines).encode()!r} + b'\\n')\n"
+        "    sys.stderr.write('Improper call to JPEG library, says Python\\n')\n"
+        "    assert sys.stderr is not before\n"
+        "assert sys.stderr is before\n"
+        "print('after', file=sys.stderr)\n"
+    )
+    said = stderr_of(code).splitlines()
+    assert said[-1] == "after"
+    assert sorted(said[:-1]) == sorted([*lines[5:], "Improper call to JPEG library, says Python"])
+    assert len(stderr_of(code.replace("not before", "before"), TF_CPP_MIN_LOG_LEVEL="0")) > len(
+        "\n".join(lines)
+    )
 
 
 def test_flags_of_a_processor(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import tyro
 
 from keras_vgg import __version__
 from keras_vgg.architecture import MINIMUM_SIZE
+from keras_vgg.cli.arguments import require_recipe
 from keras_vgg.cli.calibrate import Calibrate
 from keras_vgg.cli.compare import Compare
 from keras_vgg.cli.convert import Convert
@@ -203,6 +204,8 @@ def _parse(name: str, arguments: list[str]):
         late = [argument for argument in arguments[1:] if argument.endswith(".py")]
         if late and not recipe_first:
             raise ValueError(f"the recipe comes first: keras-vgg train {late[0]} --workdir ...")
+        if recipe_first:
+            require_recipe(arguments[0])
         recipe = load_recipe(arguments.pop(0)) if recipe_first else Recipe()
         tyro_options["default"] = Train(workdir=tyro.MISSING, recipe=recipe)
         if not recipe_first:
@@ -243,7 +246,7 @@ def _parse_with_tyro(name: str, arguments: list[str], tyro_options: dict[str, An
 
 def _too_many(name: str, text: str) -> str | None:
     """Return a line for words that follow the last argument; None: tyro's message is another."""
-    found = re.fullmatch(r"Unrecognized options: ([^-].*)", text)
+    found = re.fullmatch(r"Unrecognized options: ([^-](?:(?!, -).)*)", text)
     if found is None:
         return None
     return f"{name} takes no argument {found[1]!r} after the others: see keras-vgg {name} --help"
@@ -256,5 +259,5 @@ def _text_in_box(box: str) -> str:
     for parse errors is in the private tyro._errors, and console_outputs=False drops the message.
     """
     _title, *lines = (line.strip("╭╮╰╯│─ ") for line in box.splitlines())
-    text = " ".join(line for line in lines if line)
+    text = " ".join(line for line in lines if line.strip("-"))  # rules of a terminal in ASCII
     return text.split(" For full helptext")[0].replace(" Argument helptext:", ";")

@@ -47,6 +47,15 @@ def require_model_first(command: str, model: Path, images: Sequence[Path]) -> No
         )
 
 
+def require_recipe(text: str) -> None:
+    """Raise ValueError if the first argument of train is a source of images, and no recipe."""
+    is_folder = Path(text).expanduser().is_dir() and not is_run(Path(text))
+    if is_folder or looks_like_source(text):
+        source = f"folder:{text}" if is_folder else text
+        advice = command_line("train", "--source", source, "--workdir", "RUN")
+        raise ValueError(f"{text} is no recipe; to train on these images: {advice}")
+
+
 def require_suffix(option: str, path: Path, *suffixes: str) -> None:
     """Raise ValueError if a file's name says that it has another format."""
     if path.suffix.lower() not in suffixes:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from keras_vgg.cli.arguments import command_line, is_run
 from keras_vgg.console import show
 
 
@@ -68,6 +69,15 @@ class Finetune:
     """Random seed (default: 0)."""
     quiet: bool = False
     """Print one line for each epoch instead of a progress bar."""
+
+    def check(self) -> None:
+        """Raise ValueError if a run is named in the place of the photographs; no TensorFlow."""
+        if is_run(Path(self.source)):
+            advice = command_line("finetune", "FOLDER", "--init", self.source)
+            raise ValueError(
+                f"{self.source} is a run, and finetune takes a folder of photographs; to begin "
+                f"with the weights of the run: {advice}"
+            )
 
     def __call__(self) -> None:
         from keras_vgg.runs import finetune
