@@ -137,10 +137,16 @@ def test_a_missing_report_is_written(finished, photos, small, tmp_path):
 @pytest.mark.slow
 def test_a_small_set_trains_the_classifier_alone(tmp_path, tiny_run, small, capsys):
     photos = write_photos(tmp_path / "few", [(40, 40)] * 8)
+    first = next(path for path in sorted(photos.rglob("*")) if path.is_file())
+    damaged = first.with_stem("damaged")
+    damaged.write_bytes(first.read_bytes()[: first.stat().st_size // 2])
     options = {name: value for name, value in small.items() if name != "learning_rate"}
-    run = finetune(photos, tmp_path / "run", **options | {"verbose": 2})
-    out = capsys.readouterr().out
-    assert "block 5 stays frozen: 5 training images a class are fewer than 20" in out
+    options |= {"verbose": 2, "on_bad_image": "skip"}
+    run = finetune(photos, tmp_path / "run", **options)
+    out, err = capsys.readouterr()
+    assert err.count("skipped: ") == 1
+    assert "block 5 stays frozen: " in out
+    assert " training images a class are fewer than 20" in out
     assert "features of 26 images computed" not in out  # once, for the classifier
     assert run.recipe.freeze_until == "all"
     assert run.recipe.learning_rate == 1e-5

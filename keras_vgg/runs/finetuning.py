@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from keras_vgg.console import notes_once
 from keras_vgg.fit import train
 from keras_vgg.fit.finetuning import plan_finetuning
 from keras_vgg.recipe import PATH_SOURCES
@@ -13,6 +14,7 @@ from keras_vgg.runs.evaluate import evaluate_run
 from keras_vgg.runs.report import report_runs
 
 
+@notes_once()
 def finetune(
     source: str | Path,
     workdir: str | Path,
