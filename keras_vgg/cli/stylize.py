@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -20,16 +21,25 @@ class Stylize:
     The pixels are changed, step by step, until VGG's features have the correlations of the style
     and the places of the content (Gatys et al., CVPR 2016). Beside the result, a folder gets
     pictures on the way and the losses. Repeat the command to resume after an interruption.
+
+    A network does it in one pass (Johnson et al., ECCV 2016). Train one for a style:
+    keras-vgg stylize FOLDER STYLE --out NET.keras. Use it: keras-vgg stylize CONTENT --network
+    NET.keras --out PNG. Write it for LiteRT: the same with --out NET.tflite.
     """
 
     content: tyro.conf.Positional[Path]
-    """The photograph to stylise (JPEG, PNG, BMP, GIF, WebP)."""
-    style: tyro.conf.Positional[Path]
-    """The picture whose style it gets."""
+    """The photograph to stylise (JPEG, PNG, BMP, GIF, WebP); to train a network, a folder of
+    photographs."""
     out: Path
-    """PNG file to write. The folder NAME_steps beside it gets the pictures on the way."""
-    size: int | Literal["content"] = 512
-    """Longer side of the result in pixels, or content for that of CONTENT."""
+    """File to write: a .png; a .keras, the network to train; with --network, also a .tflite. For a
+    PNG without --network, the folder NAME_steps beside it gets the pictures on the way."""
+    style: tyro.conf.Positional[Path | None] = None
+    """The picture whose style it gets. With --network, there is none."""
+    network: Path | None = None
+    """Style network (.keras) that stylises CONTENT."""
+    size: int | Literal["content"] | None = None
+    """Longer side of the result in pixels, or content for that of CONTENT (default: 512). To train
+    a network: side of the crops (default: 256). With --network: default content; 256 for LiteRT."""
     style_size: int | None = None
     """Longer side to which STYLE is scaled: smaller for finer patterns (default: that of the
     result)."""
@@ -39,10 +49,11 @@ class Stylize:
     """Comma-separated layers of the style (default: the first convolution of each block)."""
     content_layer: str = "block4_conv2"
     """Layer of the content."""
-    steps: int = 200
-    """Number of steps."""
+    steps: int | None = None
+    """Number of steps: of a picture (default: 200), or of a training, of 4 photographs each
+    (default: 2000)."""
     every: int = 50
-    """Steps between two pictures on the way."""
+    """Steps between two pictures on the way, or between two lines of a training."""
     start: Literal["content", "style", "noise"] = "content"
     """The first image."""
     method: Literal["l-bfgs", "adam"] = "l-bfgs"
@@ -59,24 +70,104 @@ class Stylize:
     configuration: str = "D"
     """Column of the paper's Table 1, for imagenet and torchvision, such as D or E."""
     seed: int = 0
-    """Seed of the noise."""
+    """Seed of the noise, or of a training."""
     overwrite: bool = False
-    """Replace a PNG that exists, and begin anew."""
+    """Replace a file that exists, and begin anew."""
 
     def __call__(self) -> None:
+        if self.network is not None:
+            self._require_only(("content", "out", "network", "size", "overwrite"), "--network")
+            return self._apply(self.network)
+        if self.style is None:
+            raise ValueError("name the picture of the style after CONTENT, or a --network")
+        if self.out.suffix.lower() == ".keras":
+            others = {"start", "method", "learning_rate", "tile"}
+            names = [field.name for field in dataclasses.fields(self) if field.name not in others]
+            self._require_only(names, "the training of a network")
+            return self._train(self.style)
+        if self.out.suffix.lower() == ".tflite":
+            raise ValueError("a .tflite file needs the --network that it is made of")
+        return self._descend(self.style)
+
+    def _require_only(self, names: Collection[str], purpose: str) -> None:
+        """Raise a ValueError if another option is not at its default."""
+        for field in dataclasses.fields(self):
+            if field.name not in names and getattr(self, field.name) != field.default:
+                word = field.name.upper()
+                option = word if word == "STYLE" else f"--{field.name.replace('_', '-')}"
+                raise ValueError(f"{option} plays no part with {purpose}; leave it out")
+
+    def _layers(self) -> tuple[str, ...]:
         from keras_vgg.perceptual.style import STYLE_LAYERS
+
+        if self.style_layers is None:
+            return STYLE_LAYERS
+        return tuple(part.strip() for part in self.style_layers.split(",") if part.strip())
+
+    def _apply(self, network: Path) -> None:
+        """Write a picture, or a LiteRT file."""
+        from keras_vgg.runs import style_networks
+
+        is_litert = self.out.suffix.lower() == ".tflite"
+        size = None if self.size == "content" else self.size
+        if is_litert:
+            if self.size == "content":
+                raise ValueError("a .tflite file needs --size in pixels, not content")
+            mean, most = style_networks.export_style_network(
+                self.content, network, self.out, size=size or 256, overwrite=self.overwrite
+            )
+            show(
+                f"{self.out}: {self.out.stat().st_size / 1e6:.2f} MB; differs from the network by "
+                f"{mean:.2g} grey levels of 255 on average, {most:.2g} at most"
+            )
+            return
+        image = style_networks.apply_style_network(
+            self.content, network, self.out, size=size, overwrite=self.overwrite
+        )
+        show(f"{self.out}: {image.shape[0]} x {image.shape[1]} pixels")
+
+    def _train(self, style: Path) -> None:
+        """Train a network."""
+        from keras_vgg.runs.style_networks import StyleTraining, train_style_network
+
+        if self.size == "content":
+            raise ValueError("the training of a network needs --size in pixels, not content")
+        settings = StyleTraining(
+            weights=self.weights,
+            configuration=self.configuration,
+            size=256 if self.size is None else self.size,
+            style_size=self.style_size,
+            style_weight=self.style_weight,
+            style_layers=self._layers(),
+            content_layer=self.content_layer,
+            pooling_layers="avg" if self.pooling == "avg" else None,
+            seed=self.seed,
+        )
+        losses = train_style_network(
+            self.content,
+            style,
+            self.out,
+            settings,
+            steps=2000 if self.steps is None else self.steps,
+            every=self.every,
+            overwrite=self.overwrite,
+            verbose=sys.stderr.isatty(),
+            on_line=note,
+        )
+        show(f"{self.out}: mean loss {losses[-1]:.4g} at the end, {losses[0]:.4g} at the beginning")
+
+    def _descend(self, style: Path) -> None:
+        """Lower the loss of a picture's pixels."""
         from keras_vgg.runs.stylizing import Stylisation, stylize_files
 
-        layers = STYLE_LAYERS
-        if self.style_layers is not None:
-            layers = tuple(part.strip() for part in self.style_layers.split(",") if part.strip())
+        size = 512 if self.size is None else self.size
         settings = Stylisation(
             weights=self.weights,
             configuration=self.configuration,
-            size=None if self.size == "content" else self.size,
+            size=None if size == "content" else size,
             style_size=self.style_size,
             style_weight=self.style_weight,
-            style_layers=layers,
+            style_layers=self._layers(),
             content_layer=self.content_layer,
             pooling_layers="avg" if self.pooling == "avg" else None,
             start=self.start,
@@ -86,10 +177,10 @@ class Stylize:
         )
         losses = stylize_files(
             self.content,
-            self.style,
+            style,
             self.out,
             settings,
-            steps=self.steps,
+            steps=200 if self.steps is None else self.steps,
             every=self.every,
             tile=self.tile,
             overwrite=self.overwrite,

@@ -15,12 +15,12 @@ from keras_vgg.export.ranges import CalibrationMethod, choose_ranges
 _SIGNATURE = "serving_default"
 
 
-def write_source(model: keras.Model, path: Path) -> None:
-    """Write the SavedModel to convert, with one signature: `images` -> `probabilities`."""
+def write_source(model: keras.Model, path: Path, output: str = "probabilities") -> None:
+    """Write the SavedModel to convert, with one signature: `images` -> the named output."""
     import tensorflow as tf
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {"probabilities": model(images, training=False)}
+        return {output: model(images, training=False)}
 
     archive = keras.export.ExportArchive()
     # No track(model): the endpoint tracks the variables, and both would store every weight twice.

@@ -51,7 +51,8 @@ def _litert(path: str, threads: int) -> Runner:
 
     def run(images: np.ndarray) -> np.ndarray:
         images = np.rint(images).astype(np.uint8) if takes_uint8 else images
-        return serve(images=images)["probabilities"]
+        (answers,) = serve(images=images).values()  # such as probabilities
+        return answers
 
     return run
 

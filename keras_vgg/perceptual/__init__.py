@@ -10,6 +10,7 @@ from keras_vgg.perceptual.loss import PerceptualLoss
 from keras_vgg.perceptual.lpips import LPIPS
 from keras_vgg.perceptual.settings import SETTINGS, Setting
 from keras_vgg.perceptual.style import Losses, StyleObjective, content_loss, style_loss
+from keras_vgg.perceptual.style_network import StyleTransferLoss, style_network
 
 __all__ = [
     "DISTS",
@@ -20,8 +21,10 @@ __all__ = [
     "Setting",
     "Step",
     "StyleObjective",
+    "StyleTransferLoss",
     "content_loss",
     "gram_matrix",
     "style_loss",
+    "style_network",
     "stylize",
 ]

@@ -136,11 +136,11 @@ class StyleObjective:
             raise ValueError(f"style_weight must be a positive number, not {style_weight}")
         if not style_layers or len(set(style_layers)) != len(style_layers):
             raise ValueError(f"style_layers must be different layers, not {list(style_layers)}")
-        content, style = _picture(content, "content"), _picture(style, "style")
+        content, style = checked_picture(content, "content"), checked_picture(style, "style")
         require_finite_weights(model)
         self._style_layers, self._content_layer = tuple(style_layers), content_layer
         self._names = tuple(dict.fromkeys((*style_layers, content_layer)))
-        self._strides = {name: _stride(name) for name in self._names}
+        self._strides = {name: stride_of(name) for name in self._names}
         self._windows = windows(content.shape[0], content.shape[1], tile)
         extractor = feature_extractor(model, self._names, pooling_layers=pooling_layers)
         self._sums = _sums_network(extractor, self._style_layers, content_layer)
@@ -186,7 +186,7 @@ class StyleObjective:
                 *self._style_grams,
                 *self._masks(window, image.shape),
                 self._content_maps[number],
-                _as_input(_part(image, window)),
+                as_input(_part(image, window)),
             ]
             losses, slope = self._gradient(
                 [ops.convert_to_tensor(x) for x in inputs], ops.zeros(1, "int32")
@@ -225,7 +225,7 @@ class StyleObjective:
 
     def _sums_of(self, image: np.ndarray, window: Window) -> list[np.ndarray]:
         """Return a tile's share of each Gram matrix and of each mean, and its content map."""
-        inputs = [*self._masks(window, image.shape), _as_input(_part(image, window))]
+        inputs = [*self._masks(window, image.shape), as_input(_part(image, window))]
         outputs = answer_of(self._sums, [ops.convert_to_tensor(x) for x in inputs])
         return [_array(output) for output in outputs]
 
@@ -244,7 +244,7 @@ def _gram_sums(sums: Sequence[list[np.ndarray]], layers: int) -> list[np.ndarray
     return [np.sum([part[i] for part in sums], axis=0) for i in range(layers)]
 
 
-def _picture(image: np.ndarray, name: str) -> np.ndarray:
+def checked_picture(image: np.ndarray, name: str) -> np.ndarray:
     """Return a picture as float32. ValueError: it is no image in [0, 255], or too small."""
     if np.ndim(image) != 3 or np.shape(image)[2] != 3:
         raise ValueError(f"the {name} must be [height, width, 3], not {list(np.shape(image))}")
@@ -259,7 +259,7 @@ def _picture(image: np.ndarray, name: str) -> np.ndarray:
     return image.astype("float32")
 
 
-def _stride(name: str) -> int:
+def stride_of(name: str) -> int:
     """Return the pixels between two places of a layer."""
     match = re.fullmatch(r"block([1-5])_conv\d(:pre|:post)?", name)
     if match is None:
@@ -282,7 +282,7 @@ def _part(image: np.ndarray, window: Window) -> np.ndarray:
     return image[slice(*window.rows), slice(*window.columns)]
 
 
-def _as_input(image: np.ndarray) -> np.ndarray:
+def as_input(image: np.ndarray) -> np.ndarray:
     batch = image[np.newaxis].astype("float32")
     return np.moveaxis(batch, -1, 1) if channel_axis() == 1 else batch
 

@@ -155,13 +155,18 @@ def save_picture(image: np.ndarray, path: Path) -> None:
     write_atomically(path, lambda partial: pixels.save(partial, format="PNG"))
 
 
-def _check(settings: Stylisation, out: Path, steps: int, every: int, overwrite: bool) -> None:
-    if out.suffix.lower() != ".png":
-        raise ValueError(f"the result must be a .png file, not {out.name!r}")
+def check_target(out: Path, suffix: str, overwrite: bool) -> None:
+    """Raise an error unless a file with this suffix may be written."""
+    if out.suffix.lower() != suffix:
+        raise ValueError(f"the result must be a {suffix} file, not {out.name!r}")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {out.parent} for {out.name}")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists: name another file, or pass overwrite (--overwrite)")
+
+
+def _check(settings: Stylisation, out: Path, steps: int, every: int, overwrite: bool) -> None:
+    check_target(out, ".png", overwrite)
     for name, count in (("steps", steps), ("every", every)):
         if count < 1:
             raise ValueError(f"{name} must be at least 1, not {count}")
@@ -176,8 +181,8 @@ def _pictures(
     settings: Stylisation, content: str | os.PathLike[str], style: str | os.PathLike[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the content and the style, uint8 [h, w, 3], in their sizes."""
-    photograph = _loaded(content, settings.size)
-    return photograph, _loaded(style, settings.style_size or max(photograph.shape[:2]))
+    photograph = scaled_picture(content, settings.size)
+    return photograph, scaled_picture(style, settings.style_size or max(photograph.shape[:2]))
 
 
 def _objective(
@@ -195,7 +200,7 @@ def _objective(
     )
 
 
-def _loaded(path: str | os.PathLike[str], longer: int | None) -> np.ndarray:
+def scaled_picture(path: str | os.PathLike[str], longer: int | None) -> np.ndarray:
     """Return a photograph as uint8 [h, w, 3], with the longer side as given."""
     image = load_image(path)
     if longer is None:
