@@ -210,9 +210,10 @@ def _compiled(base: keras.Model, views: int, batch_size: int) -> Callable[[tf.Te
         return np.asarray(base.predict_on_batch(batch))
 
     def predict(images: tf.Tensor) -> np.ndarray:
-        count = len(images)
-        filled = np.zeros((size, *images.shape[1:]), np.float32)
-        filled[:count] = images
+        array: np.ndarray = images.numpy()
+        count = len(array)
+        filled = np.zeros((size, *array.shape[1:]), np.float32)
+        filled[:count] = array
         both = [filled, filled[:, :, ::-1]][:views]
         features = [predicted(view)[:count] for view in both]
         return np.stack(features, axis=1).astype(np.float32)
