@@ -121,6 +121,7 @@ def test_the_papers_size():
     assert style_network().count_params() == convolutions + normalisations + 3
 
 
+@pytest.mark.slow
 def test_a_network_is_trained_on_a_folder_and_applied(folder, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(style_networks, "style_network", lambda *_: style_network(4, 1))
     out, result = tmp_path / "net.keras", tmp_path / "a.png"

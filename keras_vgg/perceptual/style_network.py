@@ -128,7 +128,7 @@ class AsImage(layers.Layer):
         x, image = inputs
         shape: Any = ops.shape(image)
         x = x[:, : shape[1], : shape[2]]
-        return 127.5 * (ops.tanh(x) + 1)
+        return 127.5 * ops.add(ops.tanh(x), 1)
 
     def compute_output_shape(self, input_shape):
         x, image = input_shape
@@ -186,8 +186,9 @@ class StyleTransferLoss(keras.losses.Loss):
         self._content = feature_extractor(model, content_layer, pooling_layers=pooling_layers)
         self._style_layers, self._content_layer = tuple(style_layers), content_layer
         self._style_weight = style_weight
-        maps: Any = answer_of(self._extractor, ops.convert_to_tensor(as_input(picture)))
-        means = {n: float(ops.convert_to_numpy(ops.mean(maps[n]))) for n in names}
+        image: Any = ops.convert_to_tensor(as_input(picture))
+        maps: Any = answer_of(self._extractor, image)
+        means = {n: float(np.asarray(ops.convert_to_numpy(ops.mean(maps[n])))) for n in names}
         self._scales = {n: 1 / mean if mean > 0 else 1.0 for n, mean in means.items()}
         self._grams = {
             n: ops.convert_to_numpy(gram_matrix(maps[n] * self._scales[n])) for n in style_layers
@@ -199,7 +200,8 @@ class StyleTransferLoss(keras.losses.Loss):
         wanted: Any = self._content(y_true, training=False)[layer]
         maps: Any = self._extractor(y_pred, training=False)
         maps = {name: x * self._scales[name] for name, x in maps.items()}
-        wanted = ops.stop_gradient(ops.cast(wanted, "float32") * self._scales[layer])
+        wanted = ops.multiply(ops.cast(wanted, "float32"), self._scales[layer])
+        wanted = ops.stop_gradient(wanted)
         style: Any = sum(style_loss(maps[n], self._grams[n]) for n in self._style_layers)
         weight = self._style_weight / len(self._style_layers)
         return weight * style + content_loss(maps[layer], wanted)
