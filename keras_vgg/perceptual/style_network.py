@@ -128,7 +128,8 @@ class AsImage(layers.Layer):
         x, image = inputs
         shape: Any = ops.shape(image)
         x = x[:, : shape[1], : shape[2]]
-        return 127.5 * ops.add(ops.tanh(x), 1)
+        unit: Any = ops.tanh(x)
+        return 127.5 * (unit + 1)
 
     def compute_output_shape(self, input_shape):
         x, image = input_shape
