@@ -85,7 +85,12 @@ def _keras_applications(
         classes=CLASSES,
     )
     optimizer = keras.optimizers.SGD(recipe.learning_rate, momentum=recipe.momentum)
-    model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"], jit_compile=jit)
+    model.compile(
+        optimizer,
+        "categorical_crossentropy",
+        metrics=["accuracy"],
+        jit_compile=jit,  # pyright: ignore[reportArgumentType]  # Keras documents True and False
+    )
     return _fit(model, recipe)
 
 

@@ -72,7 +72,7 @@ def test_random_json() -> None:
     random, made = np.random.default_rng(1), 0
     names = [*FIELDS, "", "epoch", "x" * 100_000, "self", "__class__"]
     for _ in range(5_000):
-        # A right value beside a random one: the more fields there are, the rarer are two right ones.
+        # A right value beside a random one: with many fields, two right ones are rare.
         values: Any = {names[random.integers(len(names))]: random_value(random), "epochs": 3}
         if random.random() < 0.1:
             values = random_value(random)

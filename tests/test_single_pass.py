@@ -59,7 +59,8 @@ def test_weight_decay_and_its_gradient_are_those_of_keras() -> None:
             model(images)
             total: Any = sum(model.losses)
         kernels = [v.value for v in model.trainable_variables if v.name == "kernel"]
-        return float(total), [g.numpy() for g in tape.gradient(total, kernels)]
+        gradients: Any = tape.gradient(total, kernels)
+        return float(total), [gradient.numpy() for gradient in gradients]
 
     loss, gradients = decay()
     single_pass.shorten_weight_decay(model)

@@ -65,7 +65,8 @@ def costs(model: Any) -> dict[str, tuple[int, int, int]]:
 
     rows = {}
     for layer in prune.convolutions(model):
-        _, height, width, _ = layer.output.shape
+        output: Any = layer.output
+        _, height, width, _ = output.shape
         kernel = np.shape(layer.kernel)
         rows[layer.name] = (height * width * math.prod(kernel), height * width, kernel[2])
     return rows

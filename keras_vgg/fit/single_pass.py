@@ -23,7 +23,8 @@ class SGD(keras.optimizers.SGD):
     """
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        weights, momentum = variable, None
+        weights: Any = variable
+        momentum: Any = None
         if is_tensorflow() and self.momentum:
             momentum = self.momentums[self._get_variable_index(variable)].value
             weights = variable.value if isinstance(variable, keras.Variable) else variable
