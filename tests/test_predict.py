@@ -260,7 +260,10 @@ def test_paths_arrays_and_pictures_get_one_answer(run: Run, digits: Path):
         np.testing.assert_allclose(array(answer), array(answers[0]), atol=1e-6)
     assert [answer.path for answer in answers] == [str(path)] * 2 + [None] * 3
     ((*expected,),) = runs.predict_files(run, [path])
-    assert answers[0].ranked() == expected
+    # A batch of another size may round otherwise.
+    ranked = answers[0].ranked()
+    assert [name for name, _ in ranked] == [name for name, _ in expected]
+    assert [p for _, p in ranked] == pytest.approx([p for _, p in expected], abs=1e-6)
     assert answers[0].name == expected[0][0]
 
 

@@ -5,12 +5,12 @@ Everything here runs on TensorFlow, JAX and PyTorch, and gives gradients.
 
 from keras_vgg.perceptual.descent import Step, stylize
 from keras_vgg.perceptual.dists import DISTS
+from keras_vgg.perceptual.fast_style import StyleTransferLoss, style_network
 from keras_vgg.perceptual.gram import gram_matrix
 from keras_vgg.perceptual.loss import PerceptualLoss
 from keras_vgg.perceptual.lpips import LPIPS
 from keras_vgg.perceptual.settings import SETTINGS, Setting
 from keras_vgg.perceptual.style import Losses, StyleObjective, content_loss, style_loss
-from keras_vgg.perceptual.style_network import StyleTransferLoss, style_network
 
 __all__ = [
     "DISTS",

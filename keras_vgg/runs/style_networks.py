@@ -20,8 +20,8 @@ from keras_vgg.data.listing import image_files
 from keras_vgg.export import ExportError, verify
 from keras_vgg.export.litert import write_litert, write_source
 from keras_vgg.files import write_atomically
+from keras_vgg.perceptual.fast_style import StyleTransferLoss, style_network
 from keras_vgg.perceptual.style import CONTENT_LAYER, STYLE_LAYERS
-from keras_vgg.perceptual.style_network import StyleTransferLoss, style_network
 from keras_vgg.runs.stylizing import check_target, save_picture, scaled_picture
 from keras_vgg.runs.trained_base import base_network
 
