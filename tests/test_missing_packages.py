@@ -30,6 +30,7 @@ def error_without(package: str, arguments: list[str], **environment: str) -> str
     return process.stderr
 
 
+@pytest.mark.slow
 def test_tune_without_keras_tuner(tmp_path) -> None:
     error = error_without("keras_tuner", ["tune", "--workdir", str(tmp_path / "search")])
     assert "pip install 'keras-vgg[tune]'" in error

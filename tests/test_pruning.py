@@ -131,6 +131,7 @@ def test_the_network_that_torch_pruning_sees_is_the_same() -> None:
     np.testing.assert_allclose(theirs, logits, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_factors_of_full_rank_answer_alike_and_smaller_ones_save_what_they_should() -> None:
     low_rank = script("low_rank_cifar10")
     model = network(configuration="A", head="gap", batch_norm=True)

@@ -115,6 +115,7 @@ def test_the_same_on(backend):
     assert "2 passed" in passes_on(backend, "-m", "", "-k", "by_hand", __file__)
 
 
+@pytest.mark.slow
 def test_the_papers_size():
     convolutions = 2 * (9 * 9 * 3 * 32) + 2 * (9 * (32 * 64 + 64 * 128)) + 10 * 9 * 128**2
     normalisations = 2 * (2 * (32 + 64) + 11 * 128)
