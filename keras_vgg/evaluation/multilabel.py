@@ -10,8 +10,8 @@ import numpy as np
 
 from keras_vgg.evaluation.figure import Figure, to_fields
 from keras_vgg.evaluation.resampling import (
+    Counted,
     Ranking,
-    group_numbers,
     interval_of,
     mean_over_classes,
     rank_resamplings,
@@ -62,7 +62,7 @@ def _threshold(has_label: np.ndarray, scores: np.ndarray) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class MultiLabelEvaluation:
+class MultiLabelEvaluation(Counted):
     """The predictions of one model for images with any number of labels, and their figures.
 
     Every figure equals scikit-learn's where that gives no warning.
@@ -103,20 +103,6 @@ class MultiLabelEvaluation:
         if wrong.size:
             raise ValueError(f"a threshold must be in [0, 1], not {wrong[0]:g}")
         object.__setattr__(self, "thresholds", thresholds)
-
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        return len(self.labels)
-
-    @cached_property
-    def group_count(self) -> int | None:
-        """Number of groups that the intervals are over; None: they are over images."""
-        return None if self._group_of is None else int(self._group_of.max()) + 1
-
-    @cached_property
-    def _group_of(self) -> np.ndarray | None:
-        return group_numbers(self.groups, self.count)
 
     @cached_property
     def predicted(self) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -49,6 +50,27 @@ def group_numbers(groups: Sequence[Hashable] | np.ndarray | None, images: int) -
     keys = [(number,) if group in (None, "") else group for number, group in enumerate(groups)]
     of_image = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
     return of_image if 1 < len(numbers) < len(keys) else None
+
+
+class Counted:
+    """The numbers of images and groups of an evaluation, which has `labels` and `groups`."""
+
+    labels: np.ndarray
+    groups: np.ndarray | None
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @cached_property
+    def group_count(self) -> int | None:
+        """Number of groups that the intervals are over; None: they are over images."""
+        return None if self._group_of is None else int(self._group_of.max()) + 1
+
+    @cached_property
+    def _group_of(self) -> np.ndarray | None:
+        return group_numbers(self.groups, self.count)
 
 
 def groups_text(groups: int) -> str:

@@ -11,14 +11,14 @@ import numpy as np
 
 from keras_vgg.evaluation.figure import SPECIFICITY, Figure, figures, to_fields
 from keras_vgg.evaluation.multilabel import MultiLabelEvaluation
-from keras_vgg.evaluation.resampling import group_numbers, interval_of, resampled_means
+from keras_vgg.evaluation.resampling import Counted, group_numbers, interval_of, resampled_means
 
 _CLIP = 1e-7  # keras.config.epsilon(), where Keras' cross-entropy clips
 _RESAMPLINGS = 20_000
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
+class Evaluation(Counted):
     """The predictions of one model on one data set, and the figures that follow from them.
 
     Attributes:
@@ -33,20 +33,6 @@ class Evaluation:
     probabilities: np.ndarray
     class_names: tuple[str, ...]
     groups: np.ndarray | None = None
-
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        return len(self.labels)
-
-    @cached_property
-    def group_count(self) -> int | None:
-        """Number of groups that the intervals are over; None: they are over images."""
-        return None if self._group_of is None else int(self._group_of.max()) + 1
-
-    @cached_property
-    def _group_of(self) -> np.ndarray | None:
-        return group_numbers(self.groups, self.count)
 
     @cached_property
     def top1(self) -> float:

@@ -70,7 +70,8 @@ def open_model_file(path: Path) -> Opened:
     return opener(path)
 
 
-def _open_keras(path: Path) -> Opened:
+def load_keras_file(path: Path) -> Any:
+    """Return the model of a .keras file, not compiled. ValueError: the file is damaged."""
     import keras
 
     import keras_vgg.layers  # noqa: F401  registers the layers of our files
@@ -78,12 +79,18 @@ def _open_keras(path: Path) -> Opened:
     require_archive(path)
     require_hdf5(path, "model.weights.h5")
     try:
-        model: Any = keras.saving.load_model(path, compile=False)
+        return keras.saving.load_model(path, compile=False)
     except MemoryError:
         raise
     except Exception as error:  # Keras raises many errors for a damaged archive
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{path} cannot be read: {lines[0]}") from error
+
+
+def _open_keras(path: Path) -> Opened:
+    import keras
+
+    model = load_keras_file(path)
     shape, outputs = model.input_shape, model.output_shape
     if not (isinstance(shape, tuple) and isinstance(outputs, tuple) and len(outputs) == 2):
         raise ValueError(f"{path} maps {shape} to {outputs}, not images to probabilities")

@@ -15,10 +15,10 @@ import numpy as np
 
 from keras_vgg import augment, data
 from keras_vgg.console import progress_bars
-from keras_vgg.containers import require_archive, require_hdf5
 from keras_vgg.data.listing import image_files
 from keras_vgg.export import ExportError, verify
 from keras_vgg.export.litert import write_litert, write_source
+from keras_vgg.export.model_files import load_keras_file
 from keras_vgg.files import write_atomically
 from keras_vgg.perceptual.fast_style import StyleTransferLoss, style_network
 from keras_vgg.perceptual.style import CONTENT_LAYER, STYLE_LAYERS
@@ -242,15 +242,7 @@ def load_style_network(path: str | os.PathLike[str]) -> keras.Model:
         raise FileNotFoundError(f"there is no style network at {path}")
     if path.suffix.lower() != ".keras":
         raise ValueError(f"a style network is a .keras file, not {path.name!r}")
-    require_archive(path)
-    require_hdf5(path, "model.weights.h5")
-    try:
-        model: Any = keras.saving.load_model(path, compile=False)
-    except MemoryError:
-        raise
-    except Exception as error:  # Keras raises many errors for a damaged archive
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} cannot be read: {lines[0]}") from error
+    model = load_keras_file(path)
     shapes = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
     if shapes != ((None, None, None, 3),) * 2:
         raise ValueError(
