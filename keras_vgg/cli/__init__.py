@@ -104,18 +104,14 @@ def _run(arguments: list[str], *, owns_stderr: bool = False) -> int:
             command = _parse(name, options)
             if hasattr(command, "check"):
                 command.check()  # before TensorFlow is imported, which takes seconds
-            tables_only = isinstance(command, Summary) or command == Weights()
-            if not tables_only:
-                from keras_vgg import hardware
+            if isinstance(command, Summary) or command == Weights():  # tables only
+                return command() or OK
+            from keras_vgg import hardware
 
-                backend = command.backend if isinstance(command, Train) else None
-                hardware.prepare_environment(backend)
-                with contextlib.ExitStack() as stack:
-                    stack.enter_context(notes_once())
-                    if owns_stderr:
-                        stack.enter_context(hardware.without_messages_about_images())
-                    return command() or OK
-            return command() or OK
+            hardware.prepare_environment(command.backend if isinstance(command, Train) else None)
+            dropped = hardware.without_messages_about_images
+            with notes_once(), dropped() if owns_stderr else contextlib.nullcontext():
+                return command() or OK
         return _help(arguments)
     except KeyboardInterrupt:
         print(
