@@ -16,7 +16,6 @@ from keras_vgg import augment
 from keras_vgg.console import progress_bars
 from keras_vgg.data.decode import BitDepth
 from keras_vgg.export import description as descriptions
-from keras_vgg.export import onnx, openvino
 from keras_vgg.export.checks import (
     activation_name,
     check_calibration_method,
@@ -37,6 +36,7 @@ from keras_vgg.export.formats import (
     quantisation_errors,
     write_format,
 )
+from keras_vgg.export.packages import PACKAGES
 from keras_vgg.export.ranges import CalibrationMethod
 from keras_vgg.export.verify import TOLERANCE, Artifact, Reference, verified_artifact
 from keras_vgg.files import write_json
@@ -248,10 +248,9 @@ def _record(
     model: keras.Model, artifacts: Sequence[Artifact], reference: Reference, tolerance: float
 ) -> dict[str, Any]:
     """Return the content of export.json."""
-    packages = ("keras", "tensorflow", "ai-edge-litert")
-    formats = {artifact.format for artifact in artifacts}
-    packages += onnx.PACKAGES if "onnx" in formats else ()
-    packages += openvino.PACKAGES if "openvino" in formats else ()
+    packages = ["keras", "tensorflow", "ai-edge-litert"]
+    for artifact in artifacts:
+        packages += PACKAGES.get(artifact.format, ())
     return {
         "model": {
             "parameters": model.count_params(),

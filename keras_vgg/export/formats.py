@@ -13,6 +13,7 @@ from keras_vgg.export import description as descriptions
 from keras_vgg.export import onnx, openvino
 from keras_vgg.export.bfloat16 import in_bfloat16
 from keras_vgg.export.litert import write_litert, write_source
+from keras_vgg.export.packages import require_packages
 from keras_vgg.export.quantisation import IMAGES, layer_errors
 from keras_vgg.export.ranges import CalibrationMethod
 from keras_vgg.export.saved_model import write_saved_model
@@ -47,9 +48,8 @@ def check_formats(formats: Sequence[str]) -> None:
             raise ValueError(f"unknown export format {format!r}; known formats: {known}")
     if not formats or len(set(formats)) != len(formats):
         raise ValueError(f"formats must be one or more of {known}, each once, not {tuple(formats)}")
-    for module in (onnx, openvino):
-        if module.__name__.rpartition(".")[2] in formats:
-            module.require_packages()
+    for format in formats:
+        require_packages(format)
 
 
 def write_format(

@@ -13,6 +13,7 @@ import numpy as np
 from keras_vgg import evaluation
 from keras_vgg.containers import require_archive, require_hdf5
 from keras_vgg.export import description as descriptions
+from keras_vgg.export.packages import require_packages
 from keras_vgg.native_stderr import without_native_stderr
 
 _PREPROCESSING = ("ImagePreprocessing", "Rescaling", "Normalization")
@@ -171,9 +172,7 @@ def _open_litert(path: Path) -> Opened:
 
 
 def _open_onnx(path: Path) -> Opened:
-    from keras_vgg.export.onnx import require_packages
-
-    require_packages()
+    require_packages("onnx")
     import onnxruntime
 
     try:
@@ -190,9 +189,7 @@ def _open_onnx(path: Path) -> Opened:
 
 
 def _open_openvino(path: Path) -> Opened:
-    from keras_vgg.export.openvino import require_packages
-
-    require_packages()
+    require_packages("openvino")
     import openvino
 
     core = openvino.Core()

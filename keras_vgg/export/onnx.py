@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,16 +14,6 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET = 18
-PACKAGES = ("tf2onnx", "onnx", "onnxruntime")
-
-
-def require_packages() -> None:
-    """Raise ValueError, which names what to install, if a package is missing."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"the format onnx needs {', '.join(missing)}: pip install 'keras-vgg[onnx]'"
-        )
 
 
 def write_onnx(model: keras.Model, path: Path, properties: Mapping[str, str] | None = None) -> None:

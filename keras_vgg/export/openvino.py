@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
-PACKAGES = ("openvino",)
 MODEL = "model.xml"
-
-
-def require_packages() -> None:
-    """Raise ValueError, which names what to install, if the package is missing."""
-    if importlib.util.find_spec("openvino") is None:
-        raise ValueError("the format openvino needs openvino: pip install 'keras-vgg[openvino]'")
 
 
 def write_openvino(source: Path, path: Path, properties: Mapping[str, str]) -> None:
