@@ -9,7 +9,6 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from keras_vgg.export.litert_tensors import CASTS
 from keras_vgg.export.ranges import CalibrationMethod, choose_ranges
 
 _SIGNATURE = "serving_default"
@@ -43,7 +42,7 @@ def write_litert(
     """Convert the SavedModel of `write_source` to a LiteRT file.
 
     The file uses LiteRT's own operations only, so the runtime alone can run the file. An operation
-    that has no integer form stays in float32 (`float_operations` lists these).
+    that has no integer form stays in float32 (`litert_tensors.float_operations` lists these).
 
     Args:
         source: The SavedModel.
@@ -104,21 +103,3 @@ def _with_chosen_ranges(
     chosen = choose_ranges(converter.convert(), calibration, method)
     quantize: Any = convert.mlir_quantize  # Its annotations name other types than tf.uint8 has.
     return quantize(chosen, input_data_type=tf.uint8, output_data_type=tf.float32)
-
-
-def float_operations(path: Path) -> tuple[str, ...]:
-    """Return the names of a LiteRT file's operations that compute with float32 values, in order."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    # Any: the generated annotations allow None for each list, and a model has these lists.
-    model: Any = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
-    names = {value: name for name, value in vars(schema.BuiltinOperator).items()}
-    operations = []
-    for graph in model.subgraphs:
-        for operator in graph.operators:
-            code = model.operatorCodes[operator.opcodeIndex]
-            name = names[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            types = {graph.tensors[i].type for i in operator.outputs}
-            if name not in CASTS and schema.TensorType.FLOAT32 in types:
-                operations.append(name)
-    return tuple(operations)

@@ -21,11 +21,34 @@ class Operation(NamedTuple):
 
 def operations(content: bytes | bytearray) -> list[Operation]:
     """Return the operations of a file's first graph, in the order in which they run."""
+    model = _model(content)
+    return _operations(model, model.Subgraphs(0))
+
+
+def float_operations(content: bytes | bytearray) -> tuple[str, ...]:
+    """Return the names of a file's operations that compute with float32 values, in order."""
+    from ai_edge_litert.schema_py_generated import TensorType
+
+    model = _model(content)
+    return tuple(
+        operation.name
+        for graph in map(model.Subgraphs, range(model.SubgraphsLength()))
+        for operation in _operations(model, graph)
+        if operation.name not in CASTS
+        and any(graph.Tensors(number).Type() == TensorType.FLOAT32 for number in operation.outputs)
+    )
+
+
+def _model(content: bytes | bytearray) -> Any:
+    """Return the root of a file. Any: the annotations allow None for fields that a model has."""
     from ai_edge_litert import schema_py_generated as schema
 
-    # Any: the generated annotations allow None for each field, and a model has these fields.
-    model: Any = schema.Model.GetRootAs(content, 0)
-    graph = model.Subgraphs(0)
+    return schema.Model.GetRootAs(content, 0)
+
+
+def _operations(model: Any, graph: Any) -> list[Operation]:
+    from ai_edge_litert import schema_py_generated as schema
+
     names = {value: name for name, value in vars(schema.BuiltinOperator).items()}
     listed = []
     for index in range(graph.OperatorsLength()):
@@ -33,8 +56,11 @@ def operations(content: bytes | bytearray) -> list[Operation]:
         code = model.OperatorCodes(operator.OpcodeIndex())
         name = names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
         tensors = (
-            tuple(int(number) for number in numbers if number >= 0)  # -1 is an absent input
-            for numbers in (operator.InputsAsNumpy(), operator.OutputsAsNumpy())
+            tuple(number for number in map(tensor, range(count)) if number >= 0)  # -1 is no input
+            for tensor, count in (
+                (operator.Inputs, operator.InputsLength()),
+                (operator.Outputs, operator.OutputsLength()),
+            )
         )
         listed.append(Operation(name, *tensors))
     return listed

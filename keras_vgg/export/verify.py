@@ -15,7 +15,7 @@ import numpy as np
 from keras_vgg.evaluation.multilabel import MultiLabelEvaluation
 from keras_vgg.evaluation.result import Evaluation
 from keras_vgg.export import run_artifact
-from keras_vgg.export.litert import float_operations
+from keras_vgg.export.litert_tensors import float_operations
 from keras_vgg.files import sha256_of
 
 THREADS = (1, 2)
@@ -157,7 +157,7 @@ def verified_artifact(
         latency_ms=answers.latency_ms,
         peak_bytes=answers.peak_bytes,
         precision=answers.precision,
-        float_operations=float_operations(path) if "int" in format else (),
+        float_operations=float_operations(path.read_bytes()) if "int" in format else (),
     )
 
 
