@@ -522,7 +522,7 @@ def test_perceptual_losses_that_make_no_sense(network, options, message):
         transfer.PerceptualLoss(network, **options)
 
 
-def test_a_perceptual_loss_preprocesses_once_and_is_not_saved_with_a_model(tmp_path):
+def test_a_perceptual_loss_preprocesses_once_and_is_not_loaded_with_a_model(tmp_path):
     net = small(include_preprocessing=True)
     with pytest.raises(ValueError, match="has its preprocessing inside: pass none"):
         transfer.PerceptualLoss(net, "fc1", preprocessing=ImagePreprocessing.caffe())
@@ -535,3 +535,10 @@ def test_a_perceptual_loss_preprocesses_once_and_is_not_saved_with_a_model(tmp_p
         np.testing.assert_array_equal(a, b)
     with pytest.raises(ValueError, match="load the model with compile=False"):
         keras.saving.load_model(tmp_path / "generator.keras")
+    keras.Model(generator.inputs, generator.outputs).save(tmp_path / "bare.keras")
+    bare = keras.saving.load_model(tmp_path / "bare.keras")
+    for a, b in zip(generator.get_weights(), bare.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The file of the compiled model has the weights of the loss' network, too.
+    sizes = [(tmp_path / name).stat().st_size for name in ("generator.keras", "bare.keras")]
+    assert sizes[0] > 4 * net.count_params() > 2 * sizes[1]

@@ -144,7 +144,8 @@ class StyleTransferLoss(keras.losses.Loss):
     the loss of content. Each layer's map is divided by its mean over the style, where
     `StyleObjective` takes the mean over both pictures: a training has many contents.
 
-    The loss holds a network, which is not saved with a model: load such a model with
+    The file of a model that was compiled with the loss holds the weights of the loss' network, but
+    does not say how to build the network: load it with
     `keras.saving.load_model(path, compile=False)`.
 
     Args:
@@ -208,12 +209,12 @@ class StyleTransferLoss(keras.losses.Loss):
         return weight * style + content_loss(maps[layer], wanted)
 
     def get_config(self) -> dict[str, Any]:
-        """Return what Keras saves with a compiled model. The network is not in it."""
+        """Return how the file of a compiled model describes the loss. It leaves the network out."""
         return {**super().get_config(), "style_weight": self._style_weight}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> StyleTransferLoss:
         raise ValueError(
-            "a StyleTransferLoss holds a network that is not saved with a model: load the model "
-            "with compile=False, and compile it again"
+            "a StyleTransferLoss holds a network, and the file of a model does not say how to "
+            "build it: load the model with compile=False, and compile it again"
         )

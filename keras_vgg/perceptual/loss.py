@@ -36,8 +36,10 @@ class PerceptualLoss(keras.losses.Loss):
     the Gram matrix. It is NaN for an image that holds NaN or infinity. A grey image is repeated for
     a VGG with three channels.
 
-    The loss holds a network, which is not saved with a model. To load a model that was compiled
-    with the loss, call `keras.saving.load_model(path, compile=False)` and compile it again.
+    The file of a model that was compiled with the loss holds the weights of the loss' network, but
+    does not say how to build the network. To load such a file, call
+    `keras.saving.load_model(path, compile=False)` and compile the model again. To leave the weights
+    out of the file, call `keras.Model(model.inputs, model.outputs).save(path)`.
 
     Args:
         model: A VGG for images of this size, or a model that holds one. It runs in inference and is
@@ -140,15 +142,15 @@ class PerceptualLoss(keras.losses.Loss):
         return features
 
     def get_config(self) -> dict[str, Any]:
-        """Return what Keras saves with a compiled model. The network is not in it."""
+        """Return how the file of a compiled model describes the loss. It leaves the network out."""
         layers = {"layers": self._layers, "style_layers": self._style_layers}
         return {**super().get_config(), **layers, "distance": self._distance}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PerceptualLoss:
         raise ValueError(
-            "a PerceptualLoss holds a network that is not saved with a model: load the model with "
-            "compile=False, and compile it again"
+            "a PerceptualLoss holds a network, and the file of a model does not say how to build "
+            "it: load the model with compile=False, and compile it again"
         )
 
 
