@@ -1,14 +1,19 @@
-"""Layers that VGG needs and Keras lacks: normalisation, dilated pools, image preprocessing."""
+"""Layers that VGG needs and Keras lacks: normalisation, dilated pools, image preprocessing.
+
+`load_keras_file` reads files that may hold these layers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.containers import require_archive, require_hdf5
 from keras_vgg.finite import check_range
 
 
@@ -234,3 +239,24 @@ class ImagePreprocessing(keras.layers.Layer):
             "channel_order": self.channel_order,
             "data_format": self.data_format,
         }
+
+
+def load_keras_file(path: Path) -> Any:
+    """Return the model of a .keras file, not compiled.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: the file is damaged, holds no model, or needs layers of another package.
+    """
+    require_archive(path)
+    require_hdf5(path, "model.weights.h5")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except MemoryError:
+        raise
+    except Exception as error:  # Keras raises many errors for a damaged archive
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path} cannot be read: {lines[0]}") from error
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"{path} is damaged: it holds a {type(model).__name__}")
+    return model

@@ -168,21 +168,10 @@ class Run:
             ValueError: no epoch of the run has ended, or the model's file is damaged.
             FileNotFoundError: the model's file is missing.
         """
-        import keras
-
-        import keras_vgg.layers  # noqa: F401  registers the layers of model.keras
+        from keras_vgg.layers import load_keras_file
 
         self.require_sound_model()
-        try:
-            model = keras.saving.load_model(self.model_path, compile=False)
-        except MemoryError:
-            raise
-        except Exception as error:  # Keras raises many errors for a damaged archive
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise ValueError(f"{self.model_path} is damaged: {lines[0]}") from error
-        if not isinstance(model, keras.Model):
-            raise ValueError(f"{self.model_path} is damaged: it holds a {type(model).__name__}")
-        return model
+        return load_keras_file(self.model_path)
 
     def require_sound_model(self) -> None:
         """Look at results.json and at the model's file, before anything is computed from them.

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from keras_vgg import evaluation
-from keras_vgg.containers import require_archive, require_hdf5
 from keras_vgg.export import description as descriptions
 from keras_vgg.export.packages import require_packages
 from keras_vgg.native_stderr import without_native_stderr
@@ -71,25 +70,10 @@ def open_model_file(path: Path) -> Opened:
     return opener(path)
 
 
-def load_keras_file(path: Path) -> Any:
-    """Return the model of a .keras file, not compiled. ValueError: the file is damaged."""
-    import keras
-
-    import keras_vgg.layers  # noqa: F401  registers the layers of our files
-
-    require_archive(path)
-    require_hdf5(path, "model.weights.h5")
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except MemoryError:
-        raise
-    except Exception as error:  # Keras raises many errors for a damaged archive
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} cannot be read: {lines[0]}") from error
-
-
 def _open_keras(path: Path) -> Opened:
     import keras
+
+    from keras_vgg.layers import load_keras_file
 
     model = load_keras_file(path)
     shape, outputs = model.input_shape, model.output_shape

@@ -18,8 +18,8 @@ from keras_vgg.console import progress_bars
 from keras_vgg.data.listing import image_files
 from keras_vgg.export import ExportError, verify
 from keras_vgg.export.litert import write_litert, write_source
-from keras_vgg.export.model_files import load_keras_file
 from keras_vgg.files import write_atomically
+from keras_vgg.layers import load_keras_file
 from keras_vgg.perceptual.fast_style import StyleTransferLoss, style_network
 from keras_vgg.perceptual.style import CONTENT_LAYER, STYLE_LAYERS
 from keras_vgg.runs.stylizing import check_target, save_picture, scaled_picture
