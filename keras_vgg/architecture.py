@@ -55,6 +55,21 @@ def get_configuration(name: str) -> Configuration:
     raise ValueError(f"unknown VGG configuration {str(name)[:40]!r}; choose {known}")
 
 
+def describe(
+    configuration: str, width_multiplier: float, filters: Sequence[int], batch_norm: bool
+) -> str:
+    """Return a description such as "VGG16 (configuration D), width 0.5, batch norm"."""
+    column = get_configuration(configuration)
+    parts = [f"{column.builder} (configuration {column.name})"]
+    if filters:
+        parts.append(f"filters {' '.join(map(str, filters))}")
+    elif width_multiplier != 1:
+        parts.append(f"width {width_multiplier:g}")
+    if batch_norm:
+        parts.append("batch norm")
+    return ", ".join(parts)
+
+
 HEADS = ("fc", "conv", "gap")
 POOLINGS = (None, "avg", "max")
 

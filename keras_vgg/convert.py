@@ -11,8 +11,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_vgg import architecture
 from keras_vgg import weights as weight_files
-from keras_vgg.architecture import CONFIGURATIONS, convolutions, get_configuration, scaled_width
+from keras_vgg.architecture import CONFIGURATIONS, convolutions, scaled_width
 from keras_vgg.files import write_atomically
 from keras_vgg.imagenet import MODES
 from keras_vgg.models import vgg
@@ -257,13 +258,8 @@ def _save(weights: Weights, path: Path, suffix: str, naming: str) -> None:
 
 def describe(network: Network) -> str:
     """Return a description such as "VGG16 (configuration D), batch norm, 1000 classes"."""
-    configuration = get_configuration(network.configuration)
-    parts = [f"{configuration.builder} (configuration {configuration.name})"]
-    if network.width_multiplier != 1:
-        parts.append(f"width {network.width_multiplier:g}")
-    if network.filters:
-        parts.append(f"filters {' '.join(map(str, network.filters))}")
-    if network.batch_norm:
-        parts.append("batch norm")
-    parts.append(f"{network.classes} classes" if network.include_top else "no classifier")
-    return ", ".join(parts)
+    body = architecture.describe(
+        network.configuration, network.width_multiplier, network.filters, network.batch_norm
+    )
+    classes = f"{network.classes} classes" if network.include_top else "no classifier"
+    return f"{body}, {classes}"

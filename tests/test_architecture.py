@@ -196,6 +196,19 @@ def test_scaled_width(filters, width, expected):
     assert architecture.scaled_width(filters, width) == expected
 
 
+@pytest.mark.parametrize(
+    ("width", "filters", "batch_norm", "expected"),
+    [
+        (1, (), False, "VGG11 (configuration A)"),
+        (0.0625, (), True, "VGG11 (configuration A), width 0.0625, batch norm"),
+        # The widths of a pruned network; a recipe's multiplier is then not used.
+        (0.25, range(1, 9), False, "VGG11 (configuration A), filters 1 2 3 4 5 6 7 8"),
+    ],
+)
+def test_describe(width, filters, batch_norm, expected):
+    assert architecture.describe("A", width, filters, batch_norm) == expected
+
+
 def test_totals_leave_out_what_copies_nothing():
     rows = architecture.layers("D")
     found = architecture.totals(rows)

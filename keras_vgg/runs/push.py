@@ -14,8 +14,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from keras_vgg import __version__
-from keras_vgg.architecture import get_configuration
+from keras_vgg import __version__, architecture
 from keras_vgg.recipe import PATH_SOURCES, Recipe
 from keras_vgg.run import Run
 
@@ -178,12 +177,9 @@ def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, str, int | None,
 
 
 def _body(run: Run, recipe: Recipe, repository: str, figures: list[tuple]) -> str:
-    configuration = get_configuration(recipe.configuration)
-    network = f"{configuration.builder} (configuration {configuration.name})"
-    width = "" if recipe.width_multiplier == 1 else f", width {recipe.width_multiplier:g}"
-    if recipe.filters:
-        width = f", filters {' '.join(map(str, recipe.filters))}"
-    norm = ", batch norm" if recipe.batch_norm else ""
+    network = architecture.describe(
+        recipe.configuration, recipe.width_multiplier, recipe.filters, recipe.batch_norm
+    )
     classes, side = run.class_names, recipe.image_size
     splits = run.read_json("data.json")["splits"]
     sizes = ", ".join(f"{values['images']:,} {split}" for split, values in splits.items())
@@ -197,7 +193,7 @@ def _body(run: Run, recipe: Recipe, repository: str, figures: list[tuple]) -> st
     listed = ", ".join(classes[:50]) + (f" and {len(classes) - 50} more" if classes[50:] else "")
     return f"""# {repository.partition("/")[2]}
 
-{network}{width}{norm}, head `{recipe.head}`, {run.results["parameters"]:,} parameters: a network of
+{network}, head `{recipe.head}`, {run.results["parameters"]:,} parameters: a network of
 *Very Deep Convolutional Networks for Large-Scale Image Recognition* (arXiv:1409.1556), trained with
 keras_vgg {__version__}. It takes RGB images in [0, 255], {side}x{side}, and gives the probabilities
 of {len(classes)} classes. The preprocessing is its first layer.
