@@ -11,6 +11,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -19,6 +20,7 @@ import pytest
 from keras import layers, ops
 
 from keras_vgg.export import Artifact, ExportError, export, exporting, formats, verify
+from keras_vgg.export.exporting import own_answers
 
 NAMES = ["zero", "one", "two", "drei ß"]
 IMAGES = np.random.default_rng(1).integers(0, 256, (35, 32, 32, 3)).astype(np.float32)
@@ -388,6 +390,12 @@ def test_a_stand_in_is_written_and_compared_with_the_model(
     assert (tmp_path / "a" / "note.txt").exists()
     with pytest.raises(ExportError, match=r"^litert: differs from the model by \d+"):
         export(model, NAMES, tmp_path / "b", stand_in=lambda _: other, **arguments)
+
+
+def test_answers_that_are_known_are_not_computed_again(model: keras.Model, tmp_path: Path) -> None:
+    known = partial(own_answers, build(seed=99), IMAGES)
+    with pytest.raises(ExportError, match=r"^litert: does not answer like the model"):
+        export(model, NAMES, tmp_path / "a", images=IMAGES, formats=["litert"], answers=known)
 
 
 def test_a_failure_in_the_last_format_leaves_the_older_export(

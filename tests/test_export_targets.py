@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from keras_vgg import cli, export, runs
+from keras_vgg.export.exporting import own_answers
 from keras_vgg.fit import Run
 from keras_vgg.models import vgg
 from keras_vgg.runs import export as exporting
@@ -268,7 +269,17 @@ def test_a_target_tries_what_is_installed_and_compression_last(
     assert [(g.network, g.formats) for g in asked["groups"]] == [("compressed", ("litert_int8",))]
 
 
-def test_a_run_is_exported_for_a_size(run: Run, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_is_exported_for_a_size(
+    run: Run, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+
+    def counted(*arguments) -> np.ndarray:
+        computed.append(own_answers(*arguments))
+        return computed[-1]
+
+    for module in (exporting, export.exporting):
+        monkeypatch.setattr(module, "own_answers", counted)
     arguments = ["export", str(run.directory), "--images", "30", "--format"]
     arguments += ["litert,litert_dynamic", "--tolerance", "20", "--target-size"]
     parameters = run.model().count_params()
@@ -287,6 +298,7 @@ def test_a_run_is_exported_for_a_size(run: Run, capsys: pytest.CaptureFixture) -
     record = json.loads((folder / "export.json").read_text())
     assert [row["format"] for row in record["artifacts"]] == ["litert_dynamic"]
     assert record["tolerance"] == 20
+    assert [len(answers) for answers in computed] == [30]  # both files share them
     answer, _, _ = export.model_files.open_model_file(folder / "model_dynamic.tflite")
     assert np.isfinite(answer(np.zeros((1, 32, 32, 3), np.float32))).all()
 

@@ -68,6 +68,7 @@ def export(
     unknown_below: Mapping[float, float] | None = None,
     thresholds: Sequence[float] | None = None,
     stand_in: Callable[[Path], keras.Model] | None = None,
+    answers: Callable[[], np.ndarray] | None = None,
     overwrite: bool = False,
     verbose: bool = False,
 ) -> list[Artifact]:
@@ -139,6 +140,8 @@ def export(
         stand_in: Returns a model to write instead, such as a compressed one. It is compared with
             `model`, and `tolerance` holds for every format. It is called with the folder that is
             being made, into which it may write more files.
+        answers: Returns the model's own answers to `images`, as `own_answers` does, so that several
+            exports can share them. None: they are computed.
         overwrite: Replace an earlier export. Any other folder is refused all the same.
         verbose: Show a progress bar on stderr.
 
@@ -196,9 +199,9 @@ def export(
         task = progress.add_task("model", total=len(formats) + 1)
         model = in_float32(model)
         scratch = new_folder.parent / "scratch"
-        answers = _probabilities(model, images)
+        probabilities = own_answers(model, images) if answers is None else answers()
         images_file = _save_images(images, scratch)
-        reference = Reference(answers, labels, class_names, images_file, label_thresholds)
+        reference = Reference(probabilities, labels, class_names, images_file, label_thresholds)
         written = folded(model if stand_in is None else in_float32(stand_in(new_folder)))
         must_be_equal = FLOAT32_FORMATS if stand_in is None else ()
         artifacts, errors = [], {}
@@ -223,10 +226,12 @@ def _default_transform(model: keras.Model) -> Callable[[Any], Any]:
     return augment.in_grey(transform) if model.input_shape[-1] == 1 else transform
 
 
-def _probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Return the model's own answers, as its output. ValueError: they are not finite."""
-    # Keras annotates `verbose` as text, and documents 0.
-    answers = model.predict(images, batch_size=_BATCH, verbose=0)  # pyright: ignore[reportArgumentType]
+def own_answers(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Return what a model answers to images in float32. ValueError: the answers are not finite."""
+    images = np.asarray(images, dtype=np.float32)
+    with _full_precision():
+        # Keras annotates `verbose` as text, and documents 0.
+        answers = in_float32(model).predict(images, batch_size=_BATCH, verbose=0)  # pyright: ignore[reportArgumentType]
     probabilities = np.asarray(answers)
     if not np.isfinite(probabilities).all():
         raise ValueError("the model's own probabilities are not finite on these images")

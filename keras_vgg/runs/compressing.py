@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_vgg import report
 from keras_vgg.export import compress as compression
+from keras_vgg.export.exporting import own_answers
 from keras_vgg.files import write_json
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def compressed_options(
     """Return the options of `export.export` that factorise fc1 and fc2 of a model first.
 
     Every other image chooses the ranks, which may cost half of the tolerance. The remaining images
-    verify the export. The ranks are chosen when the first export begins, and are kept for others.
+    verify the export. The first export chooses the ranks and computes the model's own answers; both
+    are kept for others.
 
     Args:
         images, labels: The validation images and their labels.
@@ -63,7 +65,13 @@ def compressed_options(
         _write(result, tolerance / 200, folder)
         return result.model
 
-    return {"images": images[1::2], "labels": labels[1::2], "stand_in": stand_in}
+    verification = images[1::2]
+    return {
+        "images": verification,
+        "labels": labels[1::2],
+        "answers": cache(partial(own_answers, model, verification)),
+        "stand_in": stand_in,
+    }
 
 
 def _write(result: compression.Compression, drop: float, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_vgg import augment, convert, data, export
 from keras_vgg.builder_checks import DEFAULT_SIZE
+from keras_vgg.export.exporting import own_answers
 from keras_vgg.export.fold import with_temperature
 from keras_vgg.files import write_json
 from keras_vgg.fit import evaluation_transform
@@ -285,9 +286,7 @@ def _export(
     tolerance = options.setdefault("tolerance", export.TOLERANCE)
     networks: dict[str, dict[str, Any]] = {}  # what is done to the network -> options
     if not compress:
-        networks[UNCHANGED] = {"images": images, "labels": labels if labelled else None}
-        for name, stand_in in (narrower or {}).items():
-            networks[name] = {**networks[UNCHANGED], "stand_in": stand_in}
+        networks = _uncompressed(model, images, labels if labelled else None, narrower or {})
     if compress or (target and labelled and labels.ndim == 1 and is_compressible(model)):
         assert train is not None  # both callers open it
         networks["compressed"] = compressed_options(
@@ -315,6 +314,24 @@ def _export(
         verbose=options.get("verbose", False),
         not_installed=missing,
     )
+
+
+def _uncompressed(
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    narrower: Mapping[str, Callable[[Path], keras.Model]],
+) -> dict[str, dict[str, Any]]:
+    """Return the options of `export.export` for a model and for networks that may stand in.
+
+    The first export computes the model's own answers, and the others use them.
+    """
+    answers = cache(partial(own_answers, model, images))
+    unchanged = {"images": images, "labels": labels, "answers": answers}
+    return {
+        UNCHANGED: unchanged,
+        **{name: {**unchanged, "stand_in": stand_in} for name, stand_in in narrower.items()},
+    }
 
 
 def _candidates(
