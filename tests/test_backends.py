@@ -3,9 +3,6 @@
 Whole test files run again there only in `make slow`; `make test` opens one saved file.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -13,24 +10,10 @@ import numpy as np
 import pytest
 
 from keras_vgg import models
+from tests.other_backends import on_jax
 
 pytest.importorskip("jax")
 HERE = Path(__file__).parent
-
-
-def on_jax(*command):
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # half the time to compile
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=HERE.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    return done.stdout
 
 
 @pytest.mark.slow

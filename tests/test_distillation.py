@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import keras
@@ -23,6 +20,7 @@ from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.runs import evaluate_runs
 from tests import test_fit
+from tests.other_backends import on_jax
 from tests.test_fit import checkpoint_arrays
 from tests.test_optimizer import Killed
 from tests.test_survive import assert_same
@@ -267,13 +265,5 @@ except InterruptedError:
 def test_averages_teachers_and_a_resume_on_jax(tiny_run: Run, tmp_path: Path, changes: str) -> None:
     pytest.importorskip("jax")
     script = ON_JAX.replace("epochs=2)", f"epochs=2{changes})")
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path), str(tiny_run.directory)],
-        env=environment | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.splitlines()[-1:] == ["jax the same"], done.stderr[-3000:]
+    printed = on_jax("-c", script, str(tmp_path), str(tiny_run.directory))
+    assert printed.splitlines()[-1:] == ["jax the same"]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from keras_vgg.fit import Run, fit
+from tests.other_backends import on_jax
 from tests.test_fit import TINY
 
 # 319 images of training; no dropout, whose numbers are a backend's own.
@@ -62,18 +60,8 @@ def test_a_head_is_trained_on_features_as_on_tensorflow(
     init = str(tiny_run.directory)
     recipe = FIXED.replace(init=init, head=head, init_head=init_head, freeze_until="all")
     expected = fit(recipe, tmp_path / "tensorflow", verbose=0)
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
-    environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), recipe.to_json(), str(devices)],
-        env=os.environ | environment,
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = done.stdout.splitlines()
+    arguments = ("-c", SCRIPT, str(tmp_path), recipe.to_json(), str(devices))
+    lines = on_jax(*arguments, devices=devices).splitlines()
     assert "the frozen base's features are computed once" in lines
     # Training and validation, in two directories; the resumed run reads what is there.
     assert json.loads(lines[-1]) == ["jax", 4, 4]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from keras_vgg.fit.inputs import channel_statistics, load_source, training_data, validation_data
+from tests.other_backends import on_jax
 from tests.test_fit import TINY
 
 SCRIPT = """
@@ -98,18 +96,8 @@ def test_weights_stay_on_the_device_and_the_step_is_compiled_once(
     tmp_path: Path, devices: int
 ) -> None:
     pytest.importorskip("jax")
-    flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
-    environment = {"KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), str(devices)],
-        env=os.environ | environment,
-        cwd=Path(__file__).parents[1],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    printed = on_jax("-c", SCRIPT, str(tmp_path), str(devices), devices=devices)
+    told: dict[str, Any] = json.loads(printed.splitlines()[-1])
     assert (told["backend"], told["devices"]) == ("jax", devices)
     assert told["same"], "a callback that reads the model at each step changes the training"
     rows = told["history"]
