@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_vgg import augment, evaluation, hardware
+from keras_vgg import augment, evaluation
 from keras_vgg.builder_checks import DEFAULT_SIZE
 from keras_vgg.data import BitDepth
 from keras_vgg.evaluation.temperature import apply_temperature
@@ -18,6 +18,7 @@ from keras_vgg.export.model_files import Network, open_model_file
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.run import Run
 from keras_vgg.runs import calibration as calibrations
+from keras_vgg.runs.network import open_network
 from keras_vgg.runs.several_labels import thresholds_and_notes
 
 
@@ -117,10 +118,8 @@ def _of_run(run: Run, calibrated: bool | None, unknown: float | None) -> Classif
     if calibration is None and (calibrated or unknown is not None):
         purpose = "calibrated=True" if calibrated else f"unknown={unknown:g}"
         calibration = calibrations.require_calibration(run, purpose)
-    model = run.model()
-    model.jit_compile = hardware.compiles_evaluation(run.recipe)
     names = run.class_names
-    network = evaluation.runner(model, evaluation.Protocol("center"), len(names))
+    network = evaluation.runner(open_network(run), evaluation.Protocol("center"), len(names))
     notes, threshold = (), None
     if calibration is not None and calibrated is not False:
         network = _with_temperature(network, calibration.temperature)

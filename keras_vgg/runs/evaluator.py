@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_vgg import augment, data, evaluation, hardware
+from keras_vgg import augment, data, evaluation
 from keras_vgg.array_cache import ArrayCache
 from keras_vgg.console import progress_bars
 from keras_vgg.files import sha256_of
@@ -21,6 +21,7 @@ from keras_vgg.fit import evaluation_transform
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.runs.images import RunImages, UnknownClasses, open_images
+from keras_vgg.runs.network import open_network
 
 _ARITHMETIC = 1  # Increase it when the same images and weights get other posteriors.
 _PIXELS = 2**21  # in a batch at most: 42 images of 224x224
@@ -111,13 +112,13 @@ class Evaluator:
     ) -> None:
         recipe, split, classes = self.run.recipe, self.images.split, len(self.run.class_names)
         if self._model is None:
-            self._model = self.run.model()
+            model = open_network(self.run)
             if sha256_of(self.run.model_path) != self._weights:  # the run is being trained
                 raise ValueError(
                     f"{self.run.model_path} was replaced by the training in the meantime; repeat "
                     "the command"
                 )
-            self._model.jit_compile = hardware.compiles_evaluation(recipe)
+            self._model = model
         if protocol not in self._runners:  # All scales share one: each new one is traced anew.
             self._runners[protocol] = evaluation.runner(self._model, protocol, classes)
         remaining = split.between(cache.done, split.size)
