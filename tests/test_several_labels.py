@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from sklearn import metrics
 from sklearn.datasets import load_digits
 
-from keras_vgg import augment, data, evaluation
+from keras_vgg import augment, cli, data, evaluation
 from keras_vgg.data import sheet_images
 from keras_vgg.export import verify
 from keras_vgg.export.checks import check_thresholds
@@ -287,6 +288,32 @@ def test_what_evaluates_one_label_is_refused(run, table, tmp_path):
         csv.writer(file).writerows(rows)
     with pytest.raises(ValueError, match=r"gives an image one label, and .* several labels"):
         evaluate_labels(run, source=f"csv:{one_label}")
+
+
+def test_the_command_shows_the_figures_of_every_label(run, capsys):
+    expected = evaluate_labels(run).evaluation
+    capsys.readouterr()
+    assert cli.main(["evaluate", str(run.directory)]) == cli.OK
+    printed = capsys.readouterr().out
+    for figure in expected.figures().values():
+        assert figure.text() in printed, figure.title
+    lines = printed.splitlines()
+    rows = [line.strip(" │|").replace("│", " ").split() for line in lines]
+    for name, images in zip(NAMES, expected.images, strict=True):
+        assert [row for row in rows if row[:2] == [name, str(images)]], printed
+    assert "the thresholds were chosen on the validation images, for the highest F1" in printed
+    assert cli.main(["evaluate", str(run.directory), "--split", "validation"]) == cli.OK
+    assert "were chosen on these images, so F1 and exact match flatter" in capsys.readouterr().out
+
+
+def test_the_command_refuses_what_needs_one_label(run, tmp_path, capsys):
+    another = shutil.copytree(run.directory, tmp_path / "another")
+    for argument, message in (
+        ("--tables", "--tables has top-1 and top-5 errors, which need one label an image"),
+        (str(another), "name one run"),
+    ):
+        assert cli.main(["evaluate", str(run.directory), argument]) == cli.BAD_INPUT
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_damaged_thresholds_are_named(run):
