@@ -8,7 +8,7 @@ PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reord
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo check test slow docs clean
+.PHONY: demo check test fast slow docs clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python training/demo.py
@@ -20,7 +20,11 @@ check: $(VENV)/.installed-dev
 	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
-test: check
+# The checks take one core for a minute, so they run beside the tests.
+test: $(VENV)/.installed-dev
+	$(MAKE) --no-print-directory --keep-going --jobs=2 check fast
+
+fast: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
 
 slow: $(VENV)/.installed-dev
