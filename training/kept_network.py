@@ -1,0 +1,132 @@
+"""Keep the network of a run as a small file, and make a run of such a file again.
+
+    python training/kept_network.py keep RUN FILE.safetensors
+    python training/kept_network.py open FILE.safetensors RUN --source folder:DIR
+    keras-vgg evaluate RUN
+
+The file holds the weights in float16, by PyTorch's names, the preprocessing, the recipe, the
+classes and the splits' fingerprints. The new run is the network in float32, for `keras-vgg
+evaluate`, `predict`, `export` and `train --init RUN`; it cannot be resumed. Its splits are drawn as
+the recipe says, and `evaluate` says if they are not those of the first run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from keras_vgg import Run, hardware
+from keras_vgg.files import write_atomically
+from keras_vgg.recipe import Recipe
+
+
+def keep(directory: Path, file: Path) -> None:
+    """Write the best network of a run in float16.
+
+    Raises:
+        FileNotFoundError: there is no such run.
+        ValueError: the file exists or is no .safetensors, an image of the run may have several
+            labels, or a weight is too large for float16.
+    """
+    from keras_vgg.convert import convert_weights
+
+    _require_new(file)
+    run = Run.open(directory)
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{file} must end in .safetensors")
+    if run.several_labels:
+        raise ValueError(f"{directory} has several labels an image, which the file cannot state")
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "float32.safetensors"
+        convert_weights(directory, whole)
+        with safe_open(whole, "np") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            metadata = opened.metadata()
+    for name, value in tensors.items():
+        if value.dtype == np.float32:
+            if np.abs(value).max() > np.finfo(np.float16).max:
+                raise ValueError(f"{name} is too large for float16")
+            tensors[name] = value.astype(np.float16)
+    # Paths are those of one machine.
+    recipe = run.recipe.replace(source="folder:DIR", data_dir=None, manual_dir=None)
+    data = run.read_json("data.json")
+    data = {name: data[name] for name in ("class_names", "splits")}
+    metadata |= {"recipe": recipe.to_json(), "data": json.dumps(data)}
+    write_atomically(file, lambda path: save_file(tensors, path, metadata=metadata))
+
+
+def open_kept(file: Path, directory: Path, source: str) -> None:
+    """Write a run that holds the network of a kept file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the directory exists, or the file is none that `keep` wrote.
+    """
+    from keras_vgg import vgg
+    from keras_vgg.weights import assign, read_weights
+
+    _require_new(directory)
+    weights = read_weights(file)
+    with safe_open(file, "np") as opened:
+        metadata = opened.metadata() or {}
+    missing = [name for name in ("recipe", "data") if name not in metadata]
+    if missing or weights.preprocessing is None:
+        raise ValueError(f"{file} is not a file of `kept_network.py keep`: it lacks {missing}")
+    recipe = Recipe.from_json(metadata["recipe"]).replace(source=source).with_absolute_paths()
+    data = json.loads(metadata["data"])
+    model = vgg(
+        recipe.configuration,
+        weights=None,
+        classes=len(data["class_names"]),
+        **recipe.network_options(),
+        include_preprocessing=weights.preprocessing,
+    )
+    assign(model, dataclasses.replace(weights, logits=False))
+    directory.mkdir(parents=True)
+    run = Run(directory, recipe)
+    model.save(run.model_path)
+    run.write_recipe()
+    run.write_json("data.json", data)
+    run.write_json("results.json", {"kept": file.name})
+
+
+def _require_new(path: Path) -> None:
+    if path.exists():
+        raise ValueError(f"{path} exists; name a new one")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    keeping = commands.add_parser("keep", help="write the network of RUN to FILE")
+    keeping.add_argument("run", type=Path)
+    keeping.add_argument("file", type=Path)
+    opening = commands.add_parser("open", help="make RUN of FILE")
+    opening.add_argument("file", type=Path)
+    opening.add_argument("run", type=Path)
+    opening.add_argument("--source", required=True, help="the images, as keras-vgg train takes it")
+    options = parser.parse_args(arguments)
+    hardware.prepare_environment()
+    try:
+        if options.command == "keep":
+            keep(options.run, options.file)
+            print(f"{options.file}: {options.file.stat().st_size / 1e6:.1f} MB")
+        else:
+            open_kept(options.file, options.run, options.source)
+            print(f"next: keras-vgg evaluate {options.run}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
