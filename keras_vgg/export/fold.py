@@ -18,14 +18,24 @@ def in_float32(model: keras.Model) -> keras.Model:
     return with_dtypes(model, lambda layer: "float32")
 
 
-def with_dtypes(model: keras.Model, dtype_of: Callable[[keras.Layer], str]) -> keras.Model:
-    """Return a copy whose layers have the data types that a function gives them."""
+def with_dtypes(
+    model: keras.Model, dtype_of: Callable[[keras.Layer], str | keras.DTypePolicy]
+) -> keras.Model:
+    """Return a copy whose layers have the data types that a function gives them.
+
+    The copy is for inference: its layers do not know the initializers of their kernels.
+    """
 
     def cloned_layer(layer: keras.Layer) -> keras.Layer:
-        return type(layer).from_config({**layer.get_config(), "dtype": dtype_of(layer)})
+        config = {**layer.get_config(), "dtype": dtype_of(layer)}
+        if "kernel_initializer" in config:
+            # The weights are replaced; drawing random ones would take seconds.
+            config["kernel_initializer"] = "zeros"
+        return type(layer).from_config(config)
 
     copy = keras.models.clone_model(model, clone_function=cloned_layer, recursive=True)
-    copy.set_weights(model.get_weights())
+    for original, copied in zip(model.weights, copy.weights, strict=True):
+        copied.assign(original)
     return copy
 
 

@@ -30,7 +30,7 @@ def rounded_once(model: keras.Model) -> keras.Model:
     """
     import keras
 
-    from keras_vgg.export.fold import flat_layers
+    from keras_vgg.export.fold import flat_layers, with_dtypes
 
     kinds = (keras.layers.Conv2D, keras.layers.Dense)
 
@@ -39,14 +39,4 @@ def rounded_once(model: keras.Model) -> keras.Model:
 
     if not any(map(is_mixed, flat_layers(model))):
         return model
-
-    def cloned_layer(layer: keras.Layer) -> keras.Layer:
-        # The weights are replaced; drawing random ones would take seconds.
-        rounded = {"dtype": "bfloat16", "kernel_initializer": "zeros"}
-        config = layer.get_config()
-        return type(layer).from_config(config | rounded if is_mixed(layer) else config)
-
-    copy = keras.models.clone_model(model, clone_function=cloned_layer, recursive=True)
-    for original, copied in zip(model.weights, copy.weights, strict=True):
-        copied.assign(original)
-    return copy
+    return with_dtypes(model, lambda layer: "bfloat16" if is_mixed(layer) else layer.dtype_policy)
