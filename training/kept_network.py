@@ -16,12 +16,10 @@ import argparse
 import dataclasses
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from keras_vgg import Run, hardware
 from keras_vgg.files import write_atomically
@@ -36,7 +34,8 @@ def keep(directory: Path, file: Path) -> None:
         ValueError: the file exists or is no .safetensors, an image of the run may have several
             labels, or a weight is too large for float16.
     """
-    from keras_vgg.convert import convert_weights
+    from keras_vgg.weights import read_weights
+    from keras_vgg.weights.torch_format import write_safetensors
 
     _require_new(file)
     run = Run.open(directory)
@@ -44,23 +43,23 @@ def keep(directory: Path, file: Path) -> None:
         raise ValueError(f"{file} must end in .safetensors")
     if run.several_labels:
         raise ValueError(f"{directory} has several labels an image, which the file cannot state")
-    with tempfile.TemporaryDirectory() as folder:
-        whole = Path(folder) / "float32.safetensors"
-        convert_weights(directory, whole)
-        with safe_open(whole, "np") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-            metadata = opened.metadata()
-    for name, value in tensors.items():
-        if value.dtype == np.float32:
-            if np.abs(value).max() > np.finfo(np.float16).max:
-                raise ValueError(f"{name} is too large for float16")
-            tensors[name] = value.astype(np.float16)
+    weights = read_weights(directory)
+    tensors = {name: _in_float16(name, values) for name, values in weights.tensors.items()}
     # Paths are those of one machine.
     recipe = run.recipe.replace(source="folder:DIR", data_dir=None, manual_dir=None)
     data = run.read_json("data.json")
     data = {name: data[name] for name in ("class_names", "splits")}
-    metadata |= {"recipe": recipe.to_json(), "data": json.dumps(data)}
-    write_atomically(file, lambda path: save_file(tensors, path, metadata=metadata))
+    stated = {"recipe": recipe.to_json(), "data": json.dumps(data)}
+    write_atomically(
+        file,
+        lambda path: write_safetensors(tensors, path, "torchvision", weights.preprocessing, stated),
+    )
+
+
+def _in_float16(name: str, values: list[np.ndarray]) -> list[np.ndarray]:
+    if any(np.abs(value).max() > np.finfo(np.float16).max for value in values):
+        raise ValueError(f"{name} is too large for float16")
+    return [value.astype(np.float16) for value in values]
 
 
 def open_kept(file: Path, directory: Path, source: str) -> None:

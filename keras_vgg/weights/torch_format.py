@@ -190,14 +190,18 @@ def _unusual(value: torch.Tensor) -> str | None:
 
 
 def write_safetensors(
-    tensors: Tensors, path: Path, naming: str, preprocessing: ImagePreprocessing | None
+    tensors: Tensors,
+    path: Path,
+    naming: str,
+    preprocessing: ImagePreprocessing | None,
+    stated: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a .safetensors file; its metadata states the preprocessing."""
+    """Write a .safetensors file; its metadata states the preprocessing, and `stated`."""
     fields = {}
     if preprocessing is not None:
         config = preprocessing.get_config()
         fields = {name: config[name] for name in _PREPROCESSING_FIELDS}
-    metadata = {"format": "pt", "preprocessing": json.dumps(fields)}
+    metadata = {"format": "pt", "preprocessing": json.dumps(fields), **(stated or {})}
     save_file(to_torch(tensors, naming), path, metadata=metadata)
 
 
