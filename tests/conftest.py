@@ -26,8 +26,8 @@ from keras_vgg.models import vgg  # noqa: E402
 # What the imports made stays: no collection, of which there is one after every file, looks at it.
 gc.freeze()
 
-# The files that take longest. A process takes whole files (pytest -n 2 --dist loadfile), so they
-# begin first, and the last ones to end are short.
+# The files that take longest, in the fast tests and in the slow ones. A process takes whole files
+# (pytest -n 2 --dist loadfile), so they begin first, and the last ones to end are short.
 LONGEST = (
     "data",
     "tuning",
@@ -44,12 +44,25 @@ LONGEST = (
     "distribution",
     "fit_transfer",
 )
+LONGEST_SLOW = (
+    "notebooks",
+    "hosts",
+    "survive",
+    "gpu_benchmark",
+    "distribution",
+    "tuning_workers",
+    "dense_backends",
+    "inference_benchmark",
+    "folds",
+    "perceptual_packages",
+)
 NO_DATA = "no real data at"
 CHECK_HDF5 = containers._check_hdf5
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    first = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    longest = LONGEST_SLOW if config.option.markexpr == "slow" else LONGEST
+    first = {f"test_{name}.py": place for place, name in enumerate(longest)}
     items.sort(key=lambda item: first.get(item.path.name, len(first)))
 
 

@@ -101,6 +101,8 @@ def test_wrong_arguments(gpu, tmp_path: Path, capsys, arguments, message) -> Non
 @pytest.mark.slow
 def test_every_part_runs(gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    # XLA optimises nothing: half the time to compile.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     pixels = np.random.default_rng(0)
     for name in "cat", "dog":
         (tmp_path / "cifar" / name).mkdir(parents=True)

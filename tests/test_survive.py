@@ -5,8 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from keras_vgg.cli import main
 from keras_vgg.fit import Run, RunInUse, TrainingDiverged, checkpoint, fit
 from keras_vgg.fit.background import BackgroundWriter
 from keras_vgg.fit.stopping import TERMINATED, StopRequest
-from tests import test_fit
+from tests import processes, test_fit
 from tests.test_fit import checkpoint_arrays, compiled
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -295,13 +293,6 @@ def test_handlers_of_a_program_are_left_alone(monkeypatch: pytest.MonkeyPatch) -
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-KILLED = """
-import sys
-from keras_vgg.cli import main
-folder, *flags = sys.argv[1:]
-status = main(["train", "--workdir", folder, *flags])
-sys.exit(status or main(["export", folder, "--format", "saved_model", "--overwrite"]))
-"""
 FLAGS = (
     "--width-multiplier 0.0625 --hidden-units 8 --validation-fraction 0.1 --test-fraction 0.8 "
     "--batch-size 32 --epochs 2 --brightness 0.1 --cutmix 1.0 --checkpoint-steps 2"
@@ -311,22 +302,22 @@ FLAGS = (
 @pytest.mark.slow
 def test_killed_at_twenty_moments_it_ends_as_if_it_had_not_been(whole: Run, tmp_path: Path) -> None:
     """kill -9 through start, steps, checkpoints, epoch ends and export."""
-    folder = tmp_path / "run"
-    command = [sys.executable, "-c", KILLED, str(folder), *FLAGS.split()]
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    folder, output = tmp_path / "run", tmp_path / "output.txt"
+    train = ["train", "--workdir", str(folder), *FLAGS.split()]
+    export = ["export", str(folder), "--format", "saved_model", "--overwrite"]
     chosen = random.Random(0)
     found: list[str] = []
     while len(found) < 24:
         before = Run(folder, TINY)
         newest = [path.name for path in before.checkpoints][-1:]
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        process = processes.start(output, train, export)
         # The first as soon as there is something new, for the few steps are soon over. Then a third
         # after a time, which is mostly the start's, and all that only export; the others as soon as
         # there is something new, and a moment.
         if before.finished or (len(found) >= 6 and len(found) % 3 == 0):
-            time.sleep(chosen.uniform(0.5, 15))
+            time.sleep(chosen.uniform(0.1, 8))
         else:
-            while process.poll() is None:
+            while process.is_alive():
                 run = Run(folder, TINY)
                 if run.finished or [path.name for path in run.checkpoints][-1:] != newest:
                     break
@@ -334,7 +325,7 @@ def test_killed_at_twenty_moments_it_ends_as_if_it_had_not_been(whole: Run, tmp_
             if len(found) >= 6:
                 time.sleep(chosen.uniform(0, 0.3 if len(found) % 3 == 1 else 4))
         process.kill()
-        process.communicate()
+        process.join()
         run = Run(folder, TINY)
         steps = run.checkpoints and "-step-" in run.checkpoints[-1].name
         found.append("finished" if run.finished else "within an epoch" if steps else "at an end")
@@ -342,8 +333,9 @@ def test_killed_at_twenty_moments_it_ends_as_if_it_had_not_been(whole: Run, tmp_
             shutil.rmtree(folder)  # all of it was gone through: once more
     print({what: found.count(what) for what in set(found)})
     assert found.count("within an epoch") >= 3
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = processes.start(output, train, export)
+    process.join()
+    assert process.exitcode == 0, output.read_text()
     assert_same(Run.open(folder), whole)
     assert (folder / "export" / "saved_model" / "saved_model.pb").is_file()
     assert not [*folder.rglob(".partial-*")]

@@ -20,6 +20,7 @@ from keras_tuner.src import protos
 
 from keras_vgg.tuning import attempts
 from keras_vgg.tuning.oracle import alive, make_oracle, quiet_keras_tuner, serve
+from tests import processes
 
 
 def free_port() -> int:
@@ -83,10 +84,12 @@ RECIPE = Recipe(
 @pytest.mark.slow
 def test_a_search_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     (tmp_path / "recipe.py").write_text(RECIPE)
-    command = [sys.executable, "-m", "keras_vgg.cli", "tune", str(tmp_path / "recipe.py")]
-    command += ["--tuner", "hyperband", "--max-trials", "5", "--only"]
-    command += ["--space", "learning_rate=0.01:0.1:log", "--workdir"]
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    command = ["tune", str(tmp_path / "recipe.py"), "--tuner", "hyperband", "--max-trials", "5"]
+    command += ["--only", "--space", "learning_rate=0.01:0.1:log", "--workdir"]
+    output = tmp_path / "output.txt"
+    process = processes.start(output, [*command, str(tmp_path / "whole")])
+    process.join()
+    assert process.exitcode == 0, output.read_text()
     whole = attempts(tmp_path / "whole")
 
     def progress() -> dict[Path, int]:
@@ -96,15 +99,16 @@ def test_a_search_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_
     moments = np.random.default_rng(0)
     for kills in range(12):  # at random moments, each after something more was written
         before = progress()
-        process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
-        while process.poll() is None and progress() == before:
+        process = processes.start(output, [*command, str(tmp_path / "killed")])
+        while process.is_alive() and progress() == before:
             time.sleep(0.1)
         if kills < 11:
             time.sleep(moments.uniform(0, 4))
             process.kill()
-        if process.wait() == 0:
+        process.join()
+        if process.exitcode == 0:
             break
-    assert process.returncode == 0
+    assert process.exitcode == 0, output.read_text()
     assert kills > 1
     found = attempts(tmp_path / "killed")
     assert [(a.values, a.curve) for a in found] == [(a.values, a.curve) for a in whole]

@@ -1,0 +1,15 @@
+"""What the server of tests/processes.py imports: all that train, tune and export import late."""
+
+from keras_vgg import hardware
+
+hardware.prepare_environment()  # before TensorFlow is imported
+
+import keras_tuner  # noqa: E402, F401
+import sklearn.datasets  # noqa: E402, F401
+import tensorflow  # noqa: E402, F401
+
+import keras_vgg.cli.train  # noqa: E402
+import keras_vgg.data.pipeline  # noqa: E402
+import keras_vgg.export  # noqa: E402
+import keras_vgg.fit  # noqa: E402
+import keras_vgg.tuning  # noqa: E402, F401
