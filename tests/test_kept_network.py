@@ -70,6 +70,17 @@ def test_the_file_holds_float16_and_no_path(trained: Run, kept: Path) -> None:
     assert kept.stat().st_size < 0.6 * 4 * trained.model().count_params()
 
 
+def test_the_recipe_keeps_names_of_files_and_no_folders(trained: Run, tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(trained.directory, tmp_path / "run"))
+    paths = {"init": str(tmp_path / "run"), "teachers": (str(tmp_path / "large"),)}
+    Run(run.directory, run.recipe.replace(**paths)).write_recipe()
+    kept_network.main(["keep", str(run.directory), str(tmp_path / "net.safetensors")])
+    with safe_open(tmp_path / "net.safetensors", "np") as opened:
+        recipe = json.loads(opened.metadata()["recipe"])
+    assert (recipe["init"], recipe["teachers"]) == ("run", ["large"])
+    assert str(tmp_path) not in json.dumps(recipe)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -78,6 +89,7 @@ def test_the_file_holds_float16_and_no_path(trained: Run, kept: Path) -> None:
         (["keep", "nowhere", "net.safetensors"], "nowhere is not a run directory"),
         (["open", "FILE", "RUN", "--source", "digits"], "exists; name a new one"),
         (["open", "nowhere.safetensors", "new", "--source", "digits"], "nowhere.safetensors"),
+        (["open", "net.h5", "new", "--source", "digits"], "must end in .safetensors"),
     ],
 )
 def test_wrong_inputs(
@@ -88,3 +100,20 @@ def test_wrong_inputs(
     with pytest.raises(SystemExit, match=message):
         kept_network.main([names.get(word, word) for word in arguments])
     assert not list(tmp_path.iterdir())
+
+
+def test_what_keep_and_open_would_lose_is_refused(
+    trained: Run, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.open(shutil.copytree(trained.directory, tmp_path / "run"))
+    (run.directory / "results.json").unlink()
+    with pytest.raises(SystemExit, match="has not finished training"):
+        kept_network.main(["keep", str(run.directory), str(tmp_path / "net.safetensors")])
+
+    def full(self: Run, name: str, value: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Run, "write_json", full)
+    with pytest.raises(SystemExit, match="no space left"):
+        kept_network.main(["open", str(kept), str(tmp_path / "new"), "--source", "digits"])
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -15,14 +15,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 
 from keras_vgg import Run, hardware
-from keras_vgg.files import write_atomically
+from keras_vgg.files import PARTIAL, write_atomically
 from keras_vgg.recipe import Recipe
 
 
@@ -31,28 +33,44 @@ def keep(directory: Path, file: Path) -> None:
 
     Raises:
         FileNotFoundError: there is no such run.
-        ValueError: the file exists or is no .safetensors, an image of the run may have several
-            labels, or a weight is too large for float16.
+        ValueError: the file exists or is no .safetensors, the run has not finished, an image of it
+            may have several labels, or a weight is too large for float16.
     """
     from keras_vgg.weights import read_weights
     from keras_vgg.weights.torch_format import write_safetensors
 
     _require_new(file)
     run = Run.open(directory)
+    run.require_finished()
     if file.suffix != ".safetensors":
         raise ValueError(f"{file} must end in .safetensors")
     if run.several_labels:
         raise ValueError(f"{directory} has several labels an image, which the file cannot state")
     weights = read_weights(directory)
     tensors = {name: _in_float16(name, values) for name, values in weights.tensors.items()}
-    # Paths are those of one machine.
-    recipe = run.recipe.replace(source="folder:DIR", data_dir=None, manual_dir=None)
+    recipe = _without_folders(run.recipe)
     data = run.read_json("data.json")
     data = {name: data[name] for name in ("class_names", "splits")}
     stated = {"recipe": recipe.to_json(), "data": json.dumps(data)}
     write_atomically(
         file,
         lambda path: write_safetensors(tensors, path, "torchvision", weights.preprocessing, stated),
+    )
+
+
+def _without_folders(recipe: Recipe) -> Recipe:
+    """Return the recipe without the folders of one machine; of other files, the names stay."""
+
+    def named(value: str) -> str:
+        return Path(value).name if Path(value).is_absolute() else value
+
+    return recipe.replace(
+        source="folder:DIR",
+        data_dir=None,
+        manual_dir=None,
+        init=recipe.init and named(recipe.init),
+        initialization=named(recipe.initialization),
+        teachers=tuple(map(named, recipe.teachers)),
     )
 
 
@@ -73,6 +91,8 @@ def open_kept(file: Path, directory: Path, source: str) -> None:
     from keras_vgg.weights import assign, read_weights
 
     _require_new(directory)
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{file} must end in .safetensors")
     weights = read_weights(file)
     with safe_open(file, "np") as opened:
         metadata = opened.metadata() or {}
@@ -81,6 +101,8 @@ def open_kept(file: Path, directory: Path, source: str) -> None:
         raise ValueError(f"{file} is not a file of `kept_network.py keep`: it lacks {missing}")
     recipe = Recipe.from_json(metadata["recipe"]).replace(source=source).with_absolute_paths()
     data = json.loads(metadata["data"])
+    if not (isinstance(data, dict) and data.keys() >= {"class_names", "splits"}):
+        raise ValueError(f"{file} does not state its classes and splits")
     model = vgg(
         recipe.configuration,
         weights=None,
@@ -89,12 +111,15 @@ def open_kept(file: Path, directory: Path, source: str) -> None:
         include_preprocessing=weights.preprocessing,
     )
     assign(model, dataclasses.replace(weights, logits=False))
-    directory.mkdir(parents=True)
-    run = Run(directory, recipe)
-    model.save(run.model_path)
-    run.write_recipe()
-    run.write_json("data.json", data)
-    run.write_json("results.json", {"kept": file.name})
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=directory.parent) as folder:
+        run = Run(Path(folder) / directory.name, recipe)
+        run.directory.mkdir()
+        model.save(run.model_path)
+        run.write_recipe()
+        run.write_json("data.json", data)
+        run.write_json("results.json", {"kept": file.name})
+        os.replace(run.directory, directory)  # the run is whole, or there is none
 
 
 def _require_new(path: Path) -> None:
