@@ -166,6 +166,9 @@ def test_whitenings_that_cannot_be_had(tmp_path):
     np.savez(tmp_path / "other.npz", mean=np.zeros(3))
     with pytest.raises(ValueError, match="holds no whitening: it has mean"):
         retrieval.load_whitening(tmp_path / "other.npz")
+    np.savez_compressed(tmp_path / "bomb.npz", mean=np.zeros(2**24))
+    with pytest.raises(ValueError, match="not safe to read"):
+        retrieval.load_whitening(tmp_path / "bomb.npz")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:90])
     with pytest.raises(ValueError, match="is damaged"):
         retrieval.load_whitening(tmp_path / "cut.npz")
@@ -188,6 +191,8 @@ def test_nearest_is_a_full_sort():
         retrieval.nearest(descriptors, queries, 0)
     with pytest.raises(ValueError, match="there are no descriptors"):
         retrieval.nearest(descriptors[:0], queries)
+    with pytest.raises(ValueError, match="not finite"):
+        retrieval.nearest(descriptors, np.full_like(queries, np.nan))
 
 
 def test_average_precision_is_scikit_learns():
@@ -201,6 +206,11 @@ def test_average_precision_is_scikit_learns():
     assert np.isnan(result[4])
     with pytest.raises(ValueError, match="need a label each"):
         retrieval.average_precisions(descriptors, labels[:5], queries, np.zeros(5))
+
+
+WHITE, BLACK, BLUE, RED, YELLOW = np.array(
+    [[255, 255, 255], [0, 0, 0], [0, 35, 149], [237, 41, 57], [255, 233, 54]]
+)
 
 
 def test_copies_are_near_duplicates_and_other_photographs_are_not():
@@ -222,3 +232,18 @@ def test_an_image_without_structure_is_no_near_duplicate():
     assert retrieval.hash_distances(hashes, hashes[1]).tolist() == [retrieval.NO_STRUCTURE, 0]
     with pytest.raises(ValueError, match=r"must be \[height, width, 3\], not \[40, 30\]"):
         retrieval.perceptual_hash(white[..., 0])
+    with pytest.raises(ValueError, match="is expected"):
+        retrieval.perceptual_hash(np.full((40, 30, 3), 1000.0))
+
+
+def test_pictures_of_stripes_are_no_near_duplicates_of_each_other():
+    # France, Belgium, and a gradient: their other frequencies are all 0.
+    flags = [np.repeat(colours, 100, 0) for colours in ([BLUE, WHITE, RED], [BLACK, YELLOW, RED])]
+    rows = [*flags, np.linspace(0, 255, 300)[:, None] * np.ones(3)]
+    for row in rows:
+        across = np.tile(np.asarray(row, "float32"), (200, 1, 1))
+        for picture in (across, across.swapaxes(0, 1)):
+            assert not retrieval.perceptual_hash(picture).any()
+    # A picture that is symmetric in one direction keeps half of its frequencies.
+    half = np.repeat(np.repeat([[RED, WHITE, BLUE], [WHITE, BLACK, RED]], 32, 0), 16, 1)
+    assert retrieval.perceptual_hash(np.concatenate([half, half[:, ::-1]], 1)).any()

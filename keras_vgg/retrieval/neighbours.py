@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from keras_vgg.finite import is_finite
+
 _BLOCK = 2**24  # similarities in memory at once
 
 
@@ -24,7 +26,7 @@ def nearest(
         [m, count]. Equal similarities keep the order of the descriptors.
 
     Raises:
-        ValueError: the arrays do not fit each other, or `count` is smaller than 1.
+        ValueError: the arrays do not fit each other or are not finite; `count` is below 1.
     """
     _check(descriptors, queries)
     if count < 1:
@@ -59,7 +61,7 @@ def average_precisions(
         query_labels: [m].
 
     Raises:
-        ValueError: the arrays do not fit each other.
+        ValueError: the arrays do not fit each other, or are not finite.
     """
     _check(descriptors, queries)
     if np.shape(labels) != (len(descriptors),) or np.shape(query_labels) != (len(queries),):
@@ -87,3 +89,5 @@ def _check(descriptors: np.ndarray, queries: np.ndarray) -> None:
         )
     if not shapes[0][0]:
         raise ValueError("there are no descriptors to search")
+    if not (is_finite(descriptors) and is_finite(queries)):
+        raise ValueError("a descriptor or a query is not finite")

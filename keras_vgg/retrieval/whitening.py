@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_vgg.containers import require_archive
 from keras_vgg.files import read_arrays, write_atomically
 from keras_vgg.finite import is_finite
 
@@ -65,8 +66,10 @@ def load_whitening(path: str | Path) -> Whitening:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: the file is damaged, or holds something else.
+        ValueError: the file is damaged, claims more memory than its size explains, or holds
+            something else.
     """
+    require_archive(Path(path))
     arrays: dict[str, Any] = read_arrays(Path(path))
     mean, projection = arrays.get("mean"), arrays.get("projection")
     if (
