@@ -5,6 +5,11 @@ The first call imports Keras. Until then, KERAS_BACKEND can change the backend.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
 
 def backend_name() -> str:
     """Return "tensorflow", "jax", "torch" or another backend's name."""
@@ -23,3 +28,11 @@ def is_jax() -> bool:
 
 def is_torch() -> bool:
     return backend_name() == "torch"
+
+
+def as_array(tensor: Any) -> np.ndarray:
+    """Return a tensor of any backend as a NumPy array; Keras annotates the result as a tensor."""
+    import keras
+
+    array: Any = keras.ops.convert_to_numpy(tensor)
+    return array

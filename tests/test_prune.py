@@ -150,6 +150,18 @@ def test_sensitivity_is_the_loss_without_the_filters_and_restores_the_weights() 
     assert prune.loss(small, pictures, labels) == pytest.approx(last.losses[-1], rel=1e-4)
 
 
+def test_a_layer_whose_filters_normalise_each_other_keeps_all() -> None:
+    model = network(**CASES["lrn"])
+    pictures, labels = images(model, 8), np.arange(8) % CLASSES
+    scores = prune.importance(model, "l1", pictures, labels)
+    first, *others = prune.sensitivities(model, scores, pictures, labels)
+    assert first.removed == (0,)
+    assert all(len(layer.removed) > 1 for layer in others)
+    kept = prune.plan([first, *others], sum, 0.5 * sum(len(s) for s in scores.values()))
+    assert len(kept["block1_conv1"]) == len(scores["block1_conv1"])
+    prune.remove_filters(model, kept)
+
+
 def test_the_plan_takes_the_cheapest_filters_down_to_the_limit() -> None:
     def layer(name: str, losses: Sequence[float]) -> prune.Sensitivity:
         return prune.Sensitivity(name, np.array([2, 0, 3, 1]), (0, 1, 2, 3), tuple(losses))

@@ -84,6 +84,7 @@ def test_a_run_becomes_narrower_in_steps_that_resume(
         ({"macs": float("nan")}, "macs must be the share"),
         ({"steps": 0}, "steps must be 1 or more, not 0"),
         ({"images": -3}, "images must be 1 or more, not -3"),
+        ({"teachers": ("a",), "init": "b"}, "the pruning decides init, teachers; leave it out"),
         ({"criterion": "l2"}, "criterion must be one of taylor, l1, batch_norm, not 'l2'"),
         ({"epochs": 0}, "epochs must be in"),
         ({"learning_rate": -1.0}, "learning_rate must be in"),
@@ -96,6 +97,30 @@ def test_wrong_arguments_leave_nothing(
     with pytest.raises(ValueError, match=message):
         prune_run(tiny_run, tmp_path / "pruned", verbose=0, **options)
     assert not list(tmp_path.glob("pruned/*"))
+
+
+def test_a_kill_in_the_first_step_leaves_a_pruning_that_goes_on(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir = tmp_path / "pruned"
+    workdir.mkdir()
+    (workdir / ".partial-pruning.json").write_text("")  # as a kill leaves it
+
+    def killed(run: Run, limit: float, settings: Any, path: Path, verbose: Any) -> None:
+        path.write_bytes(b"a network")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruning, "_remove", killed)
+    for options in (
+        OPTIONS,
+        OPTIONS,
+        OPTIONS | {"steps": 3},
+    ):  # Nothing is lost with other options.
+        with pytest.raises(KeyboardInterrupt):
+            prune_run(tiny_run, workdir, **options)
+    assert open_pruning(workdir).steps == ()
+    with pytest.raises(ValueError, match="has 0 of 3 steps; repeat the pruning to resume"):
+        pruning.stand_ins(tiny_run, workdir)
 
 
 def test_runs_and_folders_that_do_not_fit_are_refused(tiny_run: Run, tmp_path: Path) -> None:

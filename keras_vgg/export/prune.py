@@ -17,6 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_vgg.backend import as_array
 from keras_vgg.finite import require_finite_images, require_finite_weights
 from keras_vgg.layers import LocalResponseNormalization
 
@@ -79,7 +80,7 @@ def importance(
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, not {criterion!r}")
     layers = convolutions(model)
     if criterion == "l1":
-        return {c.name: np.abs(_array(c.kernel)).sum(axis=(0, 1, 2)) for c in layers}
+        return {c.name: np.abs(as_array(c.kernel)).sum(axis=(0, 1, 2)) for c in layers}
     norms = _batch_norms(model)
     if criterion == "batch_norm":
         missing = [layer.name for layer in layers if layer.name not in norms]
@@ -88,7 +89,7 @@ def importance(
                 f"criterion 'batch_norm' needs batch normalisation after every convolution, and"
                 f" {missing[0]} has none; use 'taylor' or 'l1'"
             )
-        return {layer.name: np.abs(_array(norms[layer.name].gamma)) for layer in layers}
+        return {layer.name: np.abs(as_array(norms[layer.name].gamma)) for layer in layers}
     # What scales a filter's output: the kernel and the bias, or the batch normalisation behind it.
     scales = {
         layer.name: [norms[layer.name].gamma, norms[layer.name].beta]
@@ -125,7 +126,7 @@ def sensitivities(
     for layer in convolutions(model):
         order = np.argsort(scores[layer.name], kind="stable")
         removed, losses = [0], [whole]
-        for count in _counts(layer.filters):
+        for count in () if _sees_neighbours(layer.name, model) else _counts(layer.filters):
             with _without(layer, norms.get(layer.name), order[:count]):
                 removed.append(count)
                 losses.append(loss(model, images, labels))
@@ -232,7 +233,7 @@ def loss(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
     for start in range(0, len(images), _BATCH):
         batch = slice(start, start + _BATCH)
         value = _cross_entropy(model(images[batch], training=False), labels[batch])
-        total += float(_array(value)) * len(images[batch])
+        total += float(as_array(value)) * len(images[batch])
     return total / len(images)
 
 
@@ -333,12 +334,17 @@ def _check_kept(model: keras.Model, name: str, numbers: np.ndarray) -> None:
             f"{name} has the filters 0 to {filters - 1}; name at least one to keep, ascending, not"
             f" {numbers.tolist()}"
         )
-    has_lrn = any(isinstance(layer, LocalResponseNormalization) for layer in model.layers)
-    if has_lrn and name == "block1_conv1" and len(numbers) < filters:
+    if _sees_neighbours(name, model) and len(numbers) < filters:
         raise ValueError(
             "local response normalisation lets each filter of block1_conv1 see its neighbours, so"
             " none can be removed"
         )
+
+
+def _sees_neighbours(name: str, model: keras.Model) -> bool:
+    """Return whether a layer's filters are normalised by each other, so that all must stay."""
+    has_lrn = any(isinstance(layer, LocalResponseNormalization) for layer in model.layers)
+    return has_lrn and name == "block1_conv1"
 
 
 def _cut(
@@ -358,8 +364,3 @@ def _by_place(layer: keras.layers.Dense, model: keras.Model) -> list[np.ndarray]
     kernel, *bias = layer.get_weights()
     channels = convolutions(model)[-1].filters
     return [kernel.reshape(-1, channels, kernel.shape[-1]), *bias]
-
-
-def _array(value: Any) -> np.ndarray:
-    array: Any = keras.ops.convert_to_numpy(value)
-    return array

@@ -14,7 +14,7 @@ import numpy as np
 from keras_vgg import architecture, plotting
 from keras_vgg.console import progress_bars
 from keras_vgg.export import prune
-from keras_vgg.files import sha256_of, write_atomically, write_json
+from keras_vgg.files import PARTIAL, sha256_of, write_atomically, write_json
 from keras_vgg.fit import evaluation_transform, train
 from keras_vgg.plotting import INK, LINE, SERIES
 from keras_vgg.recipe import Recipe
@@ -102,7 +102,8 @@ def prune_run(
         epochs: Of the training in each step. None: a third of the run's.
         learning_rate: Where the training of each step begins. None: a tenth of the run's.
         verbose: As in `keras_vgg.train`.
-        fields: Other fields of the recipe of each step.
+        fields: Other fields of the recipe of each step, but for `filters`, `init` and `teachers`,
+            which the pruning decides.
 
     Returns:
         The pruning. pruning.json holds its figures and the sensitivity of each layer.
@@ -113,11 +114,14 @@ def prune_run(
     """
     workdir = Path(workdir)
     _check(macs, steps, criterion, images)
+    if decided := {"filters", "init", "teachers"} & fields.keys():
+        raise ValueError(f"the pruning decides {', '.join(sorted(decided))}; leave it out")
     run.require_finished()
     epochs = max(1, round(run.recipe.epochs * EPOCHS)) if epochs is None else epochs
     rate = run.recipe.learning_rate * RATE if learning_rate is None else learning_rate
-    changes = {**_TRAINING, "epochs": epochs, "learning_rate": rate, **fields}
+    changes = {**_TRAINING, "epochs": epochs, "learning_rate": rate}
     changes["unmixed_epochs"] = min(run.recipe.unmixed_epochs, epochs)
+    changes |= fields
     changes["teachers"] = (str(run.directory.resolve()),)
     # Wrong values are refused before anything is computed.
     run.recipe.replace(**changes, init=str(workdir / "step-1.keras"))
@@ -161,14 +165,23 @@ def stand_ins(run: Run, workdir: str | Path) -> dict[str, Callable[[Path], keras
             or has not finished.
     """
     pruning = open_pruning(workdir)
-    if read_fields(pruning.directory / FILE)["model_sha256"] != sha256_of(run.model_path):
+    record = read_fields(pruning.directory / FILE)
+    if record["model_sha256"] != sha256_of(run.model_path):
         raise ValueError(f"{workdir} is not a pruning of the network of {run.directory}")
+    steps = record["settings"]["steps"]
+    if len(pruning.steps) < steps:
+        raise ValueError(
+            f"{workdir} has {len(pruning.steps)} of {steps} steps; repeat the pruning to resume it"
+        )
     networks = {}
     for number, stage in enumerate(pruning.steps, 1):
         step = Run.open(pruning.directory / f"step-{number}")
         step.require_finished()
         share = stage.macs / pruning.original.macs
-        networks[f"pruned to {share:.0%}"] = lambda folder, step=step: step.model()
+        name = f"pruned to {share:.0%}"
+        if name in networks:
+            name = f"{name}, step {number}"
+        networks[name] = lambda folder, step=step: step.model()
     return networks
 
 
@@ -209,18 +222,27 @@ def _begin(run: Run, workdir: Path, settings: Mapping[str, Any]) -> dict[str, An
     }
     if (workdir / FILE).is_file():
         record = read_fields(workdir / FILE)
-        for name, value in identity.items():
-            if record[name] != value:
-                raise ValueError(
-                    f"{workdir} holds another pruning, with {name} {record[name]}, not {value};"
-                    " choose another workdir"
-                )
-        return record
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        differ = [name for name, value in identity.items() if record[name] != value]
+        if not differ:
+            return record
+        if record["steps"]:  # otherwise nothing is lost
+            name = differ[0]
+            raise ValueError(
+                f"{workdir} holds another pruning, with {name} {record[name]}, not"
+                f" {identity[name]}; choose another workdir"
+            )
+    elif workdir.exists() and not (workdir.is_dir() and all(map(_is_partial, workdir.iterdir()))):
         raise ValueError(f"{workdir} exists and holds no pruning; choose another workdir")
     original = _figures(run.recipe, len(run.class_names)) | {"validation": _validation(run)}
     name = "validation pr_auc" if run.several_labels else "validation accuracy"
-    return {**identity, "figure": name, "original": original, "steps": []}
+    record = {**identity, "figure": name, "original": original, "steps": []}
+    write_json(workdir / FILE, record)  # so that a kill in the first step leaves a pruning
+    return record
+
+
+def _is_partial(path: Path) -> bool:
+    """Return whether a kill left a file that was not complete."""
+    return path.name.startswith(PARTIAL)
 
 
 def _remove(

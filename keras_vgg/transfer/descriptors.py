@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.backend import as_array
 from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import require_finite_images, require_finite_weights
 from keras_vgg.transfer.pooling import generalized_mean, region_maxima
@@ -100,7 +101,7 @@ def region_descriptors(
         model, images, layer, sizes, flip, batch_size, verbose, needs_map=True
     ):
         for view in views:
-            maxima = _array(region_maxima(view, levels))
+            maxima = as_array(region_maxima(view, levels))
             vectors.append(_unit(maxima.reshape(-1, maxima.shape[-1])))
     return np.concatenate(vectors)
 
@@ -117,19 +118,19 @@ def _pooling(
         raise ValueError(f"levels must be a whole number of at least 1, not {levels!r}")
 
     def sum_of_regions(feature_map: Any) -> np.ndarray:
-        maxima = _array(region_maxima(feature_map, levels))
+        maxima = as_array(region_maxima(feature_map, levels))
         vectors = _unit(maxima.reshape(-1, maxima.shape[-1]))
         if whitening is not None:
             vectors = _unit(whitening(vectors))
         return _unit(vectors.reshape(*maxima.shape[:2], -1).sum(1))
 
     def mean(output: Any) -> np.ndarray:
-        return _array(ops.mean(output, axis=(1, 2)) if len(output.shape) == 4 else output)
+        return as_array(ops.mean(output, axis=(1, 2)) if len(output.shape) == 4 else output)
 
     functions: dict[str, Callable[[Any], np.ndarray]] = {
         "avg": mean,
-        "max": lambda feature_map: _array(ops.max(feature_map, axis=(1, 2))),
-        "gem": lambda feature_map: _array(generalized_mean(feature_map, power)),
+        "max": lambda feature_map: as_array(ops.max(feature_map, axis=(1, 2))),
+        "gem": lambda feature_map: as_array(generalized_mean(feature_map, power)),
         "rmac": sum_of_regions,
     }
     return functions[pooling]
@@ -231,10 +232,6 @@ def _outputs(extractor: keras.Model, batch: Any, layer: str, flip: bool) -> list
         output: Any = ops.cast(extractor(view, training=False)[layer], "float32")
         outputs.append(ops.moveaxis(output, 1, -1) if first and len(output.shape) == 4 else output)
     return outputs
-
-
-def _array(tensor: Any) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(tensor))
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
