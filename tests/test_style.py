@@ -8,10 +8,10 @@ from keras_vgg import vgg
 from keras_vgg.perceptual import gram_matrix
 from keras_vgg.perceptual.descent import stylize
 from keras_vgg.perceptual.style import (
-    HALO,
     Losses,
     StyleObjective,
     content_loss,
+    halo_of,
     style_loss,
     windows,
 )
@@ -116,6 +116,26 @@ def test_tiles_give_the_same_loss_and_gradient_by_hand(base):
     np.testing.assert_allclose(slope, gradient, atol=1e-4 * np.abs(gradient).max())
 
 
+def test_a_tile_shows_the_deepest_layer_all_that_it_sees():
+    """Block5_conv4 of VGG-19 sees 118 pixels beyond a tile: 2 + 4 + 16 + 32 + 64."""
+    keras.utils.set_random_seed(0)
+    options = {"weights": None, "include_top": False, "include_preprocessing": True}
+    deep = vgg("E", width_multiplier=1 / 16, kernel_initializer="he_normal", **options)
+    layers = {"style_layers": ("block5_conv4",), "content_layer": "block1_conv1"}
+    content, style, image = picture(256, 32), picture(32, 48, seed=1), picture(256, 32, seed=2)
+    whole, tiled = (
+        StyleObjective(deep, content, style, tile=tile, style_weight=1e6, **layers)
+        for tile in (None, 64)
+    )
+    losses, gradient = whole(image)
+    parts, slope = tiled(image)
+    np.testing.assert_allclose(parts, losses, rtol=1e-4)
+    np.testing.assert_allclose(slope, gradient, atol=1e-4 * np.abs(gradient).max())
+    names = ("block1_conv2", "block5_conv1", "block5_conv4:pre", "block5_conv3")
+    assert [halo_of([name]) for name in names] == [16, 80, 128, 112]
+    assert halo_of(names) == 128
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="this is that run")
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
@@ -125,13 +145,13 @@ def test_the_same_on(backend):
 
 
 def test_the_windows_of_tiles():
-    found = windows(200, 100, 96)
+    found = windows(200, 100, 96, halo=32)
     assert [(w.core_rows, w.core_columns) for w in found[:3]] == [
         ((0, 96), (0, 96)),
         ((0, 96), (96, 100)),
         ((96, 192), (0, 96)),
     ]
-    assert found[2].rows == (96 - HALO, 200)
+    assert found[2].rows == (96 - 32, 200)
     assert found[2].columns == (0, 100)
     covered = np.zeros((200, 100))
     for window in found:

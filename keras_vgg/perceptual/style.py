@@ -13,6 +13,7 @@ divided by its mean over the two pictures, which does the same for any network.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.backend import as_array
 from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import check_range, require_finite_images, require_finite_weights
 from keras_vgg.gradient import answer_of, gradient_of
@@ -29,8 +31,7 @@ from keras_vgg.perceptual.gram import gram_matrix
 STYLE_LAYERS = tuple(f"block{block}_conv1" for block in range(1, 6))
 CONTENT_LAYER = "block4_conv2"
 LEAST_SIDE = 32  # pixels: block 5 has two places
-# Pixels around a tile. block5_conv1 of VGG-19 sees 78 pixels in each direction, of VGG-16 66.
-HALO = 80
+_DEPTHS = (2, 2, 4, 4, 4)  # convolutions in each block of VGG-19
 _GRID = 16  # pixels: a tile begins where a place of block 5 does
 
 
@@ -65,13 +66,31 @@ def content_loss(feature_map: Any, content_map: Any) -> Any:
     return mean / 2
 
 
-def windows(height: int, width: int, tile: int | None = None) -> list[Window]:
-    """Return the tiles of an image, each with `HALO` pixels around it where there are any.
+def halo_of(names: Sequence[str]) -> int:
+    """Return the pixels that layers of VGG see beyond a tile, rounded up to a multiple of 16.
+
+    Pooling begins at multiples of 16, as tiles do, and sees nothing beyond its cell. So these are
+    the pixels that the 3x3 convolutions of VGG-19 up to the deepest layer see beyond their places.
+
+    Raises:
+        ValueError: a name is not that of a convolution of VGG.
+    """
+    pixels = 0
+    for name in names:
+        stride = stride_of(name)
+        before = sum(count * 2**block for block, count in enumerate(_DEPTHS) if 2**block < stride)
+        pixels = max(pixels, before + int(name[len("block1_conv")]) * stride)
+    return math.ceil(pixels / _GRID) * _GRID
+
+
+def windows(height: int, width: int, tile: int | None = None, halo: int = 0) -> list[Window]:
+    """Return the tiles of an image, each with `halo` pixels around it where there are any.
 
     Args:
         height: Pixels.
         width: Pixels.
         tile: The side of a tile. None: one tile, the image.
+        halo: A multiple of 16.
 
     Raises:
         ValueError: the side is not a multiple of 16, or smaller than 64.
@@ -84,7 +103,7 @@ def windows(height: int, width: int, tile: int | None = None) -> list[Window]:
 
     def parts(side: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         cores = [(start, min(start + tile, side)) for start in range(0, side, tile)]
-        return [((max(0, a - HALO), min(side, b + HALO)), (a, b)) for a, b in cores]
+        return [((max(0, a - halo), min(side, b + halo)), (a, b)) for a, b in cores]
 
     return [
         Window(rows, columns, core_rows, core_columns)
@@ -141,11 +160,12 @@ class StyleObjective:
         self._style_layers, self._content_layer = tuple(style_layers), content_layer
         self._names = tuple(dict.fromkeys((*style_layers, content_layer)))
         self._strides = {name: stride_of(name) for name in self._names}
-        self._windows = windows(content.shape[0], content.shape[1], tile)
+        halo = halo_of(self._names)
+        self._windows = windows(content.shape[0], content.shape[1], tile, halo)
         extractor = feature_extractor(model, self._names, pooling_layers=pooling_layers)
         self._sums = _sums_network(extractor, self._style_layers, content_layer)
         own = [self._sums_of(content, window) for window in self._windows]
-        style_windows = windows(style.shape[0], style.shape[1], tile)
+        style_windows = windows(style.shape[0], style.shape[1], tile, halo)
         others = [self._sums_of(style, w) for w in style_windows]
         self._content_maps = [sums[-1] for sums in own]
         self._style_grams = _gram_sums(others, len(style_layers))
@@ -191,9 +211,9 @@ class StyleObjective:
             losses, slope = self._gradient(
                 [ops.convert_to_tensor(x) for x in inputs], ops.zeros(1, "int32")
             )
-            losses = _array(losses)[0]
+            losses = as_array(losses)[0]
             style, content = losses[:-1], content + float(losses[-1])
-            slope = _array(slope)
+            slope = as_array(slope)
             slope = np.moveaxis(slope, 1, -1) if channel_axis() == 1 else slope
             gradient[slice(*window.rows), slice(*window.columns)] += slope[0]
         weighted = style.astype("float64") * self._weights[:-1]
@@ -227,7 +247,7 @@ class StyleObjective:
         """Return a tile's share of each Gram matrix and of each mean, and its content map."""
         inputs = [*self._masks(window, image.shape), as_input(_part(image, window))]
         outputs = answer_of(self._sums, [ops.convert_to_tensor(x) for x in inputs])
-        return [_array(output) for output in outputs]
+        return [as_array(output) for output in outputs]
 
     def _means(self, sums: Sequence[list[np.ndarray]], shape: Sequence[int]) -> np.ndarray:
         """Return the mean of each layer's map, style then content."""
@@ -285,10 +305,6 @@ def _part(image: np.ndarray, window: Window) -> np.ndarray:
 def as_input(image: np.ndarray) -> np.ndarray:
     batch = image[np.newaxis].astype("float32")
     return np.moveaxis(batch, -1, 1) if channel_axis() == 1 else batch
-
-
-def _array(tensor: Any) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(tensor))
 
 
 def _inputs(
