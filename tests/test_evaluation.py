@@ -286,3 +286,19 @@ def test_other_images_or_classes_are_refused(function) -> None:
 def test_nothing_to_fuse() -> None:
     with pytest.raises(ValueError, match="no evaluation to fuse"):
         fuse([])
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns", "value", "message"),
+    [
+        ([0, 1], 3, 0.5, r"probabilities \[n, 2\], not \[2\] and \[2, 3\]"),
+        ([0, 1, 1], 2, 0.5, r"not \[3\] and \[2, 2\]"),
+        ([0, 2], 2, 0.5, "label 2 is none of the 2 classes"),
+        ([0, -1], 2, 0.5, "labels must be integers from 0"),
+        ([0.0, 1.0], 2, 0.5, "labels must be integers from 0"),
+        ([0, 1], 2, np.nan, "a probability is not finite"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(labels, columns, value, message):
+    with pytest.raises(ValueError, match=message):
+        Evaluation(np.array(labels), np.full((2, columns), value), ("cat", "dog"))

@@ -128,6 +128,7 @@ def test_weights_without_a_classifier(tmp_path):
         (dense.fcn, {"classes": 0}, "classes must be a positive whole number, not 0"),
         (dense.fcn, {"hidden_units": 0}, "hidden_units must be a positive whole number, not 0"),
         (dense.fcn, {"skip_scales": (1,)}, r"skip_scales must be two numbers, not \(1,\)"),
+        (dense.fcn, {"skip_scales": (1, 1, 1)}, "skip_scales must be two numbers"),
         (dense.fcn, {"dropout": 1}, r"dropout must be in \[0, 1\), not 1"),
         (dense.fcn, {"input_shape": (16, 64, 3)}, "input must be at least 32x32, not"),
         (dense.unet, {"classes": 1}, "a soft-max over a single class is always 1: pass classif"),

@@ -92,7 +92,7 @@ def fcn(
         raise ValueError(f"stride must be 32, 16 or 8, not {stride!r}")
     if hidden_units is not None:
         check_options(classes, "fc", None, width_multiplier, hidden_units)
-    if len(skip_scales) < 2:
+    if len(skip_scales) != 2:
         raise ValueError(f"skip_scales must be two numbers, not {tuple(skip_scales)}")
     fc_source = weights if fc_weights and hidden_units is not None else None
     if fc_source in weight_files.NAMES:  # One file holds all.

@@ -27,12 +27,30 @@ class Evaluation(Counted):
         class_names: One name for each class, in the order of the model's outputs.
         groups: [n] the group of each image, such as a patient: intervals are then over groups. An
             image whose group is None or empty is by itself. None: intervals are over images.
+
+    Raises:
+        ValueError: the arrays do not fit each other or the names; a label is no class; a
+            probability is not finite.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
     class_names: tuple[str, ...]
     groups: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        classes, labels = len(self.class_names), np.asarray(self.labels)
+        if labels.ndim != 1 or np.shape(self.probabilities) != (labels.size, classes):
+            raise ValueError(
+                f"{classes} classes need labels [n] and probabilities [n, {classes}], not"
+                f" {list(labels.shape)} and {list(np.shape(self.probabilities))}"
+            )
+        if labels.size and not (labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max()):
+            raise ValueError("labels must be integers from 0")
+        if labels.size and labels.max() >= classes:
+            raise ValueError(f"label {labels.max()} is none of the {classes} classes")
+        if not np.isfinite(self.probabilities).all():
+            raise ValueError("a probability is not finite")
 
     @cached_property
     def top1(self) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from keras_vgg.evaluation.protocols import softmax
 from keras_vgg.evaluation.reliability import calibration
 from keras_vgg.evaluation.result import Evaluation
 
@@ -81,9 +82,7 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     The scores are the logarithms of the probabilities, which differ from the network's own by a
     number that cancels in the soft-max.
     """
-    scaled = _scores(probabilities) / temperature
-    scaled = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return (scaled / scaled.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return softmax(_scores(probabilities) / temperature).astype(np.float32)
 
 
 def threshold_that_keeps(share: float, probabilities: np.ndarray) -> float:
