@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from libraries import channel_statistics  # beside this file
 
 from keras_vgg import hardware
 from keras_vgg.files import write_json
@@ -75,7 +76,7 @@ def keras_vgg_step(batch: int, tiny: bool) -> dict[str, Any]:
     hardware.prepare_environment()
     import keras
 
-    from keras_vgg import data, fit
+    from keras_vgg import fit
 
     recipe = Recipe(
         configuration="D",
@@ -86,8 +87,7 @@ def keras_vgg_step(batch: int, tiny: bool) -> dict[str, Any]:
         batch_size=batch,
     )
     engine = hardware.choose_engine(recipe)
-    channels = data.ChannelStatistics(np.full(3, 120.0), np.full(3, 60.0), np.ones(3), np.eye(3), 1)
-    model = fit.build_model(recipe, CLASSES, channels, engine.precision)
+    model = fit.build_model(recipe, CLASSES, channel_statistics(), engine.precision)
     fit.compile_model(model, recipe, engine)
     images, labels = _batch(batch, recipe.image_size)
     on_device = tuple(

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
-import json
 import multiprocessing
 import os
 import re
@@ -292,6 +291,7 @@ def main() -> None:
     options = _arguments()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from keras_vgg.export.formats import FILES
+    from keras_vgg.files import write_json
     from keras_vgg.hardware import processor_name
     from keras_vgg.versions import package_versions
 
@@ -331,7 +331,7 @@ def main() -> None:
         print()
         print(table([result for result in results if result.threads == threads], title))
     if options.out is not None:
-        options.out.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(options.out, record)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,21 @@ import numpy as np
 
 from keras_vgg import hardware
 from keras_vgg.files import write_json
+from keras_vgg.recipe import Recipe
 
 SHARES = (0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the multiply-accumulates, tried in this order
 STEP = 8  # ranks are multiples of it
 FORMATS = ("litert", "litert_int8")
+
+
+def require_plain(recipe: Recipe, pruned: Recipe) -> None:
+    """Refuse, with a ValueError, what `factorised` and `trained` would silently do otherwise."""
+    if not recipe.batch_norm:
+        raise ValueError("the run must have batch norm, which stands between factors and ReLU")
+    plain = Recipe()
+    for name in ("optimizer", "clip_norm", "ema_momentum", "class_weights", "sampling", "loss"):
+        if getattr(pruned, name) != getattr(plain, name):
+            raise ValueError(f"the pruned run was trained with {name}, which is not done here")
 
 
 def spectra(model: Any, images: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -157,7 +168,7 @@ def exported(model: Any, class_names: Sequence[str], images: np.ndarray, folder:
         overwrite=True,
     )
     return {
-        artifact.format: {threads: times[0] for threads, times in artifact.latency_ms.items()}
+        artifact.format: {str(threads): times[0] for threads, times in artifact.latency_ms.items()}
         | {"bytes": artifact.bytes}
         for artifact in artifacts
     }
@@ -225,6 +236,7 @@ def main() -> None:
     from keras_vgg.runs.images import as_arrays
 
     run, pruned = Run.open(arguments.run), Run.open(arguments.pruned)
+    require_plain(run.recipe, pruned.recipe)
     arguments.out.mkdir(parents=True, exist_ok=True)
     recipe, model = run.recipe, run.model()
     source = load_source(recipe)

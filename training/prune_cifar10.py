@@ -16,7 +16,9 @@ Not run to its end yet: training/README.md has the figures that there are.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -138,17 +140,18 @@ def with_torch_prunings_filters(run: Any, reference: Any, folder: Path) -> Any:
     return train(recipe, folder / "run", verbose=2)
 
 
-def measured(name: str, run: Any, images: int) -> dict[str, Any]:
-    """Test and export a run; return its row."""
+def measured(name: str, run: Any, folder: Path, images: int) -> dict[str, Any]:
+    """Test a run and export it to a folder; return its row."""
     from keras_vgg import architecture
     from keras_vgg.run import read_fields
     from keras_vgg.runs import evaluate_run, export_run
 
     if "test" not in run.results:
         evaluate_run(run, "test", verbose=False)
-    record = run.directory / "export" / "export.json"
+    record = folder / "export.json"
     if not record.is_file():
-        export_run(run, formats=FORMATS, images=images, tolerance=2.0)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        export_run(run, folder, formats=FORMATS, images=images, tolerance=2.0)
     totals = architecture.totals(run.recipe.layers(len(run.class_names)))
     test = run.results["test"]
     files = {file["format"]: file for file in read_fields(record)["artifacts"]}
@@ -225,12 +228,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="images that verify an export")
     parser.add_argument("--torch-pruning", action="store_true")
     arguments = parser.parse_args()
+    if arguments.torch_pruning and importlib.util.find_spec("torch_pruning") is None:
+        sys.exit("error: --torch-pruning needs `pip install torch-pruning`")
     hardware.prepare_environment()
     from keras_vgg.run import Run
     from keras_vgg.runs import prune_run
 
     run = Run.open(arguments.run)
-    rows = [measured("original", run, arguments.images)]
+    exports, images = arguments.out / "exports", arguments.images
+    rows = [measured("original", run, exports / "original", images)]
     for share in arguments.shares:
         name = f"{share:g} of the MACs"
         pruned = prune_run(
@@ -242,11 +248,11 @@ def main() -> None:
             learning_rate=arguments.learning_rate,
             verbose=2,
         ).run
-        rows.append(measured(name, pruned, arguments.images))
+        rows.append(measured(name, pruned, exports / f"share-{share:g}", images))
         if arguments.torch_pruning:
             folder = arguments.out / f"torch-pruning-{share:g}"
             other = with_torch_prunings_filters(run, pruned, folder)
-            rows.append(measured(f"{name}, torch-pruning", other, arguments.images))
+            rows.append(measured(f"{name}, torch-pruning", other, exports / folder.name, images))
         write_json(arguments.out / "pruned.json", {"rows": rows})
         (arguments.out / "pruned.md").write_text(table(rows), encoding="utf-8")
         draw(rows, arguments.out / "pruned.png")
