@@ -55,6 +55,21 @@ LONGEST_SLOW = (
     "inference_benchmark",
     "folds",
     "perceptual_packages",
+    "distillation",
+    "backends",
+    "tuning",
+    "export_targets",
+    "evaluation_benchmark",
+    "finetune",
+    "style",
+    "optimizer",
+    "step_state",
+    "stylizing",
+    "demo",
+    "style_network",
+    "docs",
+    "frozen_jax",
+    "uneven",
 )
 NO_DATA = "no real data at"
 CHECK_HDF5 = containers._check_hdf5

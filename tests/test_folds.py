@@ -2,11 +2,9 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.runs import folds as module
 from keras_vgg.runs.out_of_fold import Answers, write_table
+from tests import processes
 from tests.test_fit import TINY
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -340,22 +339,23 @@ def test_killed_folds_go_on(tmp_path: Path, photos: Path) -> None:
     options = ["--source", f"folder:{photos}", "--group-pattern", "([cd][0-9]+)_", "--folds", "3"]
     options += ["--image-size", "32", "--width-multiplier", "0.0625", "--hidden-units", "8"]
     options += ["--epochs", "6", "--batch-size", "8", "--precision", "float32", "--quiet"]
-    command = [sys.executable, "-m", "keras_vgg.cli", "train", *options, "--workdir"]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    with subprocess.Popen([*command, str(killed)], env=environment) as process:
-        deadline = time.monotonic() + 500
-        try:
-            while not list(killed.glob("fold-2/checkpoints/*.npz")):
-                assert process.poll() is None
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        finally:
-            process.kill()
+    killed, whole, output = tmp_path / "killed", tmp_path / "whole", tmp_path / "output.txt"
+
+    def start(directory: Path) -> BaseProcess:
+        return processes.start(output, ["train", *options, "--workdir", str(directory)])
+
+    process = start(killed)
+    while not list(killed.glob("fold-2/checkpoints/*.npz")):
+        assert process.is_alive(), output.read_text()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
     finished = (killed / "fold-1" / "model.keras").stat().st_mtime_ns
     assert not (killed / "fold-2" / "results.json").is_file()
     for directory in (killed, whole):
-        subprocess.run([*command, str(directory)], env=environment, check=True)
+        process = start(directory)
+        process.join()
+        assert process.exitcode == 0, output.read_text()
     assert (killed / "fold-1" / "model.keras").stat().st_mtime_ns == finished
     for name in ("out_of_fold.csv", "folds.json"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
