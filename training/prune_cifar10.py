@@ -10,7 +10,7 @@ by the same recipe. Every network is then tested once on the run's test split an
 and litert_int8, whose latency at batch 1 is measured. DIR gets pruned.json, pruned.png and a
 Markdown table. Repeat the command after an interruption.
 
-Not run to its end yet: training/README.md has the figures that there are.
+Measured with half of the multiply-accumulates; training/README.md has the figures.
 """
 
 from __future__ import annotations
@@ -203,6 +203,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         sizes = [row["files"][name]["bytes"] / 1e6 for row in rows]
         latencies = [latency_of(row, name) for row in rows]
         for axes, values in ((left, sizes), (right, latencies)):
+            axes.set_xlim(0, max(axes.get_xlim()[1], 1.6 * max(values)))  # The names need room.
             axes.plot(values, accuracies, "o", color=SERIES[number], label=name)
             for row, x, y in zip(rows, values, accuracies, strict=True):
                 axes.annotate(
@@ -212,7 +213,6 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     right.set_xlabel("latency at batch 1, two threads (ms)")
     left.set_ylabel("test accuracy (%)")
     for axes in (left, right):
-        axes.set_xlim(0, None)
         plotting.show_legend(axes)
     plotting.save_png(figure, path)
 
