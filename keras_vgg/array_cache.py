@@ -45,12 +45,15 @@ class ArrayCache:
     def _next(self) -> Path | None:
         """Return the file that begins at item `done`; None: there is no readable one."""
         for path in self._folder.glob(f"{self.done:09d}-*.npz"):
-            try:
-                with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                    if file.files:
-                        return path
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # cut off
-                path.unlink()
+            with path.open("rb") as opened:  # an error here is no damage
+                try:
+                    with np.load(opened, allow_pickle=False) as file:
+                        if file.files:
+                            return path
+                        continue
+                except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile):
+                    pass  # cut off
+            path.unlink()
         return None
 
     def add(self, **arrays: np.ndarray) -> None:

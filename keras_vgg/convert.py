@@ -52,7 +52,11 @@ def recognise(weights: Weights) -> Network:
         ValueError: none of the paper's configurations has these layers.
     """
     tensors = weights.tensors
-    kernels = {n: v[0].shape for n, v in tensors.items() if re.fullmatch(r"block\d_conv\d", n)}
+    kernels = {
+        name: values[0].shape
+        for name, values in tensors.items()
+        if re.fullmatch(r"block\d_conv\d", name) and values[0].ndim == 4
+    }
     for name in ["A-LRN"] if weights.lrn else CONFIGURATIONS:
         expected = list(convolutions(name))
         if {n: s[0] for n, s in kernels.items()} != {n: kernel for n, kernel, _ in expected}:

@@ -81,7 +81,9 @@ def feature_extractor(
         is_map = len(tensor.shape) == 4
         if normalize:
             axis = channel_axis() if is_map else -1
-            tensor = keras.layers.UnitNormalization(axis, name=f"{layer_name}_unit")(tensor)
+            # In float16, the sum of squares overflows.
+            unit = keras.layers.UnitNormalization(axis, dtype="float32", name=f"{layer_name}_unit")
+            tensor = unit(tensor)
         outputs[name] = _pooled(tensor, pooling, layer_name) if is_map else tensor
     return keras.Model(image, outputs, name=f"{model.name}_features")
 

@@ -1,5 +1,8 @@
 """Arrays kept in pieces: in order, whole, of one computation."""
 
+import errno
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -38,6 +41,23 @@ def test_a_piece_that_was_cut_off_is_made_again(tmp_path, kept):
     assert again.done == 3
     again.add(x=np.arange(3, 9))
     np.testing.assert_array_equal(ArrayCache(tmp_path / "a", {}).load()["x"], np.arange(9))
+
+
+def test_a_piece_that_cannot_be_opened_now_stays(tmp_path, monkeypatch):
+    ArrayCache(tmp_path / "a", {}).add(x=np.arange(3))
+
+    opened = Path.open
+
+    def refused(path, *arguments, **options):
+        if path.suffix == ".npz":
+            raise OSError(errno.EMFILE, "too many open files")
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        with pytest.raises(OSError, match="too many open files"):
+            ArrayCache(tmp_path / "a", {})
+    assert ArrayCache(tmp_path / "a", {}).done == 3
 
 
 def test_damage_inside_a_piece_is_named(tmp_path):

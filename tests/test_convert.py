@@ -7,6 +7,7 @@ import pytest
 
 import keras_vgg
 from keras_vgg import convert, weights
+from keras_vgg.architecture import convolutions
 from tests.test_models import FULL, keras_applications
 
 SMALL = {"width_multiplier": 1 / 16, "hidden_units": 8, "classes": 7, "input_shape": (64, 64, 3)}
@@ -214,3 +215,12 @@ def test_a_silent_source_is_told_what_it_expects(tmp_path):
         convert.convert_weights(told, tmp_path / "b.keras", preprocessing="caffe")
     with pytest.raises(ValueError, match="preprocessing must be one of caffe, torchvision"):
         convert.convert_weights(tmp_path / "a.weights.h5", tmp_path / "b.keras", preprocessing="tf")
+
+
+def test_kernels_of_one_dimension_are_no_vgg():
+    tensors = {
+        name: [np.ones((kernel, 1, 4), "float32"), np.ones(4, "float32")]
+        for name, kernel, _ in convolutions("A")
+    }
+    with pytest.raises(ValueError, match="none of the paper's"):
+        convert.recognise(weights.Weights(tensors, "audio"))

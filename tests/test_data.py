@@ -319,7 +319,8 @@ def test_idx(tmp_path: Path, zipped: bool) -> None:
 
 def test_idx_class_names_and_validation(tmp_path: Path) -> None:
     write_idx(tmp_path)
-    (tmp_path / "classes.txt").write_text("T-shirt/top\nTrouser\nAnkle boot\n")
+    text = "T-shirt/top\nTrouser\nAnkle boot\n"
+    (tmp_path / "classes.txt").write_text(text, encoding="utf-8-sig")  # as Notepad writes it
     source = data.load_source(f"idx:{tmp_path}", validation_fraction=0.25)
     assert source.class_names == ("T-shirt/top", "Trouser", "Ankle boot")
     assert source.validation.size == 4 + 3 + 3

@@ -19,6 +19,7 @@ from keras_vgg.runs import (
     paper_scales,
     paper_tables,
 )
+from keras_vgg.runs.evaluate import is_evaluated
 from keras_vgg.runs.images import open_split
 from tests.test_fit import TINY
 
@@ -238,3 +239,16 @@ def test_what_cannot_be_tested(trained, tmp_path, monkeypatch):
     unfinished.model_path.unlink()
     with pytest.raises(ValueError, match="has not finished training"):
         evaluate_runs([trained, unfinished], "train")
+
+
+def test_posteriors_of_an_earlier_network_are_no_evaluation(run):
+    evaluate_run(run, "test")
+    path = run.directory / "results.json"
+    results = json.loads(path.read_text())
+    del results["test"]
+    path.write_text(json.dumps(results))
+    assert is_evaluated(run, "test")
+    model = run.model()
+    model.layers[-1].bias.assign_add(keras.ops.ones_like(model.layers[-1].bias))
+    model.save(run.model_path)
+    assert not is_evaluated(run, "test")

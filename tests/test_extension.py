@@ -103,6 +103,16 @@ def test_a_run_is_finished_early_and_then_extended(unfinished, capsys):
         fit(UNEVEN, run.directory, verbose=0)
 
 
+def test_steps_of_the_epoch_that_finish_leaves_out_do_not_count(tmp_path):
+    recipe = UNEVEN.replace(checkpoint_steps=1, keep_checkpoints=9)
+    with pytest.raises(KeyboardInterrupt):
+        fit(recipe, tmp_path / "run", verbose=0, callbacks=[Interrupt(1, 2)])
+    assert "-step-" in Run.open(tmp_path / "run").checkpoints[-1].name
+    finish(tmp_path / "run")
+    begin_extension(tmp_path / "run", 1)
+    assert [path.stem for path in Run.open(tmp_path / "run").checkpoints] == ["epoch-000001"]
+
+
 def copy_of(run, folder):
     return Run.open(shutil.copytree(run.directory, folder))
 

@@ -214,3 +214,17 @@ def test_a_loss_finds_the_preprocessing_of_a_network_in_a_network(network):
     found = PerceptualLoss(outer, "block1_conv1:pre", **options)(a, b)
     expected = PerceptualLoss(network, "block1_conv1:pre", **options)(a, b)
     np.testing.assert_allclose(float(found), float(expected), rtol=1e-5)
+
+
+def test_unit_features_in_float16_do_not_overflow():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        image = keras.Input((2, 2, 3))
+        kernel = keras.initializers.Constant(np.eye(3)[None, None])
+        layer = keras.layers.Conv2D(3, 1, kernel_initializer=kernel, name="c")
+        features = feature_extractor(keras.Model(image, layer(image)), "c", normalize=True)
+        found = features(np.full((1, 2, 2, 3), 300.0, "float32"))["c"]
+    finally:
+        keras.config.set_dtype_policy(before)
+    np.testing.assert_allclose(ops.convert_to_numpy(found), 3**-0.5, rtol=1e-2)

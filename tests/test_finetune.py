@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from keras_vgg import cli, finetune, hardware
+from keras_vgg import cli, finetune, hardware, runs
 from keras_vgg.fit import Run, build_model, evaluation_transform, load_source
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.finetuning import plan_finetuning
@@ -310,3 +310,17 @@ def test_the_command_says_what_it_did_and_what_is_next(finished, photos, monkeyp
     ):
         assert text in out
     assert Recipe.from_json((finished.directory / "recipe.json").read_text()) == finished.recipe
+
+
+def test_fields_that_are_given_are_not_refused_for_decided_ones(tmp_path, monkeypatch):
+    for name, count in (("a", 12), ("b", 30)):
+        write_photos(tmp_path / "photos", [(32, 32)] * count, [name])
+    source = f"folder:{tmp_path / 'photos'}"
+    options = {"init": "imagenet", "image_size": 32}
+    assert plan_finetuning(source, **options).recipe.class_weights == "balanced"
+    plan = plan_finetuning(source, **options, sampling="balanced")
+    assert plan.recipe.class_weights == "none"
+    plan_finetuning(source, **options, head_only=True, crop_area=(0.3, 1.0))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imagenet").mkdir()
+    assert runs.finetuning._absolute("imagenet") == "imagenet"

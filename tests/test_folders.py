@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from keras_vgg import data
+from keras_vgg.data.left_out import short_name
 
 
 def draw(path: Path, value: int, kind: str = "PNG") -> Path:
@@ -123,6 +124,13 @@ def test_names_that_are_not_utf8_are_read(photos: Path, capsys: pytest.CaptureFi
         for image, _ in data.evaluation_dataset(split, None, lambda image: image)
     ]
     assert len(images) == 23
+    assert len({split.fingerprint() for split in source.splits().values()}) == 3
+    assert short_name(photos / "cat" / strange) == r"cat/caf\xe9.png"
+    out = photos.parent / os.fsdecode(b"pack\xe9")
+    data.pack(source, out)
+    packed = data.load_source(f"records:{out}")
+    assert packed.train.size == source.train.size
+    assert data.find_bad_images(packed.train) == []
     whole = data.load_source(f"folder:{photos}", validation_fraction=0, test_fraction=0)
     with pytest.raises(ValueError, match=r"cat/bad\\xe9\.png"):
         data.raise_for_bad_images(whole.train)
@@ -193,6 +201,26 @@ def split_photos(photos: Path) -> Path:
         for i in range(4):
             draw(root / "test" / name / f"{i}.png", 900 + 10 * label + i)
     return root
+
+
+def test_other_spellings_of_the_splits_are_read(split_photos: Path) -> None:
+    (split_photos / "train").rename(split_photos / "Training")
+    (split_photos / "test").rename(split_photos / "Test")
+    for label, name in enumerate(("cat", "dog")):
+        draw(split_photos / "valid" / name / "0.png", 950 + label)
+    source = data.load_source(f"folder:{split_photos}")
+    assert source.class_names == ("cat", "dog")
+    assert (source.validation.size, source.test.size) == (2, 8)
+    assert source.left_out == ()
+    draw(split_photos / "extra" / "cat" / "0.png", 960)
+    (left_out,) = data.load_source(f"folder:{split_photos}").left_out
+    assert (left_out.reason, left_out.count) == ("folder beside train", 1)
+
+
+def test_classes_may_have_the_names_of_splits(photos: Path) -> None:
+    (photos / "cat").rename(photos / "Train")
+    (photos / "dog").rename(photos / "valid")
+    assert data.load_source(f"folder:{photos}").class_names == ("Train", "valid")
 
 
 def test_equal_files_on_two_sides_are_counted_and_named(split_photos: Path) -> None:

@@ -317,6 +317,9 @@ def test_the_card(tiny_run, tmp_path):
     figures = {(r.dataset_split, r.metric_value) for r in card.data.eval_results}
     assert ("test", 0.9123) in figures
     assert "/home/me" not in text
+    assert "It takes RGB images in [0, 255]" in text
+    grey = model_card(Run(directory, run.recipe.replace(color="grey")), REPOSITORY)
+    assert "It takes grey images (one channel: the luma) in [0, 255]" in grey
     for part in (
         "VGG11 (configuration A)",
         "`folder:photos`",

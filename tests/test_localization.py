@@ -421,6 +421,9 @@ def test_at_the_training_size_it_is_the_plain_localiser(head, classes):
 
     found = predict_boxes(net, model, x, batch_size=2)
 
+    with pytest.raises(ValueError, match="batch_size must be at least 1, not -1"):
+        predict_boxes(net, model, x, batch_size=-1)
+
     plain = net.predict(x, verbose=0).reshape(3, -1, 4)
     for one, boxes, image in zip(found, plain, x, strict=True):
         assert one.boxes.shape == (1, 1, classes or 1, 4)

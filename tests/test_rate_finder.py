@@ -6,6 +6,7 @@ import csv
 import types
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -128,3 +129,15 @@ def test_a_sweep_falls_diverges_and_is_the_same_each_time(optimizer: str, tmp_pa
     assert found == again
     assert found.smoothed.min() < found.smoothed[0] - 0.1
     assert 1e-4 < suggested.learning_rate < 0.5
+
+
+def test_a_first_loss_that_is_no_number_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(callback: keras.callbacks.Callback, batch: int, logs: dict | None = None) -> None:
+        callback.model.stop_training = True
+
+    monkeypatch.setattr(rate_finder._Rising, "on_train_batch_end", stop)
+    with pytest.raises(ValueError, match="the loss of the first batch is not a number"):
+        find_learning_rate(TINY, tmp_path / "sweep")
+    assert not list(tmp_path.glob("sweep/*"))

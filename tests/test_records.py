@@ -16,6 +16,7 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_vgg.data import Source, Split, load_source, records
+from keras_vgg.data.decode import decode_16_bit, is_16_bit
 from keras_vgg.data.split import Records, Shard
 
 SPLITS = ("train", "validation", "test")
@@ -606,3 +607,17 @@ def test_another_pack_of_the_same_shape_is_another_source(tmp_path: Path) -> Non
     records.pack(a, tmp_path / "again")
     with pytest.raises(ValueError, match="another source"):
         records.pack(b, tmp_path / "again")
+
+
+def test_a_smaller_image_keeps_its_16_bits(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        for number in range(4):
+            values = np.random.default_rng(number).integers(1000, 1200, (60, 60), dtype=np.uint16)
+            Image.fromarray(values).save(tmp_path / "deep" / name / f"{number}.png")
+    records.pack(load_source(f"folder:{tmp_path / 'deep'}"), tmp_path / "out", max_side=30)
+    encoded, _ = next(iter(records.load(tmp_path / "out").train.records.dataset()))
+    assert is_16_bit(encoded)
+    values = decode_16_bit(encoded).numpy()
+    assert values.shape == (30, 30, 3)
+    assert 1000 <= values.min() < values.max() <= 1200

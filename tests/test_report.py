@@ -66,6 +66,14 @@ def test_history_draws_every_column_and_marks_the_best(drawn: list[Figure]) -> N
         assert any(list(line.get_xdata()) == [7, 7] for line in axis.lines)
 
 
+def test_history_marks_the_epoch_that_was_kept(drawn: list[Figure]) -> None:
+    rows = [{"epoch": e, "val_accuracy": 1.0, "val_loss": 1 / e} for e in (1, 2, 3)]
+
+    report.plot_history(rows, "unused", best_epoch=3)
+
+    assert drawn[0].axes[1].get_title(loc="right") == "best: 100.00% at epoch 3"
+
+
 def test_history_of_losses_alone_marks_the_least(drawn: list[Figure]) -> None:
     rows = [{"val_loss": value} for value in (3.0, 1.5, float("nan"), 2.0)]
 

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 
 from keras_vgg import augment, cli, data, evaluation
 from keras_vgg.data import sheet_images
+from keras_vgg.demo.answer import Examples
 from keras_vgg.export import verify
 from keras_vgg.export.checks import check_thresholds
 from keras_vgg.fit import fit, verdict
@@ -500,3 +501,13 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(table, tmp_path):
     columns = ("loss", "pr_auc", "val_loss", "val_pr_auc")
     for one, other in zip(whole.history, resumed.history, strict=True):
         assert [one[name] for name in columns] == [other[name] for name in columns]
+
+
+def test_the_page_shows_examples_with_all_their_labels(run):
+    examples = Examples(run, 3)
+    assert len(examples.thumbnails) == 3
+    assert {name for _, text in examples.thumbnails for name in text.split(", ")} <= {
+        *NAMES,
+        "no label",
+    }
+    assert examples[0].shape == (32, 32, 3)

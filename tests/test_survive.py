@@ -359,3 +359,17 @@ def test_memory_does_not_grow_over_two_thousand_steps(tmp_path: Path) -> None:
     # Two epochs fill the buffers; over the 2,200 steps that follow a leak of a batch a step (98 kB
     # of float32 pixels) would be 216 MB.
     assert seen[-1] - seen[1] < 60
+
+
+def test_a_signal_after_the_last_step_is_obeyed_when_the_run_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    late = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: signal.raise_signal(signal.SIGTERM)
+    )
+    small = TINY.replace(epochs=1, warmup_epochs=0)
+    with pytest.raises(SystemExit) as raised:
+        fit(small, tmp_path / "run", verbose=0, callbacks=[late])
+    assert raised.value.code == TERMINATED
+    assert Run.open(tmp_path / "run").finished
+    assert "is finished" in capsys.readouterr().err

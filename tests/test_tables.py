@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from keras_vgg import augment, cli, data
+from keras_vgg.data.table_columns import find_roles
 from keras_vgg.data.table_rows import existing_files
 from keras_vgg.data.tables import read_table
 from keras_vgg.fit.defaults import look_at
@@ -438,3 +439,8 @@ def _first(path: Path, count: int, header: int) -> bytes:
     content = gzip.decompress(path.read_bytes())
     item = (len(content) - header) // int.from_bytes(content[4:8], "big")
     return content[:4] + count.to_bytes(4, "big") + content[8 : header + count * item]
+
+
+def test_no_such_column_is_not_the_column_without_a_name() -> None:
+    roles = find_roles(Path("t.csv"), ["", "path", "label", "set"], "split=")
+    assert roles == {"path": "path", "label": "label"}

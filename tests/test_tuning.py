@@ -18,6 +18,7 @@ from keras_vgg.tuning import Attempt, Limits, Range, VGGHyperModel, attempts, be
 from keras_vgg.tuning.hypermodel import cost
 from keras_vgg.tuning.live_table import trial_line
 from keras_vgg.tuning.oracle import TUNERS
+from keras_vgg.tuning.plots import plot_parallel
 from keras_vgg.tuning.results import importances, pareto
 from keras_vgg.tuning.tuner import MedianPruner
 from tests.test_fit import TINY
@@ -402,3 +403,20 @@ def test_a_line_says_why_a_trial_failed(tmp_path: Path) -> None:
         tmp_path, 3, 0.1, val_accuracy=None, reason="the loss is not a number", seconds=2
     )
     assert trial_line(failed) == "trial 3 failed: the loss is not a number, 1 of 6 epochs, 2 s"
+
+
+def test_values_without_an_order_are_drawn(tmp_path: Path) -> None:
+    values = [None, "auto", 36, 0.5]
+    trials = [attempt(tmp_path, i, 0.5, values={"scale": v}) for i, v in enumerate(values)]
+    plot_parallel(["scale"], trials, tmp_path / "parallel.png")
+    assert (tmp_path / "parallel.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_values_that_do_not_go_together_are_trials_that_are_refused(tmp_path: Path) -> None:
+    space = {"class_weights": ("none", "balanced"), "sampling": ("uniform", "balanced")}
+    found = search(BASE.replace(epochs=1), tmp_path / "s", tuner="grid", space=space, max_trials=4)
+    assert len(found) == 4
+    assert [a.state for a in found].count("refused") == 1
+    (refused,) = (a for a in found if a.state == "refused")
+    assert refused.values == {"class_weights": "balanced", "sampling": "balanced"}

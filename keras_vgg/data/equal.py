@@ -155,7 +155,11 @@ def _hashes(paths: list[str]) -> dict[str, str]:
 
 
 def _memory_file(paths: list[str]) -> Path:
-    folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
+    try:
+        folder = os.path.commonpath(folders)
+    except ValueError:  # on several drives of Windows
+        folder = os.pathsep.join(sorted({os.path.splitdrive(name)[0] for name in folders}))
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
     return cache_folder() / "hashes" / f"{name}.json"
 

@@ -18,6 +18,14 @@ from keras_vgg.data.inspection import without_bad_images
 from keras_vgg.data.left_out import HEAD_BYTES, READ_FORMATS, LeftOut, kind_of, printable
 from keras_vgg.data.split import Source, Split, labels_of
 
+_EXACT = ("train", "val", "validation", "test")
+# The names of the splits' folders, in small letters.
+_PARTS: dict[str, str] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
 
 class _LeftOutFiles:
     """Files that are not read, by reason."""
@@ -44,7 +52,9 @@ def load_folder(
     skip_bad: bool,
     group_pattern: str | None = None,
 ) -> Source:
-    """Open a folder for each class, or such folders in train/, val/ or validation/, and test/.
+    """Open a folder for each class, or such folders in train/, val/ and test/.
+
+    Training/, valid/, validation/ and testing/ are such names too, in small or capital letters.
 
     Args:
         name: The source's, such as "folder:photos".
@@ -60,8 +70,7 @@ def load_folder(
     """
     left_out = _LeftOutFiles()
     rng = np.random.default_rng(seed)
-    parts = {part: root / part for part in ("train", "val", "validation", "test")}
-    parts = {part: folder for part, folder in parts.items() if folder.is_dir()}
+    parts = _parts(root)
     if not parts:
         class_names, everything = _classes(root, "all", left_out, skip_bad)
         everything = with_groups(everything, root, group_pattern)
@@ -71,21 +80,19 @@ def load_folder(
         train = replace(train, name="train")
         return Source(name, class_names, train, validation, test, left_out.summary())
     if "train" not in parts:
-        raise ValueError(f"{root} has {', '.join(parts)} but no train folder")
-    if "val" in parts and "validation" in parts:
-        raise ValueError(f"{root} has both val and validation: keep one of them")
+        names = ", ".join(folder.name for folder in parts.values())
+        raise ValueError(f"{root} has {names} but no train folder")
     _note_loose_files(root, left_out)
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if folder not in parts.values():
+            hidden = folder.name.startswith(".")
+            left_out.add("hidden folder" if hidden else "folder beside train", str(folder))
     class_names, train = _classes(parts["train"], "train", left_out, skip_bad)
     train = with_groups(train, root, group_pattern)
-    validation = next(
-        (
-            _known_classes(parts[part], "validation", class_names, left_out, skip_bad)
-            for part in ("val", "validation")
-            if part in parts
-        ),
-        None,
-    )
-    test = None
+    validation = test = None
+    if "validation" in parts:
+        folder = parts["validation"]
+        validation = _known_classes(folder, "validation", class_names, left_out, skip_bad)
     if "test" in parts:
         test = _known_classes(parts["test"], "test", class_names, left_out, skip_bad)
     test = test and with_groups(test, root, group_pattern)
@@ -94,6 +101,27 @@ def load_folder(
         groups = equal_file_groups(train)
         train, validation = hold_out(train, validation_fraction, "validation", rng, groups)
     return Source(name, class_names, train, validation, test, left_out.summary())
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """Return the folders of the splits, if there are any, by the split's name.
+
+    Other spellings, such as Training and valid, count where the training folder holds folders: a
+    class may have such a name, too.
+    """
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    training = [path for path in folders if _PARTS.get(path.name.lower()) == "train"]
+    if not any(child.is_dir() for folder in training for child in folder.iterdir()):
+        folders = [path for path in folders if path.name in _EXACT]
+    parts: dict[str, Path] = {}
+    for folder in folders:
+        part = _PARTS.get(folder.name.lower())
+        if part in parts:
+            names = f"{parts[part].name} and {folder.name}"
+            raise ValueError(f"{root} has both {names}: keep one of them")
+        if part is not None:
+            parts[part] = folder
+    return parts
 
 
 def find_images(folder: str) -> tuple[list[str], tuple[LeftOut, ...]]:

@@ -250,7 +250,7 @@ def _serialized(records: Records) -> tf.data.Dataset:
     """
     firsts = np.cumsum([0, *(shard.stop - shard.start for shard in records.shards)])
     rows = [
-        (shard.path, shard.start, shard.stop, first)
+        (os.fsencode(shard.path), shard.start, shard.stop, first)
         for shard, first in zip(records.shards, firsts, strict=False)
         if _why_not_opened(shard.path) is None
     ]
@@ -292,12 +292,12 @@ def _named(records: Records, position: int, why: str) -> tuple[str, str]:
     (shard,) = records.between(position, position + 1).shards
     if why == _NOT_READ:
         why = _why_not_opened(shard.path) or why
-    return f"{shard.path}, record {shard.start}", why
+    return f"{printable(shard.path)}, record {shard.start}", why
 
 
 def _why_not_opened(path: str) -> str | None:
     try:
-        with tf.io.gfile.GFile(path, "rb") as file:
+        with tf.io.gfile.GFile(os.fsencode(path), "rb") as file:
             file.read(1)
     except tf.errors.OpError as error:
         return reason(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 NAMED = 3  # files of each reason
 HEAD_BYTES = 132  # that `kind_of` looks at: DICOM's mark ends there
@@ -56,6 +57,11 @@ def kind_of(head: bytes) -> str | None:
 def printable(path: str | os.PathLike[str]) -> str:
     r"""Return a path that any terminal takes: bytes that are not UTF-8 become \xe9 and the like."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def short_name(path: str | os.PathLike[str]) -> str:
+    """Return a file's folder and name, as `printable`, for a page or a picture."""
+    return printable("/".join(Path(path).parts[-2:]))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from keras_vgg.augment import rescale
 from keras_vgg.console import progress_bars
-from keras_vgg.data.decode import BitDepth, decode, reason
+from keras_vgg.data.decode import decode, decode_16_bit, is_16_bit, reason
 from keras_vgg.data.inspection import find_bad_images
 from keras_vgg.data.left_out import printable
 from keras_vgg.data.options import untuned
@@ -117,7 +117,13 @@ def _write_shard(
 ) -> dict[str, Any]:
     """Write one shard, and return its size, its hash and its images by class."""
     counts = np.zeros(classes, dtype=np.int64)
-    with _whole(file) as path, tf.io.TFRecordWriter(str(path)) as writer:
+    # Bytes, for names that are not UTF-8; TensorFlow annotates text.
+    with (
+        _whole(file) as path,
+        tf.io.TFRecordWriter(
+            os.fsencode(path)  # pyright: ignore[reportArgumentType]
+        ) as writer,
+    ):
         for encoded, label in images:
             writer.write(_serialize(encoded, label))
             counts[label] += 1
@@ -336,7 +342,7 @@ def _dataset(
         elif split.images is not None:
             item = tf.io.encode_png(item)
         if max_side is not None:  # which decodes the image, too
-            return _shrunk(item, tf.constant(max_side), split.bit_depth), label
+            return _shrunk(item, tf.constant(max_side)), label
         # The sides are a use of the image, without which the decoding would be pruned away.
         return item, label, tf.shape(decode(item))
 
@@ -345,17 +351,24 @@ def _dataset(
 
 
 @tf.function  # traced once, not for each shard
-def _shrunk(encoded: tf.Tensor, max_side: tf.Tensor, bit_depth: BitDepth) -> tf.Tensor:
+def _shrunk(encoded: tf.Tensor, max_side: tf.Tensor) -> tf.Tensor:
     """Return the bytes of an image whose longest side is at most `max_side`; unchanged if it is."""
-    image = decode(encoded, bit_depth=bit_depth)
+    image = decode(encoded)
 
-    def smaller() -> tf.Tensor:
+    def deep() -> tf.Tensor:  # bit_depth, which a recipe states, decides what 16 bits mean
+        values = rescale(decode_16_bit(encoded), max_side, resize="pad") + 0.5
+        return tf.io.encode_png(tf.cast(values, tf.uint16))
+
+    def usual() -> tf.Tensor:
         pixels = tf.cast(rescale(image, max_side, resize="pad") + 0.5, tf.uint8)
         return tf.cond(
             tf.io.is_jpeg(encoded),
             lambda: tf.io.encode_jpeg(pixels, quality=_QUALITY),
             lambda: tf.io.encode_png(pixels),
         )
+
+    def smaller() -> tf.Tensor:
+        return tf.cond(is_16_bit(encoded), deep, usual)
 
     return tf.cond(tf.reduce_max(tf.shape(image)[:2]) > max_side, smaller, lambda: encoded)
 

@@ -243,7 +243,7 @@ def _idx(spec: str, root: Path, validation_fraction: float, rng: np.random.Gener
     )
     listing = root / "classes.txt"
     if listing.is_file():
-        lines = listing.read_text(encoding="utf-8").splitlines()
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
         class_names = tuple(line.strip() for line in lines if line.strip())
     else:
         class_names = tuple(str(label) for label in range(labels_of(train).max() + 1))

@@ -71,7 +71,7 @@ class Records:
     def columns(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Return path, start and stop of every shard: string, int64 and int64 [shards]."""
         return (
-            tf.constant([shard.path for shard in self.shards]),
+            tf.constant([os.fsencode(shard.path) for shard in self.shards], tf.string),
             tf.constant([shard.start for shard in self.shards], tf.int64),
             tf.constant([shard.stop for shard in self.shards], tf.int64),
         )
@@ -149,7 +149,8 @@ class Split:
             digest.update(np.ascontiguousarray(self.images).data)
         if self.paths is not None:
             for path in self.paths:
-                digest.update("/".join(str(path).replace(os.sep, "/").split("/")[-2:]).encode())
+                name = "/".join(str(path).replace(os.sep, "/").split("/")[-2:])
+                digest.update(name.encode("utf-8", "surrogateescape"))  # any bytes, on Linux
         if self.records is not None:
             digest.update(self.records.identity.encode())
             for shard in self.records.shards:

@@ -41,7 +41,7 @@ def find_roles(file: Path, names: Sequence[str], columns: str) -> dict[str, str]
     roles: dict[str, str] = {}
     for role, known in COLUMN_NAMES.items():
         if role in given:
-            matches = [name for name in names if name == given[role]]
+            matches = [name for name in names if given[role] and name == given[role]]
             if given[role] and not matches:
                 raise ValueError(
                     f"{file} has no column {given[role]!r}, which columns={columns!r} names; it "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -158,8 +158,9 @@ class TimeLimit:
 class Examples:
     """Some validation images of a run, evenly spaced, to try the page with.
 
-    `thumbnails` holds (uint8 [h, w, 3], class name) for each image. It is empty if the run's source
-    cannot be opened on this machine, has no validation images, or holds a damaged image.
+    `thumbnails` holds (uint8 [h, w, 3], class name or names) for each image. It is empty if the
+    run's source cannot be opened on this machine, has no validation images, or holds a damaged
+    image.
     """
 
     def __init__(self, run: Run, count: int) -> None:
@@ -173,7 +174,8 @@ class Examples:
             if source.validation is not None:
                 self._split = source.validation.spread(count)
                 self.thumbnails = [
-                    (_thumbnail(image), source.class_names[label]) for image, label in self._read(0)
+                    (_thumbnail(image), _names(source.class_names, label))
+                    for image, label in self._read(0)
                 ]
         except (ValueError, OSError):
             self.thumbnails = []
@@ -184,12 +186,19 @@ class Examples:
             raise IndexError(f"example {index} of {len(self.thumbnails)}")
         return self._read(index, index + 1)[0][0]
 
-    def _read(self, start: int, stop: int | None = None) -> list[tuple[np.ndarray, int]]:
+    def _read(self, start: int, stop: int | None = None) -> list[tuple[np.ndarray, Any]]:
         assert self._split is not None  # Both callers have opened it.
         chosen = self._split.between(start, self._split.size if stop is None else stop)
         images = data.evaluation_dataset(chosen, None, lambda image: image)
         with data.bad_images_named(chosen):
-            return [(image, int(label)) for image, label in images.as_numpy_iterator()]
+            return [(image, label) for image, label in images.as_numpy_iterator()]
+
+
+def _names(class_names: Sequence[str], label: Any) -> str:
+    """Return the name of a label's class, or of all labels of an image that may have several."""
+    if np.ndim(label) == 0:
+        return class_names[int(label)]
+    return ", ".join(n for n, has in zip(class_names, label, strict=True) if has) or "no label"
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:

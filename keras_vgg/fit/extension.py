@@ -46,6 +46,7 @@ def begin_extension(
                 f"{run.directory} has no checkpoints, from which it would go on; train in another "
                 "workdir, with more --epochs"
             )
+        _leave_out_steps(run)
         extensions = read_extensions(run)
         before, results = run.recipe, run.results
         if extensions and extensions[-1]["results"]["epochs"] == results["epochs"]:
@@ -56,6 +57,18 @@ def begin_extension(
         run.write_json(FILE, {"extensions": [*extensions, entry]})
         Run(run.directory, recipe).write_recipe()
         return recipe, _put_aside(run, results)
+
+
+def _leave_out_steps(run: Run) -> None:
+    """Remove the checkpoints within the epoch that --finish has left out."""
+    steps = [path for path in run.checkpoints if "-step-" in path.name]
+    if len(steps) == len(run.checkpoints):
+        raise ValueError(
+            f"{run.directory} has no checkpoint of the end of an epoch (keep_checkpoints="
+            f"{run.recipe.keep_checkpoints}), from which it would go on; train in another workdir"
+        )
+    for path in steps:
+        path.unlink()
 
 
 def read_extensions(run: Run) -> list[dict[str, Any]]:

@@ -101,14 +101,15 @@ def plan_finetuning(
     median = data.median_smallest_side(train)
     classes = len(opened.class_names)
     decided: dict[str, Any] = {"image_size": size_for(median, SMALLEST_SIZE)}
-    decided["class_weights"] = "balanced" if _is_uneven(train) else "none"
+    needs_weights = recipe.sampling == "uniform" and _is_uneven(train)
+    decided["class_weights"] = "balanced" if needs_weights else "none"
     is_small = train.size < FEWEST_IMAGES * classes and "freeze_until" not in fields
     if is_small or head_only:
         decided |= _HEAD
     recipe = recipe.replace(**decided | asked)
     size = recipe.image_size
     scales: dict[str, Any] = {"eval_scale": size}
-    if recipe.freeze_until == "all":
+    if recipe.freeze_until == "all" and recipe.crop_area is None:
         scales["train_scale"] = (size, size)
     recipe = recipe.replace(**scales | asked)
     if "batch_size" not in asked:

@@ -41,8 +41,9 @@ def write_results(
         raise ValueError(
             f"no epoch of {run.directory} has ended, so there is no network to keep; resume the run"
         )
-    report.plot_history(history, run.directory / "training_curve.png")
     best = best_row(history, run.recipe)
+    curve = run.directory / "training_curve.png"
+    report.plot_history(history, curve, best_epoch=best["epoch"])
     selecting = selecting_column(run.recipe, history)
     columns = dict.fromkeys([figure_column(best), selecting])
     validation = {column.replace("val_", "validation_"): best[column] for column in columns}

@@ -140,6 +140,11 @@ def _swept(recipe: Recipe, verbose: bool) -> Sweep:
                 shuffle=False,
                 verbose=0,  # pyright: ignore[reportArgumentType]  # Keras annotates str alone
             )
+    if not rising.losses:
+        raise ValueError(
+            "the loss of the first batch is not a number, before any step: use batch_norm, or "
+            "another initialization"
+        )
     return Sweep(rising.rates[: len(rising.losses)].tolist(), rising.losses)
 
 

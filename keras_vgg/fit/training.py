@@ -102,6 +102,8 @@ def run_training(
     if first:
         write_results(run, recorder, prepared, engine, verbose)
     hosts.wait("finished")
+    if stop.made:  # after the last step, while the network and the checkpoint were written
+        stop.obey(f"{run.directory} is finished")
     return original
 
 

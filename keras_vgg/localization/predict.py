@@ -141,6 +141,8 @@ def predict_boxes(
         )
     if len(images) == 0:
         raise ValueError("there are no images to find boxes in")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     for network in (model, classifier):
         require_finite_weights(network)
     localizations = []

@@ -103,24 +103,28 @@ def curves_figure(curves: Sequence[Curve], *, labelled: bool = False) -> Figure:
     return figure
 
 
-def plot_history(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
+def plot_history(
+    rows: Sequence[Mapping[str, float]], path: str | Path, *, best_epoch: float | None = None
+) -> None:
     """Draw a run's training curves as a PNG.
 
     Loss, accuracy in per cent (with several labels an image, pr_auc), and the learning rate on a
-    log scale, one above the other over the same epochs. The best epoch by validation accuracy or
-    pr_auc, else by validation loss, is marked. A panel without data is left out.
+    log scale, one above the other over the same epochs. The best epoch is marked. A panel without
+    data is left out.
 
     Args:
         rows: One an epoch, with any of the keys epoch, loss, accuracy, pr_auc, val_loss,
             val_accuracy, val_pr_auc (fractions in [0, 1]) and learning_rate. Without `epoch` the
             rows are numbered from 1. A value that is absent, None or nan is a gap.
         path: The PNG, 8 inches wide at 150 dots an inch. Its folder must exist.
+        best_epoch: The epoch to mark. None: the best by validation accuracy or pr_auc, else by
+            validation loss; the first one of several.
 
     Raises:
         ValueError: no row has a loss or an accuracy.
         OSError: the file cannot be written.
     """
-    best_key, best_epoch, best_text = _best(rows)
+    best_key, best_epoch, best_text = _best(rows, best_epoch)
     panels = [(panel, run_curves(panel, rows, best_epoch)) for panel in PANELS[:4]]
     panels = [(panel, curves) for panel, curves in panels if curves]
     if all(panel.validation == "" for panel, _ in panels):
@@ -140,7 +144,7 @@ def plot_history(rows: Sequence[Mapping[str, float]], path: str | Path) -> None:
     plotting.save_png(figure, path)
 
 
-def _best(rows: Sequence[Mapping[str, float]]) -> tuple[str, float | None, str]:
+def _best(rows: Sequence[Mapping[str, float]], kept: float | None) -> tuple[str, float | None, str]:
     """Return the column that decides, its best epoch, and a text about it."""
     for key, choose, text in (
         ("val_accuracy", np.argmax, "best: {:.2f}% at epoch {:g}"),
@@ -149,7 +153,8 @@ def _best(rows: Sequence[Mapping[str, float]]) -> tuple[str, float | None, str]:
     ):
         epochs, values = Curve(rows, key).points
         if values.size:
-            index = choose(values)
+            places = np.flatnonzero(epochs == kept)  # none if it is None
+            index = int(places[0] if places.size else choose(values))
             return key, epochs[index], text.format(values[index], epochs[index])
     return "no column", None, ""
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_vgg import evaluation, report
-from keras_vgg.files import write_atomically
-from keras_vgg.run import Run
+from keras_vgg.files import sha256_of, write_atomically
+from keras_vgg.run import Run, read_fields
 from keras_vgg.runs.evaluator import Evaluator, plan_of
 from keras_vgg.runs.images import RunImages, UnknownClasses
 
@@ -160,13 +160,18 @@ def evaluation_name(
 
 
 def is_evaluated(run: Run, split: str) -> bool:
-    """Return whether all central crops of a split have been evaluated, at any scale."""
+    """Return whether this network has evaluated all central crops of a split, at any scale."""
     if split in run.results:
         return True
     images = run.read_json("data.json")["splits"].get(split, {}).get("images")
     # The last file of posteriors has the number of images in its name.
-    last_files = (run.directory / "posteriors" / split).glob(f"center-*/*-{images or 0:09d}.npz")
-    return any(last_files)
+    folder = run.directory / "posteriors" / split
+    last_files = [*folder.glob(f"center-*/*-{images or 0:09d}.npz")]
+    if not last_files or not run.model_path.is_file():
+        return False
+    model = sha256_of(run.model_path)  # Posteriors of an earlier network stay until the next ones.
+    keys = [path.with_name("key.json") for path in last_files]
+    return any(key.is_file() and read_fields(key).get("model") == model for key in keys)
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:

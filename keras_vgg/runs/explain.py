@@ -15,6 +15,7 @@ from PIL import Image
 
 from keras_vgg import data, explain
 from keras_vgg.augment.geometry import Window, central_window, snapped, visible
+from keras_vgg.data.left_out import short_name
 from keras_vgg.explain import cam, draw
 from keras_vgg.explain.heat import resized, scaled
 from keras_vgg.explain.network import Network, opened
@@ -94,7 +95,7 @@ def explain_files(
         explained = _labels_of(run, probabilities) if class_number is None else [class_number]
         options["image"] = _digest(Path(source))
         options["class"] = explained[0] if len(explained) == 1 else explained
-        shown_name = "/".join(Path(source).parts[-2:])
+        shown_name = short_name(source)
         title = f"{shown_name}: {_title(run.class_names, probabilities, explained)}"
         if heat_methods:
             heats = {

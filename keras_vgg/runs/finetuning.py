@@ -12,6 +12,7 @@ from keras_vgg.recipe import PATH_SOURCES
 from keras_vgg.run import Run
 from keras_vgg.runs.evaluate import evaluate_run
 from keras_vgg.runs.report import report_runs
+from keras_vgg.weights.published import NAMES
 
 
 @notes_once()
@@ -73,4 +74,4 @@ def _source_name(source: str | Path) -> str:
 
 def _absolute(init: str) -> str:
     path = Path(init).expanduser()
-    return str(path.resolve()) if path.exists() else init
+    return str(path.resolve()) if init not in NAMES and path.exists() else init

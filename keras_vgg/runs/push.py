@@ -181,6 +181,7 @@ def _body(run: Run, recipe: Recipe, repository: str, figures: list[tuple]) -> st
         recipe.configuration, recipe.width_multiplier, recipe.filters, recipe.batch_norm
     )
     classes, side = run.class_names, recipe.image_size
+    colours = "grey images (one channel: the luma)" if recipe.color == "grey" else "RGB images"
     splits = run.read_json("data.json")["splits"]
     sizes = ", ".join(f"{values['images']:,} {split}" for split, values in splits.items())
     differences = recipe.differences(Recipe())
@@ -195,7 +196,7 @@ def _body(run: Run, recipe: Recipe, repository: str, figures: list[tuple]) -> st
 
 {network}, head `{recipe.head}`, {run.results["parameters"]:,} parameters: a network of
 *Very Deep Convolutional Networks for Large-Scale Image Recognition* (arXiv:1409.1556), trained with
-keras_vgg {__version__}. It takes RGB images in [0, 255], {side}x{side}, and gives the probabilities
+keras_vgg {__version__}. It takes {colours} in [0, 255], {side}x{side}, and gives the probabilities
 of {len(classes)} classes. The preprocessing is its first layer.
 
 ## Use it

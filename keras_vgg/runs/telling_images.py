@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from keras_vgg import data, evaluation, explain, report
 from keras_vgg.console import progress_bars
+from keras_vgg.data.left_out import short_name
 from keras_vgg.explain.network import opened
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.run import Run
@@ -60,7 +60,7 @@ def most_telling_images(
                 name = f"image {chosen[i]}"
                 image = np.broadcast_to(image, (*image.shape[:2], 3))  # also of one channel
                 paths = chosen_images.paths
-                file = None if paths is None else "/".join(Path(paths[i]).parts[-2:])
+                file = None if paths is None else short_name(paths[i])
                 shown.append(
                     _shown_image(
                         name,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from keras_vgg import data, evaluation, explain, report
 from keras_vgg.console import progress_bars
+from keras_vgg.data.left_out import short_name
 from keras_vgg.explain.network import opened
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.run import Run
@@ -113,7 +113,7 @@ def _shown_image(
     answers = [*ranked, *(int(i) for i in np.flatnonzero(has) if i not in ranked)]
     return report.Shown(
         title=title,
-        file=None if path is None else "/".join(Path(path).parts[-2:]),
+        file=None if path is None else short_name(path),
         answers=[(names[i], float(probabilities[i]), bool(has[i])) for i in answers],
         pictures=pictures,
     )

@@ -114,7 +114,9 @@ def plot_parallel(names: Sequence[str], finished: Sequence[Attempt], path: Path)
     colours = colormaps["viridis"]
     places: dict[str, dict[Any, float]] = {}
     for column, name in enumerate(names):
-        values = sorted({a.values[name] for a in finished if name in a.values})
+        tried = {a.values[name] for a in finished if name in a.values}
+        # None and texts such as "auto" have no order among numbers.
+        values: list[Any] = sorted(tried, key=lambda v: (v is not None, isinstance(v, str), v))
         places[name] = {v: i / max(len(values) - 1, 1) for i, v in enumerate(values)}
         axes.axvline(column, color=LINE, zorder=0)
         for value in values if len(values) <= 6 else (values[0], values[-1]):

@@ -133,8 +133,15 @@ class RunTuner(BaseTuner):
         self._waiting = False
 
     def run_trial(self, trial: Trial, **__: Any) -> dict[str, float]:
-        recipe = self._model.recipe(trial.hyperparameters)
         folder = Path(self.get_trial_dir(trial.trial_id))
+        try:
+            recipe = self._model.recipe(trial.hyperparameters)
+        except ValueError as error:  # Each value is possible by itself.
+            values = {k: v for k, v in trial.hyperparameters.values.items() if "/" not in k}
+            plan = {"parameters": 0, "epochs": self._model.base.epochs, "values": values}
+            write_json(folder / "facts.json", plan)
+            self._write_outcome(folder, reason=f"refused: {error}", seconds=0.0)
+            return {"val_accuracy": 0.0}
         parameters, _ = cost(recipe, self._model.classes)
         plan = {"parameters": parameters, "epochs": recipe.epochs}
         write_json(folder / "facts.json", plan | {"values": _searched_values(trial, recipe)})
