@@ -48,12 +48,13 @@ class ArrayCache:
             with path.open("rb") as opened:  # an error here is no damage
                 try:
                     with np.load(opened, allow_pickle=False) as file:
-                        if file.files:
-                            return path
-                        continue
+                        names = file.files
                 except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile):
-                    pass  # cut off
-            path.unlink()
+                    names = None
+            if names:
+                return path
+            if names is None:  # cut off
+                path.unlink()
         return None
 
     def add(self, **arrays: np.ndarray) -> None:

@@ -19,6 +19,12 @@ import numpy as np
 PARTIAL = ".partial-"  # the start of the name of a file that is not complete
 
 
+def whole_names(folder: Path) -> set[str]:
+    """Return the names in a folder, without the incomplete files that a kill leaves."""
+    names = {path.name for path in folder.iterdir()}
+    return {name for name in names if not name.startswith(PARTIAL)}
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a path to write to. At the end, move its file to `path`; after an error, remove it.

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from keras_vgg.containers import require_archive, require_hdf5
-from keras_vgg.files import PARTIAL, write_atomically, write_json
+from keras_vgg.files import PARTIAL, whole_names, write_atomically, write_json
 from keras_vgg.recipe import Recipe
 
 _LOCK = ".lock"
@@ -278,7 +278,7 @@ def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
     run = Run(directory, recipe)
     made = not directory.exists()
     is_folder = made or directory.is_dir()
-    if not is_folder or (not made and not run.begun and _names(directory) - {_LOCK}):
+    if not is_folder or (not made and not run.begun and whole_names(directory) - {_LOCK}):
         raise ValueError(f"{directory} exists and is not a run directory; choose another workdir")
     lock = FileLock(directory / _LOCK, timeout=0)
     try:
@@ -300,18 +300,12 @@ def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
         yield run, is_new
     finally:
         try:
-            if made and _names(directory) == {_LOCK}:
+            if made and whole_names(directory) == {_LOCK}:
                 with contextlib.suppress(PermissionError):  # Windows does not delete an open file
                     (directory / _LOCK).unlink()
                     directory.rmdir()
         finally:
             lock.release()
-
-
-def _names(directory: Path) -> set[str]:
-    """Return the names in a directory, without the incomplete files that a kill leaves."""
-    names = {path.name for path in directory.iterdir()}
-    return {name for name in names if not name.startswith(PARTIAL)}
 
 
 def _require_same_recipe(run: Run) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-_UNOPTIMISED = "--xla_backend_optimization_level=0"  # half the time to compile
+# XLA_FLAGS: XLA optimises nothing, which is half the time to compile.
+UNOPTIMISED = "--xla_backend_optimization_level=0"
 
 
 def passes_on(backend: str, *options: str) -> str:
@@ -17,12 +18,12 @@ def passes_on(backend: str, *options: str) -> str:
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *options)
-    return _printed(arguments, KERAS_BACKEND=backend, XLA_FLAGS=_UNOPTIMISED)
+    return _printed(arguments, KERAS_BACKEND=backend, XLA_FLAGS=UNOPTIMISED)
 
 
 def on_jax(*arguments: str, devices: int = 1) -> str:
     """Run Python with these arguments on JAX, and return what it printed; it must succeed."""
-    flags = f"{_UNOPTIMISED} --xla_force_host_platform_device_count={devices}"
+    flags = f"{UNOPTIMISED} --xla_force_host_platform_device_count={devices}"
     return _printed(arguments, KERAS_BACKEND="jax", XLA_FLAGS=flags)
 
 

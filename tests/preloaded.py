@@ -2,14 +2,12 @@
 
 from keras_vgg import hardware
 
-hardware.prepare_environment()  # before TensorFlow is imported
+hardware.prepare_environment()  # imports TensorFlow
 
 import keras_tuner  # noqa: E402, F401
 import sklearn.datasets  # noqa: E402, F401
-import tensorflow  # noqa: E402, F401
 
 import keras_vgg.cli.train  # noqa: E402
-import keras_vgg.data.pipeline  # noqa: E402
 import keras_vgg.export  # noqa: E402
 import keras_vgg.fit  # noqa: E402
 import keras_vgg.tuning  # noqa: E402, F401

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.other_backends import UNOPTIMISED
 from tests.test_data import write_idx
 
 pytest.importorskip("jax", reason="the benchmark runs on JAX")
@@ -101,8 +102,7 @@ def test_wrong_arguments(gpu, tmp_path: Path, capsys, arguments, message) -> Non
 @pytest.mark.slow
 def test_every_part_runs(gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
-    # XLA optimises nothing: half the time to compile.
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", UNOPTIMISED)
     pixels = np.random.default_rng(0)
     for name in "cat", "dog":
         (tmp_path / "cifar" / name).mkdir(parents=True)

@@ -15,6 +15,7 @@ import pytest
 
 from keras_vgg.cli import main
 from keras_vgg.fit import Run
+from tests.other_backends import UNOPTIMISED
 
 pytest.importorskip("jax", reason="several hosts train on JAX")
 
@@ -28,7 +29,7 @@ FLAGS = (
 def _quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """XLA optimizes nothing, and what one process compiled, the next ones load."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        patch.setenv("XLA_FLAGS", UNOPTIMISED)
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")

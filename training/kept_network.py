@@ -42,8 +42,7 @@ def keep(directory: Path, file: Path) -> None:
     _require_new(file)
     run = Run.open(directory)
     run.require_finished()
-    if file.suffix != ".safetensors":
-        raise ValueError(f"{file} must end in .safetensors")
+    _require_safetensors(file)
     if run.several_labels:
         raise ValueError(f"{directory} has several labels an image, which the file cannot state")
     weights = read_weights(directory)
@@ -91,8 +90,7 @@ def open_kept(file: Path, directory: Path, source: str) -> None:
     from keras_vgg.weights import assign, read_weights
 
     _require_new(directory)
-    if file.suffix != ".safetensors":
-        raise ValueError(f"{file} must end in .safetensors")
+    _require_safetensors(file)
     weights = read_weights(file)
     with safe_open(file, "np") as opened:
         metadata = opened.metadata() or {}
@@ -120,6 +118,11 @@ def open_kept(file: Path, directory: Path, source: str) -> None:
         run.write_json("data.json", data)
         run.write_json("results.json", {"kept": file.name})
         os.replace(run.directory, directory)  # the run is whole, or there is none
+
+
+def _require_safetensors(file: Path) -> None:
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{file} must end in .safetensors")
 
 
 def _require_new(path: Path) -> None:

@@ -83,10 +83,9 @@ def load_folder(
         names = ", ".join(folder.name for folder in parts.values())
         raise ValueError(f"{root} has {names} but no train folder")
     _note_loose_files(root, left_out)
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        if folder not in parts.values():
-            hidden = folder.name.startswith(".")
-            left_out.add("hidden folder" if hidden else "folder beside train", str(folder))
+    for folder in _class_folders(root, left_out):
+        if root / folder not in parts.values():
+            left_out.add("folder beside train", str(root / folder))
     class_names, train = _classes(parts["train"], "train", left_out, skip_bad)
     train = with_groups(train, root, group_pattern)
     validation = test = None

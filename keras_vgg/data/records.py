@@ -21,7 +21,7 @@ from keras_vgg.data.inspection import find_bad_images
 from keras_vgg.data.left_out import printable
 from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Records, Shard, Source, Split, labels_of, pictures_of
-from keras_vgg.files import PARTIAL, sha256_of, whole_file
+from keras_vgg.files import PARTIAL, sha256_of, whole_file, whole_names
 
 _FORMAT = {"format": "keras_vgg records", "version": 1}
 _MANIFEST, _PROGRESS = "manifest.json", "progress.json"
@@ -233,7 +233,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
         done = stored.get("done", {})
     elif out.exists() and not out.is_dir():
         raise ValueError(f"{out} is not a folder")
-    elif out.exists() and any(not file.name.startswith(PARTIAL) for file in out.iterdir()):
+    elif out.exists() and whole_names(out):
         raise ValueError(f"{out} is not empty and holds no pack; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     for leftover in out.glob(f"{PARTIAL}*"):

@@ -45,10 +45,11 @@ class Evaluation(Counted):
                 f"{classes} classes need labels [n] and probabilities [n, {classes}], not"
                 f" {list(labels.shape)} and {list(np.shape(self.probabilities))}"
             )
-        if labels.size and not (labels.dtype.kind in "iu" and 0 <= labels.min() <= labels.max()):
-            raise ValueError("labels must be integers from 0")
-        if labels.size and labels.max() >= classes:
-            raise ValueError(f"label {labels.max()} is none of the {classes} classes")
+        if labels.size:
+            if labels.dtype.kind not in "iu" or labels.min() < 0:
+                raise ValueError("labels must be integers from 0")
+            if labels.max() >= classes:
+                raise ValueError(f"label {labels.max()} is none of the {classes} classes")
         if not np.isfinite(self.probabilities).all():
             raise ValueError("a probability is not finite")
 

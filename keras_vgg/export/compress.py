@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_vgg.backend import as_array
 from keras_vgg.finite import require_finite_images, require_finite_weights
 
 LAYERS = ("fc1", "fc2")
@@ -250,7 +251,7 @@ def _answers(network: keras.Model, inputs: np.ndarray) -> np.ndarray:
     """Return a network's outputs. `predict` would compile every network anew, with a warning."""
     starts = range(0, len(inputs), _BATCH)
     batches = [network(inputs[start : start + _BATCH], training=False) for start in starts]
-    return np.concatenate([np.asarray(keras.ops.convert_to_numpy(batch)) for batch in batches])
+    return np.concatenate([as_array(batch) for batch in batches])
 
 
 def _teach(network: keras.Model, teacher: keras.Model, features: np.ndarray, steps: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vgg.backend import is_jax, is_tensorflow
+from keras_vgg.backend import as_array, is_jax, is_tensorflow
 from keras_vgg.fit.batch_norm import batch_norms
 from keras_vgg.fit.optimizer import averaged_weights
 
@@ -129,7 +129,7 @@ def _estimate(
     count = 0
     for images, *_ in batches:  # with class weights, a batch also has weights
         for total, value in zip(sums, statistics(trainable, state, _tensor(images)), strict=True):
-            total += np.asarray(keras.ops.convert_to_numpy(value))
+            total += as_array(value)
         count += 1
     return [total / share / count for total, (_, share) in zip(sums, rows, strict=True)]
 

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_vgg.backend import as_array
 from keras_vgg.containers import require_archive
 from keras_vgg.files import read_arrays
 from keras_vgg.finite import is_finite
@@ -45,10 +46,14 @@ def file_name(epoch: int, step: int) -> str:
     return f"epoch-{epoch:06d}.npz"
 
 
+def is_within_epoch(path: Path) -> bool:
+    """Return whether a checkpoint is of a step, by its name."""
+    return "-step-" in path.name
+
+
 def metric_values(model: keras.Model) -> tuple[np.ndarray, ...]:
     """Return the sums of a compiled model's metrics."""
-    values: list[Any] = [keras.ops.convert_to_numpy(v) for v in model.metrics_variables]
-    return tuple(value.copy() for value in values)
+    return tuple(as_array(variable).copy() for variable in model.metrics_variables)
 
 
 def copied(model: keras.Model, progress: Progress) -> dict[str, np.ndarray]:
@@ -61,7 +66,7 @@ def copied(model: keras.Model, progress: Progress) -> dict[str, np.ndarray]:
     described = json.dumps([progress.history, progress.step, progress.seconds, metrics])
     arrays = {"progress": np.array(described)}
     for i, variable in enumerate(_variables(model)):
-        value: Any = keras.ops.convert_to_numpy(variable)
+        value = as_array(variable)
         # An array without data of its own may show the memory that the next step writes to.
         arrays[f"{i:04d} {variable.path}"] = value if value.flags.owndata else value.copy()
     return arrays | {f"metric {i:04d}": value for i, value in enumerate(progress.metrics)}

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from keras_vgg.fit import checkpoint
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, claim
 
@@ -61,7 +62,7 @@ def begin_extension(
 
 def _leave_out_steps(run: Run) -> None:
     """Remove the checkpoints within the epoch that --finish has left out."""
-    steps = [path for path in run.checkpoints if "-step-" in path.name]
+    steps = list(filter(checkpoint.is_within_epoch, run.checkpoints))
     if len(steps) == len(run.checkpoints):
         raise ValueError(
             f"{run.directory} has no checkpoint of the end of an epoch (keep_checkpoints="

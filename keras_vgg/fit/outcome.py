@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from keras_vgg import data, hardware, report
-from keras_vgg.backend import is_jax
+from keras_vgg.backend import as_array, is_jax
 from keras_vgg.fit import distribution, verdict
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.inputs import evaluation_transform
@@ -86,7 +86,7 @@ def _training_figure(run: Run, prepared: Prepared) -> float:
             metric.update_state(labels.astype(np.float32), probabilities)  # once: it is traced
             return float(metric.result())
         for images, labels in batches.as_numpy_iterator():
-            probabilities = np.asarray(keras.ops.convert_to_numpy(answer(images)))
+            probabilities = as_array(answer(images))
             right += weights[labels[probabilities.argmax(axis=1) == labels]].sum()
             total += weights[labels].sum()
     return float(right / total)

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.backend import as_array
 from keras_vgg.console import progress_bars
 from keras_vgg.evaluation import dense_network, softmax
 from keras_vgg.finite import require_finite_images, require_finite_weights
@@ -183,7 +184,7 @@ def _batches(
 def _run(network: keras.Model, batch: np.ndarray) -> np.ndarray:
     # On JAX, predict_on_batch would remove the variables that `network` shares.
     outputs = network(ops.convert_to_tensor(batch), training=False)
-    return np.asarray(ops.convert_to_numpy(outputs))
+    return as_array(outputs)
 
 
 def _at_places(

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.backend import as_array
 from keras_vgg.perceptual.style import Losses
 
 Method = Literal["l-bfgs", "adam"]
@@ -136,9 +137,9 @@ def _by_adam(
     optimizer = keras.optimizers.Adam(learning_rate)
     optimizer.build([pixels])
     for number in range(1, steps + 1):
-        current = np.asarray(ops.convert_to_numpy(pixels))
+        current = as_array(pixels)
         losses, gradient = _checked(objective, current)
         optimizer.apply([ops.convert_to_tensor(gradient)], [pixels])
         pixels.assign(ops.clip(pixels, 0, 255))
-        on_step(Step(number, np.asarray(ops.convert_to_numpy(pixels)), losses))
+        on_step(Step(number, as_array(pixels), losses))
     return np.array(ops.convert_to_numpy(pixels))

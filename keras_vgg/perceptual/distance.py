@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 from safetensors.numpy import load_file
 
+from keras_vgg.backend import as_array
 from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import check_range
 from keras_vgg.graph import all_layers
@@ -102,7 +103,7 @@ class ImageDistance:
         for batch in pairs:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise ValueError(f"pairs must give batches (y_true, y_pred), not {type(batch)}")
-            y_true, y_pred = (np.asarray(ops.convert_to_numpy(images)) for images in batch)
+            y_true, y_pred = (as_array(images) for images in batch)
             distances.append(np.asarray(self(y_true, y_pred)))
             progress.add(1)
         if not distances:

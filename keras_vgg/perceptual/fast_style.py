@@ -20,6 +20,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_vgg.backend import as_array
 from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import check_range, require_finite_weights
 from keras_vgg.gradient import answer_of
@@ -190,7 +191,7 @@ class StyleTransferLoss(keras.losses.Loss):
         self._style_weight = style_weight
         image: Any = ops.convert_to_tensor(as_input(picture))
         maps: Any = answer_of(self._extractor, image)
-        means = {n: float(np.asarray(ops.convert_to_numpy(ops.mean(maps[n])))) for n in names}
+        means = {n: float(as_array(ops.mean(maps[n]))) for n in names}
         self._scales = {n: 1 / mean if mean > 0 else 1.0 for n, mean in means.items()}
         self._grams = {
             n: ops.convert_to_numpy(gram_matrix(maps[n] * self._scales[n])) for n in style_layers

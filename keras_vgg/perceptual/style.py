@@ -22,6 +22,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.architecture import get_configuration
 from keras_vgg.backend import as_array
 from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import check_range, require_finite_images, require_finite_weights
@@ -31,7 +32,6 @@ from keras_vgg.perceptual.gram import gram_matrix
 STYLE_LAYERS = tuple(f"block{block}_conv1" for block in range(1, 6))
 CONTENT_LAYER = "block4_conv2"
 LEAST_SIDE = 32  # pixels: block 5 has two places
-_DEPTHS = (2, 2, 4, 4, 4)  # convolutions in each block of VGG-19
 _GRID = 16  # pixels: a tile begins where a place of block 5 does
 
 
@@ -75,11 +75,11 @@ def halo_of(names: Sequence[str]) -> int:
     Raises:
         ValueError: a name is not that of a convolution of VGG.
     """
+    depths = [len(block) for block in get_configuration("E").blocks]
     pixels = 0
-    for name in names:
-        stride = stride_of(name)
-        before = sum(count * 2**block for block, count in enumerate(_DEPTHS) if 2**block < stride)
-        pixels = max(pixels, before + int(name[len("block1_conv")]) * stride)
+    for block, number in map(_place_of, names):
+        convolutions = [*depths[: block - 1], number]
+        pixels = max(pixels, sum(count * 2**i for i, count in enumerate(convolutions)))
     return math.ceil(pixels / _GRID) * _GRID
 
 
@@ -280,14 +280,19 @@ def checked_picture(image: np.ndarray, name: str) -> np.ndarray:
 
 
 def stride_of(name: str) -> int:
-    """Return the pixels between two places of a layer."""
-    match = re.fullmatch(r"block([1-5])_conv\d(:pre|:post)?", name)
+    """Return the pixels between two places of a layer. ValueError: it is no convolution of VGG."""
+    return 2 ** (_place_of(name)[0] - 1)
+
+
+def _place_of(name: str) -> tuple[int, int]:
+    """Return the number of a convolution's block, and its own in the block."""
+    match = re.fullmatch(r"block([1-5])_conv(\d)(:pre|:post)?", name)
     if match is None:
         raise ValueError(
             f"a layer of style or content must be a convolution of VGG, such as {CONTENT_LAYER}, "
             f"not {name!r}"
         )
-    return 2 ** (int(match[1]) - 1)
+    return int(match[1]), int(match[2])
 
 
 def _places(side: tuple[int, int], core: tuple[int, int], stride: int, whole: int) -> np.ndarray:

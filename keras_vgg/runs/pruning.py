@@ -14,7 +14,7 @@ import numpy as np
 from keras_vgg import architecture, plotting
 from keras_vgg.console import progress_bars
 from keras_vgg.export import prune
-from keras_vgg.files import PARTIAL, sha256_of, write_atomically, write_json
+from keras_vgg.files import sha256_of, whole_names, write_atomically, write_json
 from keras_vgg.fit import evaluation_transform, train
 from keras_vgg.plotting import INK, LINE, SERIES
 from keras_vgg.recipe import Recipe
@@ -231,18 +231,13 @@ def _begin(run: Run, workdir: Path, settings: Mapping[str, Any]) -> dict[str, An
                 f"{workdir} holds another pruning, with {name} {record[name]}, not"
                 f" {identity[name]}; choose another workdir"
             )
-    elif workdir.exists() and not (workdir.is_dir() and all(map(_is_partial, workdir.iterdir()))):
+    elif workdir.exists() and (not workdir.is_dir() or whole_names(workdir)):
         raise ValueError(f"{workdir} exists and holds no pruning; choose another workdir")
     original = _figures(run.recipe, len(run.class_names)) | {"validation": _validation(run)}
     name = "validation pr_auc" if run.several_labels else "validation accuracy"
     record = {**identity, "figure": name, "original": original, "steps": []}
     write_json(workdir / FILE, record)  # so that a kill in the first step leaves a pruning
     return record
-
-
-def _is_partial(path: Path) -> bool:
-    """Return whether a kill left a file that was not complete."""
-    return path.name.startswith(PARTIAL)
 
 
 def _remove(

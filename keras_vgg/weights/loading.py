@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_vgg.backend import as_array
 from keras_vgg.containers import require_archive
 from keras_vgg.finite import is_finite
 from keras_vgg.weights import keras_format, torch_format
@@ -145,9 +146,7 @@ def load_weights(model: keras.Model, path: str | Path, drop: Sequence[str] = ())
 def tensors_of(model: keras.Model) -> Tensors:
     """Return a model's weights by layer name."""
     return {
-        layer.name: [np.asarray(keras.ops.convert_to_numpy(w)) for w in layer.weights]
-        for layer in model.layers
-        if layer.weights
+        layer.name: [as_array(w) for w in layer.weights] for layer in model.layers if layer.weights
     }
 
 
