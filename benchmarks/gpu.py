@@ -170,7 +170,8 @@ def _training(options: Options, name: str, recipe: list[str], minutes: float) ->
     directory = options.out / "runs" / name.replace(":", "_")
     command = [*_PYTHON, "-m", "keras_vgg.cli"]
     if options.tiny:
-        recipe = [*recipe, "--epochs", "1", "--width-multiplier", str(1 / 16)]
+        recipe = [*recipe, "--configuration", "A", "--epochs", "1"]
+        recipe += ["--width-multiplier", str(1 / 16)]
         recipe += ["--hidden-units", "8", "--image-size", "32", "--train-scale", "None"]
         recipe += ["--eval-scale", "None", "--warmup-epochs", "0", "--batch-size", "32"]
 

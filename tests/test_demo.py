@@ -26,6 +26,7 @@ from keras_vgg import cli, demo, explain, runs
 from keras_vgg.demo.answer import Examples, TimeLimit
 from keras_vgg.demo.guard import require_upload
 from keras_vgg.demo.page import _table as page_table
+from keras_vgg.demo.server import _bound_socket
 from keras_vgg.explain.heat import resized
 from keras_vgg.files import sha256_of
 from keras_vgg.fit import Run
@@ -570,6 +571,13 @@ def test_posts_that_the_page_does_not_make(url, capfd):
         assert status(url, "POST", path=f"/gradio_api/{path}") == 404, path
     err = capfd.readouterr().err
     assert "Traceback" not in err, err
+
+
+def test_no_part_of_an_answer_waits_for_the_client():
+    """A connection sends what it has at once: TCP's default holds small parts back for 40 ms."""
+    with _bound_socket("127.0.0.1", 0) as bound:
+        with socket.create_connection(bound.getsockname()), bound.accept()[0] as connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.slow

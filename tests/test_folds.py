@@ -338,7 +338,7 @@ def test_killed_folds_go_on(tmp_path: Path, photos: Path) -> None:
     """A kill in the second fold; the repeated command ends with the table of an undisturbed one."""
     options = ["--source", f"folder:{photos}", "--group-pattern", "([cd][0-9]+)_", "--folds", "3"]
     options += ["--image-size", "32", "--width-multiplier", "0.0625", "--hidden-units", "8"]
-    options += ["--epochs", "6", "--batch-size", "8", "--precision", "float32", "--quiet"]
+    options += ["--epochs", "3", "--batch-size", "8", "--precision", "float32", "--quiet"]
     killed, whole, output = tmp_path / "killed", tmp_path / "whole", tmp_path / "output.txt"
 
     def start(directory: Path) -> BaseProcess:
