@@ -10,7 +10,7 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from keras_vgg.graph import Place, before_activation, rebuild
+from keras_vgg.graph import Place, before_activation, holds_layers, rebuild
 
 _ACTIVATIONS = (keras.layers.Activation, keras.layers.ReLU)
 _SIDES = ("pre", "post")
@@ -70,8 +70,13 @@ def feature_extractor(
             "features need a built functional or Sequential model with one input, not "
             f"{getattr(model, 'name', model)!r}; call it once first"
         )
-    own = {layer.name for layer in model.layers}
-    if pooling_layers is None and own.issuperset(names):
+    # Layers whose output is without doubt that of their only call, in this model.
+    plain = {
+        layer.name
+        for layer in model.layers
+        if not holds_layers(layer) and len(layer._inbound_nodes) == 1
+    }
+    if pooling_layers is None and plain.issuperset(names):
         image, tensors = model.inputs[0], [model.get_layer(name).output for name in names]
     else:
         image, tensors = _rebuilt(model, names, pooling_layers)
@@ -207,9 +212,14 @@ def _place(model: keras.Model, places: Sequence[Place], name: str) -> Place:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        paths = ", ".join(sorted({p.path for p in matches}))
+        paths = sorted({p.path for p in matches})
+        if len(paths) == 1:
+            raise ValueError(
+                f"{model.name!r} calls layer {name!r} {len(matches)} times, which have no names"
+            )
         raise ValueError(
-            f"layer {name!r} is in {len(matches)} places of {model.name!r}: {paths}; give a path"
+            f"layer {name!r} is in {len(matches)} places of {model.name!r}: {', '.join(paths)}; "
+            "give a path"
         )
     raise ValueError(f"{model.name} has no layer {name!r}{_hint(name, places)}")
 

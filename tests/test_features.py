@@ -94,6 +94,8 @@ def test_a_network_in_a_network_gives_the_same_features(network):
         found = feature_extractor(model, names)(images)
         for name in names:
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    whole = feature_extractor(functional, network.name)(images)[network.name]
+    np.testing.assert_allclose(whole, network(images), rtol=1e-4, atol=1e-5)
     (path,) = (name for name in [f"{functional.name}/{network.name}/block2_conv1:pre"])
     by_path = feature_extractor(outer, path)(images)[path]
     np.testing.assert_allclose(by_path, expected[names[0]], rtol=1e-4, atol=1e-5)
@@ -138,6 +140,10 @@ def test_a_layer_in_two_places_needs_a_path(network):
         feature_extractor(both, "block1_conv1")
     path = "other/block1_conv1"
     assert feature_extractor(both, path)(noise(1, 32, 32, 3))[path].shape == (1, 32, 32, 2)
+    shared = keras.layers.Conv2D(3, 1, name="shared")
+    twice = keras.Model(image, shared(shared(image)))
+    with pytest.raises(ValueError, match="calls layer 'shared' 2 times"):
+        feature_extractor(twice, "shared")
     inputs = [keras.Input((2,)), keras.Input((2,))]
     two = keras.Model(inputs, keras.layers.Add()(inputs))
     with pytest.raises(ValueError, match="with one input, not"):
