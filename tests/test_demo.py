@@ -575,9 +575,12 @@ def test_posts_that_the_page_does_not_make(url, capfd):
 
 def test_no_part_of_an_answer_waits_for_the_client():
     """A connection sends what it has at once: TCP's default holds small parts back for 40 ms."""
-    with _bound_socket("127.0.0.1", 0) as bound:
-        with socket.create_connection(bound.getsockname()), bound.accept()[0] as connection:
-            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with (
+        _bound_socket("127.0.0.1", 0) as bound,
+        socket.create_connection(bound.getsockname()),
+        bound.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.slow
