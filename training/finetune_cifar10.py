@@ -14,8 +14,8 @@ images, at the size that the command chose, go to
   1e-5, with random mirror images and rotations, for as much processor time as the first.
 
 Measured with 5 classes x 120 images, seeds 3 to 5: 80.83 %, 75.00 % and 73.06 % of 120 test images,
-in this order, in 343 s of user time for the command. With 10 classes x 100, seed 3: 68.00 % (570 s)
-and 63.00 % of 200 test images; the third was not run. training/README.md has the conditions.
+in this order, in 343 s of user time for the command. With 10 classes x 100, seed 3: 68.50 %,
+63.00 % and 42.50 % of 200 test images, in 396 s. training/README.md has the conditions.
 
 Times are the user time of the processes, because the machine does other work at the same time.
 """
