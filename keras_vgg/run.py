@@ -296,7 +296,7 @@ def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
         if not is_new:
             _require_same_recipe(run)
         for leftover in directory.rglob(f"{PARTIAL}*"):
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)  # another command may have ended with it
         yield run, is_new
     finally:
         try:

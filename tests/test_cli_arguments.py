@@ -8,6 +8,7 @@ import pytest
 
 from keras_vgg import cli
 from keras_vgg.cli.arguments import is_model
+from keras_vgg.cli.convert import Convert
 from keras_vgg.cli.rows import row_format
 
 
@@ -68,6 +69,10 @@ def test_the_right_order_is_one_line(
 def test_a_push_names_the_run_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["push", "owner/name", "run"]) == cli.BAD_INPUT
     assert "the run comes first: keras-vgg push run owner/name" in capsys.readouterr().err
+
+
+def test_a_repository_is_a_source_of_a_conversion(folder: Path) -> None:
+    Convert(Path("hf://owner/name"), Path("weights.h5"), overwrite=True).check()
 
 
 @pytest.mark.parametrize(

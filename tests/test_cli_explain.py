@@ -1,5 +1,7 @@
 """keras-vgg explain, as a user types it; where its heat comes to lie."""
 
+import os
+import shutil
 import weakref
 
 import numpy as np
@@ -61,6 +63,10 @@ def test_explain_a_layer_a_class_and_filters(run, photo, capsys):
         str(folder / "photo_grad-cam.png"),
         str(folder / "filters_block3_conv2.png"),
     ]
+    strange = photo.with_name(os.fsdecode(b"c\xe9.png"))
+    shutil.copy(photo, strange)
+    assert cli.main(["explain", str(run.directory), str(strange), "--method", "saliency"]) == cli.OK
+    assert capsys.readouterr().out.split() == [str(folder / r"c\xe9_saliency.png")]
     # No image is needed for filters; of the last layer they are the classes.
     arguments = ["explain", str(run.directory), "--method", "filters", "--layer", "predictions"]
     assert cli.main(arguments) == cli.OK

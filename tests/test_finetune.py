@@ -242,6 +242,10 @@ def test_fields_that_are_given_win_and_a_run_decides_its_network(photos, tiny_ru
     assert recipe.eval_scale_side == 64
     recipe = plan_finetuning(source, head_only=True, epochs=9).recipe
     assert (recipe.freeze_until, recipe.epochs, recipe.train_scale) == ("all", 9, (128, 128))
+    with pytest.raises(
+        ValueError, match="head_only freezes all blocks, and freeze_until is 'block4'"
+    ):
+        plan_finetuning(source, head_only=True, freeze_until="block4")
     assert plan_finetuning(source, init_head="none").recipe.init_head == "none"
     assert plan_finetuning(source, init="imagenet").recipe.width_multiplier == 1
     own = tiny_run.recipe

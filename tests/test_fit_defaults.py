@@ -67,11 +67,14 @@ def test_photographs_have_a_photographers_defaults(tmp_path):
     assert recipe_for(source, crop_padding=40).crop_padding == 40
 
 
-def test_an_earlier_run_of_the_source_gives_its_own_defaults(tmp_path):
+def test_an_earlier_run_of_the_source_gives_its_own_defaults(tmp_path, monkeypatch):
     source = f"folder:{write_photos(tmp_path / 'photos', [(100, 140)] * 5)}"
     (tmp_path / "run").mkdir()
     Run(tmp_path / "run", Recipe(source=source)).write_recipe()
     assert recipe_for(source, workdir=tmp_path / "run") == Recipe(source=source)
+    monkeypatch.chdir(tmp_path)  # a training writes the absolute path
+    relative = "folder:photos"
+    assert recipe_for(relative, workdir=tmp_path / "run") == Recipe(source=relative)
     Run(tmp_path / "run", Recipe()).write_recipe()  # of another source
     assert recipe_for(source, workdir=tmp_path / "run").image_size == 96
 

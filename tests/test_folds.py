@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import time
 from multiprocessing.process import BaseProcess
@@ -14,11 +15,12 @@ from scipy import stats
 
 from keras_vgg import cli, data, evaluation, runs
 from keras_vgg.data.folds import with_fold
+from keras_vgg.data.groups import shared_groups
 from keras_vgg.fit import describe, load_source, train
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.runs import folds as module
-from keras_vgg.runs.out_of_fold import Answers, write_table
+from keras_vgg.runs.out_of_fold import Answers, read_table, write_table
 from tests import processes
 from tests.test_fit import TINY
 
@@ -250,6 +252,19 @@ def write_folds(
     np.testing.assert_array_equal(result.evaluation.probabilities, shares)
     np.testing.assert_array_equal(result.evaluation.labels, labels)
     return result
+
+
+def test_names_of_groups_that_are_not_utf_8_and_classes_of_one_name(tmp_path: Path) -> None:
+    groups = np.array([os.fsdecode(b"M\xe9ller"), "Ott"], dtype=object)
+    split = data.Split("test", 2, np.array([0, 1]), np.zeros((2, 1, 1, 3), np.uint8), groups=groups)
+    answers = Answers(split, np.array([0, 1]), np.full((2, 2), 0.5, np.float32))
+    write_table(tmp_path / "table.csv", [answers], ("a", "b"))
+    assert r"M\xe9ller,1,a" in (tmp_path / "table.csv").read_text(encoding="utf-8")
+    (shared,) = shared_groups({"train": split, "test": split})
+    assert r"M\xe9ller" in str(shared)
+    write_table(tmp_path / "twins.csv", [answers], ("crane", "crane"))
+    labels, *_ = read_table(tmp_path / "twins.csv", ("crane", "crane"), several_labels=False)
+    np.testing.assert_array_equal(labels, [0, 1])
 
 
 def test_the_paired_tests_equal_a_direct_computation(tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from huggingface_hub import constants
 
 import keras_vgg
 from keras_vgg import cli, models, weights
+from keras_vgg.files import sha256_of
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.runs import model_card, push_run
+from keras_vgg.runs.trained_base import weights_identity
 from tests.hub import in_place_of_the_hub
 
 # The hub's client uploads a large file in a way that its own HTTP library calls old.
@@ -186,7 +188,7 @@ def files_of(path):
 
 
 @pytest.mark.parametrize("name", ["model.keras", "model.weights.h5", "model.safetensors"])
-def test_weights_from_the_hub(hub, base, tmp_path, name):
+def test_weights_from_the_hub(hub, base, tmp_path, monkeypatch, name):
     (tmp_path / "files").mkdir()
     if name == "model.safetensors":
         base.save(tmp_path / "a.keras")
@@ -201,6 +203,8 @@ def test_weights_from_the_hub(hub, base, tmp_path, name):
     read = weights.read_weights(f"hf://{REPOSITORY}")
     assert read.source == f"hf://{REPOSITORY}"
     assert read.preprocessing.get_config()["channel_order"] == "bgr"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert weights.read_weights(f"hf://{REPOSITORY}").sha256() == read.sha256()
 
 
 def test_a_kerashub_preset_on_the_hub(hub, tmp_path):
@@ -224,8 +228,10 @@ def test_a_new_version_is_downloaded_and_the_cached_one_serves_offline(
     other = models.vgg("A", weights=None, **BASE)
     other.save(tmp_path / "b.keras")
     hub.repositories[REPOSITORY] = {"model.keras": (tmp_path / "b.keras").read_bytes()}
+    identity = weights_identity(f"hf://{REPOSITORY}")
     second = weights.read_weights(f"hf://{REPOSITORY}").sha256()
     assert second != first
+    assert identity == f"sha256:{sha256_of(tmp_path / 'b.keras')}"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert weights.read_weights(f"hf://{REPOSITORY}").sha256() == second
 
@@ -292,6 +298,13 @@ def test_a_run_goes_to_the_hub_and_comes_back(hub, tiny_run, capsys):
     assert hub.private == []
     push_run(tiny_run, "someone/secret", private=True)
     assert hub.private == ["someone/secret"]
+
+
+def test_a_repository_of_another_network_is_refused(hub, tiny_run):
+    hub.repositories[REPOSITORY] = {"model.keras": b"another network"}
+    with pytest.raises(ValueError, match=r"holds model.keras, which would be loaded in place"):
+        push_run(tiny_run, REPOSITORY)
+    assert hub.repositories[REPOSITORY] == {"model.keras": b"another network"}
 
 
 def test_a_run_starts_from_the_hub(hub, tiny_run):

@@ -312,11 +312,19 @@ def test_a_foreign_file_says_what_it_does_not_state(network: Path, photos: Path,
     assert json.loads(out)["class"] in "012"
     assert "does not state its class names, so the answers are class numbers" in err
     assert "the scale of its images, so they are rescaled to 32 pixels" in err
-    (photos / "names.txt").write_text("ape\nbee\ncat\n")
+    (photos / "names.txt").write_text("ape\nbee\ncat\n", encoding="utf-8-sig")
     options = ("--classes", photos / "names.txt", "--eval-scale", "36")
     status, out, err = output_of(capsys, network, photos / "a.png", "--format", "jsonl", *options)
     assert json.loads(out)["class"] in ("ape", "bee", "cat")
     assert "does not state" not in err
+
+
+def test_a_file_in_a_run_directory_is_not_the_runs_network(run: Run, network: Path, tmp_path: Path):
+    directory = tmp_path / "run"
+    shutil.copytree(run.directory, directory)
+    shutil.copy(network, directory / "other.keras")
+    assert Predictor(directory / "model.keras").class_names == run.class_names
+    assert Predictor(directory / "other.keras").class_names == ("0", "1", "2")
 
 
 def test_wrong_arguments_of_a_predictor(run: Run, network: Path, tmp_path: Path):

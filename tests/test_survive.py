@@ -17,6 +17,7 @@ from filelock import FileLock
 from keras_vgg.cli import main
 from keras_vgg.fit import Run, RunInUse, TrainingDiverged, checkpoint, fit
 from keras_vgg.fit.background import BackgroundWriter
+from keras_vgg.fit.keeping import Keeper
 from keras_vgg.fit.stopping import TERMINATED, StopRequest
 from tests import processes, test_fit
 from tests.test_fit import checkpoint_arrays, compiled
@@ -140,6 +141,27 @@ def test_a_damaged_checkpoint_within_an_epoch_falls_back_to_the_one_before(
     with pytest.warns(UserWarning, match=f"{newest.name} cannot be read, trying an older"):
         fit(TINY, run.directory, verbose=0)
     assert_same(run, whole)
+
+
+def test_a_checkpoint_that_cannot_be_opened_is_kept(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the disk may pass; what is damaged stays so."""
+    run = Run(tmp_path, TINY)
+    shutil.copytree(whole.directory / "checkpoints", tmp_path / "checkpoints")
+    (newest,) = run.checkpoints[-1:]
+    shutil.copy(newest, newest.with_name("epoch-000001.npz"))
+    require = checkpoint.require_archive
+
+    def fails(path: Path) -> list[str]:
+        if path == newest:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return require(path)
+
+    monkeypatch.setattr(checkpoint, "require_archive", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        Keeper(run).restore(compiled(TINY))
+    assert newest.is_file()
 
 
 def test_any_damaged_byte_is_noticed_or_changes_nothing(whole: Run, tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ class Convert:
             ValueError: the file to read is not the first argument; the file to write has no names
                 of PyTorch.
         """
-        if self.target.expanduser().exists() and not self.source.expanduser().exists():
+        on_hub = str(self.source).startswith("hf:/")
+        if self.target.expanduser().exists() and not (on_hub or self.source.expanduser().exists()):
             raise ValueError(
                 f"{self.source} does not exist, and the file to read comes first: "
                 f"{command_line('convert', self.target, self.source)}"

@@ -45,6 +45,7 @@ class Explain:
         require_model_first("explain", self.run, self.images)
 
     def __call__(self) -> None:
+        from keras_vgg.data.left_out import printable
         from keras_vgg.run import Run
         from keras_vgg.runs import explain_files
 
@@ -58,4 +59,4 @@ class Explain:
             seed=self.seed,
         )
         for path in written:
-            show(str(path))
+            show(printable(path))

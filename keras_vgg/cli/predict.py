@@ -131,7 +131,7 @@ class Predict:
                 "on every line, or imagenet"
             )
         try:
-            names = path.read_text(encoding="utf-8").splitlines()
+            names = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"--classes {self.classes} is not a text file: {error}") from error
         if not names or not all(name.strip() for name in names):

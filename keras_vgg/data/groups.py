@@ -255,7 +255,8 @@ def shared_groups(splits: Mapping[str, Split]) -> tuple[SharedGroups, ...]:
     for earlier, later in itertools.combinations(names, 2):
         both = sorted(names[earlier] & names[later])
         if both:
-            pairs.append(SharedGroups(earlier, later, len(both), tuple(both[:_NAMED])))
+            first = tuple(map(printable, both[:_NAMED]))
+            pairs.append(SharedGroups(earlier, later, len(both), first))
     return tuple(pairs)
 
 

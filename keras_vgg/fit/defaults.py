@@ -52,7 +52,7 @@ def recipe_for(source: str, *, workdir: str | Path | None = None, **fields: Any)
         return recipe
     if workdir is not None and (Path(workdir) / "recipe.json").is_file():
         earlier = Run.open(workdir).recipe
-        if earlier.source == source:
+        if earlier.source in (source, recipe.with_absolute_paths().source):
             return recipe.replace(**{name: getattr(earlier, name) for name in defaults})
     if "horizontal_flip" in defaults:
         recipe = recipe.replace(horizontal_flip=True)

@@ -84,6 +84,11 @@ def plan_finetuning(
     """
     asked = {"source": source, "init": init, **fields}
     if head_only:
+        if fields.get("freeze_until", "all") != "all":
+            raise ValueError(
+                f"head_only freezes all blocks, and freeze_until is {fields['freeze_until']!r}: "
+                "leave out one of them"
+            )
         asked["freeze_until"] = "all"
     if workdir is not None and (Path(workdir) / "recipe.json").is_file():
         recipe = Run.open(workdir).recipe.replace(**asked)

@@ -42,13 +42,14 @@ class Keeper:
         """Load the newest readable checkpoint, if there is one, and return its progress.
 
         Raises:
-            ValueError: there are checkpoints, but none can be read.
+            ValueError: there are checkpoints, but all are damaged.
+            OSError: a checkpoint cannot be opened. It is kept, since it may be sound.
         """
         unreadable = []
         for path in reversed(self.run.checkpoints):
             try:
                 progress = checkpoint.load(path, model)
-            except (OSError, ValueError) as error:
+            except ValueError as error:
                 warnings.warn(
                     f"checkpoint {path} cannot be read, trying an older: {error}", stacklevel=2
                 )

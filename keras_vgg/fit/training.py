@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from keras_vgg import __version__, data, hardware
 from keras_vgg.backend import backend_name, is_jax, is_tensorflow
+from keras_vgg.data.left_out import printable
 from keras_vgg.fit import distillation, frozen, hosts, verdict
 from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.callbacks import Recorder
@@ -140,9 +141,9 @@ def _announce(
     recipe = prepared.recipe
     source, model = prepared.source, prepared.full_model
     print(
-        f"{source.name}: {source.train.size} training, {prepared.validation.size} validation "
-        f"images, {len(source.class_names)} classes\n{model.name}: {model.count_params():,} "
-        f"parameters; {engine}{_start_note(start)}"
+        f"{printable(source.name)}: {source.train.size} training, {prepared.validation.size} "
+        f"validation images, {len(source.class_names)} classes\n"
+        f"{model.name}: {model.count_params():,} parameters; {engine}{_start_note(start)}"
     )
     if prepared.initial is not None and prepared.initial.note:
         print(f"{prepared.initial.source}: {prepared.initial.note}")

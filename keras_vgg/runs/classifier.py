@@ -66,7 +66,7 @@ class Overrides:
 def run_of(path: str | Path) -> Run | None:
     """Return the run of a run directory, or of the model.keras in one; None: no run is there."""
     path = Path(path)
-    if path.suffix == ".keras":
+    if path.name == "model.keras":
         path = path.parent
     return Run.open(path) if (path / "recipe.json").is_file() else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class Answers:
 
 def write_table(path: Path, folds: Sequence[Answers], class_names: Sequence[str]) -> None:
     """Write a row for each image, fold by fold."""
+    class_names = _different(class_names)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, *(f"{_PROBABILITY}{name}" for name in class_names)])
@@ -39,12 +41,21 @@ def write_table(path: Path, folds: Sequence[Answers], class_names: Sequence[str]
             name = f"test image {place} of fold {number}"
             if fold.split.paths is not None:
                 name = printable(fold.split.paths[place])
-            group = "" if groups is None else groups[place]
+            group = "" if groups is None else printable(groups[place] or "")
             label = _label_text(fold.labels[place], class_names)
             # Nine digits give the same float32 when they are read.
             shares = [f"{share:.9g}" for share in fold.probabilities[place]]
             writer.writerow([name, group, number, label, *shares])
     write_atomically(path, lambda partial: partial.write_text(text.getvalue(), encoding="utf-8"))
+
+
+def _different(class_names: Sequence[str]) -> list[str]:
+    """Return the names; those of several classes, such as ImageNet's cranes, get their numbers."""
+    counts = Counter(class_names)
+    return [
+        name if counts[name] == 1 else f"{name} ({number})"
+        for number, name in enumerate(class_names)
+    ]
 
 
 def _label_text(label: np.ndarray, class_names: Sequence[str]) -> str:
@@ -59,7 +70,7 @@ def read_table(
     path: Path, class_names: Sequence[str], several_labels: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return labels, probabilities and groups, as `keras_vgg.evaluation.Evaluation` has them."""
-    numbers = {name: number for number, name in enumerate(class_names)}
+    numbers = {name: number for number, name in enumerate(_different(class_names))}
     labels, probabilities, groups = [], [], []
     try:
         with path.open(newline="", encoding="utf-8") as file:

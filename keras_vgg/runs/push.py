@@ -42,7 +42,7 @@ def push_run(run: Run, repository: str, *, private: bool = False) -> str:
 
     Raises:
         ValueError: the run has not finished training, a file of the run is damaged, or
-            `repository` is not OWNER/NAME. Nothing is uploaded.
+            `repository` is not OWNER/NAME, or holds a model.keras. Nothing is uploaded.
         FileNotFoundError: the run's model is missing.
         OSError: the hub refuses the upload, or cannot be reached.
     """
@@ -60,6 +60,16 @@ def push_run(run: Run, repository: str, *, private: bool = False) -> str:
         api = huggingface_hub.HfApi(library_name="keras_vgg", library_version=__version__)
         try:
             api.create_repo(repository, private=private or None, exist_ok=True)
+            has_other_network = api.file_exists(repository, "model.keras")
+        # The errors of the system, httpx and Xet have no narrower class in common.
+        except Exception as error:
+            raise _refusal(run, repository, error) from error
+        if has_other_network:
+            raise ValueError(
+                f"hf://{repository} holds model.keras, which would be loaded in place of this run: "
+                "remove it there, or name another repository"
+            )
+        try:
             api.upload_folder(
                 repo_id=repository,
                 folder_path=folder,

@@ -101,7 +101,8 @@ def stylize_files(
             another stylisation.
         ArithmeticError: the loss is not finite.
     """
-    settings, out = settings or Stylisation(), Path(out)
+    settings, out = settings or Stylisation(), Path(out).expanduser()
+    content, style = Path(content).expanduser(), Path(style).expanduser()
     _check(settings, out, steps, every, overwrite)
     pictures = _pictures(settings, content, style)
     identity = _identity(settings, content, style)

@@ -9,7 +9,8 @@ import keras
 from keras_vgg.convert import build
 from keras_vgg.files import sha256_of
 from keras_vgg.models import vgg
-from keras_vgg.weights import read_weights
+from keras_vgg.weights import hub_repository, read_weights
+from keras_vgg.weights.download import fetch_repository
 from keras_vgg.weights.published import NAMES
 
 
@@ -31,8 +32,13 @@ def base_network(weights: str, configuration: str = "D") -> keras.Model:
 
 
 def weights_identity(weights: str) -> str:
-    """Return what tells weights from others: a published name, or the content of a file."""
-    path = Path(weights).expanduser()
+    """Return what tells weights from others: a published name, or the content of a file.
+
+    Raises:
+        OSError, ValueError: as `fetch_repository`, for hf://OWNER/NAME.
+    """
+    repository = hub_repository(weights)
+    path = fetch_repository(repository) if repository else Path(weights).expanduser()
     for file in (path, path / "model.keras", path / "model.weights.h5"):
         if weights not in NAMES and file.is_file():
             return f"sha256:{sha256_of(file)}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import huggingface_hub
 import keras
+from huggingface_hub import _CACHED_NO_EXIST
 from huggingface_hub.errors import (
     EntryNotFoundError,
     LocalEntryNotFoundError,
@@ -142,11 +143,16 @@ def fetch_repository(repository: str) -> Path:
 
 
 def _newest(repository: str, file: str) -> Path | None:
-    """Return the newest version of a file on the hub; None: the repository has no such file."""
+    """Return the newest version of a file on the hub; None: the repository has no such file.
+
+    Without a connection, it is that of the cache, which also remembers which files there are not.
+    """
     for is_last in (False, True):
         try:
             path = Path(huggingface_hub.hf_hub_download(repository, file))
         except LocalEntryNotFoundError as error:
+            if huggingface_hub.try_to_load_from_cache(repository, file) is _CACHED_NO_EXIST:
+                return None
             raise _unavailable(repository, error.__cause__ or error) from error
         except EntryNotFoundError:
             return None
