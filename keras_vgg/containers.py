@@ -14,6 +14,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from keras_vgg.files import is_of_the_disk
+
 # Keras, PyTorch and safetensors do not compress weights, and weights hardly compress. But zeros
 # compress well, such as those of an optimiser before its first step, so the factor is not 1.
 MOST_EXPANSION = 20
@@ -45,7 +47,7 @@ def require_archive(path: Path) -> list[str]:
     """Check a zip archive's declared sizes and return its members' names.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be read.
         ValueError: the file is not a zip archive, needs another version of zip, or its members
             claim more than `most_bytes`. The error names the file.
     """
@@ -54,6 +56,8 @@ def require_archive(path: Path) -> list[str]:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
         except Exception as error:  # zipfile raises many errors for a damaged archive
+            if is_of_the_disk(error):
+                raise
             raise ValueError(f"{path} is damaged: {error or type(error).__name__}") from error
     require_plausible_size(path, sum(member.file_size for member in members))
     return [member.filename for member in members]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -86,11 +87,19 @@ _DAMAGE = (
 )
 
 
+def is_of_the_disk(error: Exception) -> bool:
+    """Return whether the system could not read, which may pass; a damaged file stays damaged.
+
+    A damaged archive may lead to a place that no file has, which is EINVAL.
+    """
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return every array of an .npz file by its name.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be read.
         ValueError: the file is damaged. The error names the file.
     """
     with path.open("rb") as opened:
@@ -98,4 +107,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             with np.load(opened, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except _DAMAGE as error:
+            if is_of_the_disk(error):
+                raise
             raise ValueError(f"{path} is damaged: {error}") from error

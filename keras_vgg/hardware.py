@@ -31,6 +31,7 @@ _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 _BACKENDS = ("tensorflow", "jax", "torch", "numpy", "openvino")  # those of Keras
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
+_CGROUPS_OF_THIS, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 # Lines that TensorFlow's C++ code writes on stderr before it reads its log level: notes, warnings,
 # and two errors without meaning (no GPU on a machine without NVIDIA's driver; a library that
@@ -241,14 +242,43 @@ def peak_memory(engine: Engine) -> int | None:
 def available_memory() -> int | None:
     """Return the bytes of main memory that new processes can use; None: the system does not say.
 
-    The memory of GPUs is not counted.
+    A limit of a container or a job counts, on Linux. The memory of GPUs is not counted.
     """
+    left = [*_left_in_cgroups()]
     try:
         lines = _MEMINFO.read_text().splitlines()
         (line,) = [line for line in lines if line.startswith("MemAvailable:")]
-        return 1024 * int(line.split()[1])
+        left.append(1024 * int(line.split()[1]))
     except (OSError, ValueError):
-        return None
+        pass
+    return min(left, default=None)
+
+
+def _left_in_cgroups() -> Iterator[int]:
+    """Yield the bytes that are left below the limits of this process's cgroups, inner and outer."""
+    try:
+        lines = _CGROUPS_OF_THIS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:  # version 2
+            root, names = _CGROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = _CGROUPS / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        own = root / path.strip("/")
+        for folder in (own, *own.parents):
+            if not folder.is_relative_to(root):
+                break
+            limit, usage, cache = names
+            with contextlib.suppress(OSError, ValueError, KeyError):  # no file, or no limit: "max"
+                most, used = (int((folder / name).read_text()) for name in (limit, usage))
+                rows = (folder / "memory.stat").read_text().splitlines()
+                # What only caches files can be given to a process.
+                yield max(0, most - used + int(dict(row.split() for row in rows)[cache]))
 
 
 def choose_engine(recipe: Recipe, machine: Machine | None = None) -> Engine:

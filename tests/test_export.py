@@ -311,6 +311,23 @@ def test_a_model_in_mixed_precision_is_exported_in_float32(tmp_path: Path) -> No
     assert mixed.layers[2].compute_dtype == "float16"  # the caller's model is as it was
 
 
+def test_packages_may_come_from_pythonpath_or_the_user(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    np.save(tmp_path / "images.npy", np.zeros((1, 32, 32, 3), "float32"))
+    with pytest.raises(ExportError, match="does not run"):
+        verify.run("litert", tmp_path / "none.tflite", tmp_path / "images.npy", tmp_path)
+    assert (tmp_path / "imported").exists()
+
+
+def test_files_are_written_on_tensorflow(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "is_tensorflow", lambda: False)
+    model = keras.Sequential([keras.Input((32, 32, 3)), layers.GlobalAveragePooling2D()])
+    with pytest.raises(ValueError, match="set KERAS_BACKEND=tensorflow and load the network there"):
+        export(model, "abc", tmp_path / "a", images=np.zeros((1, 32, 32, 3)))
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "format",

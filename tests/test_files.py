@@ -1,11 +1,15 @@
 """keras_vgg.files: whole or not at all."""
 
+import errno
+import os
 import stat
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from keras_vgg.containers import require_archive
 from keras_vgg.files import read_arrays, write_atomically
 
 
@@ -57,3 +61,20 @@ def test_arrays_are_read_or_the_file_is_named(tmp_path: Path) -> None:
         read_arrays(path)
     with pytest.raises(FileNotFoundError):
         read_arrays(tmp_path / "none.npz")
+
+
+def test_what_a_disk_cannot_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network's file system fails for a while; a damaged archive leads to no place (EINVAL)."""
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.arange(3))
+    for code, kind in ((errno.ESTALE, OSError), (errno.EINVAL, ValueError)):
+
+        def fails(*_: object, code: int = code, **__: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(zipfile, "ZipFile", fails)
+        for read in (read_arrays, require_archive):
+            with pytest.raises(kind, match=r"Stale file handle|a.npz is damaged"):
+                read(path)

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from keras_vgg import data, hardware, runs
 from keras_vgg import fit as fitting
-from keras_vgg.fit import Run, TrainingDiverged, checkpoint, fit, training
+from keras_vgg.fit import Run, TrainingDiverged, checkpoint, fit, preparation, training
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.recipe import Recipe
 from keras_vgg.versions import package_versions
@@ -408,6 +408,30 @@ def test_callbacks_see_epochs_that_are_kept(tmp_path):
 
     assert seen == [(1, True, True), (2, True, True)]
     assert run.results["epochs"] == 2
+
+
+@pytest.mark.parametrize("fault", ["a.log; No space left on device", "a.png; Too many open files"])
+def test_a_full_disk_is_no_lack_of_memory(fault):
+    with pytest.raises(OSError, match=fault), fitting._memory_error_explained(TINY):
+        raise tf.errors.ResourceExhaustedError(None, None, fault)
+
+
+@pytest.mark.parametrize(
+    ("images", "devices", "accumulation", "expected"),
+    [
+        (200, 2, 2, (64, 2)),
+        (51, 1, 1, (51, 1)),
+        (51, 1, 2, (51, 1)),
+        (50, 1, 2, (50, 2)),
+        (51, 2, 1, (50, 1)),
+        (51, 2, 2, (48, 2)),
+        (3, 2, 2, (2, 1)),
+    ],
+)
+def test_batches_of_few_images_are_shared_equally(images, devices, accumulation, expected):
+    recipe = TINY.replace(batch_size=64, gradient_accumulation=accumulation)
+    found = preparation._with_fitting_batches(recipe, images, devices)
+    assert (found.batch_size, found.gradient_accumulation) == expected
 
 
 @pytest.mark.slow

@@ -85,6 +85,19 @@ def test_a_frozen_base_is_kept_and_its_features_are_computed_once(
     assert run.results["parameters"] == model.count_params()
 
 
+def test_the_head_of_a_float16_network_scales_its_loss():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = keras_vgg.vgg(
+            "A", weights=None, input_shape=(32, 32, 3), classes=3, width_multiplier=1 / 16
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    _, head = frozen.split_model(model)
+    head.compile("sgd", "categorical_crossentropy")
+    assert isinstance(head.optimizer, keras.optimizers.LossScaleOptimizer)
+
+
 @pytest.mark.slow
 def test_features_are_the_bases_output_of_each_image_and_its_mirror_image(pretrained, tmp_path):
     recipe = recipe_from(pretrained, freeze_until="all")

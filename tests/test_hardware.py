@@ -1,5 +1,6 @@
 """What is decided on which machine; the machines are described, not there."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from keras_vgg import fit as fitting
 from keras_vgg import hardware
 from keras_vgg.hardware import Engine, Machine, choose_engine
 from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
 
 SMALL = Recipe()  # a quarter-width A at 32x32
 TINY = Recipe(width_multiplier=1 / 16)
@@ -52,6 +55,52 @@ TPUS = Machine("tpu", tuple(f"tpu:{i}" for i in range(4)), "bfloat16")
 )
 def test_what_is_decided(recipe: Recipe, machine: Machine, expected: str) -> None:
     assert str(choose_engine(recipe, machine)) == expected
+
+
+def test_a_resume_compiles_as_before_where_it_can(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run begun on one GPU goes on with eight, and one of another backend compiles as usual."""
+    run = Run(tmp_path, LARGE.replace(batch_size=64))
+    one = dataclasses.replace(HOPPERS, devices=HOPPERS.devices[:1])
+    before = {"precision": "float32", "jit_compile": True, "backend": "tensorflow"}
+    for machine, changes, compiled in (
+        (one, {}, True),
+        (one, {"jit_compile": False}, False),
+        (one, {"jit_compile": False, "backend": "jax"}, True),
+        (HOPPERS, {}, False),
+    ):
+        monkeypatch.setattr(hardware, "find_machine", lambda _, machine=machine: machine)
+        run.write_json("environment.json", before | changes)
+        engine = fitting._engine(run, is_new=False)
+        assert (engine.devices, engine.jit_compile) == (machine.devices, compiled)
+        assert engine.precision == "float32"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_within_a_containers_limit(
+    version: int, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job may take 3,000 of 5,000 bytes, and the group around it leaves 1,700."""
+    root = tmp_path / "memory" if version == 1 else tmp_path
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    if version == 2:
+        names = ("memory.max", "memory.current", "inactive_file")
+    (tmp_path / "cgroup").write_text(
+        "4:cpu,memory:/group/job\n" if version == 1 else "0::/group/job"
+    )
+    for folder, (most, used, cache) in {
+        root: ("max", 0, 0), root / "group": (2000, 400, 100), root / "group/job": (5000, 2000, 0)
+    }.items():  # fmt: skip
+        folder.mkdir(exist_ok=True)
+        (folder / names[0]).write_text(f"{most}\n")
+        (folder / names[1]).write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{names[2]} {cache}\n")
+    monkeypatch.setattr(hardware, "_CGROUPS_OF_THIS", tmp_path / "cgroup")
+    monkeypatch.setattr(hardware, "_CGROUPS", tmp_path)
+    assert hardware.available_memory() == 1700
+    monkeypatch.setattr(hardware, "_CGROUPS_OF_THIS", tmp_path / "nowhere")
+    assert (hardware.available_memory() or 10**9) > 10**6
 
 
 def test_all_devices_that_can_share_a_batch_equally() -> None:

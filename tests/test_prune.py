@@ -209,9 +209,13 @@ def test_wrong_filters_are_refused() -> None:
             prune.remove_filters(model, {name: np.array(numbers)})
 
 
-def test_what_cannot_be_pruned_is_refused() -> None:
+def test_what_cannot_be_pruned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(**CASES["lrn"])
     pictures, labels = images(model), np.zeros(3, int)
+    with monkeypatch.context() as patch:
+        patch.setattr(prune, "is_tensorflow", lambda: False)
+        with pytest.raises(ValueError, match=r"'taylor' needs Keras on TensorFlow.* or use 'l1'"):
+            prune.importance(model, "taylor", pictures, labels)
     with pytest.raises(ValueError, match="must be one of taylor, l1, batch_norm, not 'l2'"):
         prune.importance(model, "l2", pictures, labels)
     with pytest.raises(ValueError, match=r"'batch_norm' needs batch norm.* block1_conv1 has none"):

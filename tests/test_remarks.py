@@ -1,5 +1,8 @@
 """What a report says of a run's images and of its result."""
 
+import dataclasses
+import os
+
 import pytest
 
 from keras_vgg import report
@@ -51,5 +54,8 @@ def test_too_few_images_and_earlier_runs(tmp_path):
 
 def test_the_page_shows_remarks(tmp_path):
     content = report.RunContent(1, "run", "", [], [], [], remarks=["left out 2: <b>"])
+    strange = dataclasses.replace(content, subtitle=os.fsdecode(b"folder:caf\xe9"))
+    report.write_page(report.Page("run", [strange], "today"), tmp_path / "strange.html")
+    assert r"folder:caf\xe9" in (tmp_path / "strange.html").read_text(encoding="utf-8")
     report.write_page(report.Page("run", [content], "today"), tmp_path / "page.html")
     assert "left out 2: &lt;b&gt;" in (tmp_path / "page.html").read_text()

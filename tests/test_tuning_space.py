@@ -6,7 +6,7 @@ import keras_tuner
 import pytest
 
 from keras_vgg.recipe import Recipe
-from keras_vgg.tuning import Range, default_space, parse_space
+from keras_vgg.tuning import Range, VGGHyperModel, default_space, parse_space
 from keras_vgg.tuning.space import declare, resolve
 
 BASE = Recipe()
@@ -49,6 +49,43 @@ def test_every_draw_of_the_default_space_is_a_recipe() -> None:
     assert {type(r.train_scale) for r in seen} == {tuple}
     assert all(0.003 <= r.learning_rate <= 0.3 for r in seen)
     assert {r.hue for r in seen} <= {0.0, 0.02, 0.04, 0.06, 0.08, 0.1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fixed", "batch_sizes"),
+    [
+        ({"init": "imagenet"}, True, (32, 64, 128)),
+        ({"init": "imagenet", "head": "gap", "init_head": "probe"}, True, (32, 64, 128)),
+        ({"filters": (8, 8, 8, 8, 8, 8, 8, 8)}, True, (32, 64, 128)),
+        ({"initialization": "a/run"}, True, (32, 64, 128)),
+        ({"crop_area": (0.3, 1.0)}, False, (32, 64, 128)),
+        ({"batch_size": 192, "gradient_accumulation": 64}, False, (64, 128)),
+        ({"batch_size": 30, "gradient_accumulation": 3}, False, None),
+    ],
+)
+def test_the_default_space_leaves_what_the_recipe_decides(
+    changes: dict, fixed: bool, batch_sizes: tuple | None, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a" / "run").mkdir(parents=True)
+    (tmp_path / "a" / "run" / "recipe.json").write_text(Recipe().to_json())
+    base = Recipe(warmup_epochs=0).replace(**changes)
+    recipe, searched = resolve(base, default_space(base))
+    assert ("configuration" not in searched) == fixed
+    assert ("head" not in searched) == fixed
+    assert searched.get("batch_size") == batch_sizes
+    assert (recipe.batch_size, recipe.filters) == (base.batch_size, base.filters)
+    assert ("train_scale" in searched) == (base.crop_area is None)
+
+
+def test_a_short_trial_has_no_restart_after_its_end() -> None:
+    recipe = BASE.replace(epochs=30, restart_epochs=(3, 10), restart_rates=(0.05, 0.01))
+    model = VGGHyperModel(recipe, {"dropout": (0.1, 0.2)})
+    hp = keras_tuner.HyperParameters()
+    model.declare_hyperparameters(hp)
+    short = model.recipe(hp, epochs=4)
+    assert (short.restart_epochs, short.restart_rates) == ((3,), (0.05,))
+    assert model.recipe(hp).restart_epochs == (3, 10)
 
 
 def test_evaluation_follows_the_training_scales() -> None:

@@ -92,6 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(list(argv))
 
 
+def _backend(command: object) -> str | None:
+    """Return the backend of Keras that a command asks for; files are written by TensorFlow."""
+    if isinstance(command, Train):
+        return command.backend
+    return "tensorflow" if isinstance(command, Export) else None
+
+
 def _run(arguments: list[str], *, owns_stderr: bool = False) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -108,7 +115,7 @@ def _run(arguments: list[str], *, owns_stderr: bool = False) -> int:
                 return command() or OK
             from keras_vgg import hardware
 
-            hardware.prepare_environment(command.backend if isinstance(command, Train) else None)
+            hardware.prepare_environment(_backend(command))
             dropped = hardware.without_messages_about_images
             with notes_once(), dropped() if owns_stderr else contextlib.nullcontext():
                 return command() or OK

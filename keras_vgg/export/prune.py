@@ -17,7 +17,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vgg.backend import as_array
+from keras_vgg.backend import as_array, backend_name, is_tensorflow
 from keras_vgg.finite import require_finite_images, require_finite_weights
 from keras_vgg.layers import LocalResponseNormalization
 
@@ -74,7 +74,8 @@ def importance(
         labels: [n] class numbers, or [n, classes] zeros and ones for several labels an image.
 
     Raises:
-        ValueError: the criterion is unknown, or needs batch normalisation and the network has none.
+        ValueError: the criterion is unknown, or needs batch normalisation and the network has none;
+            "taylor" on another backend than TensorFlow.
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, not {criterion!r}")
@@ -259,6 +260,11 @@ def _taylor(
     labels: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Return the sum over batches of (the sum over a filter's weights of gradient x weight)^2."""
+    if not is_tensorflow():
+        raise ValueError(
+            f"criterion 'taylor' needs Keras on TensorFlow, not on {backend_name()}: set "
+            "KERAS_BACKEND=tensorflow, or use 'l1'"
+        )
     import tensorflow as tf
 
     _require_labelled(images, labels, "criterion 'taylor'")

@@ -178,7 +178,7 @@ def run(format: str, path: Path, images: Path, scratch: Path) -> Answers:
         output = scratch / f"answers_{threads}.npz"
         arguments = (kind, path, threads, images, output)
         process = subprocess.run(
-            [sys.executable, "-I", run_artifact.__file__, *map(str, arguments)],
+            [sys.executable, "-P", run_artifact.__file__, *map(str, arguments)],
             env=environment,
             capture_output=True,
             text=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -215,18 +216,25 @@ def _claimed(workdir: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
         yield run, is_new
 
 
+# TensorFlow calls these, too, exhausted resources.
+_NO_MEMORY_FAULTS = ("No space left", "Disk quota exceeded", "Too many open files")
+
+
 @contextlib.contextmanager
 def _memory_error_explained(recipe: Recipe) -> Iterator[None]:
-    """Turn TensorFlow's and JAX's out-of-memory errors into MemoryError."""
+    """Turn out-of-memory errors of both backends into MemoryError, a full disk into OSError."""
     try:
         yield
     except (tf.errors.ResourceExhaustedError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        message = getattr(error, "message", str(error)).splitlines()[0]
+        if any(reason in message for reason in _NO_MEMORY_FAULTS):
+            raise OSError(message) from error
         raise MemoryError(
             f"the memory is too small for batches of {recipe.part_size}; try a smaller "
             "--batch-size or --width-multiplier, or a larger --gradient-accumulation "
-            f"({getattr(error, 'message', str(error)).splitlines()[0]})"
+            f"({message})"
         ) from error
 
 
@@ -240,7 +248,10 @@ def _engine(run: Run, is_new: bool) -> hardware.Engine:
                 f"{run.directory} has checkpoints of an earlier version, which cannot be read; "
                 "choose another workdir"
             )
-        recipe = recipe.replace(precision=precision)
-        if compiled is not None:  # earlier versions did not keep it
-            recipe = recipe.replace(jit="on" if compiled else "off")
+        engine = hardware.choose_engine(recipe.replace(precision=precision))
+        # Another backend compiles in another way, and TensorFlow compiles for one device only.
+        same = environment.get("backend", backend_name()) == backend_name()
+        if same and compiled is not None and len(engine.devices) == 1:
+            engine = dataclasses.replace(engine, jit_compile=compiled)
+        return engine
     return hardware.choose_engine(recipe)

@@ -64,7 +64,9 @@ def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     x = features
     for layer in model.layers[names.index(last) + 1 :]:
         x = layer(x)
-    return base, keras.Model(features, x, name=f"{model.name}_head")
+    head = keras.Model(features, x, name=f"{model.name}_head")
+    head.dtype_policy = model.dtype_policy  # by which Keras decides about loss scaling
+    return base, head
 
 
 class Features:

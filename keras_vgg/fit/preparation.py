@@ -176,7 +176,10 @@ def _with_fitting_batches(recipe: Recipe, images: int, devices: int) -> Recipe:
         return recipe
     batch_size = images - images % devices if images > devices else images
     accumulation = recipe.gradient_accumulation
-    if batch_size % accumulation:
+    part = devices * accumulation
+    if batch_size % part and devices > 1 and images >= part:
+        batch_size = images - images % part
+    elif batch_size % part:
         accumulation = 1
     return recipe.replace(batch_size=batch_size, gradient_accumulation=accumulation)
 

@@ -332,6 +332,7 @@ def describe_environment(engine: hardware.Engine) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
+        "backend": backend_name(),
         "engine": str(engine),
         "precision": engine.precision,
         "jit_compile": engine.jit_compile,

@@ -64,7 +64,8 @@ def write_page(page: Page, path: str | Path) -> None:
     """
     path = Path(path)
     require_own(path)
-    html = render(page)
+    # A path that is not UTF-8 is shown as \xe9 and the like.
+    html = render(page).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda partial: partial.write_text(html, encoding="utf-8"))
 

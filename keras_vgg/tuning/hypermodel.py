@@ -157,15 +157,19 @@ class VGGHyperModel(keras_tuner.HyperModel):
     def recipe(self, hp: keras_tuner.HyperParameters, epochs: int | None = None) -> Recipe:
         """Return the recipe of a trial, with `epochs`, or Hyperband's, in place of the base's.
 
-        Fewer epochs shorten the warm-up, and the epochs without mixing, in proportion.
+        Fewer epochs shorten the warm-up, and the epochs without mixing, in proportion; restarts
+        after the last epoch are left out.
         """
         recipe = declare(hp, self.base, self.space)
         epochs = epochs or hp.values.get("tuner/epochs") or recipe.epochs
         share = min(1.0, epochs / recipe.epochs)
+        restarts = sum(restart < epochs for restart in recipe.restart_epochs)
         return recipe.replace(
             epochs=epochs,
             warmup_epochs=recipe.warmup_epochs * share,
             unmixed_epochs=round(recipe.unmixed_epochs * share),
+            restart_epochs=recipe.restart_epochs[:restarts],
+            restart_rates=recipe.restart_rates[:restarts],
         )
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from keras_vgg.recipe import Recipe, field_types
@@ -59,7 +60,11 @@ _HEADS_WITH_HIDDEN_UNITS = ("fc", "conv")
 
 
 def default_space(recipe: Recipe) -> dict[str, Range | Sequence[Any]]:
-    """Return values worth trying around a recipe: network, optimisation, data augmentation."""
+    """Return values worth trying around a recipe: network, optimisation, data augmentation.
+
+    What the recipe decides by other fields stays as it is: weights to begin with, or numbers of
+    filters, fix the network; `crop_area` takes the place of scales.
+    """
     side = recipe.image_size
     space: dict[str, Range | Sequence[Any]] = {
         "configuration": ("A", "B", "C", "D", "E"),
@@ -85,7 +90,16 @@ def default_space(recipe: Recipe) -> dict[str, Range | Sequence[Any]]:
             "momentum": (recipe.momentum,),
             "weight_decay": Range(1e-3, 0.3, log=True),
         }
-    if recipe.train_scale is not None:
+    space["batch_size"] = [
+        size for size in (32, 64, 128) if size % recipe.gradient_accumulation == 0
+    ] or (recipe.batch_size,)
+    begins_with_a_run = (Path(recipe.initialization) / "recipe.json").is_file()
+    if recipe.init or recipe.filters or begins_with_a_run:
+        for name in ("configuration", "width_multiplier", "batch_norm", "head", "hidden_units"):
+            del space[name]
+    if recipe.crop_area is not None:
+        space["crop_padding"] = (recipe.crop_padding,)
+    elif recipe.train_scale is not None:
         space["train_scale"] = ((side, side), (side, side * 5 // 4), (side * 9 // 8, side * 3 // 2))
         space["crop_padding"] = (recipe.crop_padding,)
     return space
