@@ -12,7 +12,6 @@ from pathlib import Path
 
 import huggingface_hub
 import keras
-from huggingface_hub import _CACHED_NO_EXIST
 from huggingface_hub.errors import (
     EntryNotFoundError,
     LocalEntryNotFoundError,
@@ -151,7 +150,8 @@ def _newest(repository: str, file: str) -> Path | None:
         try:
             path = Path(huggingface_hub.hf_hub_download(repository, file))
         except LocalEntryNotFoundError as error:
-            if huggingface_hub.try_to_load_from_cache(repository, file) is _CACHED_NO_EXIST:
+            cached = huggingface_hub.try_to_load_from_cache(repository, file)
+            if cached is huggingface_hub._CACHED_NO_EXIST:
                 return None
             raise _unavailable(repository, error.__cause__ or error) from error
         except EntryNotFoundError:
