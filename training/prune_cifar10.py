@@ -10,7 +10,7 @@ by the same recipe. Every network is then tested once on the run's test split an
 and litert_int8, whose latency at batch 1 is measured. DIR gets pruned.json, pruned.png and a
 Markdown table. Repeat the command after an interruption.
 
-Measured with half of the multiply-accumulates; training/README.md has the figures.
+Measured with a half and a quarter of the multiply-accumulates; training/README.md has the figures.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from keras_vgg import hardware
 from keras_vgg.files import write_json
 
 FORMATS = ("litert", "litert_int8")
+TORCH_PRUNING = ", torch-pruning"  # the end of the name of a network of its filters
 
 
 def chosen_by_torch_pruning(model: Any, limit: float, macs: Any) -> dict[str, np.ndarray]:
@@ -193,27 +194,34 @@ def latency_of(row: Mapping[str, Any], name: str) -> float:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw accuracy against the file's size and against its latency."""
+    """Draw accuracy against the file's size and its latency; numbers are shares of the MACs."""
     from keras_vgg import plotting
-    from keras_vgg.plotting import SERIES
+    from keras_vgg.plotting import INK, SERIES
 
     figure, (left, right) = plotting.new_figure(10, 4.2, columns=2, sharey=True)
-    accuracies = [100 * row["test"] for row in rows]
+    original = rows[0]
+    own = [row for row in rows if not row["network"].endswith(TORCH_PRUNING)]
+    theirs = [original, *(row for row in rows if row not in own)]
     for number, name in enumerate(FORMATS):
-        sizes = [row["files"][name]["bytes"] / 1e6 for row in rows]
-        latencies = [latency_of(row, name) for row in rows]
-        for axes, values in ((left, sizes), (right, latencies)):
-            axes.set_xlim(0, max(axes.get_xlim()[1], 1.6 * max(values)))  # The names need room.
-            axes.plot(values, accuracies, "o", color=SERIES[number], label=name)
-            for row, x, y in zip(rows, values, accuracies, strict=True):
-                axes.annotate(
-                    row["network"], (x, y), (4, 4), textcoords="offset points", fontsize=7
-                )
+        for series, style, suffix in ((own, "o-", ""), (theirs, "o:", TORCH_PRUNING)):
+            if len(series) == 1 and suffix:
+                continue
+            accuracies = [100 * row["test"] for row in series]
+            sizes = [row["files"][name]["bytes"] / 1e6 for row in series]
+            latencies = [latency_of(row, name) for row in series]
+            for axes, values in ((left, sizes), (right, latencies)):
+                label = f"{name}{suffix}"
+                axes.plot(values, accuracies, style, color=SERIES[number], label=label)
+                for row, x, y in zip(series, values, accuracies, strict=True):
+                    share = f"{row['macs'] / original['macs']:.2f}"
+                    axes.annotate(share, (x, y), (5, 4), textcoords="offset points", fontsize=7)
     left.set_xlabel("file (MB)")
     right.set_xlabel("latency at batch 1, two threads (ms)")
     left.set_ylabel("test accuracy (%)")
     for axes in (left, right):
-        plotting.show_legend(axes)
+        axes.set_xlim(0)
+    lines = left.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside upper center", ncols=4, frameon=False, labelcolor=INK)
     plotting.save_png(figure, path)
 
 
@@ -252,7 +260,7 @@ def main() -> None:
         if arguments.torch_pruning:
             folder = arguments.out / f"torch-pruning-{share:g}"
             other = with_torch_prunings_filters(run, pruned, folder)
-            rows.append(measured(f"{name}, torch-pruning", other, exports / folder.name, images))
+            rows.append(measured(f"{name}{TORCH_PRUNING}", other, exports / folder.name, images))
         write_json(arguments.out / "pruned.json", {"rows": rows})
         (arguments.out / "pruned.md").write_text(table(rows), encoding="utf-8")
         draw(rows, arguments.out / "pruned.png")
