@@ -1,6 +1,7 @@
 """keras-vgg data: check, stats, pack and show, as a user types them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,23 @@ def test_check_of_a_good_set(photos: Path, tmp_path: Path, capsys: pytest.Captur
     assert str(report) in out
     found = json.loads(report.read_text())["splits"]
     assert {name: split["images"] for name, split in found.items()} == {"train": 6, "validation": 2}
+
+
+def test_check_says_what_is_left_out_equal_or_flat(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (photos / "a" / "notes.txt").write_text("words")
+    for part in ("train", "test"):
+        shutil.copytree(photos, tmp_path / "set" / part)
+    dark = np.linspace(1000, 1200, 80).reshape(8, 10).astype(np.uint16)
+    Image.fromarray(dark).save(tmp_path / "set" / "train" / "b" / "dark.png")
+    report = tmp_path / "report.json"
+    arguments = ["data", "check", f"folder:{tmp_path / 'set'}", "--report", str(report)]
+    assert cli.main([*arguments, "--validation-fraction", "0"]) == cli.OK
+    out = " ".join(capsys.readouterr().out.split())
+    assert "left out 2: 2 no image (.txt): " in out
+    assert "8 test images also in train: " in out
+    assert "1 16-bit files use few of their levels, and become almost one grey: " in out
 
 
 def test_check_of_a_damaged_set(

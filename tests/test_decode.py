@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from keras_vgg import augment
 from keras_vgg.augment import Picture
+from keras_vgg.augment.picture import decoded_smaller
 from keras_vgg.data import decode as decoding
 from keras_vgg.data.decode import decode, encoded_sides, load_image, transform_encoded, why_bad
 from tests import bombs
@@ -591,6 +592,23 @@ def test_a_jpeg_is_decoded_at_a_half_a_quarter_and_an_eighth(halvings: int) -> N
     part = reduced.read(tf.constant([3, 5, 20, 30])).numpy()
     assert np.abs(part.astype(int) - whole[3:23, 5:35]).max() <= 2
     assert reduced.reduced is None
+
+
+@pytest.mark.parametrize(
+    ("sides", "scaled", "factor"),
+    [
+        ((512, 700), (256, 350), 1),
+        ((511, 700), (256, 350), 0),
+        ((2048, 2800), (256, 350), 3),
+        ((2047, 2800), (256, 350), 2),
+        ((9000, 9000), (32, 32), 3),
+    ],
+)
+def test_an_image_is_decoded_as_small_as_it_may_be(sides, scaled, factor) -> None:
+    """Never smaller than what it is scaled to, and at most eight times."""
+    picture = Picture(tf.constant(sides), lambda part: part, reduced=lambda factor: factor)
+    found = decoded_smaller(picture, tf.constant(scaled, tf.int64))
+    assert int(found) == factor
 
 
 @pytest.mark.parametrize("scale", [32, 60, 90, 150, 299])

@@ -190,6 +190,19 @@ def test_after_one_epoch_the_loss_has_had_no_time_to_move() -> None:
     assert verdict.advice(Recipe(epochs=1), [row], 0.1) == "more --epochs than 1"
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "losses", "expected"),
+    [
+        ((0.1, 0.1), (2.3, 2.3), "another --learning-rate than 0.01: the loss has hardly moved"),
+        ((0.1, 0.1), (9.0, 2.3), "a lower --learning-rate than 0.01, or more --epochs"),
+        ((0.2, 0.9), (2.3, 0.4), "90.00%, so the network learns what does not carry over: check"),
+    ],
+)
+def test_advice_follows_the_loss_and_training_accuracy(accuracies, losses, expected) -> None:
+    history = [{"accuracy": a, "loss": b} for a, b in zip(accuracies, losses, strict=True)]
+    assert expected in verdict.advice(Recipe(learning_rate=0.01), history, 0.1)
+
+
 @pytest.mark.slow
 def test_a_run_that_learns_says_nothing(tmp_path: Path, capsys) -> None:
     fit(SMALL.replace(epochs=3, learning_rate=0.05), tmp_path / "run", verbose=2)

@@ -171,6 +171,23 @@ def test_a_drawn_split_keeps_equal_files_on_one_side(photos: Path) -> None:
         assert sum(split.size for split in source.splits().values()) == 38
 
 
+def test_folds_and_tables_keep_equal_files_on_one_side_too(photos: Path) -> None:
+    rows = ["path,label"]
+    for i in range(6):
+        for copy in range(3):
+            draw(photos / "cat" / f"copy{copy}_of_{i}.png", i)
+    for path in sorted(photos.glob("*/*.png")):
+        rows.append(f"{path},{path.parent.name}")
+    table = write(photos.parent / "table.csv", "\n".join(rows).encode())
+    for source in (f"folder:{photos}", f"csv:{table}"):
+        for fold in (1, 2, 3):
+            held = data.load_source(source, folds=3, fold=fold)
+            assert data.take_inventory(held).equal == ()
+        drawn = data.load_source(source, validation_fraction=0.3)
+        assert data.take_inventory(drawn).equal == ()
+        assert sum(split.size for split in drawn.splits().values()) == 38
+
+
 def test_without_equal_files_the_draw_is_what_it_was(photos: Path) -> None:
     source = data.load_source(f"folder:{photos}", seed=3)
     rng = np.random.default_rng(3)

@@ -13,6 +13,7 @@ import keras_vgg
 from keras_vgg import augment, cli, convert, data, models, weights
 from keras_vgg.augment import may_take_pictures
 from keras_vgg.data.decode import decode, transform_encoded
+from keras_vgg.export import export
 from keras_vgg.fit import evaluation_transform, fit, training_transform
 from keras_vgg.fit.model import build_model, initial_weights
 from keras_vgg.recipe import Recipe
@@ -197,6 +198,23 @@ def test_a_grey_run_exports(run, tmp_path):
     ((name, probability), *_) = predict_files(run, [file], top=1)[0]
     assert answers["classes"][0, 0].numpy().decode() == name
     np.testing.assert_allclose(answers["probabilities"][0, 0], probability, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_files_of_a_pretrained_grey_network_are_the_colour_network_on_repeated_grey(tmp_path):
+    options = {"include_top": False, "width_multiplier": 1 / 16, "include_preprocessing": True}
+    rgb = models.vgg("A", weights=None, input_shape=(32, 32, 3), **options)
+    rgb.save(tmp_path / "rgb.keras")
+    grey = models.vgg("A", weights=tmp_path / "rgb.keras", input_shape=(32, 32, 1), **options)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1)).astype("float32")
+    ends = [keras.layers.GlobalAveragePooling2D(), keras.layers.Softmax()]
+    model = keras.Sequential([grey, *ends])
+    names = [str(number) for number in range(32)]
+    export(model, names, tmp_path / "export", images=images, formats=["saved_model"])
+    expected = keras.Sequential([rgb, *ends]).predict(images.repeat(3, axis=-1), verbose=0)
+    served = tf.saved_model.load(str(tmp_path / "export" / "saved_model"))
+    found = served.signatures["serving_default"](images=tf.constant(images))["probabilities"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_demo_of_a_grey_run(run, tmp_path):

@@ -258,6 +258,15 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
         keras_vgg.load_weights(small(), tmp_path / "nan.weights.h5")
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_batch_normalisation_on_one_side_alone_is_named(tmp_path, batch_norm):
+    options = {"include_top": False, "width_multiplier": 1 / 16, "input_shape": (32, 32, 3)}
+    models.vgg("A", weights=None, batch_norm=batch_norm, **options).save(tmp_path / "a.keras")
+    other = not batch_norm
+    with pytest.raises(ValueError, match=f"nothing was loaded: the.* batch_norm={batch_norm}$"):
+        models.vgg("A", weights=tmp_path / "a.keras", batch_norm=other, **options)
+
+
 def test_the_table_of_published_checkpoints():
     by_network = {}
     for c in weights.CHECKPOINTS:
@@ -266,6 +275,15 @@ def test_the_table_of_published_checkpoints():
         assert 60 < c.top1 < c.top5 < 100
         assert c.hash is None or c.hash.startswith(("md5:", "sha256:"))
     assert len([key for key in by_network if key[0] == "torchvision"]) == 8
+    stated = {  # by the hub
+        ("B", True): "sha256:7dae235e",
+        ("D", True): "sha256:88bbedbc",
+        ("E", False): "sha256:11aea017",
+        ("E", True): "sha256:f8249087",
+    }
+    for (configuration, batch_norm), start in stated.items():
+        (found,) = by_network["torchvision", configuration, batch_norm]
+        assert found.hash.startswith(start)
     # What get_file's progress bar says of Keras' files; some kilobytes are the format's.
     sizes = {c.file: c.bytes for c in weights.CHECKPOINTS if c.source == "keras"}
     assert 0 < 553467096 - sizes["vgg16_weights_tf_dim_ordering_tf_kernels.h5"] < 40_000

@@ -43,7 +43,7 @@ class Keeper:
 
         Raises:
             ValueError: there are checkpoints, but all are damaged.
-            OSError: a checkpoint cannot be opened. It is kept, since it may be sound.
+            OSError: a checkpoint cannot be read. It is kept, since it may be sound.
         """
         unreadable = []
         for path in reversed(self.run.checkpoints):

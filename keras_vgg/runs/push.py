@@ -61,23 +61,20 @@ def push_run(run: Run, repository: str, *, private: bool = False) -> str:
         try:
             api.create_repo(repository, private=private or None, exist_ok=True)
             has_other_network = api.file_exists(repository, "model.keras")
+            if not has_other_network:
+                api.upload_folder(
+                    repo_id=repository,
+                    folder_path=folder,
+                    commit_message=f"Push a run of keras_vgg {__version__}",
+                )
         # The errors of the system, httpx and Xet have no narrower class in common.
         except Exception as error:
             raise _refusal(run, repository, error) from error
-        if has_other_network:
-            raise ValueError(
-                f"hf://{repository} holds model.keras, which would be loaded in place of this run: "
-                "remove it there, or name another repository"
-            )
-        try:
-            api.upload_folder(
-                repo_id=repository,
-                folder_path=folder,
-                commit_message=f"Push a run of keras_vgg {__version__}",
-            )
-        # The errors of the system, httpx and Xet have no narrower class in common.
-        except Exception as error:
-            raise _refusal(run, repository, error) from error
+    if has_other_network:
+        raise ValueError(
+            f"hf://{repository} holds model.keras, which would be loaded in place of this run: "
+            "remove it there, or name another repository"
+        )
     return f"{api.endpoint}/{repository}"
 
 

@@ -198,6 +198,10 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
             f"{w.path} holds values too large for {w.dtype}" for w, t in pairs if _overflows(t, w)
         ]
         plan += [(w, np.reshape(t, w.shape)) for w, t in pairs]
+    if problems and all(re.fullmatch(r"missing \w+_bn", problem) for problem in problems):
+        problems = ["the model has batch normalisation, and they have none: batch_norm=False"]
+    elif problems and all(re.fullmatch(r"left over \w+_bn", problem) for problem in problems):
+        problems = ["they have batch normalisation, and the model has none: batch_norm=True"]
     if problems:
         raise ValueError(
             f"weights of {weights.source} do not fit the model {model.name}; nothing was loaded: "
