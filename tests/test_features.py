@@ -197,10 +197,20 @@ def test_published_losses(configuration):
 
 
 def test_settings_as_published():
-    assert list(SETTINGS["pix2pixhd"].layers.values()) == [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1]
-    assert SETTINGS["esrgan"].layers == {"block5_conv4:pre": 1.0}
-    (weight,) = SETTINGS["srgan"].layers.values()
-    assert round(weight, 3) == 0.006  # as the paper rounds it
+    found = {
+        name: (s.network, dict(s.layers), dict(s.style_layers), s.distance)
+        for name, s in SETTINGS.items()
+    }
+    pix2pixhd = {f"block{i + 1}_conv1:post": 2.0 ** -(5 - i) for i in range(4)}
+    gram = ("block1_conv2:post", "block2_conv2:post", "block3_conv3:post", "block4_conv3:post")
+    assert found == {
+        "srgan": ("E", {"block5_conv4:post": 1 / 12.75**2}, {}, "l2"),
+        "srgan_pre": ("E", {"block5_conv4:pre": 1 / 12.75**2}, {}, "l2"),
+        "esrgan": ("E", {"block5_conv4:pre": 1.0}, {}, "l1"),
+        "pix2pixhd": ("E", {**pix2pixhd, "block5_conv1:post": 1.0}, {}, "l1"),
+        "johnson": ("D", {"block2_conv2:post": 1.0}, {}, "l2"),
+        "johnson_style": ("D", {}, dict.fromkeys(gram, 1.0), "l2"),
+    }
 
 
 def test_published_losses_of_another_network(network):

@@ -157,6 +157,13 @@ def test_values_and_gradients_are_those_of_the_papers_formulas(trunk, metrics, n
     np.testing.assert_allclose(np.linalg.norm(gradient), np.linalg.norm(slope) / 255, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_equal_images_and_black_ones_have_finite_gradients(metrics, name):
+    a, _ = pair()
+    for image in (a, 0 * a):
+        assert np.isfinite(gradient_of(metrics[name], image, image)).all()
+
+
 def gradient_of(metric, a, b):
     a, b = (ops.convert_to_tensor(x, "float32") for x in (a, b))
     if keras.backend.backend() == "tensorflow":
@@ -233,6 +240,7 @@ def test_images_of_0_to_1_are_warned_of(metrics):
         ((1, 16, 16, 3), (1, 17, 16, 3), "of one size, not"),
         ((1, 15, 40, 3), (1, 15, 40, 3), "images must be at least 16x16 for lpips, not 15x40"),
         ((16, 16), (16, 16), r"\[n, h, w, channels\] of one size, not \(\(16, 16\)"),
+        ((1, 3, 64, 64), (1, 3, 64, 64), r"images of shape \(1, 3, 64, 64\) must be axis 3"),
     ],
 )
 def test_images_that_cannot_be_compared(metrics, a, b, message):

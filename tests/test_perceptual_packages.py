@@ -14,6 +14,7 @@ from tests.other_backends import passes_on
 ROOT = Path(__file__).parents[1]
 WEIGHTS = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
 BY_HAND = "formulas or spatial or equal_images or pytorchs_layers or published_losses or l2_pooling"
+BY_HAND += " or one_training or data_sets or range or compared or network_in_a_network"
 
 
 def run(*command, **variables):

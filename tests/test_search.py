@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -194,3 +195,20 @@ def test_searches_that_make_no_sense(weights, photographs, tmp_path, capfd, argu
     assert cli.main(["search", *arguments]) == 2
     (line,) = [x for x in capfd.readouterr().err.splitlines() if x.startswith("keras-vgg: error")]
     assert message in line
+
+
+def test_near_duplicates_come_before_more_similar_photographs(tmp_path):
+    files = [SimpleNamespace(path=name) for name in ("other.png", "copy.png", "query.png")]
+    hashes = np.stack([np.full(32, value, np.uint8) for value in (0xF0, 0x0F, 0x0F)])
+    search = SimpleNamespace(
+        _whitening=None,
+        _folder=str(tmp_path),
+        _descriptors=np.array([[0.9], [0.5], [1.0]], np.float32),
+        index=SimpleNamespace(files=files, hashes=hashes),
+    )
+    query = str(tmp_path / "query.png")
+    found = PhotoSearch._matches(search, query, np.ones((1, 1)), [hashes[2]], 2)
+    assert [(os.path.basename(m.path), m.near_duplicate) for m in found] == [
+        ("copy.png", True),
+        ("other.png", False),
+    ]

@@ -96,7 +96,8 @@ def _backend(command: object) -> str | None:
     """Return the backend of Keras that a command asks for; files are written by TensorFlow."""
     if isinstance(command, Train):
         return command.backend
-    return "tensorflow" if isinstance(command, Export) else None
+    asked = os.environ.get("KERAS_BACKEND", "tensorflow")
+    return "tensorflow" if isinstance(command, Export) and asked != "tensorflow" else None
 
 
 def _run(arguments: list[str], *, owns_stderr: bool = False) -> int:
@@ -122,7 +123,8 @@ def _run(arguments: list[str], *, owns_stderr: bool = False) -> int:
         return _help(arguments)
     except KeyboardInterrupt:
         print(
-            "keras-vgg: interrupted; repeat a train, tune or evaluate command to resume it",
+            "keras-vgg: interrupted; repeat the command to resume it, if it is train, finetune, "
+            "tune, evaluate, prune, search or stylize",
             file=sys.stderr,
         )
         return INTERRUPTED

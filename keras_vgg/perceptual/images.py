@@ -39,6 +39,14 @@ def require_one_size(y_true: Any, y_pred: Any, least: int, reason: str) -> None:
         a != b and None not in (a, b) for a, b in zip(*sides, strict=True)
     ):
         raise ValueError(f"images must be [n, h, w, channels] of one size, not {shapes}")
+    # PyTorch's order, which would be taken for images 3 pixels high.
+    first, last = (1, -1) if channel_axis() == -1 else (-1, 1)
+    for shape in shapes:
+        if shape[first] in (1, 3) and shape[last] not in (1, 3, None):
+            raise ValueError(
+                f"the channels of images of shape {shape} must be axis {last % 4}, as "
+                "keras.config.image_data_format() says"
+            )
     for height, width in sides:
         if min(least if side is None else side for side in (height, width)) < least:
             raise ValueError(
