@@ -39,8 +39,10 @@ class Convert:
             ValueError: the file to read is not the first argument; the file to write has no names
                 of PyTorch.
         """
-        on_hub = str(self.source).startswith("hf:/")
-        if self.target.expanduser().exists() and not (on_hub or self.source.expanduser().exists()):
+        from keras_vgg.weights import hub_repository
+
+        is_there = hub_repository(self.source) is not None or self.source.expanduser().exists()
+        if self.target.expanduser().exists() and not is_there:
             raise ValueError(
                 f"{self.source} does not exist, and the file to read comes first: "
                 f"{command_line('convert', self.target, self.source)}"

@@ -66,6 +66,7 @@ def default_space(recipe: Recipe) -> dict[str, Range | Sequence[Any]]:
     filters, fix the network; `crop_area` takes the place of scales.
     """
     side = recipe.image_size
+    batch_sizes = [size for size in (32, 64, 128) if size % recipe.gradient_accumulation == 0]
     space: dict[str, Range | Sequence[Any]] = {
         "configuration": ("A", "B", "C", "D", "E"),
         "width_multiplier": (0.125, 0.25, 0.5),
@@ -77,7 +78,7 @@ def default_space(recipe: Recipe) -> dict[str, Range | Sequence[Any]]:
         "momentum": (0.8, 0.9, 0.95),
         "weight_decay": Range(1e-5, 1e-2, log=True),
         "label_smoothing": (0.0, 0.05, 0.1),
-        "batch_size": (32, 64, 128),
+        "batch_size": batch_sizes or (recipe.batch_size,),
         "brightness": Range(0.0, 0.4, step=0.1),
         "contrast": Range(0.0, 0.4, step=0.1),
         "saturation": Range(0.0, 0.4, step=0.1),
@@ -90,9 +91,6 @@ def default_space(recipe: Recipe) -> dict[str, Range | Sequence[Any]]:
             "momentum": (recipe.momentum,),
             "weight_decay": Range(1e-3, 0.3, log=True),
         }
-    space["batch_size"] = [
-        size for size in (32, 64, 128) if size % recipe.gradient_accumulation == 0
-    ] or (recipe.batch_size,)
     begins_with_a_run = (Path(recipe.initialization) / "recipe.json").is_file()
     if recipe.init or recipe.filters or begins_with_a_run:
         for name in ("configuration", "width_multiplier", "batch_norm", "head", "hidden_units"):

@@ -31,13 +31,18 @@ if TYPE_CHECKING:
     from keras_vgg.weights.loading import (
         assign,
         copy_weights,
-        hub_repository,
         load_weights,
         obtain,
         read_weights,
         tensors_of,
     )
-    from keras_vgg.weights.published import CHECKPOINTS, NAMES, Checkpoint, find
+    from keras_vgg.weights.published import (
+        CHECKPOINTS,
+        NAMES,
+        Checkpoint,
+        find,
+        hub_repository,
+    )
     from keras_vgg.weights.tensors import TOP, Tensors, Weights
 else:
     _HOMES = {
@@ -53,7 +58,7 @@ else:
         "fetch": "download",
         "assign": "loading",
         "copy_weights": "loading",
-        "hub_repository": "loading",
+        "hub_repository": "published",
         "load_weights": "loading",
         "obtain": "loading",
         "read_weights": "loading",

@@ -15,7 +15,7 @@ from keras_vgg.backend import as_array
 from keras_vgg.containers import require_archive
 from keras_vgg.finite import is_finite
 from keras_vgg.weights import keras_format, torch_format
-from keras_vgg.weights.published import NAMES, find
+from keras_vgg.weights.published import NAMES, find, hub_repository
 from keras_vgg.weights.tensors import Tensors, Weights, check
 
 _FORMATS = (
@@ -64,15 +64,6 @@ def read_weights(path: str | Path, include_top: bool = True) -> Weights:
         weights = weights.base()
     check(weights)
     return weights
-
-
-def hub_repository(path: str | Path) -> str | None:
-    """Return OWNER/NAME for hf://OWNER/NAME; None for a path.
-
-    A Path has one slash where the text has two.
-    """
-    match = re.fullmatch("hf://?(.*)", str(path), re.DOTALL)
-    return match[1] if match else None
 
 
 def _reader(path: Path) -> Callable[[Path], Weights]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 from keras_vgg.architecture import get_configuration, layers
 
@@ -173,3 +175,12 @@ def find(name: str, configuration: str, batch_norm: bool, include_top: bool) -> 
         f"are published for weights={name!r}; A, B, D and E have weights (`keras-vgg "
         "weights` lists them). Pass weights=None and train the network"
     )
+
+
+def hub_repository(path: str | Path) -> str | None:
+    """Return OWNER/NAME for hf://OWNER/NAME; None for a path.
+
+    A Path has one slash where the text has two.
+    """
+    match = re.fullmatch("hf://?(.*)", str(path), re.DOTALL)
+    return match[1] if match else None
