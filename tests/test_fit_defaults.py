@@ -1,5 +1,6 @@
 """A recipe whose defaults fit its source: a photographer's for all but the digits."""
 
+import dataclasses
 import gzip
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 import keras_vgg
 from keras_vgg import cli, data, recipe_for
+from keras_vgg.data.sides import Sizes, sizes_of
 from keras_vgg.fit import Run, describe_defaults, fit
 from keras_vgg.fit.defaults import size_for
 from keras_vgg.recipe import Recipe
@@ -170,3 +172,35 @@ def test_a_run_of_an_earlier_version_goes_on_with_scales_that_leave_a_frame(tmp_
         fit(recipe, tmp_path / "run", verbose=0)
     (tmp_path / "run" / "results.json").unlink()
     assert fit(recipe, tmp_path / "run", verbose=0).finished
+
+
+def test_sizes_are_upright_and_say_what_was_looked_at(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.jpg", exif=turned)
+    Image.new("RGB", (20, 70)).save(tmp_path / "b.png")
+    (tmp_path / "c.png").write_bytes(b"no image")
+    paths = np.array([str(tmp_path / name) for name in ("a.jpg", "b.png", "c.png", "gone.png")])
+    split = data.Split("train", 4, np.zeros(4, np.int32), paths=paths)
+    sizes = sizes_of(split)
+    assert sizes == Sizes(2, height=(40, 55, 70), width=(20, 25, 30))
+    assert str(sizes) == "40x20 to 70x30"
+    nothing = dataclasses.replace(split, size=1, labels=split.labels[:1], paths=paths[2:3])
+    assert sizes_of(nothing) is None
+    digits = data.load_source("digits").train
+    assert str(sizes_of(digits)) == "8x8"
+    assert sizes_of(digits).images == digits.size
+
+
+@pytest.mark.parametrize(("bit_depth", "named"), [("16", 2), ("12", 1), ("10", 0), ("stretch", 0)])
+def test_few_levels_are_held_against_the_bit_depth(tmp_path, bit_depth, named):
+    for name, high in (("a", 1200), ("b", 1700), ("c", 60_000)):
+        values = np.linspace(1000, high, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    paths = np.array([str(tmp_path / f"{name}.png") for name in "abc"])
+    split = data.Split("train", 3, np.zeros(3, np.int32), paths=paths, bit_depth=bit_depth)
+    sizes = sizes_of(split)
+    assert sizes is not None
+    assert [name[-5] for name, _, _ in sizes.few_levels] == list("ab")[:named]
+    described = data.check(data.Source("x", ("y",), split, None, None))["splits"]["train"]
+    assert [tuple(row) for row in described["few_levels"]] == list(sizes.few_levels)

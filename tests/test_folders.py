@@ -1,6 +1,7 @@
 """keras_vgg.data.folders and inventory: a folder as people have it, and what is said of it."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from PIL import Image
 
 from keras_vgg import data
 from keras_vgg.data.left_out import short_name
+from keras_vgg.fit import train
+from keras_vgg.recipe import Recipe
+from keras_vgg.runs.remarks import remarks_on
 
 
 def draw(path: Path, value: int, kind: str = "PNG") -> Path:
@@ -335,3 +339,34 @@ def test_at_most_five_lines(split_photos: Path) -> None:
     lines = data.take_inventory(source).lines()
     assert len(lines) == 5
     assert lines[-1].startswith("and ")
+
+
+def test_a_training_prints_the_inventory_and_keeps_it(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write(photos / "cat" / "notes.txt", b"words")
+    draw(photos / "cat" / "again.png", 105)  # equals a dog
+    dark = np.linspace(1000, 1200, 72).reshape(8, 9).astype(np.uint16)
+    Image.fromarray(dark).save(photos / "dog" / "dark.png")
+    recipe = Recipe(
+        source=f"folder:{photos}", width_multiplier=0.01, hidden_units=1, epochs=1, test_fraction=0
+    )
+    run = train(recipe, tmp_path / "run")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith("validation images of 8x9 pixels, 2 classes")
+    inventory = run.read_json("data.json")["inventory"]
+    lines = data.Inventory.from_json(run.class_names, inventory).lines()
+    assert lines
+    assert len(lines) <= 5
+    start = printed.index(lines[0])
+    assert printed[start : start + len(lines)] == lines
+    expected = (
+        r"1 \w+ image also in another class: .*",
+        r"left out 1: 1 no image \(\.txt\): .*notes\.txt",
+        r"1 of 22 images that were looked at are 16-bit files of few levels.*1000 to 1200.*",
+    )
+    assert all(any(re.fullmatch(text, line) for line in lines) for text in expected), lines
+    assert inventory["left_out"][0]["count"] == 1
+    assert inventory["sizes"]["train"]["height"] == [8, 8, 8]
+    assert inventory["sizes"]["train"]["width"] == [9, 9, 9]
+    assert remarks_on(run)[: len(lines)] == lines

@@ -40,8 +40,7 @@ class DataCheck:
         # A skipped image would be missing from the report.
         source = dataclasses.replace(self.source_options, on_bad_image="error").open(self.source)
         self.report.parent.mkdir(parents=True, exist_ok=True)
-        inventory = data.take_inventory(source)
-        report = data.check(source, verbose=True, inventory=inventory)
+        report = data.check(source, verbose=True)
         write_json(self.report, report)
         table = new_table(self.source, "split", "images", "bad", "height", "width", "formats")
         for name, split in report["splits"].items():
@@ -53,15 +52,8 @@ class DataCheck:
             bad_count = str(len(split["bad"])) if "bad" in split else "in memory"
             table.add_row(name, f"{split['images']:,}", bad_count, *sides, "; ".join(formats))
         show(table)
-        for line in inventory.lines():
+        for line in data.Inventory.from_json(source.class_names, report["inventory"]).lines():
             show(line)
-        flat = [row for split in report["splits"].values() for row in split.get("few_levels", [])]
-        if flat:
-            name, low, high = flat[0]
-            show(
-                f"{len(flat)} 16-bit files use few of their levels, and become almost one grey: "
-                f"{name} has values from {low} to {high}; set bit_depth, such as stretch"
-            )
         show(str(self.report))
         bad = [name for split in report["splits"].values() for name, _ in split.get("bad", [])]
         if bad:

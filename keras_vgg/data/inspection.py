@@ -6,6 +6,7 @@ import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,26 +17,23 @@ from keras_vgg.data.decode import (
     EXTENSIONS,
     TENSORFLOW_ERRORS,
     decode,
-    decode_16_bit,
     is_16_bit,
     orientation,
     reason,
     why_bad,
 )
-from keras_vgg.data.inventory import Inventory, take_inventory
+from keras_vgg.data.inventory import take_inventory
 from keras_vgg.data.left_out import HEAD_BYTES, READ_FORMATS, kind_of, listed, printable
 from keras_vgg.data.options import untuned
+from keras_vgg.data.sides import Sizes, range_of_16_bit, sizes_of, uses_few_levels
 from keras_vgg.data.split import Records, Source, Split, class_counts, labels_of, pictures_of
 
 _NOT_READ = "could not be read: its TFRecord file is damaged at it or before it, or ends there"
 _MOST_BAD_IMAGES = 0.1  # share of a split that may be skipped
-_FEW = 2**13  # values of 65,536: the picture has fewer than 32 of 256 grey levels
 _COMPONENTS = {1: "grey", 3: "colour", 4: "CMYK"}
 
 
-def check(
-    source: Source, verbose: bool = False, inventory: Inventory | None = None
-) -> dict[str, Any]:
+def check(source: Source, verbose: bool = False) -> dict[str, Any]:
     """Decode every image of a source, and describe its splits in plain values for JSON.
 
     Each split has `images` and `class_counts`, which count bad images too, but no bad records, for
@@ -46,27 +44,28 @@ def check(
     - `wrong_extension`: [path, format] of each file whose name claims another format;
     - `turned`: the number of JPEGs that Exif turns upright;
     - `few_levels`: [name, smallest, largest value] of each 16-bit PNG that uses less than an
-      eighth of the possible values, so that it becomes almost one grey: see `bit_depth`;
+      eighth of the values of the source's `bit_depth`, so that it becomes almost one grey;
     - `height` and `width`: the smallest, median and largest, if any image is good.
 
-    `inventory` is what the source holds and leaves out, see `keras_vgg.data.Inventory`; it is
-    taken here unless it is given.
+    `inventory` is what the source holds and leaves out, see `keras_vgg.data.Inventory`. Its sizes
+    are those of all images.
     `verbose` shows a progress bar on stderr.
     """
     splits = source.splits()
     with progress_bars(verbose) as bars:
         tasks = {name: bars.add_task(name, total=split.size) for name, split in splits.items()}
-        described = {}
+        described, sizes = {}, {}
         for name, split in splits.items():
             scanned = _Scan(
                 split, lambda count, task=tasks[name]: bars.update(task, completed=count)
             )
             described[name] = scanned.describe(len(source.class_names))
+            sizes[name] = scanned.sizes()
     return {
         "source": source.name,
         "class_names": list(source.class_names),
         "splits": described,
-        "inventory": (inventory or take_inventory(source)).as_json(),
+        "inventory": replace(take_inventory(source), sizes=sizes).as_json(),
     }
 
 
@@ -160,7 +159,7 @@ class _Scan:
             if split.records is not None:
                 self.labels[position] = label
             self.turned += int(turned)
-            if 0 <= deep[1] - deep[0] < _FEW:
+            if deep[1] >= 0 and uses_few_levels(*deep.tolist(), split.bit_depth):
                 self.few_levels.append((int(position), int(deep[0]), int(deep[1])))
             self._count(int(position), head, int(components))
             progress(done)
@@ -192,8 +191,8 @@ class _Scan:
                 reasons[int(position)] = _why_bad_record(record, records)
         return [(position, *_named(records, position, why)) for position, why in reasons.items()]
 
-    def _few_levels(self) -> list[list[Any]]:
-        """Return [name, smallest, largest value] of each 16-bit file that would be almost flat."""
+    def _few_levels(self) -> list[tuple[str, int, int]]:
+        """Return (name, smallest, largest value) of each 16-bit file that would be almost flat."""
         named = []
         for position, low, high in sorted(self.few_levels):
             if self.split.paths is not None:
@@ -201,8 +200,15 @@ class _Scan:
             else:
                 assert self.split.records is not None, "images in memory are not scanned"
                 name, _ = _named(self.split.records, position, "")
-            named.append([name, low, high])
+            named.append((name, low, high))
         return named
+
+    def sizes(self) -> Sizes | None:
+        """Return the sizes of the good images; None if there are none."""
+        if self.split.images is not None:
+            return sizes_of(self.split)
+        good = self.sides[self.sides[:, 0] > 0]
+        return Sizes.of(good, self._few_levels()) if len(good) else None
 
     def describe(self, classes: int) -> dict[str, Any]:
         described = {
@@ -211,18 +217,14 @@ class _Scan:
         }
         if self.split.images is not None:
             return described
-        good = self.sides[self.sides[:, 0] > 0]
-        ranges = {
-            name: [int(values.min()), int(np.median(values)), int(values.max())]
-            for name, values in zip(("height", "width"), good.T, strict=True)
-            if len(values)
-        }
+        sizes = self.sizes()
+        ranges = {"height": list(sizes.height), "width": list(sizes.width)} if sizes else {}
         return described | {
             "bad": [[name, reason] for _, name, reason in self.bad()],
             "formats": dict(self.formats.most_common()),
             "wrong_extension": [list(pair) for pair in self.wrong_extension],
             "turned": self.turned,
-            "few_levels": self._few_levels(),
+            "few_levels": [list(row) for row in self._few_levels()],
             **ranges,
         }
 
@@ -278,13 +280,10 @@ def _examine(position: tf.Tensor, encoded: tf.Tensor, label: tf.Tensor) -> tuple
     # The shape, for without a use of the image the decoding would be pruned away.
     sides = tf.shape(decode(encoded))[:2]
     head = tf.strings.substr(encoded, 0, HEAD_BYTES)
-    deep = tf.cond(is_16_bit(encoded), lambda: _range_of(encoded), lambda: tf.constant([0, -1]))
+    deep = tf.cond(
+        is_16_bit(encoded), lambda: range_of_16_bit(encoded), lambda: tf.constant([0, -1])
+    )
     return position, label, head, sides, components, orientation(encoded) > 1, deep
-
-
-def _range_of(encoded: tf.Tensor) -> tf.Tensor:
-    values = decode_16_bit(encoded)
-    return tf.stack([tf.reduce_min(values), tf.reduce_max(values)])
 
 
 def _named(records: Records, position: int, why: str) -> tuple[str, str]:

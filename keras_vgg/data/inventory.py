@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from keras_vgg.data.equal import EqualImages, equal_images
 from keras_vgg.data.groups import SharedGroups, shared_groups
 from keras_vgg.data.left_out import NAMED, LeftOut, listed
+from keras_vgg.data.sides import Sizes, sizes_of
 from keras_vgg.data.split import Source, class_counts
 
 _UNEVEN = 3  # the largest class has so many times the smallest one's images
@@ -27,6 +28,8 @@ class Inventory:
         equal: Equal images on two sides of a split, and equal images of two classes.
         absent: Split -> the classes that it has no image of.
         shared_groups: Groups that a source's own splits have on two sides.
+        sizes: Split -> sizes of its images, and its 16-bit files of few levels; None where no image
+            states its size. `take_inventory` looks at 200 images of each split.
     """
 
     class_names: tuple[str, ...]
@@ -35,6 +38,7 @@ class Inventory:
     equal: tuple[EqualImages, ...]
     absent: dict[str, tuple[str, ...]]
     shared_groups: tuple[SharedGroups, ...] = ()
+    sizes: dict[str, Sizes | None] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """Return at most five lines on what a user should know; none where all is as it should."""
@@ -56,9 +60,20 @@ class Inventory:
             more = len(self.left_out) - 2
             others = f"; and {more} more reason{'s' * (more > 1)}" if more > 0 else ""
             lines.append(f"left out {total:,}: {first}{others}")
+        flat = [row for sizes in self.sizes.values() if sizes for row in sizes.few_levels]
+        if flat:
+            name, low, high = flat[0]
+            lines.append(
+                f"{len(flat):,} of {self._looked_at():,} images that were looked at are 16-bit "
+                f"files of few levels, and become almost one grey: {name} has values from {low} "
+                f"to {high}; set bit_depth, such as stretch"
+            )
         if len(lines) > 5:
             lines[4:] = [f"and {len(lines) - 4} more remarks: see data.json"]
         return lines
+
+    def _looked_at(self) -> int:
+        return sum(sizes.images for sizes in self.sizes.values() if sizes)
 
     @classmethod
     def from_json(cls, class_names: Sequence[str], values: Mapping[str, Any]) -> Inventory:
@@ -69,16 +84,20 @@ class Inventory:
             left_out=tuple(LeftOut(**reason) for reason in values["left_out"]),
             equal=tuple(EqualImages(**images) for images in values["equal"]),
             absent={name: tuple(classes) for name, classes in values["absent"].items()},
-            # Runs of earlier versions have no groups.
+            # Runs of earlier versions have no groups and no sizes.
             shared_groups=tuple(
                 SharedGroups(**shared) for shared in values.get("shared_groups", ())
             ),
+            sizes={
+                name: None if sizes is None else _sizes_from_json(sizes)
+                for name, sizes in values.get("sizes", {}).items()
+            },
         )
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         values = asdict(self)
-        names = ("class_counts", "left_out", "equal", "absent", "shared_groups")
+        names = ("class_counts", "left_out", "equal", "absent", "shared_groups", "sizes")
         return json.loads(json.dumps({name: values[name] for name in names}))  # lists for tuples
 
 
@@ -104,4 +123,10 @@ def take_inventory(source: Source) -> Inventory:
         equal_images(splits),
         {name: classes for name, classes in absent.items() if classes},
         shared_groups(splits),
+        {name: sizes_of(split) for name, split in splits.items()},
     )
+
+
+def _sizes_from_json(values: Mapping[str, Any]) -> Sizes:
+    few_levels = tuple((name, low, high) for name, low, high in values["few_levels"])
+    return Sizes(values["images"], (*values["height"],), (*values["width"],), few_levels)
