@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vgg import cli
+from keras_vgg import DISTS, LPIPS, VGG16, ImagePreprocessing, cli
 from keras_vgg.runs import comparison
 from keras_vgg.runs.comparison import compare_files, mean_values, pair_files
 
@@ -103,6 +103,28 @@ def test_the_command_prints_a_table_and_writes_files(folders, capsys):
     assert run(original, copy, "--out", folders / "rows.csv") == 0
     header, *rows = (folders / "rows.csv").read_text().splitlines()
     assert (header, len(rows)) == ("first,second,psnr,ssim,reason", 2)
+
+
+@pytest.mark.slow
+def test_the_command_computes_lpips_and_dists_as_the_functions_do(folders, capsys):
+    """VGG-16 at its full width, with random weights from a file."""
+    network = VGG16(
+        include_top=False,
+        weights=None,
+        kernel_initializer="he_normal",
+        include_preprocessing=ImagePreprocessing.torchvision(),
+    )
+    network.save_weights(folders / "random.weights.h5")
+    command = ["compare", str(folders / "original"), str(folders / "copy"), "--format", "jsonl"]
+    command += ["--weights", str(folders / "random.weights.h5"), "--preprocessing", "torchvision"]
+    assert cli.main([*command, "--metrics", "dists", "lpips"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [list(row) for row in rows] == [["first", "second", "dists", "lpips", "reason"]] * 2
+    for name, metric in (("lpips", LPIPS(network)), ("dists", DISTS(network))):
+        for row in rows:
+            value = float(metric(read(row["first"]), read(row["second"])))
+            assert value > 0.001
+            assert row[name] == pytest.approx(value, rel=1e-4)
 
 
 def test_a_pair_that_cannot_be_compared_has_a_reason(folders, capsys):

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from keras_vgg import cli
+from keras_vgg import cli, vgg
 
 
 def error_without(package: str, arguments: list[str], **environment: str) -> str:
@@ -55,6 +57,50 @@ def test_backend_jax_without_jax(tmp_path, capsys, monkeypatch: pytest.MonkeyPat
 def test_a_plot_without_matplotlib() -> None:
     error = error_without("matplotlib", ["summary", "D", "--plot", "layers.png"])
     assert "the package matplotlib is not installed: pip install keras-vgg" in error
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with two pictures, and a weight file beside it."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "all").mkdir()
+    for number in range(2):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 40, 3), "uint8")
+        Image.fromarray(pixels).save(folder / "all" / f"{number}.png")
+    options = {"weights": None, "include_top": False, "include_preprocessing": True}
+    vgg("A", width_multiplier=1 / 16, **options).save(folder / "base.keras")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("scipy.optimize", "stylize {all}/0.png {all}/1.png --out {tmp}/out.png --size 40"),
+        ("scipy.fft", "search {all} {all}/0.png --index {tmp}/index.npz --size 32"),
+        (
+            "sklearn.decomposition",
+            "search {all} {all}/0.png --index {tmp}/index.npz --size 32 --whitening folder",
+        ),
+    ],
+)
+def test_pictures_without(module, command, pictures, tmp_path, capfd, monkeypatch) -> None:
+    words = command.format(all=pictures / "all", tmp=tmp_path).split()
+    monkeypatch.setitem(sys.modules, module, None)
+    assert cli.main([*words, "--weights", str(pictures / "base.keras")]) == cli.BAD_INPUT
+    errors = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    package = module.partition(".")[0]
+    text = f"keras-vgg: error: the package {package} is not installed: pip install keras-vgg"
+    assert errors == [text]
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.slow
+def test_compare_without_safetensors(pictures) -> None:
+    """The learned weights of LPIPS and DISTS are such files."""
+    files = [str(pictures / "all" / f"{number}.png") for number in range(2)]
+    weights = ["--weights", str(pictures / "base.keras")]
+    error = error_without("safetensors", ["compare", *files, *weights])
+    assert "the package safetensors is not installed: pip install keras-vgg" in error
 
 
 def test_a_backend_that_keras_does_not_have(capsys, monkeypatch: pytest.MonkeyPatch) -> None:

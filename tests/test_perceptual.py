@@ -14,7 +14,7 @@ from keras import ops
 import keras_vgg
 from keras_vgg import DISTS, LPIPS
 from keras_vgg.layers import ImagePreprocessing
-from keras_vgg.perceptual import distance, dists, lpips
+from keras_vgg.perceptual import distance, dists, gram_matrix, lpips
 from keras_vgg.perceptual.distance import LAYERS, learned
 
 KINDS = {"LPIPS": LPIPS, "DISTS": DISTS}
@@ -190,6 +190,31 @@ def test_spatial_map(trunk):
     first, second = (torch.tensor(x.transpose(0, 3, 1, 2) / 255.0) for x in (a, b))
     expected = torch_lpips(trunk, first, second, spatial=True)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_channels_first_give_the_same_values(trunk, metrics):
+    a, b = pair(16, 33)
+    expected = {name: metric(a, b) for name, metric in metrics.items()}
+    expected["map"] = LPIPS(trunk, spatial=True)(a, b)
+    first = [np.moveaxis(x, -1, 1) for x in (a, b)]
+    keras.config.set_image_data_format("channels_first")
+    try:
+        network = thin(include_preprocessing=ImagePreprocessing.torchvision())
+        network.set_weights(trunk.get_weights())
+        found = {name: kind(network)(*first) for name, kind in KINDS.items()}
+        found["map"] = LPIPS(network, spatial=True)(*first)
+        grams = gram_matrix(first[0] / 255)
+        with pytest.raises(
+            ValueError, match=r"images of shape \(2, 16, 33, 3\) must be axis 1, as"
+        ):
+            LPIPS(network)(a, b)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
+    rows = a.reshape(2, -1, 3) / 255
+    expected = np.einsum("npi,npj->nij", rows, rows) / (16 * 33 * 3)
+    np.testing.assert_allclose(ops.convert_to_numpy(grams), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["LPIPS", pytest.param("DISTS", marks=pytest.mark.slow)])

@@ -1,4 +1,7 @@
-"""LPIPS and DISTS with the real weights: against the published packages, and on other backends."""
+"""LPIPS, DISTS and features with the real weights: against the published packages and PyTorch.
+
+The tests by hand also run on other backends.
+"""
 
 import os
 import re
@@ -7,14 +10,21 @@ import sys
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
+from sklearn.datasets import load_sample_images
 
+from keras_vgg import VGG16, ImagePreprocessing, feature_extractor
+from tests.dense_networks import values
 from tests.other_backends import passes_on
+from tests.test_features import torch_features
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
 BY_HAND = "formulas or spatial or equal_images or pytorchs_layers or published_losses or l2_pooling"
-BY_HAND += " or one_training or data_sets or range or compared or network_in_a_network"
+BY_HAND += (
+    " or one_training or data_sets or range or compared or network_in_a_network or channels_first"
+)
 
 
 def run(*command, **variables):
@@ -55,3 +65,20 @@ def test_the_packages_give_the_same_values_and_gradients(data_folder):
 def test_the_same_tests_pass_on(backend):
     files = ("tests/test_features.py", "tests/test_perceptual.py")
     assert "passed" in passes_on(backend, "-k", BY_HAND, *files)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling_layers", [None, "avg"])
+def test_features_of_a_photograph_are_those_of_pytorchs_layers(data_folder, pooling_layers):
+    """At full width, with the ImageNet convolutions: all 13, before and after the ReLU."""
+    pytest.importorskip("torch")
+    model = VGG16(include_top=False, weights=data_folder / WEIGHTS)
+    photo = load_sample_images().images[0][200:300, 200:340].astype("float32")
+    images = values(ImagePreprocessing.caffe()(photo[np.newaxis]))
+    expected = torch_features(model, images, pooling_layers == "avg")
+    assert len(expected) == 13 * 2 + 5
+    found = feature_extractor(model, list(expected), pooling_layers=pooling_layers)(images)
+    for name, wanted in expected.items():
+        assert wanted.shape[-1] == model.get_layer(name.partition(":")[0]).output.shape[-1]
+        difference = np.abs(values(found[name]) - wanted).max() / np.abs(wanted).max()
+        assert difference < 1e-4, name

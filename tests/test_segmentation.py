@@ -13,6 +13,8 @@ from tests.dense_networks import randomized, values
 
 SMALL = {"weights": None, "width_multiplier": 1 / 16}
 BARE = {"width_multiplier": 1 / 16, "include_preprocessing": False}
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+once_is_enough = pytest.mark.skipif(not ON_TENSORFLOW, reason="once is enough")
 TINY_UNET = {**SMALL, "decoder_filters": (8, 8, 4, 4, 4)}
 
 
@@ -162,6 +164,20 @@ def test_mixed_precision_keeps_probabilities_in_float32():
     assert values(model(images(32, 32))).dtype == np.float32
 
 
+def test_two_compiled_steps_of_fit_change_every_kernel():
+    model = dense.fcn("A", 2, hidden_units=32, skip_scales=(1, 1), **SMALL)
+    # A copy: on PyTorch, the array of a weight changes with the weight.
+    before = {weight.path: values(weight).copy() for weight in model.trainable_weights}
+    # Small steps: where the probabilities are exactly 0 and 1, there is no gradient.
+    model.compile(keras.optimizers.Adam(1e-4), "categorical_crossentropy")
+    masks = np.random.default_rng(0).integers(0, 2, (4, 32, 32))
+    history = model.fit(images(32, 32, n=4), np.eye(2)[masks], batch_size=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    kernels = [w for w in model.trainable_weights if w.path.endswith("kernel")]
+    still = [w.path for w in kernels if np.array_equal(values(w), before[w.path])]
+    assert (len(kernels), still) == (15, [])
+
+
 def test_a_step_changes_the_decoder_and_no_frozen_encoder():
     model = dense.fcn("A", 2, hidden_units=None, **SMALL)
     transfer.freeze(model, "all")
@@ -196,36 +212,106 @@ def test_a_unet_learns_and_its_frozen_encoder_stays(tmp_path):
     np.testing.assert_allclose(values(again(x[:1])), values(model(x[:1])), rtol=1e-5)
 
 
+class TorchLayers:
+    """PyTorch's layers with a model's weights, by our names; maps are [n, c, h, w]."""
+
+    def __init__(self, model):
+        self.torch = pytest.importorskip("torch")
+        self.functional = self.torch.nn.functional
+        self.arrays = {
+            layer.name: [self.torch.tensor(np.array(w)) for w in layer.get_weights()]
+            for layer in model.layers
+        }
+
+    def conv(self, name, y, padding=0):
+        kernel, *bias = self.arrays[name]
+        return self.functional.conv2d(y, kernel.permute(3, 2, 0, 1), *bias, padding=padding)
+
+    def up(self, name, y, like, padding):
+        """A transposed convolution with stride 2, cut to another map's sides."""
+        kernel, *bias = self.arrays[name]
+        kernel, options = kernel.permute(3, 2, 0, 1), {"stride": 2, "padding": padding}
+        y = self.functional.conv_transpose2d(y, kernel, *bias, **options)
+        return y[..., : like.shape[2], : like.shape[3]]
+
+    def norm(self, name, y):
+        gamma, beta, mean, variance = self.arrays.get(name) or [None] * 4
+        if mean is None:  # the network has no such layer
+            return y
+        return self.functional.batch_norm(y, mean, variance, gamma, beta, eps=1e-3)
+
+    def vgg11(self, x):
+        """The last map and the pool of each block."""
+        y, maps, pools = self.torch.tensor(x).permute(0, 3, 1, 2), [], []
+        for block, depth in enumerate((1, 1, 2, 2, 2), 1):
+            for i in range(1, depth + 1):
+                y = self.conv(f"block{block}_conv{i}", y, 1).relu()
+            maps.append(y)
+            y = self.functional.max_pool2d(y, 2, ceil_mode=True)
+            pools.append(y)
+        return maps, pools
+
+
+def require_equal(actual, expected):
+    expected = expected.permute(0, 2, 3, 1).numpy()
+    assert np.ptp(expected) > 0
+    np.testing.assert_allclose(values(actual), expected, atol=1e-4 * np.abs(expected).max())
+
+
+@once_is_enough
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_an_fcn_is_that_of_pytorchs_layers(stride):
+    scales = 0.5, 0.25  # so large that a skip which is left out shows
+    options = {"hidden_units": 8, "classifier_activation": None, "skip_scales": scales}
+    model = randomized(dense.fcn("A", 5, stride=stride, **options, **BARE, weights=None))
+    x = images(75, 60)
+    layers = TorchLayers(model)
+    _, pools = layers.vgg11(x)
+    y = layers.conv("fc2", layers.conv("fc1", pools[4], 3).relu()).relu()
+    y = layers.conv("score", y)
+    for block, scale in list(zip((4, 3), scales, strict=True))[: {32: 0, 16: 1, 8: 2}[stride]]:
+        skip = layers.conv(f"score{block}", scale * pools[block - 1])
+        y = layers.up(f"upscore{block}", y, skip, 1) + skip
+    y = layers.functional.interpolate(y, scale_factor=stride, mode="bilinear")
+    require_equal(model(x), y[..., :75, :60])
+
+
+@once_is_enough
+@pytest.mark.parametrize("batch_norm", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_unet_is_that_of_pytorchs_layers(batch_norm):
+    options = {"decoder_batch_norm": batch_norm, "classifier_activation": None}
+    model = dense.unet("A", 3, include_preprocessing=False, **options, **TINY_UNET)
+    random = np.random.default_rng(0)
+    for weight in randomized(model).non_trainable_weights:
+        if weight.path.rpartition("/")[2].startswith("moving"):
+            weight.assign(random.uniform(0.5, 1.5, weight.shape))
+    x = images(45, 70)
+    layers = TorchLayers(model)
+    maps, pools = layers.vgg11(x)
+    y = layers.norm("decoder5_skip_bn", pools[4])
+    for number in (4, 3, 2, 1, 0):
+        stage, skip = f"decoder{number}", maps[number]
+        y = layers.up(f"{stage}_up", y, skip, 0)
+        y = layers.torch.cat([y, layers.norm(f"{stage}_skip_bn", skip)], 1)
+        for i in (1, 2):
+            y = layers.conv(f"{stage}_conv{i}", y, 1)
+            y = layers.norm(f"{stage}_conv{i}_bn", y).relu()
+    require_equal(model(x), layers.conv("score", y))
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="once is enough")
-def test_fcn_8s_is_that_of_pytorchs_layers():
-    torch = pytest.importorskip("torch")
-    from torch.nn import functional as F
+@once_is_enough
+def test_a_unet_as_saved_model_and_litert(tmp_path):
+    from keras_vgg.export import export
 
-    options = {"hidden_units": 8, "classifier_activation": None, "include_preprocessing": False}
-    model = randomized(dense.fcn("A", 5, **options, **SMALL))
-    x = images(96, 80)
-    arrays = {
-        layer.name: [torch.tensor(np.array(w)) for w in layer.get_weights()]
-        for layer in model.layers
-    }
-
-    def conv(name, y, padding=0):
-        kernel, bias = arrays[name]
-        return F.conv2d(y, kernel.permute(3, 2, 0, 1), bias, padding=padding)
-
-    def up(name, y):
-        return F.conv_transpose2d(y, arrays[name][0].permute(3, 2, 0, 1), stride=2, padding=1)
-
-    y, pools = torch.tensor(x).permute(0, 3, 1, 2), {}
-    for block, depth in enumerate((1, 1, 2, 2, 2), 1):
-        for i in range(1, depth + 1):
-            y = conv(f"block{block}_conv{i}", y, 1).relu()
-        y = pools[block] = F.max_pool2d(y, 2, ceil_mode=True)
-    y = conv("score", conv("fc2", conv("fc1", y, 3).relu()).relu())
-    for block, scale in ((4, 1e-2), (3, 1e-4)):
-        skip = conv(f"score{block}", scale * pools[block])
-        y = up(f"upscore{block}", y)[..., : skip.shape[2], : skip.shape[3]] + skip
-    y = F.interpolate(y, scale_factor=8, mode="bilinear", align_corners=False)
-    expected = y[..., :96, :80].permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(values(model(x)), expected, atol=1e-4 * np.abs(expected).max())
+    x, masks = images(32, 32, n=3), np.random.default_rng(2).integers(0, 3, (3, 32, 32))
+    model = randomized(dense.unet("A", 3, input_shape=(32, 32, 3), **TINY_UNET), gain=1.0)
+    artifacts = export(model, ["a", "b", "c"], tmp_path / "export", images=x, labels=masks)
+    answers = values(model(x))
+    assert answers.std(axis=(0, 1, 2)).min() > 1e-3
+    accuracy = np.mean(answers.argmax(-1) == masks)
+    assert [artifact.format for artifact in artifacts] == ["saved_model", "litert"]
+    for artifact in artifacts:
+        assert (artifact.images, artifact.agreement) == (3, 1.0)
+        assert artifact.max_difference < 1e-4
+        assert artifact.top1 == pytest.approx(accuracy, abs=1e-3)

@@ -6,13 +6,15 @@
 import importlib
 import importlib.util
 import os
+import re
 import sys
 
 import keras
 import numpy as np
 import pytest
+from sklearn.datasets import load_sample_images
 
-from keras_vgg import copy_weights, dense, vgg
+from keras_vgg import ImagePreprocessing, copy_weights, dense, vgg
 from keras_vgg.dense.detection import L2Normalization
 from keras_vgg.weights import Weights, assign
 from tests.dense_networks import randomized, values
@@ -56,6 +58,23 @@ def test_denser_maps_hold_the_ordinary_maps_fc7():
     copy_weights(ordinary, denser)
     actual = values(dense.reduced_fc(denser, source, filters=4)(images(128, 192)))
     np.testing.assert_allclose(actual[:, ::4, ::4], expected, atol=1e-5 * scale)
+
+
+def test_fc6_on_stride_8_is_pytorchs_convolution_of_dilation_12():
+    torch = pytest.importorskip("torch")
+    from torch.nn import functional as F
+
+    backbone = randomized(vgg("A", include_top=False, output_stride=8, **SMALL))
+    model = randomized(dense.reduced_fc(backbone, filters=4))
+    x = images(160, 200)  # a map of 20x25 cells: the taps lie 12 cells apart, some outside
+    y = torch.tensor(values(backbone(x))).permute(0, 3, 1, 2)
+    assert y.shape[2:] == (20, 25)
+    for name, options in (("fc6", {"padding": 12, "dilation": 12}), ("fc7", {})):
+        kernel, bias = (torch.tensor(values(w)) for w in model.get_layer(name).weights)
+        y = F.conv2d(y, kernel.permute(3, 2, 0, 1), bias, **options).relu()
+    expected = y.permute(0, 2, 3, 1).numpy()
+    assert expected.max() > 0
+    np.testing.assert_allclose(values(model(x)), expected, atol=1e-4 * expected.max())
 
 
 def test_dropout_only_trains():
@@ -204,8 +223,8 @@ def detection():
             yield importlib.import_module("torchvision.models.detection")
 
 
-@pytest.mark.slow
-def test_maps_are_torchvisions(detection):
+def random_detector(detection):
+    """torchvision's SSD300 with random weights, biases and scales."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     detector = detection.ssd300_vgg16(weights=None, weights_backbone=None).eval()
@@ -216,9 +235,50 @@ def test_maps_are_torchvisions(detection):
                 weight.normal_(0, 0.1)
             elif weight.ndim == 4:
                 torch.nn.init.kaiming_normal_(weight)
-        x = images(300, 300)
-        theirs = detector.backbone(torch.tensor(x).permute(0, 3, 1, 2))
+    return detector
+
+
+def torchvision_maps(detector, x):
+    torch = pytest.importorskip("torch")
+    with torch.no_grad():
+        maps = detector.backbone(torch.tensor(x).permute(0, 3, 1, 2)).values()
+    maps = [y.permute(0, 2, 3, 1).numpy() for y in maps]
+    return dict(zip(SIDES, maps, strict=True))
+
+
+@pytest.mark.slow
+def test_maps_are_torchvisions(detection):
+    detector = random_detector(detection)
     model = dense.ssd300(weights=None, include_preprocessing=False)
     assign(model, Weights(dense.ssd300_tensors(detector.state_dict()), "torchvision"))
-    expected = [y.permute(0, 2, 3, 1).numpy() for y in theirs.values()]
-    require_equal(model(x), dict(zip(SIDES, expected, strict=True)))
+    x = images(300, 300)
+    require_equal(model(x), torchvision_maps(detector, x))
+
+
+@pytest.mark.slow
+def test_maps_of_a_photograph_with_imagenets_convolutions_are_torchvisions(detection, data_folder):
+    torch = pytest.importorskip("torch")
+    file = data_folder / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    model = dense.ssd300(file, include_preprocessing=False)
+    real = {
+        layer.name: layer.get_weights()
+        for layer in model.layers
+        if re.fullmatch(r"block\d_conv\d", layer.name)
+    }
+    assert len(real) == 13
+    detector = random_detector(detection)
+    backbone = detector.backbone
+    modules = (*backbone.features, *backbone.extra[0])  # to conv5_3
+    theirs = [module for module in modules if isinstance(module, torch.nn.Conv2d)]
+    with torch.no_grad():
+        for module, (kernel, bias) in zip(theirs, real.values(), strict=True):
+            module.weight.copy_(torch.tensor(kernel.transpose(3, 2, 0, 1)))
+            module.bias.copy_(torch.tensor(bias))
+    # fc6, fc7 and the extra layers are random, and the same in both.
+    assign(model, Weights(dense.ssd300_tensors(detector.state_dict()), "torchvision"))
+    for name, weights in real.items():
+        for ours, read in zip(model.get_layer(name).get_weights(), weights, strict=True):
+            np.testing.assert_array_equal(ours, read)
+    photo = load_sample_images().images[0][60:360, 100:400]
+    x = values(ImagePreprocessing.caffe()(photo[np.newaxis].astype("float32")))
+    require_equal(model(x), torchvision_maps(detector, x))

@@ -1,5 +1,9 @@
 """keras-vgg stylize: the files it writes, a resume after a kill, and what is refused."""
 
+import signal
+import time
+
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +13,7 @@ from keras_vgg import cli, vgg
 from keras_vgg.perceptual.style import Losses
 from keras_vgg.runs import stylizing
 from keras_vgg.runs.stylizing import Stylisation, stylize_files
+from tests import processes
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +22,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("style")
     for name, image in zip(("temple", "flower"), load_sample_images().images, strict=True):
         Image.fromarray(image[:400, :600]).save(folder / f"{name}.jpg")
+    keras.utils.set_random_seed(0)
     options = {"weights": None, "include_top": False, "include_preprocessing": True}
     vgg("B", width_multiplier=1 / 16, kernel_initializer="he_normal", **options).save(
         folder / "base.keras"
@@ -97,6 +103,43 @@ def test_a_run_with_a_network(folder, tmp_path, capfd):
     text = capfd.readouterr().out
     assert "after 3 steps, " in text
     assert (tmp_path / "a.png").is_file()
+
+
+def rows_of(folder):
+    return np.loadtxt(folder / "losses.csv", delimiter=",", skiprows=1)
+
+
+@pytest.mark.slow
+def test_a_kill_during_lbfgs_costs_its_memory_of_past_steps_only(folder, tmp_path):
+    output = tmp_path / "output.txt"
+    names = ("killed", "whole")
+    killed, whole = (
+        arguments(folder, tmp_path / f"{name}.png", "--steps", 150, "--every", 10) for name in names
+    )
+    kept = tmp_path / "killed_steps"
+    process = processes.start(output, killed)
+    while not (kept / "00020.png").exists():
+        assert process.is_alive(), output.read_text()
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "killed.png").exists()
+    assert (kept / "state.npz").is_file()
+    before = rows_of(kept)
+    process = processes.start(output, killed, whole)
+    process.join()
+    assert process.exitcode == 0, output.read_text()
+    assert f"resumed after step {len(before) - 1} of 150" in output.read_text()
+    after, expected = rows_of(kept), rows_of(tmp_path / "whole_steps")
+    # The steps before the kill are computed once, and are those of a run without one.
+    np.testing.assert_array_equal(after[: len(before)], before)
+    np.testing.assert_allclose(before, expected[: len(before)], rtol=1e-2)
+    assert after[:, 0].tolist() == expected[:, 0].tolist() == list(range(151))
+    assert after[len(before), 1] < after[len(before) - 1, 1]
+    assert expected[-1, 1] < 0.5 * expected[0, 1]
+    assert after[-1, 1] == pytest.approx(expected[-1, 1], rel=0.02)
+    assert not (kept / "state.npz").exists()
 
 
 @pytest.mark.parametrize(
