@@ -2,6 +2,10 @@
 
 import gc
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -14,6 +18,7 @@ from keras_vgg.layers import bgr_order
 BASE = {"include_top": False, "width_multiplier": 1 / 16}
 SMALL = {"width_multiplier": 1 / 16, "hidden_units": 8, "classes": 7}
 RNG = np.random.default_rng(0)
+ROOT = Path(__file__).parents[1]
 
 
 def timms_rule(kernel, channels):
@@ -211,3 +216,35 @@ def test_photographs_in_grey(data_folder):
     kernel = weights.read_weights(path).tensors["block1_conv1"][0]
     four = models.vgg("D", False, path, input_shape=(None, None, 4))
     np.testing.assert_allclose(kernel_of(four), timms_rule(kernel, 4), atol=1e-6)
+
+
+TIMM = """
+import sys
+import numpy as np, torch
+operators = torch.library.Library("torchvision", "FRAGMENT")
+try:
+    import torchvision
+except RuntimeError:  # a wheel for CUDA beside a PyTorch for CPUs: only the names are asked for
+    for name in [name for name in sys.modules if name.startswith("torchvision")]:
+        del sys.modules[name]
+    for name in ("nms", "qnms"):
+        operators.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+from timm.models._manipulate import adapt_input_conv
+kernel = torch.tensor(np.load("kernel.npy")).permute(3, 2, 0, 1)
+for channels in (1, 2, 4, 5, 6, 7):
+    np.save(f"{channels}.npy", adapt_input_conv(channels, kernel).permute(2, 3, 1, 0).numpy())
+"""
+
+
+@pytest.mark.slow
+def test_the_rule_is_that_of_timm_itself(tmp_path):
+    folder = Path(os.environ.get("KERAS_VGG_PACKAGES", ROOT / ".packages"))
+    if not (folder / "timm").is_dir():
+        pytest.skip(f"timm is not installed at {folder} (KERAS_VGG_PACKAGES)")
+    kernel = RNG.normal(size=(3, 3, 3, 8)).astype("float32")
+    np.save(tmp_path / "kernel.npy", kernel)
+    variables = {**os.environ, "PYTHONPATH": str(folder)}
+    subprocess.run([sys.executable, "-c", TIMM], cwd=tmp_path, env=variables, check=True)
+    for channels in (1, 2, 4, 5, 6, 7):
+        theirs = np.load(tmp_path / f"{channels}.npy")
+        np.testing.assert_allclose(timms_rule(kernel, channels), theirs, atol=1e-6)

@@ -115,6 +115,20 @@ def test_a_pack_is_written_checked_and_shown(
     assert json.loads(report.read_text())["source"] == f"records:{out}"
 
 
+def test_pack_makes_large_images_smaller(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out, report = tmp_path / "packed", tmp_path / "report.json"
+    command = ["data", "pack", f"folder:{photos}", str(out), "--max-side", "20", *FRACTIONS]
+    assert cli.main(command) == cli.OK
+    assert cli.main(["data", "check", f"records:{out}", "--report", str(report)]) == cli.OK
+    for split in json.loads(report.read_text())["splits"].values():
+        assert split["height"] == [20, 20, 20]  # of 50
+        assert 16 <= split["width"][0] <= split["width"][2] <= 19  # of 40 to 47
+    capsys.readouterr()
+    assert "max_side differ; choose another folder" in error_of(capsys, *command[:4], *FRACTIONS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -126,6 +140,7 @@ def test_a_pack_is_written_checked_and_shown(
         (["data", "check", "{tmp}"], "is a folder: write folder:/"),
         (["data", "pack", "digits", "{file}"], "is not a folder"),
         (["data", "pack", "digits", "{tmp}/new", "--shard-images", "0"], "shard_images=0"),
+        (["data", "pack", "digits", "{tmp}/new", "--max-side", "0"], "max_side=0"),
         (["data", "show", "digits", "--views", "0"], "views=0"),
         (["data", "show", "digits", "--recipe", "{tmp}/none.py"], "no recipe at"),
         (["data", "check", "records:{tmp}"], "has no manifest.json"),

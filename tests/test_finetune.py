@@ -126,6 +126,27 @@ def test_an_interrupted_fine_tuning_ends_as_an_uninterrupted_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["base.weights.h5", "base.h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_a_weight_file_is_the_base(photos, small, tiny_run, tmp_path, monkeypatch, name):
+    """Its own classifier, of ten digits, is left out."""
+    monkeypatch.chdir(tmp_path)
+    (tiny_run.model().save if name == "base.h5" else tiny_run.model().save_weights)(name)
+    options = small | {"init": name, "epochs": 1}
+    with pytest.raises(ValueError, match=r"base.* does not say which input .* give mean_rgb and"):
+        finetune(photos, "run", **options)
+    options |= {"mean_rgb": (120.0, 120.0, 120.0), "std_rgb": (60.0, 60.0, 60.0)}
+    run = finetune(photos, "run", **options)
+    assert run.recipe.init == str(tmp_path / name)
+    kernels = [
+        keras.ops.convert_to_numpy(model.get_layer("block1_conv1").kernel)
+        for model in (run.model(), tiny_run.model())
+    ]
+    np.testing.assert_array_equal(*kernels)
+    assert run.results["test"]["top1"] > 0.9
+
+
+@pytest.mark.slow
 def test_a_missing_report_is_written(finished, photos, small, tmp_path):
     """A process that ended between training and report goes on with what is missing."""
     shutil.copytree(finished.directory, tmp_path / "run")

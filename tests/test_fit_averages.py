@@ -1,15 +1,17 @@
 """keras_vgg.fit.averages and verdict: what batch norm has averaged, and what a run has learned."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 
 from keras_vgg import data
-from keras_vgg.fit import fit, verdict
+from keras_vgg.fit import evaluation_transform, fit, load_source, outcome, verdict
 from keras_vgg.fit.averages import Averages, unsettled
 from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
 
 SMALL = Recipe(
     width_multiplier=1 / 16,
@@ -91,6 +93,29 @@ def test_a_short_training_keeps_a_model_that_is_as_right_as_training_was(tmp_pat
     best = run.history[run.results["best_epoch"] - 1]
     assert best["accuracy"] > 0.5
     assert run.results["training_accuracy"] > best["accuracy"] - 0.05
+
+
+def test_the_kept_network_is_tested_on_some_training_images(tiny_run: Run, monkeypatch) -> None:
+    """As evaluation sees them, spread over the split; the constant says how many."""
+    assert outcome._MEASURED_IMAGES == 1000
+    monkeypatch.setattr(outcome, "_MEASURED_IMAGES", 40)
+    source = load_source(tiny_run.recipe)
+    train = source.train
+    assert train.size > 40
+    prepared = SimpleNamespace(source=source, class_weights=None)
+    batches = data.evaluation_dataset(train.spread(40), 40, evaluation_transform(tiny_run.recipe))
+    (images, labels), *rest = batches.as_numpy_iterator()
+    assert (len(labels), rest) == (40, [])
+    right = np.asarray(tiny_run.model()(images)).argmax(axis=1) == labels
+    asked = []
+    evaluation_dataset = data.evaluation_dataset
+    monkeypatch.setattr(
+        data,
+        "evaluation_dataset",
+        lambda split, *rest: asked.append(split.size) or evaluation_dataset(split, *rest),
+    )
+    assert outcome._training_figure(tiny_run, prepared) == pytest.approx(right.mean())
+    assert asked == [40]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -264,6 +265,7 @@ def test_hashes_are_remembered_and_a_changed_file_is_hashed_again(
     (equal,) = data.take_inventory(source).equal
     assert equal.count == 1
 
+    monkeypatch.setattr(data.equal, "_hashed", {})  # as in another process
     opened = []
     digest = data.equal.hashlib.file_digest
     monkeypatch.setattr(
@@ -279,8 +281,29 @@ def test_hashes_are_remembered_and_a_changed_file_is_hashed_again(
     assert opened == [str(copy)]
 
 
+@pytest.mark.parametrize(("bytes_to_hash", "terminal"), [(1, True), (1, False), (10**6, True)])
+def test_a_long_search_for_equal_files_shows_its_progress(
+    split_photos: Path, monkeypatch: pytest.MonkeyPatch, bytes_to_hash: int, terminal: bool
+) -> None:
+    draw(split_photos / "test/cat/copy.png", 0)
+    shown, hashed = [], []
+    bars, sha256_of = data.equal.progress_bars, data.equal.sha256_of
+    monkeypatch.setattr(data.equal, "progress_bars", lambda show: shown.append(show) or bars(show))
+    monkeypatch.setattr(data.equal, "sha256_of", lambda p: hashed.append(p) or sha256_of(p))
+    monkeypatch.setattr(data.equal, "_SHOWN_FROM", bytes_to_hash)
+    stderr = SimpleNamespace(isatty=lambda: terminal)
+    monkeypatch.setattr(data.equal, "sys", SimpleNamespace(stderr=stderr))
+    source = data.load_source(f"folder:{split_photos}")  # validation is drawn from train
+    assert shown == [bytes_to_hash == 1 and terminal]
+    (equal,) = data.take_inventory(source).equal
+    assert equal.count == 1
+    assert len(hashed) == len(set(hashed)) == len(everything(source))
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1}', "\x00"])
-def test_a_damaged_memory_of_hashes_is_written_anew(split_photos: Path, content: str) -> None:
+def test_a_damaged_memory_of_hashes_is_written_anew(
+    split_photos: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
     draw(split_photos / "test/cat/copy.png", 0)
     source = data.load_source(f"folder:{split_photos}")
     first = data.take_inventory(source)
@@ -288,6 +311,7 @@ def test_a_damaged_memory_of_hashes_is_written_anew(split_photos: Path, content:
     assert memories
     for memory in memories:
         memory.write_text(content)
+    monkeypatch.setattr(data.equal, "_hashed", {})  # as in another process
     assert data.take_inventory(source) == first
 
 

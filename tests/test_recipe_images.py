@@ -128,6 +128,35 @@ def test_an_object_at_one_end_is_seen_by_every_use_of_a_squashing_run(
 
 
 @pytest.mark.slow
+def test_a_padding_run_sees_the_object_and_a_cropping_run_does_not(
+    run: Run, tmp_path: Path
+) -> None:
+    files = []
+    for number in range(24):
+        for channel, class_name in ((0, "red"), (2, "blue")):
+            values = np.random.default_rng(number).integers(500, 2500, (40, 120, 3), np.uint16)
+            values[2:38, 2:38] = 0
+            values[2:38, 2:38, channel] = 4000
+            files.append(tmp_path / "pictures" / class_name / f"{number}.png")
+            files[-1].parent.mkdir(parents=True, exist_ok=True)
+            files[-1].write_bytes(png_of_16_bits(values))
+    recipe = run.recipe.replace(source=f"folder:{tmp_path / 'pictures'}")
+    right, answers = {}, {}
+    for resize in ("pad", "crop"):
+        other = fit(recipe.replace(resize=resize), tmp_path / resize, verbose=0)
+        right[resize] = [runs.evaluate_run(other, protocol=p).top1 for p in ("center", "dense")]
+        answerer = Answerer(other)
+        answers[resize] = [answerer.of_file(file) for file in files[:4]]
+    assert right["pad"] == [1, 1]
+    named = [answer.classes[0][0] for answer in answers["pad"]]
+    assert named == [file.parent.name for file in files[:4]]
+    assert min(answer.seen for answer in answers["pad"]) > 0.75
+    # Half is chance: the network is given the middle, where there is nothing.
+    assert right["crop"][0] < 0.8
+    assert max(answer.seen for answer in answers["crop"]) < 0.3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("resize", "bit_depth"), [("pad", "stretch"), ("squash", "stretch")])
 def test_classify_answers_like_predict(
     resize: str,

@@ -25,6 +25,7 @@ from keras_vgg.files import cache_folder, sha256_of, write_json
 
 _NAMED = 3  # pairs
 _SHOWN_FROM = 50_000_000  # bytes to hash, from which a progress bar is shown
+_hashed: dict[str, list] = {}  # in this process, as in a memory file: a source's parts have others
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ def _hashes(paths: list[str]) -> dict[str, str]:
     if not shared:
         return {}
     memory = _memory_file(paths)
-    remembered = _remembered(memory)
+    stored = _remembered(memory)
+    remembered = stored | _hashed
     hashes, new = {}, []
     for path, stamp in shared.items():
         entry = remembered.get(os.path.abspath(path))
@@ -148,8 +150,9 @@ def _hashes(paths: list[str]) -> dict[str, str]:
                 hashes[path] = sha256_of(path)
             except OSError:
                 continue  # whoever reads the image says so
-    if new:
-        entries = {os.path.abspath(p): [*shared[p], hashes[p]] for p in shared if p in hashes}
+    entries = {os.path.abspath(p): [*shared[p], hashes[p]] for p in shared if p in hashes}
+    _hashed.update(entries)
+    if any(stored.get(path) != entry for path, entry in entries.items()):
         _remember(memory, entries)
     return hashes
 

@@ -116,7 +116,6 @@ def stylize_files(
         image, losses = state
         on_line(f"resumed after step {len(losses) - 1} of {steps}")
     done = len(losses) - 1
-    folder.mkdir(exist_ok=True)
     with progress_bars(verbose) as progress:
         task = progress.add_task("loss", total=steps, completed=done)
 
@@ -127,6 +126,7 @@ def stylize_files(
             progress.update(task, completed=number, description=f"loss {share:.1%}")
             if number % every and number != steps:
                 return
+            folder.mkdir(exist_ok=True)
             _save(folder, identity, step.image, losses)
             if number != steps:
                 path = folder / f"{number:05d}.png"
@@ -144,6 +144,7 @@ def stylize_files(
             )
     if len(losses) <= steps:
         on_line(f"ended after {len(losses) - 1} steps: L-BFGS finds no lower loss")
+        folder.mkdir(exist_ok=True)
         _write_losses(folder / _LOSSES, losses)
     save_picture(image, out)
     (folder / _STATE).unlink(missing_ok=True)
