@@ -21,7 +21,12 @@ CASES = {
 
 
 def network(
-    *, configuration: str, head: str, batch_norm: bool = False, input_shape: tuple = (32, 32, 3)
+    *,
+    configuration: str,
+    head: str,
+    batch_norm: bool = False,
+    input_shape: tuple = (32, 32, 3),
+    classifier_activation: str = "softmax",
 ) -> keras.Model:
     keras.utils.set_random_seed(0)
     model = vgg(
@@ -35,6 +40,7 @@ def network(
         batch_norm=batch_norm,
         include_preprocessing=True,
         kernel_initializer="he_normal",
+        classifier_activation=classifier_activation,
     )
     generator = np.random.default_rng(1)
     for layer in model.layers:  # biases and statistics that are not 0 and 1
@@ -126,18 +132,25 @@ def test_criteria_are_what_they_say() -> None:
             factors = np.ones_like(gamma)
             factors[channel] = factor
             norm.set_weights([gamma * factors, beta * factors, mean, variance])
-            losses.append(prune.loss(model, pictures, labels))
+            chosen = np.asarray(model(pictures))[np.arange(8), labels]
+            losses.append(-np.log(chosen).mean())
         slope = (losses[0] - losses[1]) / (2 * step)
         assert taylor[channel] == pytest.approx(slope**2, rel=0.05, abs=1e-8)
 
 
-def test_sensitivity_is_the_loss_without_the_filters_and_restores_the_weights() -> None:
-    model = network(**CASES["fc"])
-    pictures, labels = images(model, 8), np.arange(8) % CLASSES
+@pytest.mark.parametrize("several_labels", [False, True])
+def test_sensitivity_is_the_change_without_the_filters_and_restores_the_weights(
+    several_labels: bool,
+) -> None:
+    activation = "sigmoid" if several_labels else "softmax"
+    model = network(**CASES["fc"], classifier_activation=activation)
+    pictures, labels = images(model, 40), np.zeros(40, int)
     before = model.get_weights()
     scores = prune.importance(model, "l1", pictures, labels)
     seen: list[str] = []
-    results = prune.sensitivities(model, scores, pictures, labels, seen.append)
+    results = prune.sensitivities(
+        model, scores, pictures, seen.append, several_labels=several_labels
+    )
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     names = [layer.name for layer in prune.convolutions(model)]
@@ -147,14 +160,29 @@ def test_sensitivity_is_the_loss_without_the_filters_and_restores_the_weights() 
     assert last.removed[-1] < len(last.order)
     removed = last.removed[-1]
     small = prune.remove_filters(model, {last.layer: np.sort(last.order[removed:])})
-    assert prune.loss(small, pictures, labels) == pytest.approx(last.losses[-1], rel=1e-4)
+    own, others = (net.predict(pictures, verbose=0).astype(float) for net in (model, small))
+    terms = [own * np.log(own / others)]
+    if several_labels:
+        terms.append((1 - own) * np.log((1 - own) / (1 - others)))
+    expected = sum(terms).sum(axis=1).mean()
+    assert expected > 0
+    assert last.divergences[0] == 0
+    assert last.divergences[-1] == pytest.approx(expected, rel=1e-3)
+
+
+def test_being_less_sure_of_a_wrong_answer_is_a_change() -> None:
+    """The loss of such answers falls: against the labels, filters would seem to do harm."""
+    own, unsure = np.array([[0.999, 0.001]]), np.array([[0.5, 0.5]])
+    assert prune.divergence(own, own) == 0
+    assert prune.divergence(own, unsure) == pytest.approx(np.log(2), rel=0.02)
+    assert np.isfinite(prune.divergence(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])))
 
 
 def test_a_layer_whose_filters_normalise_each_other_keeps_all() -> None:
     model = network(**CASES["lrn"])
     pictures, labels = images(model, 8), np.arange(8) % CLASSES
     scores = prune.importance(model, "l1", pictures, labels)
-    first, *others = prune.sensitivities(model, scores, pictures, labels)
+    first, *others = prune.sensitivities(model, scores, pictures)
     assert first.removed == (0,)
     assert all(len(layer.removed) > 1 for layer in others)
     kept = prune.plan([first, *others], sum, 0.5 * sum(len(s) for s in scores.values()))
@@ -163,10 +191,10 @@ def test_a_layer_whose_filters_normalise_each_other_keeps_all() -> None:
 
 
 def test_the_plan_takes_the_cheapest_filters_down_to_the_limit() -> None:
-    def layer(name: str, losses: Sequence[float]) -> prune.Sensitivity:
-        return prune.Sensitivity(name, np.array([2, 0, 3, 1]), (0, 1, 2, 3), tuple(losses))
+    def layer(name: str, changes: Sequence[float]) -> prune.Sensitivity:
+        return prune.Sensitivity(name, np.array([2, 0, 3, 1]), (0, 1, 2, 3), tuple(changes))
 
-    layers = [layer("a", (1, 1.1, 2, 9)), layer("b", (1, 0.9, 1.05, 1.2))]
+    layers = [layer("a", (0, 0.1, 1, 8)), layer("b", (0.1, 0, 0.15, 0.3))]
 
     def macs(widths: Sequence[int]) -> int:
         return 10 * sum(widths)
@@ -220,8 +248,10 @@ def test_what_cannot_be_pruned_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         prune.importance(model, "l2", pictures, labels)
     with pytest.raises(ValueError, match=r"'batch_norm' needs batch norm.* block1_conv1 has none"):
         prune.importance(model, "batch_norm", pictures, labels)
-    with pytest.raises(ValueError, match="needs labelled images; there are 3, 2 labels"):
-        prune.sensitivities(model, {}, pictures, labels[:2])
+    with pytest.raises(ValueError, match="the sensitivity needs images; there are 0"):
+        prune.sensitivities(model, {}, pictures[:0])
+    with pytest.raises(ValueError, match="not finite"):
+        prune.sensitivities(model, {}, pictures * np.nan)
     with pytest.raises(ValueError, match="needs labelled images; there are 0"):
         prune.importance(model, "taylor", pictures[:0], labels[:0])
     with pytest.raises(ValueError, match="not finite"):

@@ -159,7 +159,7 @@ class _Scan:
             if split.records is not None:
                 self.labels[position] = label
             self.turned += int(turned)
-            if deep[1] >= 0 and uses_few_levels(*deep.tolist(), split.bit_depth):
+            if deep[1] >= 0 and uses_few_levels(int(deep[0]), int(deep[1]), split.bit_depth):
                 self.few_levels.append((int(position), int(deep[0]), int(deep[1])))
             self._count(int(position), head, int(components))
             progress(done)

@@ -31,19 +31,20 @@ _WIDE = 64  # a layer of so many filters keeps a multiple of 8, which processors
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What the network loses with the least important filters of one layer.
+    """How the network's answers change without the least important filters of one layer.
 
     Attributes:
         layer: The convolution's name.
         order: Its filters' numbers, the least important first.
         removed: Numbers of filters removed, ascending from 0.
-        losses: The loss on the validation images for each of `removed`.
+        divergences: The mean Kullback-Leibler divergence of the answers without these filters from
+            the network's own, for each of `removed`.
     """
 
     layer: str
     order: np.ndarray
     removed: tuple[int, ...]
-    losses: tuple[float, ...]
+    divergences: tuple[float, ...]
 
 
 def convolutions(model: keras.Model) -> list[keras.layers.Conv2D]:
@@ -105,33 +106,41 @@ def sensitivities(
     model: keras.Model,
     scores: Mapping[str, np.ndarray],
     images: np.ndarray,
-    labels: np.ndarray,
     on_layer: Callable[[str], None] = lambda name: None,
+    *,
+    several_labels: bool = False,
 ) -> list[Sensitivity]:
-    """Return what the network loses with the least important filters of each layer alone.
+    """Return how the answers change without the least important filters of each layer alone.
+
+    The answers are compared with the network's own. The loss against the labels would mislead where
+    a network is too sure of wrong answers: with fewer filters it is less sure, and its loss falls.
 
     Args:
         model: A VGG that gives probabilities. Its weights are as before when the function returns.
         scores: As `importance` returns them.
-        images, labels: As for `importance`, of the validation split.
+        images: [n, height, width, channels] RGB in [0, 255], of the validation split.
         on_layer: Called with the name of each layer that is done.
+        several_labels: Whether the probabilities are those of several labels an image, which do
+            not sum to 1.
 
     Raises:
         ValueError: no images, or images or weights that are not finite.
     """
-    _require_labelled(images, labels, "the sensitivity")
+    if not len(images):
+        raise ValueError("the sensitivity needs images; there are 0")
+    require_finite_images(images)
     require_finite_weights(model)
-    whole = loss(model, images, labels)
+    own = _answers(model, images)
     norms = _batch_norms(model)
     results = []
     for layer in convolutions(model):
         order = np.argsort(scores[layer.name], kind="stable")
-        removed, losses = [0], [whole]
+        removed, divergences = [0], [0.0]
         for count in () if _sees_neighbours(layer.name, model) else _counts(layer.filters):
             with _without(layer, norms.get(layer.name), order[:count]):
                 removed.append(count)
-                losses.append(loss(model, images, labels))
-        results.append(Sensitivity(layer.name, order, tuple(removed), tuple(losses)))
+                divergences.append(divergence(own, _answers(model, images), several_labels))
+        results.append(Sensitivity(layer.name, order, tuple(removed), tuple(divergences)))
         on_layer(layer.name)
     return results
 
@@ -141,7 +150,7 @@ def plan(
 ) -> dict[str, np.ndarray]:
     """Return which filters to keep: layer -> their numbers, ascending.
 
-    Filters go step by step, each time from the layer in which the loss rises least for each
+    Filters go step by step, each time from the layer in which the divergence rises least for each
     multiply-accumulate that is saved.
 
     Args:
@@ -154,7 +163,7 @@ def plan(
         ValueError: the limit cannot be reached, since each layer keeps a part of its filters.
     """
     # Fewer filters are not better, though a few images may say so.
-    losses = [np.maximum.accumulate(layer.losses) for layer in layers]
+    changes = [np.maximum.accumulate(layer.divergences) for layer in layers]
     widths = [len(layer.order) for layer in layers]
     steps = [0] * len(layers)
     least = macs([w - layer.removed[-1] for w, layer in zip(widths, layers, strict=True)])
@@ -172,7 +181,7 @@ def plan(
             trial = list(widths)
             trial[i] = len(layer.order) - layer.removed[steps[i] + 1]
             cost = macs(trial)
-            price = (losses[i][steps[i] + 1] - losses[i][steps[i]]) / (current - cost)
+            price = (changes[i][steps[i] + 1] - changes[i][steps[i]]) / (current - cost)
             if price < best_price:
                 best, best_price, best_macs = i, price, cost
         assert best is not None  # the least is within the limit
@@ -228,14 +237,24 @@ def remove_filters(model: keras.Model, kept: Mapping[str, np.ndarray]) -> keras.
     return copy
 
 
-def loss(model: keras.Model, images: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean cross-entropy of a model's probabilities on labelled images."""
-    total = 0.0
-    for start in range(0, len(images), _BATCH):
-        batch = slice(start, start + _BATCH)
-        value = _cross_entropy(model(images[batch], training=False), labels[batch])
-        total += float(as_array(value)) * len(images[batch])
-    return total / len(images)
+def divergence(own: np.ndarray, others: np.ndarray, several_labels: bool = False) -> float:
+    """Return the mean Kullback-Leibler divergence of other probabilities from a network's own.
+
+    Both are [n, classes]. With `several_labels`, a label and its absence are two classes, and the
+    divergences of the labels are summed.
+    """
+    if several_labels:
+        own, others = (np.stack([values, 1 - values], axis=-1) for values in (own, others))
+    least = keras.config.epsilon()
+    own, others = (np.clip(values, least, 1) for values in (own, others))
+    return float(np.sum(own * np.log(own / others)) / len(own))
+
+
+def _answers(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Return a model's probabilities, float64 [n, classes]."""
+    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    answers = [as_array(model(batch, training=False)) for batch in batches]
+    return np.concatenate(answers).astype(np.float64)
 
 
 def _cross_entropy(probabilities: Any, labels: Any) -> Any:
@@ -243,14 +262,6 @@ def _cross_entropy(probabilities: Any, labels: Any) -> Any:
     if len(labels.shape) == 2:
         return keras.ops.mean(keras.losses.binary_crossentropy(labels, probabilities))
     return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
-
-
-def _require_labelled(images: np.ndarray, labels: np.ndarray, user: str) -> None:
-    if not len(images) or len(images) != len(labels):
-        raise ValueError(
-            f"{user} needs labelled images; there are {len(images)}, {len(labels)} labels"
-        )
-    require_finite_images(images)
 
 
 def _taylor(
@@ -267,7 +278,12 @@ def _taylor(
         )
     import tensorflow as tf
 
-    _require_labelled(images, labels, "criterion 'taylor'")
+    if not len(images) or len(images) != len(labels):
+        raise ValueError(
+            f"criterion 'taylor' needs labelled images; there are {len(images)}, {len(labels)} "
+            "labels"
+        )
+    require_finite_images(images)
     variables = {name: [v.value for v in values] for name, values in scales.items()}
 
     @tf.function(reduce_retracing=True)

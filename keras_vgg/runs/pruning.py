@@ -246,7 +246,7 @@ def _remove(
     """Write the network of a run without some filters, and return the step's entry."""
     transform = evaluation_transform(run.recipe)
     count = settings["images"]
-    pictures, labels = as_arrays(open_split(run, "validation").spread(count), transform)
+    pictures, _ = as_arrays(open_split(run, "validation").spread(count), transform)
     model = run.model()
     scores = prune.importance(
         model,
@@ -256,7 +256,11 @@ def _remove(
     with progress_bars(verbose not in (0, 2)) as bars:
         task = bars.add_task("sensitivity, layers", total=len(scores))
         layers = prune.sensitivities(
-            model, scores, pictures, labels, lambda name: bars.advance(task)
+            model,
+            scores,
+            pictures,
+            lambda name: bars.advance(task),
+            several_labels=run.several_labels,
         )
     classes = len(run.class_names)
     kept = prune.plan(layers, partial(macs_of, run.recipe, classes), limit)
@@ -265,11 +269,10 @@ def _remove(
     write_atomically(path, small.save)
     widths = tuple(map(len, kept.values()))
     entry = _figures(run.recipe.replace(filters=widths), classes) | {
-        "loss": layers[0].losses[0],
-        "pruned_loss": prune.loss(small, pictures, labels),
         "validation": None,
         "sensitivity": {
-            layer.layer: {"removed": layer.removed, "losses": layer.losses} for layer in layers
+            layer.layer: {"removed": layer.removed, "divergences": layer.divergences}
+            for layer in layers
         },
     }
     del model, small
