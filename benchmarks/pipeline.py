@@ -1,13 +1,14 @@
 """Measure how many training images a second input pipelines make from the same files.
 
-python benchmarks/pipeline.py DIR [--stages] [--rounds 5] [--json OUT]
+python benchmarks/pipeline.py DIR [--stages | --variants] [--rounds 5] [--json OUT]
 
 DIR holds photographs (JPEG files, at any depth). Each pipeline rescales an image to a smallest side
 drawn from [256, 512], takes a random 224x224 crop, mirrors half of the crops, jitters brightness,
 contrast, saturation (0.4 each) and hue (0.1), and makes uint8 batches of 128. In each round, the
 pipelines run one after another for some seconds, each in a new process. The figures are the median
-and the range over the rounds. --stages measures the steps of keras_vgg instead. "pillow" needs
-PyTorch.
+and the range over the rounds. --stages measures the steps of keras_vgg instead. --variants compares
+it with itself: the photographs packed with a longest side of 512, in grey, and with JPEGs' colours
+repeated instead of interpolated (which keras_vgg does not do). "pillow" needs PyTorch.
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keras_vgg import data
 
 SIZE, BATCH, SCALE, JITTER, HUE = 224, 128, (256, 512), 0.4, 0.1
 STRENGTHS = {"brightness": JITTER, "contrast": JITTER, "saturation": JITTER, "hue": HUE}
 COMPARED = ("keras_vgg", "tf.image", "keras layers", "pillow", "decode only")
+VARIANTS = ("keras_vgg", "packed at 512", "grey", "colours repeated")
 STAGES = ("read", "decode whole", "decode window", "+ resample", "+ flip", "+ colour = all")
 
 
@@ -43,18 +49,62 @@ def files_in(directory: Path) -> list[str]:
 # --- keras_vgg, and its stages ---------------------------------------------------------------
 
 
-def ours(files: list[str]) -> Iterator:
-    from functools import partial
+def times(files: list[str]) -> int:
+    """Return how often files are repeated, so that an epoch has batches enough."""
+    return -(-max(4096, len(files)) // len(files))
 
-    import numpy as np
+
+def training_batches(split: data.Split, color: str = "rgb") -> Iterator:
+    from functools import partial
 
     from keras_vgg import augment, data
 
-    repeated = np.array(files * -(-max(4096, len(files)) // len(files)), dtype=object)
-    labels = np.zeros(len(repeated), np.int32)
-    split = data.Split("train", len(repeated), labels=labels, paths=repeated)
     transform = partial(augment.train_image, size=SIZE, scale=SCALE, **STRENGTHS)
+    transform = augment.in_grey(transform) if color == "grey" else transform
     return iter(data.training_dataset(split, BATCH, transform, seed=0))
+
+
+def split_of(files: list[str]) -> data.Split:
+    import numpy as np
+
+    from keras_vgg import data
+
+    labels = np.zeros(len(files), np.int32)
+    return data.Split("train", len(files), labels=labels, paths=np.array(files, dtype=object))
+
+
+def ours(files: list[str]) -> Iterator:
+    return training_batches(split_of(files * times(files)))
+
+
+def grey(files: list[str]) -> Iterator:
+    return training_batches(split_of(files * times(files)), "grey")
+
+
+def packed(files: list[str]) -> Iterator:
+    import dataclasses
+    import tempfile
+
+    from keras_vgg import data
+
+    source = data.Source("photographs", ("any",), split_of(files), None, None)
+    with tempfile.TemporaryDirectory() as folder:
+        data.pack(source, folder, max_side=512)
+        split = data.load_source(f"records:{folder}").train
+        assert split.records is not None
+        shards = split.records.shards * times(files)
+        records = dataclasses.replace(split.records, shards=shards)
+        split = dataclasses.replace(split, size=records.size, records=records)
+        yield from training_batches(split)
+
+
+def colours_repeated(files: list[str]) -> Iterator:
+    from functools import partial
+
+    import tensorflow as tf
+
+    tf.io.decode_and_crop_jpeg = partial(tf.io.decode_and_crop_jpeg, fancy_upscaling=False)
+    return ours(files)
 
 
 def mapped(files: list[str], of_image: Callable) -> Iterator:
@@ -205,6 +255,9 @@ PIPELINES: dict[str, Callable[[list[str]], Iterator]] = {
     "keras layers": keras_layers,
     "pillow": pillow,
     "decode only": decode_only,
+    "packed at 512": packed,
+    "grey": grey,
+    "colours repeated": colours_repeated,
     **{name: stage(name) for name in STAGES},
 }
 
@@ -246,6 +299,9 @@ def main() -> None:
     parser.add_argument(
         "--stages", action="store_true", help="measure keras_vgg's steps, not its peers"
     )
+    parser.add_argument(
+        "--variants", action="store_true", help="measure keras_vgg packed, in grey and so on"
+    )
     parser.add_argument("--json", type=Path, help="file for all figures")
     parser.add_argument("--only", choices=PIPELINES, help="run one pipeline once in this process")
     arguments = parser.parse_args()
@@ -253,7 +309,7 @@ def main() -> None:
     if arguments.only:
         print(images_per_second(PIPELINES[arguments.only](files), arguments.seconds))
         return
-    names = STAGES if arguments.stages else COMPARED
+    names = STAGES if arguments.stages else VARIANTS if arguments.variants else COMPARED
     runs: dict[str, list[float]] = {name: [] for name in names}
     for number in range(arguments.rounds):
         for name in names:
@@ -268,7 +324,7 @@ def main() -> None:
 def table(runs: dict[str, list[float]]) -> None:
     print(f"{cores()} cores; images/s: median (range) of {len(runs['keras_vgg'])} runs\n")
     print("| pipeline | images/s | per core | keras_vgg is faster by |\n|---|---|---|---|")
-    for name in COMPARED:
+    for name in runs:
         median = statistics.median(runs[name])
         # A ratio for each round, because the machine's speed drifts.
         ratios = [own / other for own, other in zip(runs["keras_vgg"], runs[name], strict=True)]
