@@ -49,7 +49,7 @@ def files_in(directory: Path) -> list[str]:
 # --- keras_vgg, and its stages ---------------------------------------------------------------
 
 
-def times(files: list[str]) -> int:
+def repetitions(files: list[str]) -> int:
     """Return how often files are repeated, so that an epoch has batches enough."""
     return -(-max(4096, len(files)) // len(files))
 
@@ -74,11 +74,11 @@ def split_of(files: list[str]) -> data.Split:
 
 
 def ours(files: list[str]) -> Iterator:
-    return training_batches(split_of(files * times(files)))
+    return training_batches(split_of(files * repetitions(files)))
 
 
 def grey(files: list[str]) -> Iterator:
-    return training_batches(split_of(files * times(files)), "grey")
+    return training_batches(split_of(files * repetitions(files)), "grey")
 
 
 def packed(files: list[str]) -> Iterator:
@@ -92,7 +92,7 @@ def packed(files: list[str]) -> Iterator:
         data.pack(source, folder, max_side=512)
         split = data.load_source(f"records:{folder}").train
         assert split.records is not None
-        shards = split.records.shards * times(files)
+        shards = split.records.shards * repetitions(files)
         records = dataclasses.replace(split.records, shards=shards)
         split = dataclasses.replace(split, size=records.size, records=records)
         yield from training_batches(split)
@@ -103,7 +103,10 @@ def colours_repeated(files: list[str]) -> Iterator:
 
     import tensorflow as tf
 
-    tf.io.decode_and_crop_jpeg = partial(tf.io.decode_and_crop_jpeg, fancy_upscaling=False)
+    # The stub lacks both names.
+    decode = tf.io.decode_and_crop_jpeg  # pyright: ignore[reportAttributeAccessIssue]
+    decode = partial(decode, fancy_upscaling=False)
+    tf.io.decode_and_crop_jpeg = decode  # pyright: ignore[reportAttributeAccessIssue]
     return ours(files)
 
 
@@ -296,10 +299,11 @@ def main() -> None:
     parser.add_argument("directory", type=Path, help="a folder of JPEG photographs")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each pipeline (5)")
     parser.add_argument("--seconds", type=float, default=6.0, help="seconds of a run (6)")
-    parser.add_argument(
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument(
         "--stages", action="store_true", help="measure keras_vgg's steps, not its peers"
     )
-    parser.add_argument(
+    others.add_argument(
         "--variants", action="store_true", help="measure keras_vgg packed, in grey and so on"
     )
     parser.add_argument("--json", type=Path, help="file for all figures")

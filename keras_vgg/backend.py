@@ -30,6 +30,15 @@ def is_torch() -> bool:
     return backend_name() == "torch"
 
 
+def require_tensorflow_for_files() -> None:
+    """Raise ValueError on another backend: SavedModels are TensorFlow's, and LiteRT's files too."""
+    if not is_tensorflow():
+        raise ValueError(
+            f"files are written by Keras on TensorFlow, not on {backend_name()}: set "
+            "KERAS_BACKEND=tensorflow and load the network there"
+        )
+
+
 def as_array(tensor: Any) -> np.ndarray:
     """Return a tensor of any backend as a NumPy array; Keras annotates the result as a tensor."""
     import keras

@@ -27,6 +27,13 @@ def on_jax(*arguments: str, devices: int = 1) -> str:
     return _printed(arguments, KERAS_BACKEND="jax", XLA_FLAGS=flags)
 
 
+def command_on(backend: str, *words: str) -> str:
+    """Run keras-vgg with these words on a backend, and return what it printed; it must succeed."""
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    return _printed(("-m", "keras_vgg.cli", *words), KERAS_BACKEND=backend, XLA_FLAGS=UNOPTIMISED)
+
+
 def _printed(arguments: tuple[str, ...], **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, *arguments],

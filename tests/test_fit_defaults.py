@@ -10,6 +10,7 @@ from PIL import Image
 
 import keras_vgg
 from keras_vgg import cli, data, recipe_for
+from keras_vgg.data import sides
 from keras_vgg.data.sides import Sizes, sizes_of
 from keras_vgg.fit import Run, describe_defaults, fit
 from keras_vgg.fit.defaults import size_for
@@ -184,16 +185,17 @@ def test_sizes_are_upright_and_say_what_was_looked_at(tmp_path):
     split = data.Split("train", 4, np.zeros(4, np.int32), paths=paths)
     sizes = sizes_of(split)
     assert sizes == Sizes(2, height=(40, 55, 70), width=(20, 25, 30))
-    assert str(sizes) == "40x20 to 70x30"
+    assert str(sizes) == "images 20 to 30 pixels wide and 40 to 70 high"
     nothing = dataclasses.replace(split, size=1, labels=split.labels[:1], paths=paths[2:3])
     assert sizes_of(nothing) is None
     digits = data.load_source("digits").train
-    assert str(sizes_of(digits)) == "8x8"
+    assert str(sizes_of(digits)) == "images of 8x8 pixels"
     assert sizes_of(digits).images == digits.size
 
 
-@pytest.mark.parametrize(("bit_depth", "named"), [("16", 2), ("12", 1), ("10", 0), ("stretch", 0)])
+@pytest.mark.parametrize(("bit_depth", "named"), [("16", 2), ("12", 1), ("10", 3), ("stretch", 0)])
 def test_few_levels_are_held_against_the_bit_depth(tmp_path, bit_depth, named):
+    """With 10 bits, what is above 1023 is white."""
     for name, high in (("a", 1200), ("b", 1700), ("c", 60_000)):
         values = np.linspace(1000, high, 64).reshape(8, 8).astype(np.uint16)
         Image.fromarray(values).save(tmp_path / f"{name}.png")
@@ -201,6 +203,29 @@ def test_few_levels_are_held_against_the_bit_depth(tmp_path, bit_depth, named):
     split = data.Split("train", 3, np.zeros(3, np.int32), paths=paths, bit_depth=bit_depth)
     sizes = sizes_of(split)
     assert sizes is not None
-    assert [name[-5] for name, _, _ in sizes.few_levels] == list("ab")[:named]
+    assert sizes.deep == 3
+    assert [name[-5] for name, _, _ in sizes.few_levels] == list("abc")[:named]
     described = data.check(data.Source("x", ("y",), split, None, None))["splits"]["train"]
     assert [tuple(row) for row in described["few_levels"]] == list(sizes.few_levels)
+
+
+def test_16_bit_files_are_looked_at_in_records_but_not_many_and_none_too_large(
+    tmp_path, monkeypatch
+):
+    for number in range(4):
+        folder = tmp_path / "dark" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        values = np.linspace(1000, 1200 + number, 64).reshape(8, 8).astype(np.uint16)
+        Image.fromarray(values).save(folder / f"{number}.png")
+    source = data.load_source(f"folder:{tmp_path / 'dark'}", validation_fraction=0, test_fraction=0)
+    data.pack(source, tmp_path / "packed")
+    packed = data.load_source(f"records:{tmp_path / 'packed'}").train
+    for split in (source.train, packed):
+        sizes = sizes_of(split)
+        assert (sizes.images, sizes.deep, len(sizes.few_levels)) == (4, 4, 4)
+    assert "record 0" in sizes.few_levels[0][0]
+    with monkeypatch.context() as patch:
+        patch.setattr(sides, "_DECODED", 3)
+        assert sizes_of(packed).deep == 3
+    monkeypatch.setattr(sides, "MAX_PIXELS", 63)
+    assert sizes_of(source.train).deep == 0

@@ -182,7 +182,7 @@ def test_a_layer_whose_filters_normalise_each_other_keeps_all() -> None:
     model = network(**CASES["lrn"])
     pictures, labels = images(model, 8), np.arange(8) % CLASSES
     scores = prune.importance(model, "l1", pictures, labels)
-    first, *others = prune.sensitivities(model, scores, pictures)
+    first, *others = prune.sensitivities(model, scores, pictures, several_labels=False)
     assert first.removed == (0,)
     assert all(len(layer.removed) > 1 for layer in others)
     kept = prune.plan([first, *others], sum, 0.5 * sum(len(s) for s in scores.values()))
@@ -249,9 +249,9 @@ def test_what_cannot_be_pruned_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ValueError, match=r"'batch_norm' needs batch norm.* block1_conv1 has none"):
         prune.importance(model, "batch_norm", pictures, labels)
     with pytest.raises(ValueError, match="the sensitivity needs images; there are 0"):
-        prune.sensitivities(model, {}, pictures[:0])
+        prune.sensitivities(model, {}, pictures[:0], several_labels=False)
     with pytest.raises(ValueError, match="not finite"):
-        prune.sensitivities(model, {}, pictures * np.nan)
+        prune.sensitivities(model, {}, pictures * np.nan, several_labels=False)
     with pytest.raises(ValueError, match="needs labelled images; there are 0"):
         prune.importance(model, "taylor", pictures[:0], labels[:0])
     with pytest.raises(ValueError, match="not finite"):

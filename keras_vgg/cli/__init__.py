@@ -97,7 +97,8 @@ def _backend(command: object) -> str | None:
     if isinstance(command, Train):
         return command.backend
     asked = os.environ.get("KERAS_BACKEND", "tensorflow")
-    return "tensorflow" if isinstance(command, Export) and asked != "tensorflow" else None
+    writes = isinstance(command, Export) or (isinstance(command, Stylize) and command.is_litert)
+    return "tensorflow" if writes and asked != "tensorflow" else None
 
 
 def _run(arguments: list[str], *, owns_stderr: bool = False) -> int:

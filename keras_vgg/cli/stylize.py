@@ -97,6 +97,11 @@ class Stylize:
                 option = word if word == "STYLE" else f"--{field.name.replace('_', '-')}"
                 raise ValueError(f"{option} plays no part with {purpose}; leave it out")
 
+    @property
+    def is_litert(self) -> bool:
+        """Whether a network is written for LiteRT."""
+        return self.out.suffix.lower() == ".tflite"
+
     def _layers(self) -> tuple[str, ...]:
         from keras_vgg.perceptual.style import STYLE_LAYERS
 
@@ -108,9 +113,8 @@ class Stylize:
         """Write a picture, or a LiteRT file."""
         from keras_vgg.runs import style_networks
 
-        is_litert = self.out.suffix.lower() == ".tflite"
         size = None if self.size == "content" else self.size
-        if is_litert:
+        if self.is_litert:
             if self.size == "content":
                 raise ValueError("a .tflite file needs --size in pixels, not content")
             mean, most = style_networks.export_style_network(

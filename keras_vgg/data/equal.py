@@ -25,7 +25,9 @@ from keras_vgg.files import cache_folder, sha256_of, write_json
 
 _NAMED = 3  # pairs
 _SHOWN_FROM = 50_000_000  # bytes to hash, from which a progress bar is shown
-_hashed: dict[str, list] = {}  # in this process, as in a memory file: a source's parts have others
+# What this process has hashed, as in a memory file. A part of a folder has another memory file than
+# the whole.
+_hashed: dict[str, list] = {}
 
 
 @dataclass(frozen=True)

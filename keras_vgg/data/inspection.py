@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,12 +60,12 @@ def check(source: Source, verbose: bool = False) -> dict[str, Any]:
                 split, lambda count, task=tasks[name]: bars.update(task, completed=count)
             )
             described[name] = scanned.describe(len(source.class_names))
-            sizes[name] = scanned.sizes()
+            sizes[name] = scanned.sizes
     return {
         "source": source.name,
         "class_names": list(source.class_names),
         "splits": described,
-        "inventory": replace(take_inventory(source), sizes=sizes).as_json(),
+        "inventory": take_inventory(source, sizes).as_json(),
     }
 
 
@@ -142,6 +142,7 @@ class _Scan:
         self.formats: collections.Counter[str] = collections.Counter()
         self.wrong_extension: list[tuple[str, str]] = []
         self.turned = 0
+        self.deep = 0
         self.few_levels: list[tuple[int, int, int]] = []
         if split.records is None:
             self.labels = labels_of(split).copy()
@@ -159,8 +160,10 @@ class _Scan:
             if split.records is not None:
                 self.labels[position] = label
             self.turned += int(turned)
-            if deep[1] >= 0 and uses_few_levels(int(deep[0]), int(deep[1]), split.bit_depth):
-                self.few_levels.append((int(position), int(deep[0]), int(deep[1])))
+            low, high = deep.tolist()
+            self.deep += high >= 0
+            if high >= 0 and uses_few_levels(low, high, split.bit_depth):
+                self.few_levels.append((int(position), low, high))
             self._count(int(position), head, int(components))
             progress(done)
         progress(split.size)
@@ -191,24 +194,20 @@ class _Scan:
                 reasons[int(position)] = _why_bad_record(record, records)
         return [(position, *_named(records, position, why)) for position, why in reasons.items()]
 
-    def _few_levels(self) -> list[tuple[str, int, int]]:
-        """Return (name, smallest, largest value) of each 16-bit file that would be almost flat."""
-        named = []
-        for position, low, high in sorted(self.few_levels):
-            if self.split.paths is not None:
-                name = printable(self.split.paths[position])
-            else:
-                assert self.split.records is not None, "images in memory are not scanned"
-                name, _ = _named(self.split.records, position, "")
-            named.append((name, low, high))
-        return named
+    def _name(self, position: int) -> str:
+        if self.split.paths is not None:
+            return printable(self.split.paths[position])
+        assert self.split.records is not None, "images in memory are not scanned"
+        return self.split.records.name_of(position)
 
+    @functools.cached_property
     def sizes(self) -> Sizes | None:
-        """Return the sizes of the good images; None if there are none."""
+        """The sizes of the good images; None if there are none."""
         if self.split.images is not None:
             return sizes_of(self.split)
         good = self.sides[self.sides[:, 0] > 0]
-        return Sizes.of(good, self._few_levels()) if len(good) else None
+        few_levels = [(self._name(n), low, high) for n, low, high in sorted(self.few_levels)]
+        return Sizes.of(good, self.deep, few_levels) if len(good) else None
 
     def describe(self, classes: int) -> dict[str, Any]:
         described = {
@@ -217,14 +216,14 @@ class _Scan:
         }
         if self.split.images is not None:
             return described
-        sizes = self.sizes()
+        sizes = self.sizes
         ranges = {"height": list(sizes.height), "width": list(sizes.width)} if sizes else {}
         return described | {
             "bad": [[name, reason] for _, name, reason in self.bad()],
             "formats": dict(self.formats.most_common()),
             "wrong_extension": [list(pair) for pair in self.wrong_extension],
             "turned": self.turned,
-            "few_levels": [list(row) for row in self._few_levels()],
+            "few_levels": [list(row) for row in sizes.few_levels] if sizes else [],
             **ranges,
         }
 
@@ -280,9 +279,10 @@ def _examine(position: tf.Tensor, encoded: tf.Tensor, label: tf.Tensor) -> tuple
     # The shape, for without a use of the image the decoding would be pruned away.
     sides = tf.shape(decode(encoded))[:2]
     head = tf.strings.substr(encoded, 0, HEAD_BYTES)
-    deep = tf.cond(
-        is_16_bit(encoded), lambda: range_of_16_bit(encoded), lambda: tf.constant([0, -1])
-    )
+    with tf.control_dependencies([sides]):  # an image of too many pixels is refused before
+        deep = tf.cond(
+            is_16_bit(encoded), lambda: range_of_16_bit(encoded), lambda: tf.constant([0, -1])
+        )
     return position, label, head, sides, components, orientation(encoded) > 1, deep
 
 
@@ -291,7 +291,7 @@ def _named(records: Records, position: int, why: str) -> tuple[str, str]:
     (shard,) = records.between(position, position + 1).shards
     if why == _NOT_READ:
         why = _why_not_opened(shard.path) or why
-    return f"{printable(shard.path)}, record {shard.start}", why
+    return records.name_of(position), why
 
 
 def _why_not_opened(path: str) -> str | None:

@@ -29,7 +29,8 @@ class Inventory:
         absent: Split -> the classes that it has no image of.
         shared_groups: Groups that a source's own splits have on two sides.
         sizes: Split -> sizes of its images, and its 16-bit files of few levels; None where no image
-            states its size. `take_inventory` looks at 200 images of each split.
+            states its size. `take_inventory` looks at 200 images and decodes ten 16-bit files of
+            each split; `check` looks at all.
     """
 
     class_names: tuple[str, ...]
@@ -42,7 +43,7 @@ class Inventory:
 
     def lines(self) -> list[str]:
         """Return at most five lines on what a user should know; none where all is as it should."""
-        lines = []
+        lines = self._few_levels()
         counts = self.class_counts.get("train", [])
         if counts and max(counts) >= _UNEVEN * min(counts):
             most, least = (self.class_names[int(f(counts))] for f in (np.argmax, np.argmin))
@@ -60,20 +61,23 @@ class Inventory:
             more = len(self.left_out) - 2
             others = f"; and {more} more reason{'s' * (more > 1)}" if more > 0 else ""
             lines.append(f"left out {total:,}: {first}{others}")
-        flat = [row for sizes in self.sizes.values() if sizes for row in sizes.few_levels]
-        if flat:
-            name, low, high = flat[0]
-            lines.append(
-                f"{len(flat):,} of {self._looked_at():,} images that were looked at are 16-bit "
-                f"files of few levels, and become almost one grey: {name} has values from {low} "
-                f"to {high}; set bit_depth, such as stretch"
-            )
         if len(lines) > 5:
-            lines[4:] = [f"and {len(lines) - 4} more remarks: see data.json"]
+            more = f"and {len(lines) - 4} more remarks"
+            lines[4:] = [f"{more}: see data.json, or the report of data check"]
         return lines
 
-    def _looked_at(self) -> int:
-        return sum(sizes.images for sizes in self.sizes.values() if sizes)
+    def _few_levels(self) -> list[str]:
+        known = [sizes for sizes in self.sizes.values() if sizes]
+        flat = [row for sizes in known for row in sizes.few_levels]
+        if not flat:
+            return []
+        name, low, high = flat[0]
+        deep = sum(sizes.deep for sizes in known)
+        return [
+            f"{len(flat):,} of {deep:,} 16-bit files that were looked at use few of their levels, "
+            f"and become almost one grey: {name} has values from {low} to {high}; set bit_depth, "
+            "such as stretch"
+        ]
 
     @classmethod
     def from_json(cls, class_names: Sequence[str], values: Mapping[str, Any]) -> Inventory:
@@ -101,10 +105,11 @@ class Inventory:
         return json.loads(json.dumps({name: values[name] for name in names}))  # lists for tuples
 
 
-def take_inventory(source: Source) -> Inventory:
+def take_inventory(source: Source, sizes: Mapping[str, Sizes | None] | None = None) -> Inventory:
     """Return what a source holds, from its labels and files; equal files are found by hash.
 
-    Classes of TFRecord files are not counted, because their labels are in the files.
+    Classes of TFRecord files are not counted, because their labels are in the files. `sizes` is
+    what is known of each split's; None: look at some images.
     """
     splits = source.splits()
     counts = {
@@ -123,10 +128,11 @@ def take_inventory(source: Source) -> Inventory:
         equal_images(splits),
         {name: classes for name, classes in absent.items() if classes},
         shared_groups(splits),
-        {name: sizes_of(split) for name, split in splits.items()},
+        {name: sizes_of(split) for name, split in splits.items()} if sizes is None else {**sizes},
     )
 
 
 def _sizes_from_json(values: Mapping[str, Any]) -> Sizes:
     few_levels = tuple((name, low, high) for name, low, high in values["few_levels"])
-    return Sizes(values["images"], (*values["height"],), (*values["width"],), few_levels)
+    height, width = (*values["height"],), (*values["width"],)
+    return Sizes(values["images"], height, width, values["deep"], few_levels)

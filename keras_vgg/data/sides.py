@@ -6,11 +6,13 @@ import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from keras_vgg.data.decode import (
+    MAX_PIXELS,
     TENSORFLOW_ERRORS,
     BitDepth,
     decode_16_bit,
@@ -19,10 +21,12 @@ from keras_vgg.data.decode import (
     orientation,
 )
 from keras_vgg.data.left_out import printable
+from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Split, pictures_of
 
 _HEAD_BYTES = 2**16  # most files state their size within these; a large Exif block comes before it
 _MEASURED = 200  # images of a split
+_DECODED = 10  # 16-bit files of a split; one of 24 megapixels takes most of a second
 
 
 @dataclass(frozen=True)
@@ -33,47 +37,62 @@ class Sizes:
         images: Number of images that state a size, of those that were looked at.
         height: The smallest, median and largest.
         width: As `height`.
-        few_levels: (name, smallest, largest value) of each 16-bit PNG file that uses less than an
-            eighth of the values of its split's `bit_depth`.
+        deep: Number of 16-bit PNG files that were decoded.
+        few_levels: (name, smallest, largest value) of each of them that gives fewer than 32 of 256
+            greys with its split's `bit_depth`.
     """
 
     images: int
     height: tuple[int, int, int]
     width: tuple[int, int, int]
+    deep: int = 0
     few_levels: tuple[tuple[str, int, int], ...] = ()
 
     @classmethod
-    def of(cls, sides: np.ndarray, few_levels: list[tuple[str, int, int]]) -> Sizes:
+    def of(cls, sides: np.ndarray, deep: int, few_levels: list[tuple[str, int, int]]) -> Sizes:
         """Return the sizes of at least one image, of these heights and widths: int [n, 2]."""
         height, width = (
             (int(side.min()), int(np.median(side)), int(side.max())) for side in sides.T
         )
-        return cls(len(sides), height, width, tuple(few_levels))
+        return cls(len(sides), height, width, deep, tuple(few_levels))
 
     def __str__(self) -> str:
-        smallest, largest = (f"{self.height[i]}x{self.width[i]}" for i in (0, 2))
-        return smallest if smallest == largest else f"{smallest} to {largest}"
+        (low, _, high), (narrow, _, wide) = self.height, self.width
+        if (low, narrow) == (high, wide):
+            return f"images of {wide}x{high} pixels"
+        return f"images {narrow} to {wide} pixels wide and {low} to {high} high"
 
 
-def sizes_of(split: Split, limit: int = _MEASURED) -> Sizes | None:
-    """Return the sizes of at most `limit` images of a split; None if no image states its size.
+class _Image(NamedTuple):
+    """One image of a split: what its head states, its bytes as far as they were read, its name."""
 
-    Files are spread evenly over the split; records are the first ones. Only 16-bit PNG files are
-    decoded, and those in records are not.
+    height: int
+    width: int
+    is_deep: bool
+    encoded: bytes
+    name: str
+
+
+def sizes_of(split: Split) -> Sizes | None:
+    """Return the sizes of at most 200 images of a split; None if no image states its size.
+
+    Files are spread evenly over the split; records are the first ones. Nothing is decoded but the
+    first ten 16-bit PNG files.
     """
     if split.images is not None:  # they have one size
         height, width = split.images.shape[1:3]
         return Sizes(split.size, (height,) * 3, (width,) * 3)
-    sides, few_levels = [], []
-    for head, path in _heads(split, limit):
-        height, width, deep = _facts(head)
-        if height and width:
-            sides.append((height, width))
-        if deep and path is not None and split.bit_depth != "stretch":
-            low, high = _range_of(path)
-            if uses_few_levels(low, high, split.bit_depth):
-                few_levels.append((printable(os.fsdecode(path)), low, high))
-    return Sizes.of(np.array(sides), few_levels) if sides else None
+    sides, deep, few_levels = [], 0, []
+    for image in _images(split):
+        if not image.height or not image.width:
+            continue
+        sides.append((image.height, image.width))
+        if image.is_deep and deep < _DECODED and image.height * image.width <= MAX_PIXELS:
+            ends = _ends(image, split)
+            deep += ends is not None
+            if ends is not None and uses_few_levels(*ends, split.bit_depth):
+                few_levels.append((printable(image.name), *ends))
+    return Sizes.of(np.array(sides), deep, few_levels) if sides else None
 
 
 def median_smallest_side(split: Split, limit: int = _MEASURED) -> int:
@@ -84,7 +103,7 @@ def median_smallest_side(split: Split, limit: int = _MEASURED) -> int:
     """
     if split.images is not None:
         return min(split.images.shape[1:3])
-    sides = [min(facts[:2]) for facts in map(_facts, (head for head, _ in _heads(split, limit)))]
+    sides = [min(image.height, image.width) for image in _images(split, limit)]
     sides = [side for side in sides if side > 0]
     if not sides:
         raise ValueError(
@@ -96,7 +115,10 @@ def median_smallest_side(split: Split, limit: int = _MEASURED) -> int:
 
 def uses_few_levels(low: int, high: int, bit_depth: BitDepth) -> bool:
     """Return whether a 16-bit file of these values has fewer than 32 of 256 greys as it is read."""
-    return bit_depth != "stretch" and high - low < 2 ** (int(bit_depth) - 3)
+    if bit_depth == "stretch":
+        return False
+    largest = 2 ** int(bit_depth) - 1  # what is above becomes white
+    return min(high, largest) - min(low, largest) < (largest + 1) // 8
 
 
 def range_of_16_bit(encoded: tf.Tensor) -> tf.Tensor:
@@ -105,50 +127,58 @@ def range_of_16_bit(encoded: tf.Tensor) -> tf.Tensor:
     return tf.stack([tf.reduce_min(values), tf.reduce_max(values)])
 
 
-def _heads(split: Split, limit: int) -> Iterator[tuple[bytes, bytes | None]]:
-    """Return what a file begins with, at least up to its size, and its path; of records None."""
+def _images(split: Split, limit: int = _MEASURED) -> Iterator[_Image]:
+    """Return some images. Files that cannot be read are passed over: whoever reads them says so."""
     if split.records is not None:
         try:
-            for encoded, _ in split.records.dataset().take(limit):
-                yield encoded.numpy(), None
+            rows = enumerate(untuned(split.records.dataset().take(limit)))
+            for position, (encoded, _) in rows:
+                content = encoded.numpy()
+                yield _Image(*_stated(content), content, split.records.name_of(position))
         except TENSORFLOW_ERRORS:
-            return  # as below
+            pass
         return
     for path in pictures_of(split.spread(limit)):
         try:
             with open(path, "rb") as file:
-                head = file.read(_HEAD_BYTES)
-                if not min(_facts(head)[:2]) and os.fstat(file.fileno()).st_size > _HEAD_BYTES:
-                    head += file.read()
+                content = file.read(_HEAD_BYTES)
+                stated = _stated(content)
+                if not min(stated[:2]) and os.fstat(file.fileno()).st_size > _HEAD_BYTES:
+                    content += file.read()
+                    stated = _stated(content)
         except OSError:
-            continue  # whoever reads the image says so
-        yield head, path
+            continue
+        yield _Image(*stated, content, os.fsdecode(path))
 
 
-def _facts(encoded: bytes) -> tuple[int, int, bool]:
+def _stated(encoded: bytes) -> tuple[int, int, bool]:
     """Return height, width, and whether an encoded image is a 16-bit PNG; 0, 0 for no size."""
     try:
-        height, width, deep = _facts_function()(tf.constant(encoded)).numpy().tolist()
+        height, width, is_deep = _head_reader()(tf.constant(encoded)).numpy().tolist()
     except TENSORFLOW_ERRORS:
         return 0, 0, False
-    return height, width, bool(deep)
+    return height, width, bool(is_deep)
 
 
 @functools.cache
-def _facts_function() -> tf.types.experimental.PolymorphicFunction:
-    def facts(encoded: tf.Tensor) -> tf.Tensor:
+def _head_reader() -> tf.types.experimental.PolymorphicFunction:
+    def read(encoded: tf.Tensor) -> tf.Tensor:
         sides = encoded_sides(encoded)
         # Exif's orientations 5 to 8 have rows for columns.
         upright = tf.where(orientation(encoded) >= 5, tf.reverse(sides, [0]), sides)
         return tf.concat([upright, [tf.cast(is_16_bit(encoded), tf.int32)]], 0)
 
-    return tf.function(facts, input_signature=[tf.TensorSpec([], tf.string)])
+    return tf.function(read, input_signature=[tf.TensorSpec([], tf.string)])
 
 
-def _range_of(path: bytes) -> tuple[int, int]:
-    """Return the smallest and largest value of a 16-bit PNG file; all of them if it is damaged."""
+def _ends(image: _Image, split: Split) -> tuple[int, int] | None:
+    """Return the smallest and largest value of a 16-bit PNG file; None if it is damaged."""
     try:
-        low, high = range_of_16_bit(tf.io.read_file(path)).numpy().tolist()
+        with tf.device("CPU"):
+            whole = tf.constant(image.encoded)
+            if split.paths is not None:
+                whole = tf.io.read_file(os.fsencode(image.name))
+            low, high = range_of_16_bit(whole).numpy().tolist()
     except TENSORFLOW_ERRORS:
-        return 0, 2**16 - 1
+        return None
     return low, high

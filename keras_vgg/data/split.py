@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg.data.decode import BitDepth
-from keras_vgg.data.left_out import LeftOut
+from keras_vgg.data.left_out import LeftOut, printable
 
 # Records start..stop of one named thing: a file, or a written split.
 Piece = tuple[str, int, int]
@@ -61,6 +61,11 @@ class Records:
         """Return records `start` to `stop` in the order of `dataset`, without empty shards."""
         pieces = between([astuple(shard) for shard in self.shards], start, stop)
         return replace(self, shards=tuple(Shard(*piece) for piece in pieces))
+
+    def name_of(self, position: int) -> str:
+        """Return "PATH, record N" of a position in the order of `dataset`; N counts in the file."""
+        (shard,) = self.between(position, position + 1).shards
+        return f"{printable(shard.path)}, record {shard.start}"
 
     def without(self, positions: Collection[int]) -> Records:
         """Return all records but those at `positions` in the order of `dataset`."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_vgg import augment
-from keras_vgg.backend import backend_name, is_tensorflow
+from keras_vgg.backend import require_tensorflow_for_files
 from keras_vgg.console import progress_bars
 from keras_vgg.data.decode import BitDepth
 from keras_vgg.export import description as descriptions
@@ -159,11 +159,7 @@ def export(
         FileExistsError: the directory exists and is not an export that `overwrite` may replace.
         OSError: the disk is full, or another process exports to the same directory.
     """
-    if not is_tensorflow():
-        raise ValueError(
-            f"files are written by Keras on TensorFlow, not on {backend_name()}: set "
-            "KERAS_BACKEND=tensorflow and load the network there"
-        )
+    require_tensorflow_for_files()
     formats = tuple(formats)
     images = np.asarray(images, dtype=np.float32)
     directory = Path(os.path.abspath(directory))

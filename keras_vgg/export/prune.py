@@ -108,7 +108,7 @@ def sensitivities(
     images: np.ndarray,
     on_layer: Callable[[str], None] = lambda name: None,
     *,
-    several_labels: bool = False,
+    several_labels: bool,
 ) -> list[Sensitivity]:
     """Return how the answers change without the least important filters of each layer alone.
 

@@ -140,11 +140,13 @@ def _announce(
 ) -> None:
     recipe = prepared.recipe
     source, model = prepared.source, prepared.full_model
-    sizes = prepared.inventory.sizes.get("train")
+    sizes, some = prepared.inventory.sizes.get("train"), ""
+    if sizes and sizes.images < source.train.size:
+        some = f" ({sizes.images} looked at)"
     print(
         f"{printable(source.name)}: {source.train.size} training, {prepared.validation.size} "
-        f"validation images{f' of {sizes} pixels' if sizes else ''}, "
-        f"{len(source.class_names)} classes\n"
+        f"validation images, {len(source.class_names)} classes"
+        f"{f'; training {sizes}{some}' if sizes else ''}\n"
         f"{model.name}: {model.count_params():,} parameters; {engine}{_start_note(start)}"
     )
     if prepared.initial is not None and prepared.initial.note:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_vgg import augment, data
+from keras_vgg.backend import as_array, require_tensorflow_for_files
 from keras_vgg.console import progress_bars
 from keras_vgg.data.listing import image_files
 from keras_vgg.export import ExportError, verify
@@ -174,7 +175,7 @@ def apply_style_network(
     check_target(out, ".png", overwrite)
     photograph = scaled_picture(content, size)
     model = load_style_network(network)
-    image = np.asarray(model(photograph[np.newaxis].astype("float32"), training=False))[0]
+    image = as_array(model(photograph[np.newaxis].astype("float32"), training=False))[0]
     if not np.isfinite(image).all():
         raise ArithmeticError(f"{network} gives a picture that is not finite")
     save_picture(image, out)
@@ -205,16 +206,18 @@ def export_style_network(
         The mean and the greatest difference of the two pictures, in grey levels of 255.
 
     Raises:
-        FileNotFoundError, FileExistsError, ValueError: as `apply_style_network`.
+        FileNotFoundError, FileExistsError, ValueError: as `apply_style_network`; Keras runs on
+            another backend than TensorFlow.
         ExportError: the file does not run, or differs by more than 0.5 grey levels.
     """
     out = Path(out)
     check_target(out, ".tflite", overwrite)
+    require_tensorflow_for_files()
     images = scaled_picture(content, size)[np.newaxis].astype("float32")
     model = load_style_network(network)
     fixed = keras.Input(images.shape[1:], name="images")
     sized = keras.Model(fixed, model(fixed))
-    expected = np.asarray(model(images, training=False))
+    expected = as_array(model(images, training=False))
 
     def write(partial_file: Path) -> None:
         write_litert(scratch / "source", partial_file, "float32")

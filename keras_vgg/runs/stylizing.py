@@ -107,6 +107,10 @@ def stylize_files(
     pictures = _pictures(settings, content, style)
     identity = _identity(settings, content, style)
     folder = out.with_name(f"{out.stem}_steps")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"{folder} is in the way: pictures on the way go into a folder of that name"
+        )
     state = _state(folder / _STATE, identity, overwrite)
     objective = _objective(settings, *pictures, tile)
     if state is None:
