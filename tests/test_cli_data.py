@@ -33,6 +33,7 @@ def test_check_of_a_good_set(photos: Path, tmp_path: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "JPEG, colour 6" in out
     assert "50 to 50" in out
+    assert "\ntrain: a 3, b 3\n" in out
     assert str(report) in out
     found = json.loads(report.read_text())["splits"]
     assert {name: split["images"] for name, split in found.items()} == {"train": 6, "validation": 2}
@@ -113,6 +114,18 @@ def test_a_pack_is_written_checked_and_shown(
     found = capsys.readouterr()
     assert "cannot be decoded" in found.err or "SHA-256" in found.err
     assert json.loads(report.read_text())["source"] == f"records:{out}"
+
+
+def test_check_of_many_classes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for number in range(13):
+        (tmp_path / "many" / f"c{number:02d}").mkdir(parents=True)
+        for image in range(2 + (number == 5)):
+            noise = np.random.default_rng([number, image]).integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(noise).save(tmp_path / "many" / f"c{number:02d}" / f"{image}.png")
+    words = ["data", "check", f"folder:{tmp_path / 'many'}", "--report", str(tmp_path / "r.json")]
+    assert cli.main([*words, "--validation-fraction", "0", "--test-fraction", "0"]) == cli.OK
+    expected = "train: 13 classes, from 2 images (c00) to 3 (c05)"
+    assert expected in capsys.readouterr().out.splitlines()
 
 
 def test_pack_makes_large_images_smaller(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
@@ -11,6 +12,8 @@ from keras_vgg.cli.arguments import command_line, looks_like_source, require_suf
 from keras_vgg.cli.sources import DEFAULT_OPTIONS, FlatSourceOptions, SourceName
 from keras_vgg.console import new_table, show
 from keras_vgg.recipe import Recipe, load_recipe
+
+_CLASSES_NAMED = 12  # classes of which `data check` prints every number of images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,7 @@ class DataCheck:
 
     def __call__(self) -> None:
         from keras_vgg import data
-        from keras_vgg.data.left_out import listed
+        from keras_vgg.data.left_out import listed, printable
         from keras_vgg.files import write_json
 
         # A skipped image would be missing from the report.
@@ -52,6 +55,9 @@ class DataCheck:
             bad_count = str(len(split["bad"])) if "bad" in split else "in memory"
             table.add_row(name, f"{split['images']:,}", bad_count, *sides, "; ".join(formats))
         show(table)
+        class_names = [printable(name) for name in source.class_names]
+        for name, split in report["splits"].items():
+            show(f"{name}: {_classes_line(class_names, split['class_counts'])}")
         for line in data.Inventory.from_json(source.class_names, report["inventory"]).lines():
             show(line)
         show(str(self.report))
@@ -63,6 +69,17 @@ class DataCheck:
         kind, _, path = self.source.partition(":")
         if kind == "records":
             data.verify(path)
+
+
+def _classes_line(names: Sequence[str], counts: Sequence[int]) -> str:
+    """Return the images of each class; of many classes, those of the smallest and the largest."""
+    if len(names) <= _CLASSES_NAMED:
+        return ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
+    least, most = (counts.index(end) for end in (min(counts), max(counts)))
+    return (
+        f"{len(names):,} classes, from {counts[least]:,} images ({names[least]}) to "
+        f"{counts[most]:,} ({names[most]})"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
