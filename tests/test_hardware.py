@@ -154,11 +154,19 @@ def test_evaluation_asks_for_no_devices_of_the_training() -> None:
 PREPARED = "from keras_vgg import hardware; hardware.prepare_environment()"
 
 
-def stderr_of(code: str, **environment: str) -> str:
+# A line of TensorFlow's log, and not a progress bar or the line of a command.
+LOG_LINE = r"^[IWEF]\d{4} |WARNING|oneDNN|cuInit|absl|jpeg_mem|JPEG lib"
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     unset = {"TF_CPP_MIN_LOG_LEVEL", "KERAS_BACKEND"}
     variables = {k: v for k, v in os.environ.items() if k not in unset} | environment
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=variables, stderr=subprocess.PIPE, text=True).stderr
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=variables, stderr=subprocess.PIPE, text=True)
+
+
+def stderr_of(code: str, **environment: str) -> str:
+    return python("-c", code, **environment).stderr
 
 
 @pytest.mark.slow
@@ -196,13 +204,19 @@ sys.exit(cli.main())
     assert "E0000 00:00:1.2 3 other.cc:5] a real error" in lines
     assert "Python's own line" in lines
     rest = "\n".join(line for line in lines if "a real error" not in line)
-    # The progress bars, and the line of the command.
-    assert not re.search(
-        r"^[IWEF]\d{4} |WARNING|oneDNN|cuInit|absl|jpeg_mem|JPEG lib", rest, re.MULTILINE
-    )
+    assert not re.search(LOG_LINE, rest, re.MULTILINE)
     assert "2 images of" in rest
     assert "a/0.jpg" in rest
     assert "b/0.jpg" in rest
+
+
+@pytest.mark.slow
+def test_a_training_has_no_word_of_tensorflow(tmp_path) -> None:
+    options = ("--epochs", "1", "--width-multiplier", "0.0625", "--workdir", str(tmp_path / "run"))
+    done = python("-m", "keras_vgg.cli", "train", *options)
+    assert done.returncode == 0, done.stderr
+    assert not re.search(LOG_LINE, done.stderr, re.MULTILINE), done.stderr
+    assert (tmp_path / "run" / "results.json").is_file()
 
 
 @pytest.mark.slow

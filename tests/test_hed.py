@@ -62,6 +62,11 @@ def test_images_become_bgr_minus_the_mean():
     assert bare.layers[1].name == "block1_conv1"
 
 
+def test_an_image_in_0_1_is_warned_of():
+    with pytest.warns(UserWarning, match=r"values from .* to 1, but \[0, 255\] is expected"):
+        dense.hed(**SMALL)(images(32, 32) / 255)
+
+
 def test_weights_are_loaded_whole(tmp_path):
     model = randomized(dense.hed(**SMALL))
     file = tmp_path / "hed.weights.h5"

@@ -3,8 +3,12 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub
@@ -298,6 +302,33 @@ def test_a_run_goes_to_the_hub_and_comes_back(hub, tiny_run, capsys):
     assert hub.private == []
     push_run(tiny_run, "someone/secret", private=True)
     assert hub.private == ["someone/secret"]
+
+
+@pytest.mark.slow
+def test_the_commands_ask_the_hub_of_hf_endpoint(tiny_run, tmp_path):
+    """In processes of their own: the hub's client reads its variables when it is imported."""
+    names = ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_TOKEN", "HF_TOKEN_PATH")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "127.0.0.1"}
+    converted = tmp_path / "converted.keras"
+    with Hub() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        environment["HF_ENDPOINT"] = server.url
+        for arguments in (
+            ("push", tiny_run.directory, REPOSITORY),
+            ("weights", f"hf://{REPOSITORY}"),
+            ("convert", f"hf://{REPOSITORY}", converted),
+        ):
+            command = [sys.executable, "-m", "keras_vgg.cli", *map(str, arguments)]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+        server.shutdown()
+        thread.join()
+    assert (tmp_path / "home" / "hub").is_dir()
+    read = weights.read_weights(converted)
+    assert read.sha256() == weights.read_weights(tiny_run.directory).sha256()
 
 
 def test_a_repository_of_another_network_is_refused(hub, tiny_run):

@@ -15,6 +15,8 @@ import pytest
 from sklearn.datasets import load_sample_images
 
 from keras_vgg import VGG16, ImagePreprocessing, feature_extractor
+from keras_vgg.perceptual import gram_matrix
+from keras_vgg.perceptual.style import CONTENT_LAYER, STYLE_LAYERS, StyleObjective
 from tests.dense_networks import values
 from tests.other_backends import passes_on
 from tests.test_features import torch_features
@@ -82,3 +84,41 @@ def test_features_of_a_photograph_are_those_of_pytorchs_layers(data_folder, pool
         assert wanted.shape[-1] == model.get_layer(name.partition(":")[0]).output.shape[-1]
         difference = np.abs(values(found[name]) - wanted).max() / np.abs(wanted).max()
         assert difference < 1e-4, name
+
+
+@pytest.mark.slow
+def test_the_style_loss_of_a_photograph_is_that_of_pytorchs_layers(data_folder):
+    """With the default layers and the ImageNet convolutions; all terms by the paper's equations."""
+    pytest.importorskip("torch")
+    model = VGG16(include_top=False, weights=data_folder / WEIGHTS, include_preprocessing=True)
+    temple, flower = load_sample_images().images
+    content, style = temple[200:300, 200:340], flower[150:270, 200:310]
+    image = 0.6 * content + 0.4 * content[::-1]
+    names = (*STYLE_LAYERS, CONTENT_LAYER)
+    extractor = feature_extractor(model, names, pooling_layers="avg")
+
+    def maps_and_grams(picture):
+        batch = picture[np.newaxis].astype("float32")
+        features = torch_features(model, values(model.get_layer("preprocessing")(batch)), True)
+        maps = {name: features[f"{name}:post"][0].astype("float64") for name in names}
+        grams = {}
+        for name, output in extractor(batch).items():
+            rows = maps[name].reshape(-1, maps[name].shape[-1])
+            grams[name] = rows.T @ rows / rows.size
+            found = values(gram_matrix(output))[0]
+            assert np.abs(found - grams[name]).max() < 1e-4 * grams[name].max(), name
+        return maps, grams
+
+    (own, _), (other, style_grams), (image_maps, grams) = map(
+        maps_and_grams, (content, style, image)
+    )
+    scales = {name: 2 / (own[name].mean() + other[name].mean()) for name in names}
+    style_terms = [
+        scales[name] ** 4 * np.square(grams[name] - style_grams[name]).sum() / 4
+        for name in STYLE_LAYERS
+    ]
+    difference = scales[CONTENT_LAYER] * (image_maps[CONTENT_LAYER] - own[CONTENT_LAYER])
+    expected = np.mean(style_terms), np.square(difference).mean() / 2
+    losses, _ = StyleObjective(model, content, style, style_weight=70)(image.astype("float32"))
+    assert (losses.style, losses.content) == pytest.approx(expected, rel=1e-4)
+    assert losses.total == pytest.approx(70 * expected[0] + expected[1], rel=1e-4)

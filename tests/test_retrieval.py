@@ -12,7 +12,9 @@ from sklearn.metrics import average_precision_score
 
 import keras_vgg
 from keras_vgg import retrieval, transfer
+from tests.dense_networks import values
 from tests.other_backends import passes_on
+from tests.test_features import torch_features
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,35 @@ def test_max_and_mirror_images_by_hand(base):
     views = [maps_of(base, "block2_pool", view).max((1, 2)) for view in (x, x[:, :, ::-1])]
     result = transfer.embed(base, x, layer="block2_pool", pooling="max")
     np.testing.assert_allclose(result, unit(np.mean(views, 0)), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [None, "block5_conv3"])
+def test_descriptors_of_a_photograph_are_those_of_pytorchs_layers(data_folder, layer):
+    """With the ImageNet convolutions and the mirror image; the default layer is block5_pool."""
+    pytest.importorskip("torch")
+    weights = data_folder / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    model = keras_vgg.VGG16(include_top=False, weights=weights, include_preprocessing=True)
+    photo = load_sample_images().images[0][200:392, 200:328].astype("float32")
+    views = values(model.get_layer("preprocessing")(np.stack([photo, photo[:, ::-1]])))
+    features = torch_features(model, views, average=False)
+    maps = features[f"{layer}:post" if layer else "block5_pool"].astype("float64")
+    expected = {
+        "gem": (maps**3).mean((1, 2)) ** (1 / 3),
+        "rmac": np.stack([rmac_by_hand(one, 3) for one in maps]),
+    }
+    for pooling, rows in expected.items():
+        (result,) = transfer.embed(model, photo[np.newaxis], layer=layer, pooling=pooling)
+        wanted = unit(rows.mean(0))
+        assert np.abs(result - wanted).max() < 1e-4 * wanted.max(), pooling
+
+
+def test_images_in_0_1_are_warned_of():
+    model = keras_vgg.vgg(
+        "A", weights=None, include_top=False, width_multiplier=1 / 16, include_preprocessing=True
+    )
+    with pytest.warns(UserWarning, match=r"values from .* to 1, but \[0, 255\] is expected"):
+        transfer.embed(model, images(1, 32, 32, 3) / 255)
 
 
 def test_gem_of_large_features_is_finite_by_hand():

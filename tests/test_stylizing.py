@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from keras_vgg import cli, vgg
-from keras_vgg.perceptual.style import Losses
+from keras_vgg.perceptual.style import Losses, StyleObjective
 from keras_vgg.runs import stylizing
 from keras_vgg.runs.stylizing import Stylisation, stylize_files
 from tests import processes
@@ -103,6 +103,29 @@ def test_a_run_with_a_network(folder, tmp_path, capfd):
     text = capfd.readouterr().out
     assert "after 3 steps, " in text
     assert (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.slow
+def test_tiles_give_the_same_picture(folder, tmp_path, monkeypatch):
+    tiles = []
+
+    class Recorded(StyleObjective):
+        def __init__(self, *pictures, **options):
+            tiles.append(options["tile"])
+            super().__init__(*pictures, **options)
+
+    monkeypatch.setattr(stylizing, "StyleObjective", Recorded)
+    pictures = []
+    for name, more in (("whole", ()), ("tiles", ("--tile", 64))):
+        out = tmp_path / f"{name}.png"
+        assert cli.main(arguments(folder, out, "--size", 192, "--steps", 3, *more)) == 0
+        losses = rows_of(tmp_path / f"{name}_steps")[:, 1]
+        assert losses[-1] < 0.9 * losses[0]
+        with Image.open(out) as picture:
+            pictures.append(np.asarray(picture, int))
+    assert tiles == [None, 64]
+    assert pictures[0].shape == (128, 192, 3)
+    np.testing.assert_allclose(*pictures, atol=1)
 
 
 def rows_of(folder):

@@ -262,8 +262,9 @@ def gap_line(
     reason += f"{recipe.train_scale_range} with eval_scale {recipe.eval_scale_side}"
     if recipe.batch_norm:
         reason = (
-            f"batch norm's moving averages have not settled after {batches:,} batches: train "
-            "for more epochs, with smaller batches, or at a lower learning rate"
+            f"batch norm's moving averages have not settled after {batches:,} "
+            f"batch{'es' * (batches != 1)}: train for more epochs, with smaller batches, or at a "
+            "lower learning rate"
         )
     of_images = f"of {images:,} training images right"
     if figure != "accuracy":
