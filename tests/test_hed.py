@@ -63,7 +63,7 @@ def test_images_become_bgr_minus_the_mean():
 
 
 def test_an_image_in_0_1_is_warned_of():
-    with pytest.warns(UserWarning, match=r"values from .* to 1, but \[0, 255\] is expected"):
+    with pytest.warns(UserWarning, match=r"values from .* to 0\.99.*, but \[0, 255\] is expected"):
         dense.hed(**SMALL)(images(32, 32) / 255)
 
 

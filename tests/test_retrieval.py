@@ -110,7 +110,7 @@ def test_images_in_0_1_are_warned_of():
     model = keras_vgg.vgg(
         "A", weights=None, include_top=False, width_multiplier=1 / 16, include_preprocessing=True
     )
-    with pytest.warns(UserWarning, match=r"values from .* to 1, but \[0, 255\] is expected"):
+    with pytest.warns(UserWarning, match=r"values from .* to 0\.99.*, but \[0, 255\] is expected"):
         transfer.embed(model, images(1, 32, 32, 3) / 255)
 
 
