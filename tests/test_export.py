@@ -321,7 +321,7 @@ def test_packages_may_come_from_pythonpath_or_the_user(tmp_path, monkeypatch):
 
 
 def test_files_are_written_on_tensorflow(tmp_path, monkeypatch):
-    monkeypatch.setattr(exporting, "is_tensorflow", lambda: False)
+    monkeypatch.setattr("keras_vgg.backend.is_tensorflow", lambda: False)
     model = keras.Sequential([keras.Input((32, 32, 3)), layers.GlobalAveragePooling2D()])
     with pytest.raises(ValueError, match="set KERAS_BACKEND=tensorflow and load the network there"):
         export(model, "abc", tmp_path / "a", images=np.zeros((1, 32, 32, 3)))
