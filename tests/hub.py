@@ -27,9 +27,16 @@ def in_place_of_the_hub(
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     # It waits 23 s in all before it gives up.
     monkeypatch.setattr("time.sleep", lambda _: None)
+    with serving(server):
+        yield
+    huggingface_hub.close_session()
+
+
+@contextlib.contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Let a server run meanwhile."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield
     server.shutdown()
     thread.join()
-    huggingface_hub.close_session()

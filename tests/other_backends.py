@@ -15,10 +15,7 @@ UNOPTIMISED = "--xla_backend_optimization_level=0"
 
 def passes_on(backend: str, *options: str) -> str:
     """Run pytest with these options on a backend, and return what it printed; all must pass."""
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed")
-    arguments = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *options)
-    return _printed(arguments, KERAS_BACKEND=backend, XLA_FLAGS=UNOPTIMISED)
+    return _on(backend, "pytest", "-q", "-p", "no:cacheprovider", *options)
 
 
 def on_jax(*arguments: str, devices: int = 1) -> str:
@@ -29,9 +26,13 @@ def on_jax(*arguments: str, devices: int = 1) -> str:
 
 def command_on(backend: str, *words: str) -> str:
     """Run keras-vgg with these words on a backend, and return what it printed; it must succeed."""
+    return _on(backend, "keras_vgg.cli", *words)
+
+
+def _on(backend: str, module: str, *arguments: str) -> str:
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
-    return _printed(("-m", "keras_vgg.cli", *words), KERAS_BACKEND=backend, XLA_FLAGS=UNOPTIMISED)
+    return _printed(("-m", module, *arguments), KERAS_BACKEND=backend, XLA_FLAGS=UNOPTIMISED)
 
 
 def _printed(arguments: tuple[str, ...], **environment: str) -> str:

@@ -219,17 +219,9 @@ def test_photographs_in_grey(data_folder):
 
 
 TIMM = """
-import sys
 import numpy as np, torch
-operators = torch.library.Library("torchvision", "FRAGMENT")
-try:
-    import torchvision
-except RuntimeError:  # a wheel for CUDA beside a PyTorch for CPUs: only the names are asked for
-    for name in [name for name in sys.modules if name.startswith("torchvision")]:
-        del sys.modules[name]
-    for name in ("nms", "qnms"):
-        operators.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
-from timm.models._manipulate import adapt_input_conv
+from tests.torchvision_names import import_beside
+adapt_input_conv = import_beside("timm.models._manipulate").adapt_input_conv
 kernel = torch.tensor(np.load("kernel.npy")).permute(3, 2, 0, 1)
 for channels in (1, 2, 4, 5, 6, 7):
     np.save(f"{channels}.npy", adapt_input_conv(channels, kernel).permute(2, 3, 1, 0).numpy())
@@ -243,7 +235,7 @@ def test_the_rule_is_that_of_timm_itself(tmp_path):
         pytest.skip(f"timm is not installed at {folder} (KERAS_VGG_PACKAGES)")
     kernel = RNG.normal(size=(3, 3, 3, 8)).astype("float32")
     np.save(tmp_path / "kernel.npy", kernel)
-    variables = {**os.environ, "PYTHONPATH": str(folder)}
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
     subprocess.run([sys.executable, "-c", TIMM], cwd=tmp_path, env=variables, check=True)
     for channels in (1, 2, 4, 5, 6, 7):
         theirs = np.load(tmp_path / f"{channels}.npy")

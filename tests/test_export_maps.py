@@ -22,11 +22,15 @@ SMALL = {"weights": None, "width_multiplier": 1 / 16}
 
 
 @pytest.mark.slow
-def test_an_fcn_as_saved_model_and_litert(tmp_path):
-    model = dense.fcn("A", 3, hidden_units=None, input_shape=(32, 32, 3), **SMALL)
-    model = randomized(model, gain=1.0)
+@pytest.mark.parametrize(
+    ("builder", "options"),
+    [(dense.fcn, {"hidden_units": None}), (dense.unet, {"decoder_filters": (8, 8, 4, 4, 4)})],
+)
+def test_a_dense_network_as_saved_model_and_litert(builder, options, tmp_path):
+    model = randomized(builder("A", 3, input_shape=(32, 32, 3), **options, **SMALL), gain=1.0)
     artifacts = export(model, NAMES, tmp_path / "export", images=IMAGES, labels=MASKS)
     answers = np.asarray(model.predict(IMAGES, verbose=0))
+    assert answers.std(axis=(0, 1, 2)).min() > 1e-3
     accuracy = np.mean(answers.argmax(-1) == MASKS)
     assert [artifact.format for artifact in artifacts] == ["saved_model", "litert"]
     for artifact in artifacts:

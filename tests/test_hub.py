@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub
@@ -24,7 +23,7 @@ from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.runs import model_card, push_run
 from keras_vgg.runs.trained_base import weights_identity
-from tests.hub import in_place_of_the_hub
+from tests.hub import in_place_of_the_hub, serving
 
 # The hub's client uploads a large file in a way that its own HTTP library calls old.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
@@ -312,9 +311,7 @@ def test_the_commands_ask_the_hub_of_hf_endpoint(tiny_run, tmp_path):
     environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "127.0.0.1"}
     converted = tmp_path / "converted.keras"
-    with Hub() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with Hub() as server, serving(server):
         environment["HF_ENDPOINT"] = server.url
         for arguments in (
             ("push", tiny_run.directory, REPOSITORY),
@@ -324,8 +321,6 @@ def test_the_commands_ask_the_hub_of_hf_endpoint(tiny_run, tmp_path):
             command = [sys.executable, "-m", "keras_vgg.cli", *map(str, arguments)]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
-        server.shutdown()
-        thread.join()
     assert (tmp_path / "home" / "hub").is_dir()
     read = weights.read_weights(converted)
     assert read.sha256() == weights.read_weights(tiny_run.directory).sha256()

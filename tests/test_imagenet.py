@@ -4,7 +4,6 @@ import hashlib
 import http.server
 import json
 import socket
-import threading
 
 import keras
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 from keras import ops
 
 from keras_vgg import imagenet
+from tests.hub import serving
 
 RNG = np.random.default_rng(0)
 
@@ -166,11 +166,8 @@ def server(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         url = f"http://127.0.0.1:{running.server_address[1]}/imagenet_class_index.json"
         monkeypatch.setattr(imagenet, "CLASS_INDEX_URL", url)
-        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
-        yield served
-        running.shutdown()
-        thread.join()
+        with serving(running):
+            yield served
 
 
 def cached(tmp_path):

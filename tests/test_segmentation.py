@@ -297,21 +297,3 @@ def test_a_unet_is_that_of_pytorchs_layers(batch_norm):
             y = layers.conv(f"{stage}_conv{i}", y, 1)
             y = layers.norm(f"{stage}_conv{i}_bn", y).relu()
     require_equal(model(x), layers.conv("score", y))
-
-
-@pytest.mark.slow
-@once_is_enough
-def test_a_unet_as_saved_model_and_litert(tmp_path):
-    from keras_vgg.export import export
-
-    x, masks = images(32, 32, n=3), np.random.default_rng(2).integers(0, 3, (3, 32, 32))
-    model = randomized(dense.unet("A", 3, input_shape=(32, 32, 3), **TINY_UNET), gain=1.0)
-    artifacts = export(model, ["a", "b", "c"], tmp_path / "export", images=x, labels=masks)
-    answers = values(model(x))
-    assert answers.std(axis=(0, 1, 2)).min() > 1e-3
-    accuracy = np.mean(answers.argmax(-1) == masks)
-    assert [artifact.format for artifact in artifacts] == ["saved_model", "litert"]
-    for artifact in artifacts:
-        assert (artifact.images, artifact.agreement) == (3, 1.0)
-        assert artifact.max_difference < 1e-4
-        assert artifact.top1 == pytest.approx(accuracy, abs=1e-3)

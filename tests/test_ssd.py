@@ -3,7 +3,6 @@
 `tests/test_dense_backends.py` runs this file on JAX and PyTorch too.
 """
 
-import importlib
 import importlib.util
 import os
 import re
@@ -18,6 +17,7 @@ from keras_vgg import ImagePreprocessing, copy_weights, dense, vgg
 from keras_vgg.dense.detection import L2Normalization
 from keras_vgg.weights import Weights, assign
 from tests.dense_networks import randomized, values
+from tests.torchvision_names import import_beside
 
 SMALL = {"weights": None, "width_multiplier": 1 / 16}
 SIDES = {"block4_conv3": 38, "fc7": 19, "conv8_2": 10, "conv9_2": 5, "conv10_2": 3, "conv11_2": 1}
@@ -201,7 +201,7 @@ def test_maps_are_those_of_pytorchs_layers():
 @pytest.fixture(scope="module")
 def detection():
     """torchvision.models.detection, installed or where KERAS_VGG_TORCHVISION says."""
-    torch = pytest.importorskip("torch")
+    pytest.importorskip("torch")
     if keras.backend.backend() != "tensorflow":
         pytest.skip("once is enough")
     folder = os.environ.get("KERAS_VGG_TORCHVISION")
@@ -210,17 +210,7 @@ def detection():
             patch.setattr(sys, "path", [*sys.path, folder])
         if importlib.util.find_spec("torchvision") is None:
             pytest.skip("torchvision is not installed; KERAS_VGG_TORCHVISION may name its folder")
-        try:
-            yield importlib.import_module("torchvision.models.detection")
-        except RuntimeError:
-            # Beside a PyTorch for CPUs, the operators of a wheel for CUDA do not load, and the
-            # import asks for the names of these two, which a backbone does not use.
-            for name in [name for name in sys.modules if name.startswith("torchvision")]:
-                del sys.modules[name]
-            operators = torch.library.Library("torchvision", "FRAGMENT")
-            for name in ("nms", "qnms"):
-                operators.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
-            yield importlib.import_module("torchvision.models.detection")
+        yield import_beside("torchvision.models.detection")
 
 
 def random_detector(detection):

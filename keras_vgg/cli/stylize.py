@@ -85,7 +85,7 @@ class Stylize:
             names = [field.name for field in dataclasses.fields(self) if field.name not in others]
             self._require_only(names, "the training of a network")
             return self._train(self.style)
-        if self.out.suffix.lower() == ".tflite":
+        if self.is_litert:
             raise ValueError("a .tflite file needs the --network that it is made of")
         return self._descend(self.style)
 
@@ -99,7 +99,7 @@ class Stylize:
 
     @property
     def is_litert(self) -> bool:
-        """Whether a network is written for LiteRT."""
+        """Whether the file to write is one for LiteRT."""
         return self.out.suffix.lower() == ".tflite"
 
     def _layers(self) -> tuple[str, ...]:

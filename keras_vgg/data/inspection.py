@@ -288,8 +288,8 @@ def _examine(position: tf.Tensor, encoded: tf.Tensor, label: tf.Tensor) -> tuple
 
 def _named(records: Records, position: int, why: str) -> tuple[str, str]:
     """Return "PATH, record N", where N counts in the file, and the reason."""
-    (shard,) = records.between(position, position + 1).shards
     if why == _NOT_READ:
+        (shard,) = records.between(position, position + 1).shards
         why = _why_not_opened(shard.path) or why
     return records.name_of(position), why
 

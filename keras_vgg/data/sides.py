@@ -64,13 +64,13 @@ class Sizes:
 
 
 class _Image(NamedTuple):
-    """One image of a split: what its head states, its bytes as far as they were read, its name."""
+    """One image of a split: what its head states, its bytes as far as they were read, its place."""
 
     height: int
     width: int
     is_deep: bool
     encoded: bytes
-    name: str
+    place: str | int  # a file's path, or a position in records
 
 
 def sizes_of(split: Split) -> Sizes | None:
@@ -88,10 +88,10 @@ def sizes_of(split: Split) -> Sizes | None:
             continue
         sides.append((image.height, image.width))
         if image.is_deep and deep < _DECODED and image.height * image.width <= MAX_PIXELS:
-            ends = _ends(image, split)
+            ends = _ends(image)
             deep += ends is not None
             if ends is not None and uses_few_levels(*ends, split.bit_depth):
-                few_levels.append((printable(image.name), *ends))
+                few_levels.append((_name(image.place, split), *ends))
     return Sizes.of(np.array(sides), deep, few_levels) if sides else None
 
 
@@ -134,7 +134,7 @@ def _images(split: Split, limit: int = _MEASURED) -> Iterator[_Image]:
             rows = enumerate(untuned(split.records.dataset().take(limit)))
             for position, (encoded, _) in rows:
                 content = encoded.numpy()
-                yield _Image(*_stated(content), content, split.records.name_of(position))
+                yield _Image(*_stated(content), content, position)
         except TENSORFLOW_ERRORS:
             pass
         return
@@ -171,13 +171,20 @@ def _head_reader() -> tf.types.experimental.PolymorphicFunction:
     return tf.function(read, input_signature=[tf.TensorSpec([], tf.string)])
 
 
-def _ends(image: _Image, split: Split) -> tuple[int, int] | None:
+def _name(place: str | int, split: Split) -> str:
+    if isinstance(place, str):
+        return printable(place)
+    assert split.records is not None, "only records have positions"
+    return split.records.name_of(place)
+
+
+def _ends(image: _Image) -> tuple[int, int] | None:
     """Return the smallest and largest value of a 16-bit PNG file; None if it is damaged."""
     try:
         with tf.device("CPU"):
             whole = tf.constant(image.encoded)
-            if split.paths is not None:
-                whole = tf.io.read_file(os.fsencode(image.name))
+            if isinstance(image.place, str):
+                whole = tf.io.read_file(os.fsencode(image.place))
             low, high = range_of_16_bit(whole).numpy().tolist()
     except TENSORFLOW_ERRORS:
         return None

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_vgg.backend import as_array
+from keras_vgg.export.answers import answers
 from keras_vgg.finite import require_finite_images, require_finite_weights
 
 LAYERS = ("fc1", "fc2")
@@ -163,7 +163,7 @@ def compress(
     body_parameters = model.count_params() - head.count_params()
 
     def measured(network: keras.Model, ranks: Mapping[str, int], tuned: bool = False) -> Point:
-        top1 = float(np.mean(_answers(network, features).argmax(axis=1) == labels))
+        top1 = float(np.mean(answers(network, features).argmax(axis=1) == labels))
         return Point(ranks, body_parameters + network.count_params(), top1, tuned)
 
     original = measured(head, {name: min(head.get_layer(name).kernel.shape) for name in LAYERS})
@@ -202,7 +202,7 @@ def compress(
 def _spectra(model: keras.Model, features: np.ndarray) -> dict[str, Spectrum]:
     """Return the spectra of fc1 and fc2 on the inputs of fc1."""
     fc1_to_fc2 = keras.Model(*(model.get_layer(name).input for name in LAYERS))
-    inputs = features, _answers(fc1_to_fc2, features)
+    inputs = features, answers(fc1_to_fc2, features)
     return {
         name: spectrum(model.get_layer(name), layer_inputs)
         for name, layer_inputs in zip(LAYERS, inputs, strict=True)
@@ -247,13 +247,6 @@ def _split(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     return keras.Model(model.inputs[0], features), keras.Model(features, model.outputs[0])
 
 
-def _answers(network: keras.Model, inputs: np.ndarray) -> np.ndarray:
-    """Return a network's outputs. `predict` would compile every network anew, with a warning."""
-    starts = range(0, len(inputs), _BATCH)
-    batches = [network(inputs[start : start + _BATCH], training=False) for start in starts]
-    return np.concatenate([as_array(batch) for batch in batches])
-
-
 def _teach(network: keras.Model, teacher: keras.Model, features: np.ndarray, steps: int) -> None:
     """Train the factors alone, with Adam, on the teacher's probabilities.
 
@@ -277,7 +270,7 @@ def _teach(network: keras.Model, teacher: keras.Model, features: np.ndarray, ste
         first, second = (generator.choice(len(features), batch, replace=False) for _ in range(2))
         share = generator.uniform(size=(batch,) + (1,) * (features.ndim - 1)).astype(np.float32)
         blend = share * features[first] + (1 - share) * features[second]
-        network.train_on_batch(blend, _answers(teacher, blend))
+        network.train_on_batch(blend, answers(teacher, blend))
     for layer in network.layers:
         layer.trainable = True
     for layer, dropout_rate in dropouts.items():

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 
 from keras_vgg.backend import as_array, backend_name, is_tensorflow
+from keras_vgg.export.answers import answers
 from keras_vgg.finite import require_finite_images, require_finite_weights
 from keras_vgg.layers import LocalResponseNormalization
 
@@ -130,7 +131,7 @@ def sensitivities(
         raise ValueError("the sensitivity needs images; there are 0")
     require_finite_images(images)
     require_finite_weights(model)
-    own = _answers(model, images)
+    own = answers(model, images)
     norms = _batch_norms(model)
     results = []
     for layer in convolutions(model):
@@ -139,7 +140,7 @@ def sensitivities(
         for count in () if _sees_neighbours(layer.name, model) else _counts(layer.filters):
             with _without(layer, norms.get(layer.name), order[:count]):
                 removed.append(count)
-                divergences.append(divergence(own, _answers(model, images), several_labels))
+                divergences.append(divergence(own, answers(model, images), several_labels))
         results.append(Sensitivity(layer.name, order, tuple(removed), tuple(divergences)))
         on_layer(layer.name)
     return results
@@ -243,18 +244,12 @@ def divergence(own: np.ndarray, others: np.ndarray, several_labels: bool = False
     Both are [n, classes]. With `several_labels`, a label and its absence are two classes, and the
     divergences of the labels are summed.
     """
+    own, others = (values.astype(np.float64) for values in (own, others))
     if several_labels:
         own, others = (np.stack([values, 1 - values], axis=-1) for values in (own, others))
     least = keras.config.epsilon()
     own, others = (np.clip(values, least, 1) for values in (own, others))
     return float(np.sum(own * np.log(own / others)) / len(own))
-
-
-def _answers(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Return a model's probabilities, float64 [n, classes]."""
-    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
-    answers = [as_array(model(batch, training=False)) for batch in batches]
-    return np.concatenate(answers).astype(np.float64)
 
 
 def _cross_entropy(probabilities: Any, labels: Any) -> Any:
