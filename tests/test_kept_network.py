@@ -55,6 +55,7 @@ def test_the_new_run_answers_as_the_first(trained: Run, kept: Path, tmp_path: Pa
     run = Run.open(tmp_path / "run")
     assert run.class_names == trained.class_names
     assert run.recipe.differences(trained.recipe) == {}
+    assert run.results["validation_accuracy"] == trained.results["validation_accuracy"]
     expected, found = evaluate_run(trained), evaluate_run(run)
     np.testing.assert_array_equal(found.labels, expected.labels)
     assert np.ptp(expected.probabilities) > 0.1  # The network tells the classes apart.

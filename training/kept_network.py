@@ -5,8 +5,8 @@
     keras-vgg evaluate RUN
 
 The file holds the weights in float16, by PyTorch's names, the preprocessing, the recipe, the
-classes and the splits' fingerprints. The new run is the network in float32, for `keras-vgg
-evaluate`, `predict`, `export` and `train --init RUN`; it cannot be resumed. Its splits are drawn as
+classes, the splits' fingerprints and the validation accuracy. The new run is the network in float32, for `keras-vgg
+evaluate`, `predict`, `export`, `prune` and `train --init RUN`; it cannot be resumed. Its splits are drawn as
 the recipe says, and `evaluate` says if they are not those of the first run.
 """
 
@@ -26,6 +26,8 @@ from safetensors import safe_open
 from keras_vgg import Run, hardware
 from keras_vgg.files import PARTIAL, write_atomically
 from keras_vgg.recipe import Recipe
+
+ACCURACY = "validation_accuracy"
 
 
 def keep(directory: Path, file: Path) -> None:
@@ -50,7 +52,12 @@ def keep(directory: Path, file: Path) -> None:
     recipe = _without_folders(run.recipe)
     data = run.read_json("data.json")
     data = {name: data[name] for name in ("class_names", "splits")}
-    stated = {"recipe": recipe.to_json(), "data": json.dumps(data)}
+    results = {ACCURACY: run.results[ACCURACY]}
+    stated = {
+        "recipe": recipe.to_json(),
+        "data": json.dumps(data),
+        "results": json.dumps(results),
+    }
     write_atomically(
         file,
         lambda path: write_safetensors(tensors, path, "torchvision", weights.preprocessing, stated),
@@ -94,13 +101,14 @@ def open_kept(file: Path, directory: Path, source: str) -> None:
     weights = read_weights(file)
     with safe_open(file, "np") as opened:
         metadata = opened.metadata() or {}
-    missing = [name for name in ("recipe", "data") if name not in metadata]
+    missing = [name for name in ("recipe", "data", "results") if name not in metadata]
     if missing or weights.preprocessing is None:
         raise ValueError(f"{file} is not a file of `kept_network.py keep`: it lacks {missing}")
     recipe = Recipe.from_json(metadata["recipe"]).replace(source=source).with_absolute_paths()
     data = json.loads(metadata["data"])
     if not (isinstance(data, dict) and data.keys() >= {"class_names", "splits"}):
         raise ValueError(f"{file} does not state its classes and splits")
+    results = json.loads(metadata["results"])
     model = vgg(
         recipe.configuration,
         weights=None,
@@ -116,7 +124,7 @@ def open_kept(file: Path, directory: Path, source: str) -> None:
         model.save(run.model_path)
         run.write_recipe()
         run.write_json("data.json", data)
-        run.write_json("results.json", {"kept": file.name})
+        run.write_json("results.json", {"kept": file.name, **results})
         os.replace(run.directory, directory)  # the run is whole, or there is none
 
 
