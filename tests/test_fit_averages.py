@@ -254,6 +254,13 @@ def test_the_kept_model_is_compared_with_training(
     assert (expected in line) if expected else line is None
 
 
+def test_estimates_are_not_blamed_for_averages_that_have_not_settled() -> None:
+    line = verdict.gap_line(Recipe(batch_norm=True), 1.0, 0.6, 300, 20, estimated=True)
+    assert line is not None
+    assert "have not settled" not in line
+    assert "use larger batches or a lower learning rate" in line
+
+
 # --- a small set -----------------------------------------------------------------------------
 
 

@@ -5,9 +5,10 @@
     keras-vgg evaluate RUN
 
 The file holds the weights in float16, by PyTorch's names, the preprocessing, the recipe, the
-classes, the splits' fingerprints and the validation accuracy. The new run is the network in float32, for `keras-vgg
-evaluate`, `predict`, `export`, `prune` and `train --init RUN`; it cannot be resumed. Its splits are drawn as
-the recipe says, and `evaluate` says if they are not those of the first run.
+classes, the splits' fingerprints and the validation accuracy. The new run is the network in
+float32, for `keras-vgg evaluate`, `predict`, `export`, `prune` and `train --init RUN`; it cannot be
+resumed. Its splits are drawn as the recipe says, and `evaluate` says if they are not those of the
+first run.
 """
 
 from __future__ import annotations

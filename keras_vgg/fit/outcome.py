@@ -9,7 +9,8 @@ import numpy as np
 
 from keras_vgg import data, hardware, report
 from keras_vgg.backend import as_array, is_jax
-from keras_vgg.fit import distribution, verdict
+from keras_vgg.fit import distribution, hosts, verdict
+from keras_vgg.fit.averages import unsettled
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.inputs import evaluation_transform
 from keras_vgg.fit.metrics import metrics_for
@@ -107,6 +108,10 @@ def _print_verdict(run: Run, recorder: Recorder, prepared: Prepared) -> None:
     images = min(prepared.source.train.size, _MEASURED_IMAGES)
     training = column.removeprefix("val_")
     evaluated = run.results[f"training_{training}"]
-    gap = verdict.gap_line(recipe, best[training], evaluated, images, batches, training)
+    taken = 0 if recipe.ema_momentum else batches
+    estimated = hosts.count() == 1 and bool(unsettled(prepared.full_model, taken))
+    gap = verdict.gap_line(
+        recipe, best[training], evaluated, images, batches, training, estimated=estimated
+    )
     if gap:
         print(gap)

@@ -243,6 +243,8 @@ def gap_line(
     images: int,
     batches: int,
     figure: str = "accuracy",
+    *,
+    estimated: bool = False,
 ) -> str | None:
     """Return why training's own accuracy is far above the kept model's on the same images.
 
@@ -254,13 +256,19 @@ def gap_line(
         images: How many images that was measured on.
         batches: Training batches until then.
         figure: "accuracy", or "pr_auc" for several labels an image.
+        estimated: Whether the kept model has estimates in place of batch norm's moving averages.
     """
     deviation = math.sqrt(max(own * (1 - own), 1 / images) / images)
     if own - evaluated <= max(_GAP, 3 * deviation):
         return None
     reason = "its images are scaled or cropped differently in evaluation: compare train_scale "
     reason += f"{recipe.train_scale_range} with eval_scale {recipe.eval_scale_side}"
-    if recipe.batch_norm:
+    if recipe.batch_norm and estimated:
+        reason = (
+            "in training, batch norm sees each batch's own mean and variance, and the kept model "
+            "those of many: use larger batches or a lower learning rate"
+        )
+    elif recipe.batch_norm:
         reason = (
             f"batch norm's moving averages have not settled after {batches:,} "
             f"batch{'es' * (batches != 1)}: train for more epochs, with smaller batches, or at a "
