@@ -182,6 +182,9 @@ def test_check_records(records: Split, tmp_path: Path) -> None:
     assert found["images"] == len(FILES)
     # The labels of the bad, two of class 0 and two of class 1, are not known.
     assert found["class_counts"] == [4, 4, 3, 0]
+    inventory = report["inventory"]
+    assert inventory["class_counts"] == {"train": [4, 4, 3, 0]}
+    assert inventory["absent"] == {"train": ["none of it"]}
     expected = {
         f"{tmp_path}/first.tfrecord, record 7": BAD["h.jpg"],
         f"{tmp_path}/first.tfrecord, record 8": BAD["i.png"],

@@ -61,11 +61,12 @@ def check(source: Source, verbose: bool = False) -> dict[str, Any]:
             )
             described[name] = scanned.describe(len(source.class_names))
             sizes[name] = scanned.sizes
+    counts = {name: values["class_counts"] for name, values in described.items()}
     return {
         "source": source.name,
         "class_names": list(source.class_names),
         "splits": described,
-        "inventory": take_inventory(source, sizes).as_json(),
+        "inventory": take_inventory(source, sizes, counts).as_json(),
     }
 
 

@@ -105,25 +105,32 @@ class Inventory:
         return json.loads(json.dumps({name: values[name] for name in names}))  # lists for tuples
 
 
-def take_inventory(source: Source, sizes: Mapping[str, Sizes | None] | None = None) -> Inventory:
+def take_inventory(
+    source: Source,
+    sizes: Mapping[str, Sizes | None] | None = None,
+    counts: Mapping[str, list[int]] | None = None,
+) -> Inventory:
     """Return what a source holds, from its labels and files; equal files are found by hash.
 
-    Classes of TFRecord files are not counted, because their labels are in the files. `sizes` is
-    what is known of each split's; None: look at some images.
+    Args:
+        sizes: Those of each split. None: look at some images.
+        counts: Images of each class, of each split. None: count the labels that are known; those of
+            TFRecord files are in the files, and are not.
     """
     splits = source.splits()
-    counts = {
-        name: class_counts(split.labels, len(source.class_names)).tolist()
-        for name, split in splits.items()
-        if split.labels is not None
-    }
+    if counts is None:
+        counts = {
+            name: class_counts(split.labels, len(source.class_names)).tolist()
+            for name, split in splits.items()
+            if split.labels is not None
+        }
     absent = {
         name: tuple(c for c, n in zip(source.class_names, numbers, strict=True) if n == 0)
         for name, numbers in counts.items()
     }
     return Inventory(
         source.class_names,
-        counts,
+        {**counts},
         source.left_out,
         equal_images(splits),
         {name: classes for name, classes in absent.items() if classes},
