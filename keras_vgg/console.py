@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
@@ -30,6 +31,17 @@ def notes_once() -> Iterator[None]:
     token = _printed_notes.set(set())
     try:
         yield
+    finally:
+        _printed_notes.reset(token)
+
+
+@contextlib.contextmanager
+def notes_dropped() -> Iterator[None]:
+    """Let `note_once` print nothing in this context, and the same lines after it."""
+    token = _printed_notes.set(set())
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         _printed_notes.reset(token)
 

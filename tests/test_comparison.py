@@ -97,6 +97,10 @@ def test_the_command_prints_a_table_and_writes_files(folders, capsys):
     printed = capsys.readouterr()
     assert [line.split()[0] for line in printed.out.splitlines() if "." in line][-1] == "mean"
     assert "c.png has no partner" in printed.err
+    (copy / "scan.tif").write_bytes(b"II*\0")
+    assert run(original, copy) == 0
+    assert "not read: 1 TIFF (.tif): " in capsys.readouterr().err
+    (copy / "scan.tif").unlink()
     assert run(original / "a.png", original / "a.png", "--format", "jsonl") == 0
     row = json.loads(capsys.readouterr().out)
     assert (row["psnr"], row["ssim"], row["reason"]) == (None, 1.0, None)

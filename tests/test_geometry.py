@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,6 +171,37 @@ def test_scales_and_offsets_are_drawn_evenly_and_reach_the_ends() -> None:
     np.testing.assert_array_equal(rows, np.arange(-1, 8))  # 30 + 2 - 24 and one more
     assert counts.min() > 70  # 111 each, standard deviation 10
     np.testing.assert_array_equal(np.unique(at_30[:, 1]), np.arange(-1, 18))
+
+
+@pytest.mark.parametrize(
+    ("sides", "scale", "padding", "resize"),
+    [
+        ((240, 120), (32, 128), 0, "pad"),
+        ((300, 25), (64, 128), 0, "pad"),
+        ((300, 40), (40, 96), 16, "pad"),
+        ((40, 40), None, 31, "crop"),
+        ((4, 90), (32, 60), 31, "pad"),
+    ],
+)
+def test_no_crop_is_zeros_alone(
+    sides: tuple[int, int], scale: tuple[int, int] | None, padding: int, resize: Any
+) -> None:
+    def op(seed: tf.Tensor) -> tuple:
+        window = augment.train_window(
+            tf.constant(sides), seed, size=32, scale=scale, crop_padding=padding, resize=resize
+        )
+        return (*geometry.visible(window), window.scaled)
+
+    low, high, scaled = drawn(op, 2000)
+    assert (high > low).all()
+    # No padding that was not asked for takes a pixel's place.
+    assert (high - low >= np.minimum(scaled, 32) - min(padding, 31)).all()
+    white = np.full((*sides, 3), 255, np.uint8)
+    for seed in range(50):
+        crop = augment.train_image(
+            white, [seed, 0], size=32, scale=scale, crop_padding=padding, resize=resize
+        )
+        assert crop.numpy().max() > 0
 
 
 def test_every_pixel_of_an_image_is_reached() -> None:

@@ -60,7 +60,7 @@ def test_the_copy_comes_first_and_a_second_run_describes_what_is_new(
     assert "4 photographs, 5 new or changed; index" in err
     assert cli.main(arguments) == 3
     err = capfd.readouterr().err
-    assert f"not read: {folder / 'cut.jpg'}: " in err  # named again, not read again
+    assert f"not read: {folder / 'cut.jpg'}: " in err  # named again, and not new
     assert "4 photographs, 0 new or changed; index" in err
     shutil.copy(query, folder / "new.jpg")
     os.remove(folder / "cut.jpg")
@@ -134,6 +134,37 @@ def test_an_interrupted_index_goes_on(photographs, tmp_path, monkeypatch):
     assert len(index.files) == len(index.descriptors) == 5
     again = open_index(path, folder, {})
     assert again.files == index.files
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(photographs, tmp_path):
+    folder, path = photographs / "all", tmp_path / "i.npz"
+    locked = [str(folder / "temple" / "0.png")]
+
+    def describe(paths):
+        bad = {name: "Permission denied" for name in paths if name in locked}
+        count = len(paths) - len(bad)
+        return np.ones((count, 3), "float32"), np.ones((count, 32), "uint8"), bad
+
+    index, update = update_index(PhotoIndex(os.path.realpath(folder), {}), path, describe)
+    assert (len(index.files), len(index.bad), update.described) == (4, 1, 5)
+    index, update = update_index(index, path, describe)
+    assert (len(index.files), len(index.bad), update.described) == (4, 1, 0)
+    locked.clear()
+    update_index(index, path, describe)
+    assert len(open_index(path, folder, {}).files) == 5
+
+
+def test_a_network_for_grey_describes_photographs(photographs, tmp_path):
+    options = {"weights": None, "include_top": False, "include_preprocessing": True}
+    model = vgg("A", width_multiplier=1 / 16, input_shape=(None, None, 1), **options)
+    model.save(tmp_path / "grey.keras")
+    search = PhotoSearch(
+        photographs / "all",
+        Description(weights=str(tmp_path / "grey.keras"), size=64),
+        index=tmp_path / "i.npz",
+    )
+    (answer,) = search([str(photographs / "query.jpg")])
+    assert answer.matches[0].path.endswith("temple/0.png")
 
 
 def test_an_index_of_something_else_is_refused(photographs, tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,12 @@ import pytest
 from PIL import Image
 
 from keras_vgg import augment, cli, data
+from keras_vgg.console import notes_once
 from keras_vgg.data.table_columns import find_roles
 from keras_vgg.data.table_rows import existing_files
 from keras_vgg.data.tables import read_table
 from keras_vgg.fit.defaults import look_at
+from keras_vgg.fit.inputs import load_source
 from keras_vgg.recipe import Recipe
 
 ROWS = [(f"images/{i}.png", "cat" if i % 3 else "dog", f"p{i // 4}") for i in range(24)]
@@ -309,6 +312,45 @@ def test_few_bad_rows_may_be_skipped(
         look = look_at(skipping)
     assert look.test is None
     assert capsys.readouterr().err == ""
+
+
+def damaged_table(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the folder with a damaged image, and a table with a row of no file."""
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "images" / "0.png").write_bytes(b"cut")
+    text = csv_of([*ROWS, ("images/99.png", "cat", "p1")], "path", "label", "x")
+    (copy / "damaged.csv").write_text(text)
+    return copy / "damaged.csv"
+
+
+def test_what_a_look_skips_is_named_afterwards(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = damaged_table(folder, tmp_path)
+    recipe = Recipe(source=f"csv:{path}", on_bad_image="skip")
+    with notes_once():
+        look_at(recipe)
+        assert capsys.readouterr().err == ""
+        for _ in range(2):
+            load_source(recipe)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" cannot be ")[2][:7] for line in lines] == ["used: l", "decoded"]
+
+
+def test_a_check_of_a_table_may_skip_its_bad_rows(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = damaged_table(folder, tmp_path)
+    report = tmp_path / "report.json"
+    arguments = ["data", "check", f"csv:{path}", "--report", str(report)]
+    assert cli.main(arguments) == 2
+    assert "skip them with on_bad_image" in capsys.readouterr().err
+    assert cli.main([*arguments, "--on-bad-image", "skip"]) == 2  # a damaged image
+    printed = capsys.readouterr()
+    assert "skipped: 1 of 25 rows" in printed.err
+    assert "images/0.png" in printed.err
+    assert "1 rows (file does not exist)" in printed.out
+    assert sum(len(s["bad"]) for s in json.loads(report.read_text())["splits"].values()) == 1
 
 
 @pytest.mark.parametrize(

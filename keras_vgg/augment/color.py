@@ -21,8 +21,9 @@ _QUADRATURE = (_RGB @ np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ _YIQ).astyp
 Amounts = tuple[float | tf.Tensor, float | tf.Tensor, float | tf.Tensor, float | tf.Tensor]
 
 
-def to_grey(image: tf.Tensor) -> tf.Tensor:
+def to_grey(image: tf.Tensor | np.ndarray) -> tf.Tensor:
     """Return Rec.601 luma, [..., 3] -> [..., 1] of the same dtype; R = G = B stays as it is."""
+    image = tf.convert_to_tensor(image)
     red, green, blue = tf.unstack(tf.cast(image, tf.float32), 3, axis=-1)
     luma = green + _YIQ[0, 0] * (red - green) + _YIQ[0, 2] * (blue - green)
     if image.dtype.is_integer:

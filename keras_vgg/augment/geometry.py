@@ -155,8 +155,9 @@ def random_window(
 
     `draws`, float32 [3] uniform in [0, 1), choose the scale, an integer scale[0]..scale[1] (None:
     the image is not rescaled), and the offsets, every one equally likely, in the image rescaled as
-    `rescale` says, with `crop_padding` zeros around it; "pad" puts zeros up to a square of the
-    scale, and every image gets zeros up to `size` where it is smaller.
+    `rescale` says, with `crop_padding` zeros around it. "pad" puts zeros up to a square of the
+    scale, and every image gets zeros up to `size` where it is smaller; of these, a crop takes no
+    more than it must, and never zeros alone.
     """
     side = None
     if scale is not None:
@@ -168,10 +169,16 @@ def random_window(
         side = smallest + tf.cast(draws[0] * (largest - smallest + 1), tf.int64)
     scaled = scaled_sides(sides, side, resize)
     framed = tf.maximum(_squared(scaled, side, resize) + 2 * crop_padding, size)
+    before = (framed - scaled) // 2  # zeros
+    spare = scaled - size
+    first = tf.maximum(-before, tf.maximum(tf.minimum(spare, 0) - crop_padding, 1 - size))
+    last = tf.minimum(
+        framed - size - before, tf.minimum(tf.maximum(spare, 0) + crop_padding, scaled - 1)
+    )
     # u < 1 implies u * n < n in float32 for any side an image can have.
-    offset = tf.cast(draws[1:] * tf.cast(framed - (size - 1), tf.float32), tf.int64)
+    offset = tf.cast(draws[1:] * tf.cast(last - first + 1, tf.float32), tf.int64)
     inside = crop_padding == 0 and scale is not None and scale[0] >= size and resize != "pad"
-    return Window(scaled, offset - (framed - scaled) // 2, size, inside)
+    return Window(scaled, first + offset, size, inside)
 
 
 def _squared(scaled: tf.Tensor, side: int | tf.Tensor | None, resize: Resize) -> tf.Tensor:

@@ -75,6 +75,8 @@ class Compare:
         files = pair_files(self.first, self.second)
         for path in files.unmatched:
             note(f"not compared: {printable(path)} has no partner")
+        for left_out in files.left_out:
+            note(f"not read: {left_out}")
         layer = (
             None if self.preprocessing is None else getattr(ImagePreprocessing, self.preprocessing)
         )

@@ -40,8 +40,11 @@ class DataCheck:
         from keras_vgg.data.left_out import listed, printable
         from keras_vgg.files import write_json
 
-        # A skipped image would be missing from the report.
-        source = dataclasses.replace(self.source_options, on_bad_image="error").open(self.source)
+        # A skipped image would be missing from the report; rows of a table that are skipped are in
+        # its inventory.
+        skips_rows = self.source_options.on_bad_image == "skip" and self.source.startswith("csv:")
+        on_bad_image = "skip_rows" if skips_rows else "error"
+        source = self.source_options.open(self.source, on_bad_image=on_bad_image)
         self.report.parent.mkdir(parents=True, exist_ok=True)
         report = data.check(source, verbose=True)
         write_json(self.report, report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -34,10 +34,10 @@ class SourceOptions:
     """If an image is damaged: stop with an error, or skip it. Skipping decodes all images first,
     and prints how many are left out."""
 
-    def open(self, source: str):
+    def open(self, source: str, **changes: Any):
         from keras_vgg import data
 
-        return data.load_source(source, **dataclasses.asdict(self))
+        return data.load_source(source, **{**dataclasses.asdict(self), **changes})
 
 
 DEFAULT_OPTIONS = SourceOptions()

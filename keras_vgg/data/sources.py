@@ -60,7 +60,8 @@ def load_source(
     alone. A fraction of 0 makes none.
     `on_bad_image` is for files and records. "error": a damaged image stops what reads it, see
     `raise_for_bad_images`. "skip": every image is decoded once, now, and bad ones are left out,
-    with one line on stderr; more than a tenth is a ValueError.
+    with one line on stderr; more than a tenth is a ValueError. "skip_rows": only the rows of a
+    table that cannot be used are left out.
     `bit_depth` says what 16-bit files become, see `data.decode`.
     `columns` names the columns of a table, such as "path=file,label=diagnosis".
     `group_pattern` is for folders and tables: a regular expression on an image's path, relative to
@@ -95,7 +96,7 @@ def load_source(
             spec,
             **held_out,
             seed=seed,
-            skip_bad=on_bad_image == "skip",
+            on_bad_image=on_bad_image,
             columns=columns,
             group_pattern=group_pattern,
         )
@@ -134,8 +135,8 @@ def _check_options(
     """Raise ValueError for an option with a wrong value, or that this kind of source lacks."""
     if bit_depth not in get_args(BitDepth):
         raise ValueError(f"bit_depth={bit_depth!r} must be one of {', '.join(get_args(BitDepth))}")
-    if on_bad_image not in ("error", "skip"):
-        raise ValueError(f'on_bad_image={on_bad_image!r} must be "error" or "skip"')
+    if on_bad_image not in ("error", "skip", "skip_rows"):
+        raise ValueError(f'on_bad_image={on_bad_image!r} must be "error", "skip" or "skip_rows"')
     form, colon, path = spec.partition(":")
     if columns and form != "csv":
         raise ValueError(f"columns={columns!r} is for a table: source {spec!r} is not csv:FILE")
@@ -154,7 +155,7 @@ def _without_named_splits(
     validation_fraction: float,
     test_fraction: float,
     seed: int,
-    skip_bad: bool,
+    on_bad_image: str,
     columns: str,
     group_pattern: str | None,
 ) -> Source:
@@ -175,7 +176,8 @@ def _without_named_splits(
             validation_fraction=validation_fraction,
             test_fraction=test_fraction,
             seed=seed,
-            skip_bad=skip_bad,
+            skip_bad_rows=on_bad_image != "error",
+            skip_bad_images=on_bad_image == "skip",
         )
     if not root.exists():
         raise FileNotFoundError(f"source {spec!r}: there is no folder {root}")
@@ -189,7 +191,7 @@ def _without_named_splits(
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
         seed=seed,
-        skip_bad=skip_bad,
+        skip_bad=on_bad_image == "skip",
         group_pattern=group_pattern,
     )
 

@@ -34,7 +34,8 @@ def load_table(
     validation_fraction: float,
     test_fraction: float,
     seed: int,
-    skip_bad: bool,
+    skip_bad_rows: bool,
+    skip_bad_images: bool,
 ) -> Source:
     """Open the images that a table names.
 
@@ -50,12 +51,13 @@ def load_table(
         validation_fraction: Share of the training images held out where no row is for validation.
         test_fraction: Share held out where there is no column of splits.
         seed: Decides what is held out. Groups and equal files stay on one side.
-        skip_bad: Leave out bad rows and images that do not decode, with a line on stderr.
+        skip_bad_rows: Leave out rows that cannot be used, with a line on stderr.
+        skip_bad_images: Leave out images that do not decode, with a line on stderr.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a table of images with labels, or a row is bad; more than a
-            tenth of the rows is bad, with `skip_bad`.
+            tenth of the rows, or of a split's images, is bad, where they are left out.
     """
     if not file.exists():
         raise FileNotFoundError(f"source {name!r}: there is no file {file}")
@@ -65,7 +67,7 @@ def load_table(
             f"{file} has the column {table.columns['group']!r} of groups: leave out group_pattern, "
             "or the column with columns='group='"
         )
-    _raise_or_name(table, skip_bad)
+    _raise_or_name(table, skip_bad_rows)
     parts: dict[str, list[Row]] = collections.defaultdict(list)
     for row in table.rows:
         parts[row.split or "all"].append(row)
@@ -78,7 +80,7 @@ def load_table(
         left_out += _foreign_left_out(part, foreign)
         if known:
             split = _split(part, known, class_names, table, group_pattern)
-            splits[part] = without_bad_images(split) if skip_bad else split
+            splits[part] = without_bad_images(split) if skip_bad_images else split
     rng = np.random.default_rng(seed)
     test, validation = splits.get("test"), splits.get("validation")
     train = splits[deciding]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 from typing import Any
 
 from keras_vgg import data
 from keras_vgg.architecture import MINIMUM_SIZE
+from keras_vgg.console import notes_dropped
 from keras_vgg.fit.inputs import load_source
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
@@ -71,7 +70,7 @@ def look_at(recipe: Recipe) -> data.Source:
     recipe = recipe.replace(folds=0, fold=0)
     if not recipe.source.startswith("csv:"):
         return load_source(recipe.replace(on_bad_image="error"))
-    with contextlib.redirect_stderr(io.StringIO()):
+    with notes_dropped():
         return load_source(recipe)
 
 

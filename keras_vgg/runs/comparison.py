@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -17,7 +18,7 @@ import tensorflow as tf
 from keras_vgg.console import progress_bars
 from keras_vgg.data.decode import load_image
 from keras_vgg.data.folders import find_images
-from keras_vgg.data.left_out import printable
+from keras_vgg.data.left_out import LeftOut, printable
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.perceptual import DISTS, LPIPS
 from keras_vgg.perceptual.distance import trunk
@@ -47,10 +48,17 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class FilePairs:
-    """Pairs of files, and the files of either folder that have no partner."""
+    """Pairs of files.
+
+    Attributes:
+        pairs: Paths of a reference and of the image that is compared with it.
+        unmatched: Images of either folder that have no partner.
+        left_out: What else is in the folders, by reason.
+    """
 
     pairs: tuple[tuple[str, str], ...]
     unmatched: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def pair_files(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> FilePairs:
@@ -75,7 +83,8 @@ def pair_files(first: str | os.PathLike[str], second: str | os.PathLike[str]) ->
         )
     if not paths[0].is_dir():
         return FilePairs(((str(paths[0]), str(paths[1])),))
-    named = [_by_name(path) for path in paths]
+    found = [find_images(str(path)) for path in paths]
+    named = [_by_name(path, images) for path, (images, _) in zip(paths, found, strict=True)]
     both = [name for name in named[0] if name in named[1]]
     if not both:
         names = [printable(next(iter(images))) for images in named]
@@ -89,13 +98,14 @@ def pair_files(first: str | os.PathLike[str], second: str | os.PathLike[str]) ->
         for name, path in images.items()
         if name not in others
     ]
-    return FilePairs(tuple((named[0][name], named[1][name]) for name in both), tuple(unmatched))
+    pairs = tuple((named[0][name], named[1][name]) for name in both)
+    return FilePairs(pairs, tuple(unmatched), tuple(chain(*(others for _, others in found))))
 
 
-def _by_name(folder: Path) -> dict[str, str]:
+def _by_name(folder: Path, paths: Iterable[str]) -> dict[str, str]:
     """Return path below the folder without suffix -> path."""
     images: dict[str, str] = {}
-    for path in find_images(str(folder))[0]:
+    for path in paths:
         name = str(Path(os.path.relpath(path, folder)).with_suffix(""))
         if name in images:
             raise ValueError(

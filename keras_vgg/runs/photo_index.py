@@ -154,8 +154,9 @@ def update_index(
 ) -> tuple[PhotoIndex, Update]:
     """Return the index of the folder as it is now; write it if it has changed.
 
-    A file with the same path, size and time is not read again. A long computation is saved every
-    minute, so that a repeated one goes on from there.
+    A file with the same path, size and time is not read again, unless it could not be read: the
+    reason may have passed. A long computation is saved every minute, so that a repeated one goes on
+    from there.
 
     Args:
         index: The index so far.
@@ -175,8 +176,10 @@ def update_index(
         )
     present = {file.path: file for file in (_state(index.folder, path) for path in paths)}
     kept = _kept(index, present)
-    known = {file.path for file in (*kept.files, *kept.bad)}
+    known = {file.path for file in kept.files}
     new = [file for name, file in present.items() if name not in known]
+    tried = {replace(file, reason="") for file in index.bad}
+    added = sum(file not in tried for file in new)
     removed = len({file.path for file in (*index.files, *index.bad)} - set(present))
     parts = [kept]
     saved = time.monotonic()
@@ -191,9 +194,9 @@ def update_index(
                 save_index(parts[0], path)
                 saved = time.monotonic()
     current = _joined(parts)
-    if new or removed or not path.exists():
+    if added or removed or current.bad != index.bad or not path.exists():
         save_index(current, path)
-    return current, Update(len(new), removed, left_out)
+    return current, Update(added, removed, left_out)
 
 
 def _state(folder: str, path: str) -> IndexedFile:
@@ -203,15 +206,14 @@ def _state(folder: str, path: str) -> IndexedFile:
 
 
 def _kept(index: PhotoIndex, present: Mapping[str, IndexedFile]) -> PhotoIndex:
-    """Return the part of an index whose files are the same as before."""
+    """Return the images of an index whose files are the same as before."""
     rows = [i for i, file in enumerate(index.files) if present.get(file.path) == file]
-    bad = tuple(file for file in index.bad if present.get(file.path) == replace(file, reason=""))
     if index.descriptors is None or index.hashes is None or not rows:
-        return replace(index, files=(), bad=bad, descriptors=None, hashes=None)
+        return replace(index, files=(), bad=(), descriptors=None, hashes=None)
     return replace(
         index,
         files=tuple(index.files[i] for i in rows),
-        bad=bad,
+        bad=(),
         descriptors=index.descriptors[rows],
         hashes=index.hashes[rows],
     )

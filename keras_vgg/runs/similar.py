@@ -204,8 +204,7 @@ class PhotoSearch:
             return np.zeros((0, 0), "float32"), np.zeros((0, 32), "uint8"), reasons
         hashes = np.stack([retrieval.perceptual_hash(image) for image in images])
         if self._network.inputs[0].shape[-1] == 1:
-            pictures: list[Any] = images
-            images = [np.asarray(to_grey(picture)) for picture in pictures]
+            images = [np.asarray(to_grey(image)) for image in images]
         descriptors = embed(
             self._network,
             images,
