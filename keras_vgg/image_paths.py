@@ -10,6 +10,11 @@ from pathlib import Path
 _PATTERN = "*?["
 
 
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ~ and ~NAME replaced by a home folder; the ~ of no user's name stays."""
+    return Path(os.path.expanduser(path))
+
+
 def existing_paths(arguments: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Return the files and folders that the arguments name, in their order.
 
@@ -21,7 +26,7 @@ def existing_paths(arguments: Iterable[str | os.PathLike[str]]) -> list[str]:
     """
     paths: list[str] = []
     for argument in arguments:
-        text = str(Path(argument).expanduser())
+        text = str(expanded(argument))
         if os.path.lexists(text):
             paths.append(text)
         elif any(character in text for character in _PATTERN):

@@ -1,5 +1,7 @@
 """The commands as a user types them: what they print, and one clear line for bad input."""
 
+import io
+import os
 import shutil
 import subprocess
 import sys
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vgg import cli
+from keras_vgg import cli, console
 from keras_vgg.fit import Run
+from keras_vgg.image_paths import existing_paths
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +35,24 @@ def error_of(capsys, *arguments):
     assert captured.err.count("\n") == 1
     assert captured.err.startswith("keras-vgg: error: ")
     return captured.err
+
+
+def test_names_that_are_no_text_are_printed(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["keras-vgg", "--version"])
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    assert cli.main() == 0
+    console.show("caf\udce9")
+    sys.stdout.seek(0)
+    assert sys.stdout.read().splitlines()[-1] == "caf\\udce9"
+
+
+def test_a_name_that_begins_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~copy.jpg").write_bytes(b"")
+    assert existing_paths(["~copy.jpg"]) == ["~copy.jpg"]
+    with pytest.raises(FileNotFoundError, match=r"~no-user/a\.jpg: no such image file"):
+        existing_paths(["~no-user/a.jpg"])
+    assert existing_paths(["~"]) == [os.path.expanduser("~")]
 
 
 def test_train_resumes_with_fields_from_the_command_line(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,19 @@ def test_check_of_a_damaged_set(
     # What would be skipped is reported all the same.
     assert cli.main([*arguments, "--on-bad-image", "skip", *FRACTIONS]) == 2
     assert str(bad) in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_said_before_the_check(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(**options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(data, "check", lambda *_, **__: pytest.fail("checked"))
+    report = tmp_path / "report.json"
+    assert cli.main(["data", "check", f"folder:{photos}", "--report", str(report)]) == 2
+    assert f"{report} cannot be written: Read-only file system" in capsys.readouterr().err
 
 
 def test_stats_are_of_the_training_images(photos: Path, capsys: pytest.CaptureFixture) -> None:

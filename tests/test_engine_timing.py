@@ -136,6 +136,14 @@ def test_lines_of_a_process_that_was_ended_count(monkeypatch) -> None:
     assert engine_timing.measure(RECIPE, 10, [("float32", False)]) == SPEEDS[:1]
 
 
+def test_a_partly_frozen_network_is_timed() -> None:
+    tiny = Recipe(
+        width_multiplier=1 / 16, head="gap", batch_size=2, init="imagenet", freeze_until="block5"
+    )
+    speed = engine_timing._speed(tiny, 2, "float32", jit_compile=False, best=1e9)
+    assert speed > 0
+
+
 @pytest.mark.slow
 def test_this_machine_is_timed() -> None:
     tiny = Recipe(width_multiplier=1 / 16, hidden_units=8, batch_size=16)

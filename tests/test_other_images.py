@@ -181,6 +181,15 @@ def test_unknown_classes(run: Run, other: Path, capsys: pytest.CaptureFixture[st
         runs.evaluate_run(run, source=source, unknown_classes="skip")
 
 
+def test_another_table_needs_no_group(run: Run, other: Path, tmp_path: Path) -> None:
+    named = run.recipe.replace(source="csv:own.csv", columns="path=scan,label=name,group=case")
+    Run(run.directory, named).write_recipe()
+    rows = [f"{path},{path.parent.name}" for path in sorted(other.glob("*/*"))]
+    (tmp_path / "new.csv").write_text("\n".join(["scan,name", *rows]))
+    tested = runs.evaluate_run(Run.open(run.directory), source=f"csv:{tmp_path / 'new.csv'}")
+    assert tested.count == 8
+
+
 def test_another_set_with_splits(run: Run, tmp_path: Path, capsys) -> None:
     for class_name in COLOURS:
         write(tmp_path / "set" / "train", class_name, 2)

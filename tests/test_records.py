@@ -431,6 +431,12 @@ def test_a_finished_pack_is_left_alone(
     assert f"{out} already holds this pack" in capsys.readouterr().err
     after = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.iterdir()}
     assert after == before
+    changed = Path(open_folder(moved).train.paths[0])
+    whole = changed.read_bytes()
+    changed.write_bytes(whole + b" ")
+    with pytest.raises(ValueError, match=r"files of train in .* have changed since .*out was"):
+        records.pack(open_folder(moved), out)
+    changed.write_bytes(whole)
     (out / "test-00000-of-00001.tfrecord").unlink()
     with pytest.raises(FileNotFoundError, match=r"test-00000-of-00001.tfrecord is missing"):
         records.pack(open_folder(moved), out)

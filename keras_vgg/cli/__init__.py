@@ -88,6 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         if argv is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                # A file's name may have bytes that are no text, as on stderr.
+                sys.stdout.reconfigure(errors="backslashreplace")
             return _run(sys.argv[1:], owns_stderr=True)
         return _run(list(argv))
 

@@ -7,17 +7,19 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_vgg.image_paths import expanded
+
 _MODEL_SUFFIXES = (".keras", ".tflite", ".onnx", ".xml")
 _SOURCE = re.compile(r"(folder|csv|records|idx):|digits$")
 
 
 def is_run(path: Path) -> bool:
-    return (path.expanduser() / "recipe.json").is_file()
+    return (expanded(path) / "recipe.json").is_file()
 
 
 def is_model(path: Path) -> bool:
     """Return whether a path is what `predict` takes as a model: a run or a file of a network."""
-    path = path.expanduser()
+    path = expanded(path)
     is_file = path.suffix.lower() in _MODEL_SUFFIXES and path.is_file()
     return is_file or is_run(path) or (path / "saved_model.pb").is_file()
 
@@ -49,7 +51,7 @@ def require_model_first(command: str, model: Path, images: Sequence[Path]) -> No
 
 def require_recipe(text: str) -> None:
     """Raise ValueError if the first argument of train is a source of images, and no recipe."""
-    is_folder = Path(text).expanduser().is_dir() and not is_run(Path(text))
+    is_folder = expanded(text).is_dir() and not is_run(Path(text))
     if is_folder or looks_like_source(text):
         source = f"folder:{text}" if is_folder else text
         advice = command_line("train", "--source", source, "--workdir", "RUN")

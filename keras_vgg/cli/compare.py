@@ -11,6 +11,7 @@ import tyro
 
 from keras_vgg.cli.rows import RowFormat, note, row_format, text_file
 from keras_vgg.console import new_table, show
+from keras_vgg.image_paths import expanded
 
 if TYPE_CHECKING:
     from keras_vgg.runs.comparison import Comparison
@@ -63,7 +64,7 @@ class Compare:
         if not self.metrics or len(set(self.metrics)) != len(self.metrics):
             raise ValueError(f"--metrics must be different names, not {' '.join(self.metrics)!r}")
         for path in (self.first, self.second):
-            if not path.expanduser().exists():
+            if not expanded(path).exists():
                 raise FileNotFoundError(f"{path}: no such image file or folder")
 
     def __call__(self) -> int:

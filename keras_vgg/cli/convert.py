@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 
 from keras_vgg.cli.arguments import command_line
+from keras_vgg.image_paths import expanded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Convert:
         """
         from keras_vgg.weights import hub_repository
 
-        is_there = hub_repository(self.source) is not None or self.source.expanduser().exists()
-        if self.target.expanduser().exists() and not is_there:
+        is_there = hub_repository(self.source) is not None or expanded(self.source).exists()
+        if expanded(self.target).exists() and not is_there:
             raise ValueError(
                 f"{self.source} does not exist, and the file to read comes first: "
                 f"{command_line('convert', self.target, self.source)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class DataCheck:
         on_bad_image = "skip_rows" if skips_rows else "error"
         source = self.source_options.open(self.source, on_bad_image=on_bad_image)
         self.report.parent.mkdir(parents=True, exist_ok=True)
+        _require_writable(self.report)  # not only after a pass through all images
         report = data.check(source, verbose=True)
         write_json(self.report, report)
         table = new_table(self.source, "split", "images", "bad", "height", "width", "formats")
@@ -72,6 +74,15 @@ class DataCheck:
         kind, _, path = self.source.partition(":")
         if kind == "records":
             data.verify(path)
+
+
+def _require_writable(path: Path) -> None:
+    """Raise an OSError that names the path if no file can be made beside it."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _classes_line(names: Sequence[str], counts: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ import tyro
 from keras_vgg.cli.arguments import require_model_first
 from keras_vgg.cli.rows import RowFormat, note, row_format, text_file
 from keras_vgg.console import new_table, percent, show
+from keras_vgg.image_paths import expanded
 
 if TYPE_CHECKING:
     from keras_vgg.runs.predictor import Answer, Predictor
@@ -70,7 +71,7 @@ class Predict:
         self._format()
         if not self.images:
             raise ValueError("predict needs at least one image file or folder")
-        if not self.model.expanduser().exists():
+        if not expanded(self.model).exists():
             raise FileNotFoundError(
                 f"{self.model} is not a run directory or a model file: it does not exist"
             )
@@ -124,7 +125,7 @@ class Predict:
             from keras_vgg.imagenet import class_names
 
             return list(class_names())
-        path = Path(self.classes).expanduser()
+        path = expanded(self.classes)
         if not path.is_file():
             raise FileNotFoundError(
                 f"--classes {self.classes}: there is no such file; name a text file with one class "

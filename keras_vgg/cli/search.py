@@ -12,6 +12,7 @@ import tyro
 
 from keras_vgg.cli.rows import RowFormat, note, row_format, text_file
 from keras_vgg.console import new_table, show
+from keras_vgg.image_paths import expanded
 
 if TYPE_CHECKING:
     from keras_vgg.runs.similar import PhotoSearch, SearchAnswer
@@ -73,7 +74,7 @@ class Search:
             raise ValueError(f"--top must be at least 1, not {self.top}")
         if not self.queries:
             raise ValueError("search needs a folder, and at least one photograph to compare")
-        if not self.folder.expanduser().is_dir():
+        if not expanded(self.folder).is_dir():
             raise FileNotFoundError(f"{self.folder} is no folder: the folder to search comes first")
         if self.picture is not None and self.picture.suffix.lower() != ".png":
             raise ValueError(f"--picture {self.picture} must end in .png")

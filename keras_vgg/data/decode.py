@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ import tensorflow as tf
 
 from keras_vgg.augment import Picture, to_grey
 from keras_vgg.data import gif
+from keras_vgg.image_paths import expanded
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
@@ -329,7 +329,7 @@ def load_image(
         FileNotFoundError: there is no such file.
         ValueError: the file is no whole image, or has more than `max_pixels`; the error names it.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         reason = "is a folder, not an image file" if path.is_dir() else "no such image file"
         raise (ValueError if path.is_dir() else FileNotFoundError)(f"{path}: {reason}")

@@ -22,6 +22,7 @@ from keras_vgg.data.left_out import printable
 from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Records, Shard, Source, Split, labels_of, pictures_of
 from keras_vgg.files import PARTIAL, sha256_of, whole_file, whole_names
+from keras_vgg.image_paths import expanded
 
 _FORMAT = {"format": "keras_vgg records", "version": 1}
 _MANIFEST, _PROGRESS = "manifest.json", "progress.json"
@@ -57,8 +58,8 @@ def pack(
     no damaged one. An image whose longest side is more than `max_side` is resized to that, with
     antialiasing, and stored upright, a JPEG as a JPEG of quality 95 and any other file as a PNG.
     The same call continues one that was stopped: it hashes the finished shards and leaves them
-    alone. The same source is one of the same class names, sizes and fingerprints, wherever it
-    lies. If `out` is finished already, one line on stderr says so. One call at a time.
+    alone. The same source is one of the same class names, fingerprints and sizes of files, wherever
+    it lies. If `out` is finished already, one line on stderr says so. One call at a time.
 
     Raises:
         ValueError: an image that cannot be decoded or has no label among the class names, named;
@@ -66,7 +67,7 @@ def pack(
             source, which is left as it is.
         OSError: `out` cannot be written. The finished shards stay.
     """
-    out = Path(out).expanduser()
+    out = expanded(out)
     if source.several_labels:
         raise ValueError(
             f"{source.name} has several labels an image, and a pack holds one for each image; "
@@ -142,7 +143,7 @@ def load(path: str | os.PathLike[str]) -> Source:
         FileNotFoundError: no such folder, no manifest in it, or a shard of it is missing.
         ValueError: the manifest is damaged or not of this version, or a shard is cut or too long.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     manifest = _open(root)
     shards = {shard["file"]: file for file, shard in _shard_files(root, manifest)}
     splits = {}
@@ -165,7 +166,7 @@ def verify(path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: a shard has other contents; the error names the first one.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     for file, shard in _shard_files(root, _open(root)):
         if sha256_of(file) != shard["sha256"]:
             raise ValueError(f"{file} is damaged: its SHA-256 is not the manifest's")
@@ -199,7 +200,11 @@ def _plan(
             }
             for i, start in enumerate(starts)
         ]
-        fields = {"images": split.size, "fingerprint": split.fingerprint()}
+        fields = {
+            "images": split.size,
+            "fingerprint": split.fingerprint(),
+            "file_sizes": split.stamp(times=False),
+        }
         manifest["splits"][name] = {**fields, "class_counts": [], "shards": shards}
     return manifest
 
@@ -213,6 +218,13 @@ def _refuse_another(out: Path, stored: dict[str, Any], new: dict[str, Any]) -> N
             f"{out} holds a pack of another source ({stored['source']}) or of other shards: "
             f"{', '.join(differing)} differ; choose another folder"
         )
+    for name, split in new["splits"].items():
+        sizes = stored["splits"][name].get("file_sizes")  # packs of earlier versions have none
+        if sizes is not None and sizes != split["file_sizes"]:
+            raise ValueError(
+                f"files of {name} in {new['source']} have changed since {out} was packed: delete "
+                "that folder, or choose another one"
+            )
 
 
 def _parts(manifest: dict[str, Any]) -> dict[str, Any]:

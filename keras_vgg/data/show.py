@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from keras_vgg.data.sheet_drawing import Outline, Row, draw, drawn_size, shrunk
 from keras_vgg.data.sheet_images import choose, label_name, stored
 from keras_vgg.data.split import Split
 from keras_vgg.files import write_atomically
+from keras_vgg.image_paths import expanded
 
 Box = tuple[float, float, float, float]  # top, left, height, width in source pixels
 
@@ -79,7 +79,7 @@ def contact_sheet(
             # Any, for the stub of fold_in gives ints.
             seeds: Any = [tf.random.fold_in(base, view) for view in range(views)]
             rows.append(_row(source, name, train, evaluate, window, seeds, split.bit_depth))
-    path = Path(path).expanduser()
+    path = expanded(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, partial(draw(rows).savefig, format="png"))
     return [[_box(row.sides, outline) for outline in row.outlines] for row in rows]

@@ -19,6 +19,7 @@ from keras_vgg.data.hold_out import hold_out
 from keras_vgg.data.inspection import without_bad_images
 from keras_vgg.data.split import Source, Split, labels_of
 from keras_vgg.data.tables import load_table
+from keras_vgg.image_paths import expanded
 
 
 def load_source(
@@ -166,7 +167,7 @@ def _without_named_splits(
         return _with_held_out(spec, _digits(), _DIGITS, validation_fraction, test_fraction, rng)
     if form == "records":
         return records.load(path)
-    root = Path(path).expanduser()
+    root = expanded(path)
     if form == "csv":
         return load_table(
             spec,

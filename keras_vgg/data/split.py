@@ -177,15 +177,20 @@ class Split:
             groups=None if self.groups is None else self.groups[indices],
         )
 
-    def stamp(self) -> str | None:
-        """Return what changes when a file is written anew under its name; None without files."""
+    def stamp(self, *, times: bool = True) -> str | None:
+        """Return what changes when a file is written anew under its name; None without files.
+
+        Without `times` it is of the sizes alone, which a copy of the files keeps.
+        """
         if self.images is not None:
             return None
         digest = hashlib.sha256()
         shards = self.records.shards if self.records is not None else ()
         for path in self.paths if self.paths is not None else [shard.path for shard in shards]:
             status = os.stat(path)
-            digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+            digest.update(f"{status.st_size} ".encode())
+            if times:
+                digest.update(f"{status.st_mtime_ns} ".encode())
         return digest.hexdigest()
 
     def between(self, start: int, stop: int) -> Split:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keras_vgg.data.table_columns import find_roles, quoted
+from keras_vgg.data.table_columns import find_roles, parse_columns, quoted
 from keras_vgg.data.table_files import BadRow, read_records
 
 _SPLITS = {
@@ -63,6 +63,17 @@ class Table:
     def label_column(self) -> str | None:
         """The name of the column of the label or the labels; None: there is none."""
         return self.columns.get("labels", self.columns.get("label"))
+
+
+def columns_of(file: str | os.PathLike[str], columns: str) -> str:
+    """Return the part of `columns` whose names a table has; no name stays as it is.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_table`.
+    """
+    names, _ = read_records(Path(file), columns)
+    given = parse_columns(columns).items()
+    return ",".join(f"{role}={name}" for role, name in given if not name or name in names)
 
 
 def read_table(

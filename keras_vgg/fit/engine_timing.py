@@ -186,9 +186,12 @@ def _speed(recipe: Recipe, classes: int, precision: str, jit_compile: bool, best
     engine = dataclasses.replace(
         hardware.choose_engine(recipe), precision=precision, jit_compile=jit_compile
     )
-    recipe = recipe.replace(init=None, init_head="none", initialization="he_normal")
+    frozen = recipe.freeze_until
+    recipe = recipe.replace(
+        init=None, init_head="none", initialization="he_normal", freeze_until="none"
+    )
     model = build_model(recipe, classes, data.ChannelStatistics.unknown(), precision)
-    transfer.freeze(model, recipe.freeze_until)
+    transfer.freeze(model, frozen)
     compile_model(model, recipe, engine)
     size = recipe.part_size
     rng = np.random.default_rng(0)

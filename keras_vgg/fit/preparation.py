@@ -123,9 +123,16 @@ def _opened_source(recipe: Recipe) -> data.Source:
     if source.several_labels:
         _require_for_several_labels(recipe)
     if source.validation is None:
+        advice = "set validation_fraction above 0"
+        if recipe.source.startswith("records:"):
+            advice = "pack it again, with validation_fraction above 0"
+        elif recipe.validation_fraction:
+            advice = (
+                f"validation_fraction={recipe.validation_fraction:g} can hold none out: that takes "
+                "two training images of a class, and two groups where images have groups"
+            )
         raise ValueError(
-            f"{recipe.source} has no validation images to select the best epoch; "
-            "set validation_fraction above 0"
+            f"{recipe.source} has no validation images to select the best epoch; {advice}"
         )
     return source
 

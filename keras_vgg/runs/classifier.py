@@ -16,6 +16,7 @@ from keras_vgg.data import BitDepth
 from keras_vgg.evaluation.temperature import apply_temperature
 from keras_vgg.export.model_files import Network, open_model_file
 from keras_vgg.fit import evaluation_transform
+from keras_vgg.image_paths import expanded
 from keras_vgg.run import Run
 from keras_vgg.runs import calibration as calibrations
 from keras_vgg.runs.network import open_network
@@ -99,7 +100,7 @@ def open_classifier(
                 " scale; leave out classes, eval_scale and resize"
             )
         return _of_run(run, calibrated, unknown)
-    path = Path(str(model)).expanduser()
+    path = expanded(str(model))
     network, stated, notes = open_model_file(path)
     if calibrated:
         raise ValueError(

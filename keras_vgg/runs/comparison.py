@@ -19,6 +19,7 @@ from keras_vgg.console import progress_bars
 from keras_vgg.data.decode import load_image
 from keras_vgg.data.folders import find_images
 from keras_vgg.data.left_out import LeftOut, printable
+from keras_vgg.image_paths import expanded
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.perceptual import DISTS, LPIPS
 from keras_vgg.perceptual.distance import trunk
@@ -71,7 +72,7 @@ def pair_files(first: str | os.PathLike[str], second: str | os.PathLike[str]) ->
         ValueError: one path is a folder and the other one a file; a folder has no image, or two of
             one name; no name is in both.
     """
-    paths = [Path(path).expanduser() for path in (first, second)]
+    paths = [expanded(path) for path in (first, second)]
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{printable(path)}: no such image file or folder")

@@ -20,6 +20,7 @@ from keras_vgg.explain import cam, draw
 from keras_vgg.explain.heat import resized, scaled
 from keras_vgg.explain.network import Network, opened
 from keras_vgg.fit import evaluation_transform
+from keras_vgg.image_paths import expanded
 from keras_vgg.run import Run
 from keras_vgg.runs.several_labels import read_thresholds
 
@@ -83,7 +84,7 @@ def explain_files(
     network = opened(model)
     if layer is not None:
         (network.find if methods == ["filters"] else network.place)(layer)
-    out = run.directory / "explain" if out is None else Path(out).expanduser()
+    out = run.directory / "explain" if out is None else expanded(out)
     out.mkdir(parents=True, exist_ok=True)
     written: dict[Path, str] = {}
     options = {"layer": layer, "seed": seed}
@@ -279,7 +280,7 @@ def _identity(run: Run, **options: Any) -> str:
 
 def _digest(path: Path) -> list[str]:
     """Return what tells an image file from others: its place and its content."""
-    path = path.expanduser().resolve()
+    path = expanded(path).resolve()
     return [repr(str(path)), hashlib.sha256(path.read_bytes()).hexdigest()]
 
 

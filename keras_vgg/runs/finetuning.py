@@ -8,6 +8,7 @@ from typing import Any
 from keras_vgg.console import notes_once
 from keras_vgg.fit import train
 from keras_vgg.fit.finetuning import plan_finetuning
+from keras_vgg.image_paths import expanded
 from keras_vgg.recipe import PATH_SOURCES
 from keras_vgg.run import Run
 from keras_vgg.runs.evaluate import evaluate_run
@@ -69,9 +70,9 @@ def _source_name(source: str | Path) -> str:
     form, colon, path = str(source).partition(":")
     if not (colon and form in PATH_SOURCES):
         form, path = "folder", str(source)
-    return f"{form}:{Path(path).expanduser().resolve()}"
+    return f"{form}:{expanded(path).resolve()}"
 
 
 def _absolute(init: str) -> str:
-    path = Path(init).expanduser()
+    path = expanded(init)
     return str(path.resolve()) if init not in NAMES and path.exists() else init

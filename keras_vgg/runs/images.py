@@ -13,7 +13,9 @@ import numpy as np
 
 from keras_vgg import data
 from keras_vgg.console import note_once
+from keras_vgg.data.table_rows import columns_of
 from keras_vgg.fit import describe, load_source, require_same_data
+from keras_vgg.image_paths import expanded
 from keras_vgg.recipe import PATH_SOURCES, Recipe
 from keras_vgg.run import Run
 
@@ -95,7 +97,7 @@ def in_data_dir(run: Run, data_dir: str | None, source: str | None = None) -> Ru
             f"data_dir={data_dir!r} is for data sets of TFDS, and the images are from {name}; if "
             "they have moved, name their new place with --source"
         )
-    folder = Path(data_dir).expanduser().resolve()
+    folder = expanded(data_dir).resolve()
     if not folder.is_dir():
         raise FileNotFoundError(f"data_dir={data_dir!r}: there is no such folder")
     return Run(run.directory, run.recipe.replace(data_dir=str(folder)))
@@ -211,8 +213,11 @@ def _recipe_of(run: Run, source: str) -> Recipe:
     changes: dict[str, Any] = {"source": source}
     if source != run.recipe.source:
         changes |= dict.fromkeys(("train_split", "validation_split", "test_split"))
-    if not source.startswith("csv:"):
+    form, _, path = source.partition(":")
+    if form != "csv":
         changes["columns"] = ""
+    elif run.recipe.columns and source != run.recipe.source and (file := expanded(path)).is_file():
+        changes["columns"] = columns_of(file, run.recipe.columns)
     return run.recipe.replace(**changes).with_absolute_paths()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from keras_vgg.image_paths import expanded
 from keras_vgg.run import Run
 from keras_vgg.runs.predictor import Predictor
 
@@ -30,7 +31,7 @@ def predict_files(
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
     for path in map(Path, paths):
-        if not path.expanduser().exists():
+        if not expanded(path).exists():
             raise FileNotFoundError(f"{path}: no such image file")
     answers = []
     for answer in Predictor(run).stream(paths):

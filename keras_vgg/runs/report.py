@@ -11,6 +11,7 @@ from typing import Any
 
 from keras_vgg import __version__, evaluation, report
 from keras_vgg.fit import best_row
+from keras_vgg.image_paths import expanded
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.runs.calibration import calibration_remarks
@@ -73,7 +74,7 @@ def report_runs(
     _check(runs, images)
     if path is None:
         path = (runs[0].directory if len(runs) == 1 else Path()) / _NAME
-    path = Path(path).expanduser()
+    path = expanded(path)
     report.require_own(path)  # An error must come before hours of evaluation.
     if source is None:
         require_same_split(runs, split or _default_split(runs))

@@ -21,6 +21,7 @@ from keras_vgg.architecture import MINIMUM_SIZE
 from keras_vgg.augment import to_grey
 from keras_vgg.data.image_loader import ImageLoader
 from keras_vgg.files import cache_folder
+from keras_vgg.image_paths import expanded
 from keras_vgg.runs.photo_index import open_index, update_index
 from keras_vgg.runs.trained_base import base_network, weights_identity
 from keras_vgg.transfer import embed
@@ -120,7 +121,7 @@ class PhotoSearch:
         index: str | os.PathLike[str] | None = None,
         verbose: bool = False,
     ) -> None:
-        folder = Path(folder).expanduser()
+        folder = expanded(folder)
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "there is no such folder"
             raise FileNotFoundError(f"{folder}: {what}")

@@ -20,6 +20,7 @@ from keras_vgg.data.listing import image_files
 from keras_vgg.export import ExportError, verify
 from keras_vgg.export.litert import write_litert, write_source
 from keras_vgg.files import write_atomically
+from keras_vgg.image_paths import expanded
 from keras_vgg.layers import load_keras_file
 from keras_vgg.perceptual.fast_style import StyleTransferLoss, style_network
 from keras_vgg.perceptual.style import CONTENT_LAYER, STYLE_LAYERS
@@ -240,7 +241,7 @@ def export_style_network(
 
 def load_style_network(path: str | os.PathLike[str]) -> keras.Model:
     """Return the network of a .keras file. ValueError: it is damaged, or maps no image to one."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no style network at {path}")
     if path.suffix.lower() != ".keras":
@@ -272,7 +273,7 @@ def _check(settings: StyleTraining, steps: int, every: int) -> None:
 
 def _photographs(folder: str | os.PathLike[str], on_line: Callable[[str], None]) -> data.Split:
     """Return the images below a folder. Say what is not read."""
-    if not Path(folder).expanduser().is_dir():
+    if not expanded(folder).is_dir():
         raise FileNotFoundError(f"there is no folder of photographs at {folder}")
     files = image_files([folder])
     for left_out in files.left_out:

@@ -16,6 +16,7 @@ from PIL import Image
 from keras_vgg.console import progress_bars
 from keras_vgg.data import load_image
 from keras_vgg.files import read_arrays, sha256_of, write_atomically
+from keras_vgg.image_paths import expanded
 from keras_vgg.perceptual.descent import Method, Step, stylize
 from keras_vgg.perceptual.style import CONTENT_LAYER, STYLE_LAYERS, Losses, StyleObjective
 from keras_vgg.runs.trained_base import base_network, weights_identity
@@ -101,8 +102,8 @@ def stylize_files(
             another stylisation.
         ArithmeticError: the loss is not finite.
     """
-    settings, out = settings or Stylisation(), Path(out).expanduser()
-    content, style = Path(content).expanduser(), Path(style).expanduser()
+    settings, out = settings or Stylisation(), expanded(out)
+    content, style = expanded(content), expanded(style)
     _check(settings, out, steps, every, overwrite)
     pictures = _pictures(settings, content, style)
     identity = _identity(settings, content, style)

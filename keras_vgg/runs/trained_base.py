@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import keras
 
 from keras_vgg.convert import build
 from keras_vgg.files import sha256_of
+from keras_vgg.image_paths import expanded
 from keras_vgg.models import vgg
 from keras_vgg.weights import hub_repository, read_weights
 from keras_vgg.weights.download import fetch_repository
@@ -38,7 +37,7 @@ def weights_identity(weights: str) -> str:
         OSError, ValueError: as `fetch_repository`, for hf://OWNER/NAME.
     """
     repository = hub_repository(weights)
-    path = fetch_repository(repository) if repository else Path(weights).expanduser()
+    path = fetch_repository(repository) if repository else expanded(weights)
     for file in (path, path / "model.keras", path / "model.weights.h5"):
         if weights not in NAMES and file.is_file():
             return f"sha256:{sha256_of(file)}"
