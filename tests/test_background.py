@@ -104,6 +104,31 @@ def test_a_disk_that_is_full_is_named_at_the_next_step(
     monkeypatch.setattr(checkpoint, "save", full)
     keeper.write_checkpoint(compiled(TINY), checkpoint.Progress([{"epoch": 1}]))
     with pytest.raises(OSError, match=r"epoch-000001.npz cannot be written: .*No space"):
-        keeper.write_model(compiled(TINY))
+        keeper.write_model(compiled(TINY), 2)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     assert not keeper.run.model_path.exists()
+
+
+@pytest.mark.parametrize("checkpoint_is_written", [True, False])
+def test_the_best_model_is_of_an_epoch_that_the_checkpoints_know(
+    tmp_path: Path, checkpoint_is_written: bool
+) -> None:
+    (tmp_path / "run").mkdir()
+    model = compiled(TINY)
+    keeper = Keeper(Run(tmp_path / "run", TINY))
+    with keeper.writer:
+        keeper.write_model(model, 1)
+        keeper.write_checkpoint(model, checkpoint.Progress([{"epoch": 1}]))
+    first = keeper.run.model_path.read_bytes()
+    # A kill beside the second epoch's checkpoint: its best model is still apart.
+    model.layers[-1].bias.assign_add(np.ones(model.layers[-1].bias.shape))
+    keeper.write_model(model, 2)
+    assert keeper.run.model_path.read_bytes() == first
+    if checkpoint_is_written:
+        rows = checkpoint.Progress([{"epoch": 1}, {"epoch": 2}])
+        checkpoint.save(
+            tmp_path / "run" / "checkpoints" / "epoch-000002.npz", checkpoint.copied(model, rows)
+        )
+    Keeper(keeper.run).restore(compiled(TINY))
+    assert (keeper.run.model_path.read_bytes() != first) == checkpoint_is_written
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.keras"))

@@ -165,7 +165,7 @@ class Recorder(keras.callbacks.Callback):
         row["seconds"] = round(self._seconds(), 3)
         self.history.append(row)
         if best_row(self.history, recipe) is row:
-            self._keeper.write_model(self._trained())
+            self._keeper.write_model(self._trained(), epoch + 1)
         self._save(checkpoint.Progress(self.history))
         self._keeper.write_history(self.history)
         if is_over(recipe, self.history):

@@ -19,6 +19,8 @@ from keras_vgg.fit.background import BackgroundWriter
 from keras_vgg.fit.distribution import portable
 from keras_vgg.run import Run
 
+_BEST = "best-"  # and its epoch: the name of a best model until its checkpoint is written
+
 
 class Keeper:
     """Write the checkpoints and the best model of a run; load the checkpoint to resume from.
@@ -37,6 +39,7 @@ class Keeper:
         self.writes = hosts.index() == 0
         self.writer = BackgroundWriter()
         self._full_model = full_model
+        self._pending: Path | None = None  # a best model whose epoch is in no checkpoint yet
 
     def restore(self, model: keras.Model) -> checkpoint.Progress:
         """Load the newest readable checkpoint, if there is one, and return its progress.
@@ -58,6 +61,7 @@ class Keeper:
             if self.writes:
                 for newer in unreadable:
                     newer.unlink()
+                self._settle(progress.epoch)
                 self.write_history(progress.history)
             return progress
         if unreadable:
@@ -65,6 +69,8 @@ class Keeper:
                 f"none of the checkpoints of {self.run.directory} can be read; "
                 "train in another workdir"
             )
+        if self.writes:
+            self._settle(0)
         return checkpoint.Progress()
 
     def write_checkpoint(self, model: keras.Model, progress: checkpoint.Progress) -> None:
@@ -80,24 +86,41 @@ class Keeper:
         path = self.run.directory / "checkpoints" / name
         path.parent.mkdir(exist_ok=True)
         arrays = checkpoint.copied(model, progress)
+        pending, self._pending = self._pending, None
 
         def write() -> None:
             self._write(path, lambda target: checkpoint.save(target, arrays))
+            if pending is not None:
+                pending.replace(self.run.model_path)
             for old in self.run.checkpoints[: -self.run.recipe.keep_checkpoints]:
                 old.unlink()
 
         self.writer.start(write)
 
-    def write_model(self, model: keras.Model) -> None:
-        """Write the network as the run's best model, without the optimiser."""
+    def write_model(self, model: keras.Model, epoch: int) -> None:
+        """Write the network of an epoch, without the optimiser, to be the run's best model.
+
+        It becomes that with the next checkpoint, so that a killed run never has the network of an
+        epoch that its checkpoints do not know.
+        """
         if not self.writes:
             return
-        # No more than one epoch is in the model and not in a checkpoint.
         self.writer.wait()
         full_model = self._full_model or model
         bare = keras.Model(full_model.inputs[0], full_model.outputs[0], name=full_model.name)
+        path = self.run.directory / "checkpoints" / f"{_BEST}{epoch:06d}.keras"
+        path.parent.mkdir(exist_ok=True)
         with portable(bare):
-            self._write(self.run.model_path, bare.save)
+            self._write(path, bare.save)
+        self._pending = path
+
+    def _settle(self, epoch: int) -> None:
+        """Do with a best model that a kill has left as its epoch says: keep it, or forget it."""
+        for path in (self.run.directory / "checkpoints").glob(f"{_BEST}*.keras"):
+            if int(path.stem.removeprefix(_BEST)) <= epoch:
+                path.replace(self.run.model_path)
+            else:
+                path.unlink()
 
     def write_history(self, history: list[dict[str, float]]) -> None:
         """Write metrics.csv if an epoch has ended."""
