@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -163,7 +163,8 @@ def build(weights: Weights, include_preprocessing: bool = False) -> keras.Model:
         options["hidden_units"] = network.hidden_units
     if network.include_top:
         options |= {"head": network.head, "classes": network.classes}
-        options["classifier_activation"] = None if weights.logits else "softmax"
+        activation = "sigmoid" if weights.several_labels else "softmax"
+        options["classifier_activation"] = None if weights.logits else activation
     model = vgg(
         network.configuration,
         weights=None,
@@ -190,7 +191,9 @@ def convert_weights(
     """Write a weight file's tensors in another format; every weight stays the same, bit by bit.
 
     Keras 3's formats hold float32. PyTorch's counters of batch normalisation are no weights: they
-    become 0. In Keras' formats, a convolutional head becomes the same head of dense layers.
+    become 0. In Keras' formats, a convolutional head becomes the same head of dense layers. Only
+    `.keras` and `.safetensors` state that a network ends in sigmoids, as one of several labels an
+    image; for another format, the note of the result says so.
 
     Args:
         source: As `keras_vgg.weights.read_weights`.
@@ -233,7 +236,15 @@ def convert_weights(
                 f"{error}; include_top=False (--no-include-top) converts the convolutions alone"
             ) from error
         raise
-    write_atomically(target, lambda path: _save(weights, path, suffix, naming))
+    several_labels = weights.several_labels and network.include_top
+    stated = {"activation": "sigmoid"} if several_labels else {}
+    write_atomically(target, lambda path: _save(weights, path, suffix, naming, stated))
+    if several_labels and suffix not in (".keras", ".safetensors"):
+        note = weights.with_note(
+            f"{target} does not state that the network ends in sigmoids: a network that is built "
+            "from the file gives an image one label; .keras and .safetensors state it"
+        ).note
+        return dataclasses.replace(network, note=note)
     return network
 
 
@@ -247,7 +258,9 @@ def _with_preprocessing(weights: Weights, preprocessing: str) -> Weights:
     return dataclasses.replace(weights, preprocessing=MODES[preprocessing]())
 
 
-def _save(weights: Weights, path: Path, suffix: str, naming: str) -> None:
+def _save(
+    weights: Weights, path: Path, suffix: str, naming: str, stated: Mapping[str, str]
+) -> None:
     if suffix == ".h5":
         keras_format.write_legacy(weights.tensors, path)
     elif suffix == ".weights.h5":
@@ -255,7 +268,7 @@ def _save(weights: Weights, path: Path, suffix: str, naming: str) -> None:
     elif suffix == ".keras":
         build(weights, weights.preprocessing is not None).save(path)
     elif suffix == ".safetensors":
-        torch_format.write_safetensors(weights.tensors, path, naming, weights.preprocessing)
+        torch_format.write_safetensors(weights.tensors, path, naming, weights.preprocessing, stated)
     else:
         torch_format.write_pth(weights.tensors, path, naming, weights.preprocessing)
 

@@ -10,7 +10,14 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from keras_vgg.graph import Place, before_activation, holds_layers, rebuild
+from keras_vgg.graph import (
+    Place,
+    all_layers,
+    before_activation,
+    borrowed,
+    holds_layers,
+    rebuild,
+)
 
 _ACTIVATIONS = (keras.layers.Activation, keras.layers.ReLU)
 _SIDES = ("pre", "post")
@@ -80,22 +87,28 @@ def feature_extractor(
         image, tensors = model.inputs[0], [model.get_layer(name).output for name in names]
     else:
         image, tensors = _rebuilt(model, names, pooling_layers)
-    outputs = {}
+    outputs, data_format = {}, _data_format(model)
     for name, tensor in zip(names, tensors, strict=True):
         layer_name = re.sub("[:/]", "_", name)
         is_map = len(tensor.shape) == 4
         if normalize:
-            axis = channel_axis() if is_map else -1
+            axis = 1 if is_map and data_format == "channels_first" else -1
             # In float16, the sum of squares overflows.
             unit = keras.layers.UnitNormalization(axis, dtype="float32", name=f"{layer_name}_unit")
             tensor = unit(tensor)
-        outputs[name] = _pooled(tensor, pooling, layer_name) if is_map else tensor
+        outputs[name] = _pooled(tensor, pooling, layer_name, data_format) if is_map else tensor
     return keras.Model(image, outputs, name=f"{model.name}_features")
 
 
 def channel_axis() -> int:
     """Return the axis of the channels in a batch of images or maps."""
     return 1 if keras.config.image_data_format() == "channels_first" else -1
+
+
+def _data_format(model: keras.Model) -> str:
+    """Return "channels_first" or "channels_last", by the model's layers; else Keras' setting."""
+    formats = (getattr(borrowed(layer), "data_format", None) for layer in all_layers(model))
+    return next(filter(None, formats), keras.config.image_data_format())
 
 
 @keras.saving.register_keras_serializable("keras_vgg")
@@ -155,8 +168,8 @@ def _rebuilt(
             # The activation gets the same values, so that a convolution is computed once.
             place = Place(path, layer, inputs, None)
             before[path] = before_activation(place, f"{graph_name}.before_activation")
-            activation = keras.layers.Activation(layer.activation, name=f"{graph_name}.activation")
-            return activation(before[path])
+            options = {"dtype": layer.dtype_policy, "name": f"{graph_name}.activation"}
+            return keras.layers.Activation(layer.activation, **options)(before[path])
         return None
 
     _output, places = rebuild(model, image, replace=replace)
@@ -167,9 +180,10 @@ def _instead_of_max(layer: Any, pooling_layers: str, name: str) -> keras.layers.
     """Return the layer to use in place of a max pooling."""
     if isinstance(layer, keras.layers.MaxPooling2D) and pooling_layers == "avg":
         options = layer.pool_size, layer.strides, layer.padding, layer.data_format
-        return keras.layers.AveragePooling2D(*options, name=f"{name}.average")
+        policy = layer.dtype_policy
+        return keras.layers.AveragePooling2D(*options, dtype=policy, name=f"{name}.average")
     if isinstance(layer, keras.layers.MaxPooling2D) and layer.strides == (2, 2):
-        return L2Pooling(layer.data_format, name=f"{name}.l2")
+        return L2Pooling(layer.data_format, dtype=layer.dtype_policy, name=f"{name}.l2")
     if isinstance(layer, keras.layers.GlobalMaxPooling2D):
         return layer
     raise ValueError(f"pooling_layers={pooling_layers!r} cannot replace layer {layer.name!r}")
@@ -235,15 +249,15 @@ def _hint(name: str, places: Sequence[Place]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _pooled(feature_map: Any, pooling: str | int | None, name: str) -> Any:
+def _pooled(feature_map: Any, pooling: str | int | None, name: str, data_format: str) -> Any:
     if pooling is None:
         return feature_map
     if pooling == "avg":
-        return keras.layers.GlobalAveragePooling2D(name=f"{name}_avg")(feature_map)
+        return keras.layers.GlobalAveragePooling2D(data_format, name=f"{name}_avg")(feature_map)
     if pooling == "max":
-        return keras.layers.GlobalMaxPooling2D(name=f"{name}_max")(feature_map)
+        return keras.layers.GlobalMaxPooling2D(data_format, name=f"{name}_max")(feature_map)
     assert isinstance(pooling, int), "feature_extractor checks it"
-    first = channel_axis() == 1
+    first = data_format == "channels_first"
     height, width = feature_map.shape[2:] if first else feature_map.shape[1:3]
     if None in (height, width) or min(height, width) < pooling:
         raise ValueError(
@@ -251,7 +265,8 @@ def _pooled(feature_map: Any, pooling: str | int | None, name: str) -> Any:
             f"grid; {name} gives {height} x {width}"
         )
     window = (height // pooling, width // pooling)
-    x = keras.layers.AveragePooling2D(window, name=f"{name}_grid")(feature_map)
+    grid = keras.layers.AveragePooling2D(window, data_format=data_format, name=f"{name}_grid")
+    x = grid(feature_map)
     if first:
         x = keras.layers.Permute((2, 3, 1), name=f"{name}_rows")(x)
     x = keras.layers.Reshape((-1, x.shape[-1]), name=f"{name}_parts")(x)
@@ -260,4 +275,4 @@ def _pooled(feature_map: Any, pooling: str | int | None, name: str) -> Any:
         raise ValueError(
             f"{name} gives {height} x {width}, which {pooling} x {pooling} parts do not divide"
         )
-    return keras.layers.Flatten(name=f"{name}_flat")(x)
+    return keras.layers.Flatten("channels_last", name=f"{name}_flat")(x)

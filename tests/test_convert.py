@@ -165,6 +165,8 @@ def test_what_is_no_whole_network_is_not_converted(tmp_path, changes, message, s
         ("A-LRN", "conv", None),
         ("A-LRN", "gap", "softmax"),
         ("A", "gap", None),
+        ("A", "fc", "sigmoid"),
+        ("A", "conv", "sigmoid"),
     ],
 )
 def test_a_converted_network_computes_the_same(tmp_path, configuration, head, activation):
@@ -180,6 +182,34 @@ def test_a_converted_network_computes_the_same(tmp_path, configuration, head, ac
     np.testing.assert_allclose(
         again.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-4, atol=1e-5
     )
+
+
+def test_several_labels_survive_or_the_loss_is_told(tmp_path):
+    model = keras_vgg.vgg(
+        "A",
+        weights=None,
+        classifier_activation="sigmoid",
+        include_preprocessing=keras_vgg.ImagePreprocessing.torchvision(),
+        **SMALL,
+    )
+    model.save(tmp_path / "a.keras")
+    keras.saving.save_model(model, tmp_path / "hub", zipped=False)  # as a push does
+    assert read(tmp_path / "hub").several_labels
+    stated = tmp_path / "b.safetensors"
+    assert convert.convert_weights(tmp_path / "a.keras", stated).note == ""
+    convert.convert_weights(stated, tmp_path / "c.keras")
+    again = keras.saving.load_model(tmp_path / "c.keras")
+    assert again.layers[-1].activation is keras.activations.sigmoid
+    for suffix in (".h5", ".weights.h5", ".pth"):
+        if suffix == ".pth":
+            pytest.importorskip("torch")
+        note = convert.convert_weights(stated, tmp_path / f"d{suffix}").note
+        assert f"d{suffix} does not state that the network ends in sigmoids" in note
+        assert not read(tmp_path / f"d{suffix}").several_labels
+    base = tmp_path / "base.safetensors"
+    note = convert.convert_weights(stated, base, include_top=False).note
+    assert "sigmoids" not in note
+    assert not read(base).several_labels
 
 
 @pytest.mark.parametrize("naming", ["torchvision", "timm"])

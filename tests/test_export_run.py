@@ -110,6 +110,31 @@ def test_logits_become_probabilities(tmp_path: Path, told: dict) -> None:
     )
 
 
+def test_several_labels_stay_several_labels(tmp_path: Path, told: dict) -> None:
+    model = network(classifier_activation="sigmoid")
+    model.save(tmp_path / "labels.keras")
+    labels = np.eye(3, dtype=np.uint8)[np.arange(30) % 3]
+    splits = {
+        name: data.Split(name, 30, labels=labels, images=images(i, 30))
+        for i, name in enumerate(("train", "validation"))
+    }
+    tagged = data.Source("tagged", NAMES, **splits, test=None)
+
+    runs.export_weights(tmp_path / "labels.keras", tagged, tmp_path / "out")
+
+    assert told["model"].layers[-1].activation is keras.activations.sigmoid
+    np.testing.assert_array_equal(told["labels"], labels)
+    with pytest.raises(ValueError, match=r"compress needs one label an image, and .*labels\.keras"):
+        runs.export_weights(tmp_path / "labels.keras", tagged, tmp_path / "out", compress=True)
+    with pytest.raises(ValueError, match=r"source made gives an image one label, and .* several"):
+        runs.export_weights(tmp_path / "labels.keras", source(), tmp_path / "out")
+    network().save(tmp_path / "one.keras")
+    with pytest.raises(
+        ValueError, match=r"source tagged gives an image several labels, and .* one"
+    ):
+        runs.export_weights(tmp_path / "one.keras", tagged, tmp_path / "out")
+
+
 def test_other_classes_are_refused_and_imagenets_are_only_compared(
     tmp_path: Path, told: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:

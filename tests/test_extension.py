@@ -136,6 +136,24 @@ def test_an_extension_begins_once_whenever_it_is_killed(tiny_run, tmp_path, monk
             begin_extension(run.directory, epochs, rate)
 
 
+@pytest.mark.parametrize("restarts", [(1, 2), (2,), (3, 5)])
+def test_planned_restarts_after_the_end_are_left_out(tiny_run, tmp_path, restarts):
+    """As of a run that stopped early."""
+    run = copy_of(tiny_run, tmp_path / "run")
+    done = run.results["epochs"]
+    rates = tuple(0.1 / epoch for epoch in restarts)
+    planned = run.recipe.replace(epochs=9, restart_epochs=restarts, restart_rates=rates)
+    Run(run.directory, planned).write_recipe()
+    recipe, _ = begin_extension(run.directory, 2, 0.01)
+    kept = [(epoch, rate) for epoch, rate in zip(restarts, rates, strict=True) if epoch < done]
+    assert recipe.epochs == done + 2
+    assert [*zip(recipe.restart_epochs, recipe.restart_rates, strict=True)] == [
+        *kept,
+        (done, 0.01),
+    ]
+    assert begin_extension(run.directory, 2, 0.01)[0] == recipe
+
+
 def test_what_cannot_be_extended_or_finished_is_refused(tiny_run, tmp_path, capsys):
     run = copy_of(tiny_run, tmp_path / "run")
     files = {path: path.read_bytes() for path in run.directory.rglob("*.json")}

@@ -236,6 +236,52 @@ def test_a_loss_finds_the_preprocessing_of_a_network_in_a_network(network):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("pooling_layers", ["avg", "l2"])
+def test_layers_that_replace_others_keep_their_precision(network, pooling_layers):
+    names, images = ["block2_conv1:post", "block2_pool", "block5_conv1:pre"], noise(1, 32, 32, 3)
+    options = {"pooling_layers": pooling_layers}
+    expected = feature_extractor(network, names, **options)(images)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        found = feature_extractor(network, names, **options)(images)
+    finally:
+        keras.config.set_dtype_policy(before)
+    for name in names:
+        assert keras.backend.standardize_dtype(found[name].dtype) == "float32"
+        np.testing.assert_array_equal(*map(ops.convert_to_numpy, (found[name], expected[name])))
+
+
+@pytest.mark.parametrize("setting", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("pooling", [None, "avg", "max", 2])
+def test_the_axes_are_those_of_the_model_whatever_the_setting(setting, pooling):
+    images = noise(2, 8, 12, 3)  # TensorFlow pools channels first on a CPU, and does not convolve
+
+    def features(data_format, images):
+        image = keras.Input(images.shape[1:])
+        pool = keras.layers.MaxPooling2D(2, data_format=data_format, name="pool")
+        inner = keras.Model(image, pool(image))
+        outer = keras.Sequential([keras.Input(images.shape[1:]), inner])
+        return feature_extractor(outer, "pool", pooling, normalize=True)(images)["pool"]
+
+    maps = images.reshape(2, 4, 2, 6, 2, 3).max((2, 4))
+    expected = maps / np.linalg.norm(maps, axis=-1, keepdims=True)
+    if pooling == 2:
+        expected = expected.reshape(2, 2, 2, 2, 3, 3).mean((2, 4)).reshape(2, -1)
+    elif pooling is not None:
+        expected = {"avg": np.mean, "max": np.max}[pooling](expected, axis=(1, 2))
+    keras.config.set_image_data_format(setting)
+    try:
+        last = features("channels_last", images)
+        first = features("channels_first", np.moveaxis(images, -1, 1))
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    if pooling is None:
+        first = ops.moveaxis(first, 1, -1)
+    for found in (last, first):
+        np.testing.assert_allclose(ops.convert_to_numpy(found), expected, rtol=1e-5)
+
+
 def test_unit_features_in_float16_do_not_overflow():
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")

@@ -16,7 +16,7 @@ import keras_vgg
 PACKAGE = Path(keras_vgg.__file__).parent
 
 # What the files of cli may import at the top, so that `keras-vgg --help` loads no framework.
-LIGHT = {"architecture", "cli", "console", "recipe", "__version__"}
+LIGHT = {"architecture", "cli", "console", "image_paths", "recipe", "__version__"}
 BACKENDS = {"jax", "tensorflow", "torch"}
 
 

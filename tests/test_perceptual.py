@@ -192,6 +192,21 @@ def test_spatial_map(trunk):
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("tensors", [False, True])
+def test_the_global_dtype_policy_does_not_matter(trunk, metrics, tensors):
+    convert = ops.convert_to_tensor if tensors else np.asarray
+    a, b = (convert(x.astype("float32")) for x in pair())
+    expected = {name: ops.convert_to_numpy(metric(a, b)) for name, metric in metrics.items()}
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        found = {name: ops.convert_to_numpy(kind(trunk)(a, b)) for name, kind in KINDS.items()}
+    finally:
+        keras.config.set_dtype_policy(before)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
+
+
 def test_channels_first_give_the_same_values(trunk, metrics):
     a, b = pair(16, 33)
     expected = {name: metric(a, b) for name, metric in metrics.items()}

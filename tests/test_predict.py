@@ -319,6 +319,29 @@ def test_a_foreign_file_says_what_it_does_not_state(network: Path, photos: Path,
     assert "does not state" not in err
 
 
+def test_a_file_that_ends_in_sigmoids_gives_several_labels(photos: Path, tmp_path: Path):
+    model = vgg(
+        "A",
+        weights=None,
+        input_shape=(32, 32, 3),
+        classes=3,
+        width_multiplier=1 / 16,
+        head="gap",
+        include_preprocessing=True,
+        classifier_activation="sigmoid",
+    )
+    bias = np.array([4, -4, 2], "float32")
+    model.layers[-1].bias.assign(bias)
+    model.layers[-1].kernel.assign(np.zeros(model.layers[-1].kernel.shape))
+    model.save(tmp_path / "labels.keras")
+    predictor = Predictor(tmp_path / "labels.keras", class_names=["cat", "dog", "tree"])
+    assert predictor.several_labels
+    assert any("gets each label from a probability of 0.5 on" in note for note in predictor.notes)
+    (answer,) = predictor([photos / "a.png"])
+    assert [name for name, _ in answer.labels] == ["cat", "tree"]
+    np.testing.assert_allclose(array(answer), 1 / (1 + np.exp(-bias)), rtol=1e-5)
+
+
 def test_a_file_in_a_run_directory_is_not_the_runs_network(run: Run, network: Path, tmp_path: Path):
     directory = tmp_path / "run"
     shutil.copytree(run.directory, directory)

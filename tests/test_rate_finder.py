@@ -88,6 +88,31 @@ def test_the_recipe_is_written_and_the_run_is_not_begun(
     assert f"next: keras-vgg train {folder / 'recipe.json'} --workdir" in out
 
 
+@pytest.mark.parametrize("name", ["data.json", "model.keras", "checkpoints", "results.json"])
+def test_a_run_that_has_begun_keeps_its_recipe(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_finder, "_swept", lambda recipe, verbose: sweep(VALLEY))
+    (tmp_path / "recipe.json").write_text("precious")
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match=f"{tmp_path} holds a run that has begun") as caught:
+        find_learning_rate(Recipe(), tmp_path)
+    assert name in str(caught.value)
+    assert (tmp_path / "recipe.json").read_text() == "precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.json", name}
+
+
+@pytest.mark.parametrize("workdir", [".", "..", "../run/."])
+def test_the_folder_is_beside_a_workdir_without_a_name(
+    workdir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_finder, "_swept", lambda recipe, verbose: sweep(VALLEY))
+    (tmp_path / "run" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "run" / "inner" if workdir == ".." else tmp_path / "run")
+    assert main(["train", "--workdir", workdir, "--find-learning-rate"]) == 0
+    assert (tmp_path / "run-learning-rate" / "recipe.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -141,3 +166,21 @@ def test_a_first_loss_that_is_no_number_is_named(
     with pytest.raises(ValueError, match="the loss of the first batch is not a number"):
         find_learning_rate(TINY, tmp_path / "sweep")
     assert not list(tmp_path.glob("sweep/*"))
+
+
+def test_a_suggestion_is_never_the_rate_that_another_optimizer_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fall(callback: rate_finder._Rising, batch: int, logs: dict | None = None) -> None:
+        # The loss is lowest at 0.498, a tenth of which is 0.05, the default for sgd.
+        lowest = int(np.abs(callback.rates - 0.498).argmin())
+        callback.losses.extend([*np.linspace(9, 1, lowest + 1), 100.0])
+        assert callback.model is not None
+        callback.model.stop_training = True
+
+    monkeypatch.setattr(rate_finder._Rising, "on_train_batch_end", fall)
+    recipe = TINY.replace(optimizer="adamw", learning_rate=0.001)
+    found, suggested = find_learning_rate(recipe, tmp_path, verbose=False)
+    assert found.suggestion == suggested.learning_rate == 0.049
+    assert load_recipe(tmp_path / "recipe.json").learning_rate == 0.049
+    assert Sweep(found.rates, found.losses, "sgd").suggestion == 0.05

@@ -92,7 +92,8 @@ class Train:
     def _find_learning_rate(self, recipe: Recipe) -> None:
         from keras_vgg.fit import find_learning_rate
 
-        folder = self.workdir.with_name(f"{self.workdir.name}-learning-rate")
+        workdir = self.workdir if self.workdir.name.strip(".") else self.workdir.resolve()
+        folder = workdir.with_name(f"{workdir.name}-learning-rate")
         sweep, suggested = find_learning_rate(recipe, folder, verbose=not self.quiet)
         lowest = sweep.rates[sweep.lowest]
         show(

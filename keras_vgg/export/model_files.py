@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from keras_vgg import evaluation
+from keras_vgg.evaluation.multilabel import THRESHOLD
 from keras_vgg.export import description as descriptions
+from keras_vgg.export.checks import activation_name
 from keras_vgg.export.packages import require_packages
 from keras_vgg.native_stderr import without_native_stderr
 
@@ -85,13 +87,20 @@ def _open_keras(path: Path) -> Opened:
     scores = getattr(model.layers[-1], "activation", None) is keras.activations.linear
     if scores:
         notes.append(f"{path} gives scores; its probabilities are their soft-max")
+    stated = {}
+    if activation_name(model) == "sigmoid":
+        stated = {"output": {"thresholds": [THRESHOLD] * outputs[-1]}}
+        notes.append(
+            f"{path} ends in sigmoids, and states no thresholds: an image gets each label from a "
+            f"probability of {THRESHOLD} on"
+        )
     model.jit_compile = False
 
     def answer(images: np.ndarray) -> np.ndarray:
         values = np.asarray(model.predict_on_batch(images), np.float32)
         return evaluation.softmax(values) if scores else values
 
-    return Network(shape[1:], outputs[-1], answer), {}, notes
+    return Network(shape[1:], outputs[-1], answer), stated, notes
 
 
 def _open_saved_model(path: Path) -> Opened:

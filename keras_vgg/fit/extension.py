@@ -19,8 +19,9 @@ def begin_extension(
 ) -> tuple[Recipe, list[str]]:
     """Let a finished run have more epochs: write its new recipe, and put its results aside.
 
-    The new recipe has one restart more. extensions.json gets the earlier recipe and results. If the
-    same extension has begun already, nothing changes: so a repeated command resumes it.
+    The new recipe has one restart more, and no planned restart to which the run did not come.
+    extensions.json gets the earlier recipe and results. If the same extension has begun already,
+    nothing changes: so a repeated command resumes it.
 
     Args:
         workdir: The run directory.
@@ -93,12 +94,14 @@ def _begun_extension(run: Run, epochs: int, learning_rate: float | None) -> Reci
 
 def _extended(recipe: Recipe, done: int, epochs: int, learning_rate: float | None) -> Recipe:
     rate = recipe.learning_rate / DIVISOR if learning_rate is None else float(learning_rate)
+    # A run that ended early did not come to its later restarts.
+    restarts = sum(restart < done for restart in recipe.restart_epochs)
     return recipe.replace(
         epochs=done + epochs,
         warmup_epochs=min(recipe.warmup_epochs, float(done)),
         unmixed_epochs=min(recipe.unmixed_epochs, done + epochs),
-        restart_epochs=(*recipe.restart_epochs, done),
-        restart_rates=(*recipe.restart_rates, rate),
+        restart_epochs=(*recipe.restart_epochs[:restarts], done),
+        restart_rates=(*recipe.restart_rates[:restarts], rate),
     )
 
 

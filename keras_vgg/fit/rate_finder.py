@@ -32,6 +32,9 @@ _DIVISOR = 10  # from the rate of the lowest loss to the suggestion
 _SMOOTHING = 0.8  # momentum of the average of the losses
 _DIVERGED = 4.0  # times the lowest loss: the rate is far too high
 _LEAST_FALL = 0.02  # of the first loss; a smaller fall may be noise
+_BELOW_DEFAULT = 0.049  # in place of 0.05, a recipe's default
+# What a training leaves in its directory, and a sweep does not.
+_OF_A_RUN = ("data.json", "model.keras", "checkpoints", "results.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +44,12 @@ class Sweep:
     Attributes:
         rates: The learning rate of each step.
         losses: The loss of each step's batch, before the step.
+        optimizer: That of the recipe.
     """
 
     rates: Sequence[float]
     losses: Sequence[float]
+    optimizer: str = "sgd"
 
     @property
     def smoothed(self) -> np.ndarray:
@@ -66,7 +71,10 @@ class Sweep:
         smoothed, lowest = self.smoothed, self.lowest
         if smoothed[lowest] > (1 - _LEAST_FALL) * smoothed[0]:
             return None
-        return float(f"{self.rates[lowest] / _DIVISOR:.1e}")
+        suggestion = float(f"{self.rates[lowest] / _DIVISOR:.1e}")
+        # With another optimizer, a recipe takes the rate meant for sgd for a forgotten default.
+        is_refused = self.optimizer != "sgd" and suggestion == Recipe.learning_rate
+        return _BELOW_DEFAULT if is_refused else suggestion
 
 
 def find_learning_rate(
@@ -89,12 +97,12 @@ def find_learning_rate(
 
     Raises:
         ValueError, OSError: as `keras_vgg.train`; the loss did not fall at any rate; the recipe
-            trains several networks, or begins with a linear classifier.
+            trains several networks, or begins with a linear classifier; the folder holds a run.
     """
-    recipe = recipe.with_absolute_paths()
+    recipe, folder = recipe.with_absolute_paths(), Path(folder)
     _require_one_training(recipe)
+    _require_no_run(folder)
     sweep = _swept(recipe, verbose)
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _write_rows(sweep, folder / "learning_rate.csv")
     plot_sweep(sweep, folder / "learning_rate.png")
@@ -122,6 +130,15 @@ def _require_one_training(recipe: Recipe) -> None:
         )
 
 
+def _require_no_run(folder: Path) -> None:
+    of_a_run = next((name for name in _OF_A_RUN if (folder / name).exists()), None)
+    if of_a_run is not None:
+        raise ValueError(
+            f"{folder} holds a run that has begun (it has {of_a_run}), whose recipe.json would be "
+            "replaced; choose another folder"
+        )
+
+
 def _swept(recipe: Recipe, verbose: bool) -> Sweep:
     keras.utils.set_random_seed(recipe.seed)
     engine = hardware.choose_engine(recipe)
@@ -145,7 +162,8 @@ def _swept(recipe: Recipe, verbose: bool) -> Sweep:
             "the loss of the first batch is not a number, before any step: use batch_norm, or "
             "another initialization"
         )
-    return Sweep(rising.rates[: len(rising.losses)].tolist(), rising.losses)
+    rates = rising.rates[: len(rising.losses)].tolist()
+    return Sweep(rates, rising.losses, recipe.optimizer)
 
 
 class _Rising(keras.callbacks.Callback):

@@ -152,7 +152,8 @@ class _Compiled(keras.Model):
     """A distance as one compiled function of two batches of arrays."""
 
     def __init__(self, distance: ImageDistance) -> None:
-        super().__init__(name=distance.name)
+        # The global policy may be a mixed one, which would round the images.
+        super().__init__(name=distance.name, dtype="float32")
         self._function = distance._differentiable
         self.trunk = distance._extractor  # its weights are this model's
         self.built = True

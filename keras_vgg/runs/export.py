@@ -145,11 +145,13 @@ def _label_options(run: Run, compress: bool, calibrated: bool) -> dict[str, Any]
     """Return what files of a run with several labels an image state of them."""
     for name, wrong in (("compress", compress), ("calibrated", calibrated)):
         if wrong:
-            raise ValueError(
-                f"{name} needs one label an image, and {run.directory} gives several; leave it out"
-            )
+            raise ValueError(_one_label_only(name, run.directory))
     thresholds = read_thresholds(run)
     return {"thresholds": None if thresholds is None else thresholds.tolist()}
+
+
+def _one_label_only(option: str, path: str | Path) -> str:
+    return f"{option} needs one label an image, and {path} gives several; leave it out"
 
 
 def _calibration_options(run: Run, calibrated: bool) -> dict[str, Any]:
@@ -211,7 +213,8 @@ def export_weights(
     Raises:
         TargetError: no file meets the target. Nothing is written.
         ValueError: as `keras_vgg.export.export`; the file has no classifier, or does not state the
-            preprocessing; the source has no validation images, or other classes.
+            preprocessing; the source has no validation images, or other classes; the file gives an
+            image several labels and the source one, or the other way round.
         OSError: the file does not exist.
     """
     target = target_of(target_latency, target_size)
@@ -229,6 +232,14 @@ def export_weights(
                 f" {len(class_names)}; choose a source with the network's classes"
             )
         class_names = imagenet_names()
+    elif source.several_labels != weights.several_labels:
+        kinds = ("one label", "several labels")
+        raise ValueError(
+            f"source {source.name} gives an image {kinds[source.several_labels]}, and {path} "
+            f"{kinds[weights.several_labels]}; choose a source of the same kind"
+        )
+    if compress and weights.several_labels:
+        raise ValueError(_one_label_only("compress", path))
     if source.validation is None:
         raise ValueError(
             f"source {source.name} has no validation split to verify an export on; choose another"

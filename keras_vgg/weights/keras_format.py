@@ -86,13 +86,22 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
         str(o["name"]): o["activation"] for o in objects if "name" in o and "activation" in o
     }
     # In the convolutional head, a separate layer "probabilities" applies the activation.
-    logits = activations.get("probabilities", activations.get("predictions")) == "linear"
+    activation = activations.get("probabilities", activations.get("predictions"))
     tensors, note = unnested(tensors, source)
     configs = [o["config"] for o in objects if isinstance(o.get("config"), Mapping)]
     order = [str(values["name"]) for values in configs if "name" in values]
     require_one_piece(tensors, order, source)
     grey = preprocessing is not None and len(preprocessing.mean) == 3 and _takes_grey(objects)
-    return Weights(tensors, source, preprocessing, note, lrn=lrn, logits=logits, grey=grey)
+    return Weights(
+        tensors,
+        source,
+        preprocessing,
+        note,
+        lrn=lrn,
+        logits=activation == "linear",
+        several_labels=activation == "sigmoid",
+        grey=grey,
+    )
 
 
 def _takes_grey(objects: list[Mapping[str, Any]]) -> bool:

@@ -32,7 +32,8 @@ class Weights:
     says what is unusual in the file and what was done about it; commands print it, and errors end
     with it. `lrn`, `logits` and `grey` are known only from a file that holds the network: whether
     it has response normalisation, whether it ends without soft-max, and whether it takes images of
-    one channel, which its preprocessing repeats.
+    one channel, which its preprocessing repeats. So is `several_labels`, whether it ends in
+    sigmoids in place of a soft-max; a .safetensors file of this package states that too.
     """
 
     tensors: Tensors
@@ -41,6 +42,7 @@ class Weights:
     note: str = ""
     lrn: bool = False
     logits: bool = False
+    several_labels: bool = False
     grey: bool = False
 
     def with_note(self, note: str) -> Weights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import pickle
@@ -31,16 +32,17 @@ _WRAPPERS = ("module", "_orig_mod")  # of DataParallel and of torch.compile
 
 
 def read_safetensors(path: Path) -> Weights:
-    """Read a .safetensors file; its metadata may state the preprocessing."""
+    """Read a .safetensors file; its metadata may state the preprocessing and the activation."""
     try:
         with safe_open(path, "np") as file:
             state = {name: _widened(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-            preprocessing = (file.metadata() or {}).get("preprocessing")
+            metadata = file.metadata() or {}
     except MemoryError:
         raise
     except Exception as error:  # an unknown type, a damaged header, names that are not UTF-8
         raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
-    return _weights(state, str(path), preprocessing)
+    weights = _weights(state, str(path), metadata.get("preprocessing"))
+    return dataclasses.replace(weights, several_labels=metadata.get("activation") == "sigmoid")
 
 
 def _widened(value: np.ndarray) -> np.ndarray:
