@@ -37,7 +37,7 @@ def notes_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def notes_dropped() -> Iterator[None]:
-    """Let `note_once` print nothing in this context, and the same lines after it."""
+    """Drop what is printed on stderr; `note_once` may print the same lines after it."""
     token = _printed_notes.set(set())
     try:
         with contextlib.redirect_stderr(io.StringIO()):

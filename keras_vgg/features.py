@@ -252,10 +252,12 @@ def _hint(name: str, places: Sequence[Place]) -> str:
 def _pooled(feature_map: Any, pooling: str | int | None, name: str, data_format: str) -> Any:
     if pooling is None:
         return feature_map
+    # The global policy may be a mixed one, which would round the features.
+    options = {"dtype": "float32", "data_format": data_format}
     if pooling == "avg":
-        return keras.layers.GlobalAveragePooling2D(data_format, name=f"{name}_avg")(feature_map)
+        return keras.layers.GlobalAveragePooling2D(name=f"{name}_avg", **options)(feature_map)
     if pooling == "max":
-        return keras.layers.GlobalMaxPooling2D(data_format, name=f"{name}_max")(feature_map)
+        return keras.layers.GlobalMaxPooling2D(name=f"{name}_max", **options)(feature_map)
     assert isinstance(pooling, int), "feature_extractor checks it"
     first = data_format == "channels_first"
     height, width = feature_map.shape[2:] if first else feature_map.shape[1:3]
@@ -265,14 +267,13 @@ def _pooled(feature_map: Any, pooling: str | int | None, name: str, data_format:
             f"grid; {name} gives {height} x {width}"
         )
     window = (height // pooling, width // pooling)
-    grid = keras.layers.AveragePooling2D(window, data_format=data_format, name=f"{name}_grid")
-    x = grid(feature_map)
+    x = keras.layers.AveragePooling2D(window, name=f"{name}_grid", **options)(feature_map)
     if first:
-        x = keras.layers.Permute((2, 3, 1), name=f"{name}_rows")(x)
-    x = keras.layers.Reshape((-1, x.shape[-1]), name=f"{name}_parts")(x)
+        x = keras.layers.Permute((2, 3, 1), dtype="float32", name=f"{name}_rows")(x)
+    x = keras.layers.Reshape((-1, x.shape[-1]), dtype="float32", name=f"{name}_parts")(x)
     # A map that is not a multiple of the grid gives more parts.
     if x.shape[1] != pooling**2:
         raise ValueError(
             f"{name} gives {height} x {width}, which {pooling} x {pooling} parts do not divide"
         )
-    return keras.layers.Flatten("channels_last", name=f"{name}_flat")(x)
+    return keras.layers.Flatten("channels_last", dtype="float32", name=f"{name}_flat")(x)

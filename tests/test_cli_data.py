@@ -86,6 +86,9 @@ def test_a_report_that_cannot_be_written_is_said_before_the_check(
     report = tmp_path / "report.json"
     assert cli.main(["data", "check", f"folder:{photos}", "--report", str(report)]) == 2
     assert f"{report} cannot be written: Read-only file system" in capsys.readouterr().err
+    report.mkdir()
+    assert cli.main(["data", "check", f"folder:{photos}", "--report", str(report)]) == 2
+    assert f"{report} is a folder; name a file" in capsys.readouterr().err
 
 
 def test_stats_are_of_the_training_images(photos: Path, capsys: pytest.CaptureFixture) -> None:

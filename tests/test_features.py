@@ -237,9 +237,11 @@ def test_a_loss_finds_the_preprocessing_of_a_network_in_a_network(network):
 
 
 @pytest.mark.parametrize("pooling_layers", ["avg", "l2"])
-def test_layers_that_replace_others_keep_their_precision(network, pooling_layers):
+@pytest.mark.parametrize("pooling", [None, "avg", "max", 2])
+def test_the_global_policy_does_not_round_features(pooling_layers, pooling):
+    network = base(include_preprocessing=True, input_shape=(32, 32, 3))
     names, images = ["block2_conv1:post", "block2_pool", "block5_conv1:pre"], noise(1, 32, 32, 3)
-    options = {"pooling_layers": pooling_layers}
+    options = {"pooling_layers": pooling_layers, "pooling": pooling}
     expected = feature_extractor(network, names, **options)(images)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")

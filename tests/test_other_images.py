@@ -188,6 +188,9 @@ def test_another_table_needs_no_group(run: Run, other: Path, tmp_path: Path) -> 
     (tmp_path / "new.csv").write_text("\n".join(["scan,name", *rows]))
     tested = runs.evaluate_run(Run.open(run.directory), source=f"csv:{tmp_path / 'new.csv'}")
     assert tested.count == 8
+    (tmp_path / "new.csv").write_text("\n".join(["scan,class", *rows]))
+    with pytest.raises(ValueError, match="has no column 'name'"):
+        runs.evaluate_run(Run.open(run.directory), source=f"csv:{tmp_path / 'new.csv'}")
 
 
 def test_another_set_with_splits(run: Run, tmp_path: Path, capsys) -> None:

@@ -150,7 +150,8 @@ def test_a_file_that_could_not_be_read_is_tried_again(photographs, tmp_path):
     index, update = update_index(index, path, describe)
     assert (len(index.files), len(index.bad), update.described) == (4, 1, 0)
     locked.clear()
-    update_index(index, path, describe)
+    _, update = update_index(index, path, describe)
+    assert update.described == 1
     assert len(open_index(path, folder, {}).files) == 5
 
 

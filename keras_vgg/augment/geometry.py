@@ -156,8 +156,8 @@ def random_window(
     `draws`, float32 [3] uniform in [0, 1), choose the scale, an integer scale[0]..scale[1] (None:
     the image is not rescaled), and the offsets, every one equally likely, in the image rescaled as
     `rescale` says, with `crop_padding` zeros around it. "pad" puts zeros up to a square of the
-    scale, and every image gets zeros up to `size` where it is smaller; of these, a crop takes no
-    more than it must, and never zeros alone.
+    scale, and every image gets zeros up to `size` where it is smaller. A crop has as few of these
+    zeros as it can, and never zeros alone.
     """
     side = None
     if scale is not None:

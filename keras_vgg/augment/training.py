@@ -146,7 +146,7 @@ def train_window(
             as `resize` says (`augment.rescale`).
         resize: "crop", "squash" or "pad".
         crop_padding: Zero-pad by this on each side, and further up to `size` where the image is
-            smaller; then the crop is anywhere.
+            smaller; then the crop is anywhere, but never in zeros alone.
         crop_area: Take a crop of a drawn share of the image's area instead, whose width / height is
             drawn from `crop_ratio`, and make a square of it (`area_window`). `scale`, `resize` and
             `crop_padding` are then not used.

@@ -77,7 +77,9 @@ class DataCheck:
 
 
 def _require_writable(path: Path) -> None:
-    """Raise an OSError that names the path if no file can be made beside it."""
+    """Raise an OSError that names the path if it is a folder, or no file can be made beside it."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file")
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass

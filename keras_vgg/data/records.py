@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,9 @@ def pack(
     no damaged one. An image whose longest side is more than `max_side` is resized to that, with
     antialiasing, and stored upright, a JPEG as a JPEG of quality 95 and any other file as a PNG.
     The same call continues one that was stopped: it hashes the finished shards and leaves them
-    alone. The same source is one of the same class names, fingerprints and sizes of files, wherever
-    it lies. If `out` is finished already, one line on stderr says so. One call at a time.
+    alone. The same source is one of the same class names, sizes and fingerprints, wherever it lies;
+    a file of a finished shard that has another size now is refused. If `out` is finished already,
+    one line on stderr says so. One call at a time.
 
     Raises:
         ValueError: an image that cannot be decoded or has no label among the class names, named;
@@ -78,8 +80,10 @@ def pack(
     if (out / _MANIFEST).exists():
         stored = _read(out / _MANIFEST)
         _refuse_another(out, stored, manifest)
-        for _ in _shard_files(out, stored):
-            pass  # only to find one that has gone
+        entries = {entry["file"]: entry for _, entry in _shard_files(out, stored)}
+        for name, split in splits.items():
+            for piece in _pieces(split, manifest["splits"][name]["shards"]):
+                _refuse_changed(out, piece, entries[piece.file])
         (out / _PROGRESS).unlink(missing_ok=True)
         print(f"{out} already holds this pack: nothing to do", file=sys.stderr)
         return stored
@@ -89,24 +93,23 @@ def pack(
         task = bars.add_task("packing", total=sum(split.size for split in splits.values()))
         for name, split in splits.items():
             fields = manifest["splits"][name]
-            order = (
-                None if split.labels is None else np.random.default_rng(0).permutation(split.size)
-            )
-            first = 0
-            for shard in fields["shards"]:
-                file, stop = shard["file"], first + shard["images"]
+            for piece in _pieces(split, fields["shards"]):
+                file = piece.file
                 if _is_whole(out / file, done.get(file)):
-                    bars.advance(task, shard["images"])
+                    _refuse_changed(out, piece, done[file])
+                    bars.advance(task, piece.stop - piece.first)
                 else:
-                    images = _images(split, order, first, stop, classes, max_side)
+                    sizes = {"file_sizes": piece.file_sizes()}
+                    images = _images(piece, classes, max_side)
                     advance = partial(bars.advance, task)
-                    done[file] = _write_shard(out / file, images, classes, advance)
+                    done[file] = sizes | _write_shard(out / file, images, classes, advance)
                     _write_json(out / _PROGRESS, {**manifest, "done": done})
-                first = stop
             counts = np.zeros(classes, dtype=np.int64)
             for shard in fields["shards"]:
-                counts += done[shard["file"]]["class_counts"]
-                shard |= {key: done[shard["file"]][key] for key in ("bytes", "sha256")}
+                entry = done[shard["file"]]
+                counts += entry["class_counts"]
+                shard |= {"bytes": entry["bytes"], "sha256": entry["sha256"]}
+                shard["file_sizes"] = entry.get("file_sizes")
             fields["class_counts"] = counts.tolist()
     _write_json(out / _MANIFEST, manifest, indent=1)
     (out / _PROGRESS).unlink()
@@ -200,11 +203,7 @@ def _plan(
             }
             for i, start in enumerate(starts)
         ]
-        fields = {
-            "images": split.size,
-            "fingerprint": split.fingerprint(),
-            "file_sizes": split.stamp(times=False),
-        }
+        fields = {"images": split.size, "fingerprint": split.fingerprint()}
         manifest["splits"][name] = {**fields, "class_counts": [], "shards": shards}
     return manifest
 
@@ -218,13 +217,6 @@ def _refuse_another(out: Path, stored: dict[str, Any], new: dict[str, Any]) -> N
             f"{out} holds a pack of another source ({stored['source']}) or of other shards: "
             f"{', '.join(differing)} differ; choose another folder"
         )
-    for name, split in new["splits"].items():
-        sizes = stored["splits"][name].get("file_sizes")  # packs of earlier versions have none
-        if sizes is not None and sizes != split["file_sizes"]:
-            raise ValueError(
-                f"files of {name} in {new['source']} have changed since {out} was packed: delete "
-                "that folder, or choose another one"
-            )
 
 
 def _parts(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -309,17 +301,55 @@ def _shard_files(root: Path, manifest: dict[str, Any]) -> Iterator[tuple[Path, d
 # --- the images ------------------------------------------------------------------------------
 
 
-def _images(
-    split: Split,
-    order: np.ndarray | None,
-    start: int,
-    stop: int,
-    classes: int,
-    max_side: int | None,
-) -> Iterator[tuple[bytes, int]]:
-    """Yield (encoded image, label) `start` to `stop` of the order; each must decode."""
-    images = _dataset(split, order, start, stop, max_side).as_numpy_iterator()
-    for position in range(start, stop):
+@dataclass(frozen=True)
+class _Piece:
+    """The images of a split that a shard holds: `first` to `stop` of an order.
+
+    Attributes:
+        order: A permutation of the split; None: its own order, that of records.
+        file: The shard's name.
+    """
+
+    split: Split
+    order: np.ndarray | None
+    first: int
+    stop: int
+    file: str
+
+    def images(self) -> Split:
+        if self.order is None:
+            return self.split.between(self.first, self.stop)
+        return self.split.take(self.order[self.first : self.stop])
+
+    def file_sizes(self) -> str | None:
+        """Return a digest of the sizes of the images' files; None without files."""
+        return self.images().stamp(times=False)
+
+
+def _pieces(split: Split, shards: Iterable[dict[str, Any]]) -> Iterator[_Piece]:
+    order = None if split.labels is None else np.random.default_rng(0).permutation(split.size)
+    first = 0
+    for shard in shards:
+        stop = first + shard["images"]
+        yield _Piece(split, order, first, stop, shard["file"])
+        first = stop
+
+
+def _refuse_changed(out: Path, piece: _Piece, entry: dict[str, Any]) -> None:
+    """Raise ValueError if a file in a finished shard has another size than when it was packed."""
+    sizes = entry.get("file_sizes")  # shards of earlier versions have none
+    if sizes is not None and sizes != piece.file_sizes():
+        raise ValueError(
+            f"{out / piece.file} holds images of {piece.split.name} whose files have changed "
+            f"since: delete {out}, or choose another folder"
+        )
+
+
+def _images(piece: _Piece, classes: int, max_side: int | None) -> Iterator[tuple[bytes, int]]:
+    """Yield (encoded image, label) of a piece; each must decode."""
+    split, order = piece.split, piece.order
+    images = _dataset(piece.images(), max_side).as_numpy_iterator()
+    for position in range(piece.first, piece.stop):
         index = position if order is None else order[position]
         image = f"image {index} of split {split.name!r}"
         if split.paths is not None:
@@ -336,16 +366,12 @@ def _images(
         yield encoded, int(label)
 
 
-def _dataset(
-    split: Split, order: np.ndarray | None, start: int, stop: int, max_side: int | None
-) -> tf.data.Dataset:
+def _dataset(split: Split, max_side: int | None) -> tf.data.Dataset:
     if split.records is not None:
-        items = split.records.between(start, stop).dataset()  # no shard before is read
+        items = split.records.dataset()  # no shard before is read
     else:
-        assert order is not None, "only records have no order"
-        chosen = split.take(order[start:stop])
         with tf.device("CPU"):  # arrays would go to the GPU's memory
-            pair = (pictures_of(chosen), labels_of(chosen))
+            pair = (pictures_of(split), labels_of(split))
             items = tf.data.Dataset.from_tensor_slices(pair)
 
     def decoded(item: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, ...]:

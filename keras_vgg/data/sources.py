@@ -139,6 +139,10 @@ def _check_options(
     if on_bad_image not in ("error", "skip", "skip_rows"):
         raise ValueError(f'on_bad_image={on_bad_image!r} must be "error", "skip" or "skip_rows"')
     form, colon, path = spec.partition(":")
+    if on_bad_image == "skip_rows" and form != "csv":
+        raise ValueError(
+            f"on_bad_image='skip_rows' is for a table: source {spec!r} is not csv:FILE"
+        )
     if columns and form != "csv":
         raise ValueError(f"columns={columns!r} is for a table: source {spec!r} is not csv:FILE")
     if group_pattern and form not in ("folder", "csv"):

@@ -18,6 +18,7 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+_OPTIONAL = ("group", "split")  # columns that a test does without
 MISSING_FILE = "file does not exist"  # the reason of such a bad row
 _SEPARATORS = "|;,"  # of several labels in a cell: the first that any cell has
 _SCANNED_FROM = 100  # files of one folder, from which the folder is listed
@@ -66,14 +67,15 @@ class Table:
 
 
 def columns_of(file: str | os.PathLike[str], columns: str) -> str:
-    """Return the part of `columns` whose names a table has; no name stays as it is.
+    """Return `columns` without the group and the split, where a table has no such column.
 
     Raises:
         FileNotFoundError, ValueError: as `read_table`.
     """
     names, _ = read_records(Path(file), columns)
     given = parse_columns(columns).items()
-    return ",".join(f"{role}={name}" for role, name in given if not name or name in names)
+    kept = [(role, name) for role, name in given if role not in _OPTIONAL or name in ("", *names)]
+    return ",".join(f"{role}={name}" for role, name in kept)
 
 
 def read_table(

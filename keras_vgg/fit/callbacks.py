@@ -164,9 +164,12 @@ class Recorder(keras.callbacks.Callback):
         row["images_per_second"] = round(images / training_seconds, 1) if training_seconds else 0.0
         row["seconds"] = round(self._seconds(), 3)
         self.history.append(row)
-        if best_row(self.history, recipe) is row:
+        is_best = best_row(self.history, recipe) is row
+        if is_best:
             self._keeper.write_model(self._trained(), epoch + 1)
         self._save(checkpoint.Progress(self.history))
+        if is_best:
+            self.writer.wait()  # The model is there before metrics.csv names its epoch.
         self._keeper.write_history(self.history)
         if is_over(recipe, self.history):
             self._trained().stop_training = True

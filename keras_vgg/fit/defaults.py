@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,9 @@ def look_at(recipe: Recipe) -> data.Source:
     to be skipped here too; the training names them.
     """
     recipe = recipe.replace(folds=0, fold=0)
-    if not recipe.source.startswith("csv:"):
-        return load_source(recipe.replace(on_bad_image="error"))
-    with notes_dropped():
-        return load_source(recipe)
+    skips_rows = recipe.source.startswith("csv:") and recipe.on_bad_image == "skip"
+    with notes_dropped() if skips_rows else contextlib.nullcontext():
+        return load_source(recipe, on_bad_image="skip_rows" if skips_rows else "error")
 
 
 def size_for(side: int, smallest: int = MINIMUM_SIZE) -> int:

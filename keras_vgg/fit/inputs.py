@@ -19,8 +19,11 @@ from keras_vgg.run import Run
 _CACHE_BYTES = 2**30  # smaller validation splits are prepared once, not every epoch
 
 
-def load_source(recipe: Recipe) -> data.Source:
-    """Open the recipe's data; errors as in `keras_vgg.data.load_source`."""
+def load_source(recipe: Recipe, on_bad_image: str | None = None) -> data.Source:
+    """Open the recipe's data; errors as in `keras_vgg.data.load_source`.
+
+    `on_bad_image` takes the place of the recipe's.
+    """
     return data.load_source(
         recipe.source,
         validation_fraction=recipe.validation_fraction,
@@ -32,7 +35,7 @@ def load_source(recipe: Recipe) -> data.Source:
         train_split=recipe.train_split,
         validation_split=recipe.validation_split,
         test_split=recipe.test_split,
-        on_bad_image=recipe.on_bad_image,
+        on_bad_image=on_bad_image or recipe.on_bad_image,
         bit_depth=recipe.bit_depth,
         columns=recipe.columns,
         group_pattern=recipe.group_pattern,

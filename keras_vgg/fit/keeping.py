@@ -115,7 +115,7 @@ class Keeper:
         self._pending = path
 
     def _settle(self, epoch: int) -> None:
-        """Do with a best model that a kill has left as its epoch says: keep it, or forget it."""
+        """Keep a best model that a kill has left if a checkpoint has its epoch; else delete it."""
         for path in (self.run.directory / "checkpoints").glob(f"{_BEST}*.keras"):
             if int(path.stem.removeprefix(_BEST)) <= epoch:
                 path.replace(self.run.model_path)

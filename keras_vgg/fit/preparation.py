@@ -128,8 +128,8 @@ def _opened_source(recipe: Recipe) -> data.Source:
             advice = "pack it again, with validation_fraction above 0"
         elif recipe.validation_fraction:
             advice = (
-                f"validation_fraction={recipe.validation_fraction:g} can hold none out: that takes "
-                "two training images of a class, and two groups where images have groups"
+                f"validation_fraction={recipe.validation_fraction:g} holds none out, because a "
+                "class needs two training images for that, or two groups; add images"
             )
         raise ValueError(
             f"{recipe.source} has no validation images to select the best epoch; {advice}"

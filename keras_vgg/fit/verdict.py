@@ -270,9 +270,9 @@ def gap_line(
         )
     elif recipe.batch_norm:
         reason = (
-            f"batch norm's moving averages have not settled after {batches:,} "
-            f"batch{'es' * (batches != 1)}: train for more epochs, with smaller batches, or at a "
-            "lower learning rate"
+            f"batch norm's moving averages do not fit the weights after {batches:,} "
+            f"batch{'es' * (batches != 1)}, which change too quickly for them: train for more "
+            "epochs, with smaller batches, or at a lower learning rate"
         )
     of_images = f"of {images:,} training images right"
     if figure != "accuracy":

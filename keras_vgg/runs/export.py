@@ -27,7 +27,7 @@ from keras_vgg.runs.export_targets import (
     installed_formats,
     target_of,
 )
-from keras_vgg.runs.images import as_arrays, open_images, open_split
+from keras_vgg.runs.images import as_arrays, open_images, open_split, require_labels_alike
 from keras_vgg.runs.pruning import stand_ins
 from keras_vgg.runs.several_labels import read_thresholds
 from keras_vgg.weights import read_weights
@@ -232,12 +232,8 @@ def export_weights(
                 f" {len(class_names)}; choose a source with the network's classes"
             )
         class_names = imagenet_names()
-    elif source.several_labels != weights.several_labels:
-        kinds = ("one label", "several labels")
-        raise ValueError(
-            f"source {source.name} gives an image {kinds[source.several_labels]}, and {path} "
-            f"{kinds[weights.several_labels]}; choose a source of the same kind"
-        )
+    else:
+        require_labels_alike(source.name, source, path, weights.several_labels)
     if compress and weights.several_labels:
         raise ValueError(_one_label_only("compress", path))
     if source.validation is None:

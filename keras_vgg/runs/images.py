@@ -258,6 +258,18 @@ def _without_held_out(recipe: Recipe) -> data.Source:
 # --- another set -----------------------------------------------------------------------------
 
 
+def require_labels_alike(
+    name: str, source: data.Source, network: str | Path, several_labels: bool
+) -> None:
+    """Raise ValueError if a source gives an image several labels and a network one, or reversed."""
+    if source.several_labels != several_labels:
+        kinds = ("one label", "several labels")
+        raise ValueError(
+            f"source {name} gives an image {kinds[source.several_labels]}, and {network} "
+            f"{kinds[several_labels]}; choose a source of the same kind"
+        )
+
+
 def _of_another_set(
     run: Run,
     other: data.Source,
@@ -265,12 +277,7 @@ def _of_another_set(
     name: str,
     unknown_classes: UnknownClasses,
 ) -> RunImages:
-    if other.several_labels != run.several_labels:
-        kinds = {True: "several labels", False: "one label"}
-        raise ValueError(
-            f"source {name} gives an image {kinds[other.several_labels]}, and {run.directory} "
-            f"{kinds[run.several_labels]}; choose a set of the same kind"
-        )
+    require_labels_alike(name, other, run.directory, run.several_labels)
     splits = other.splits()
     if list(splits) == ["train"]:
         if split not in (None, "all"):

@@ -68,7 +68,7 @@ class Update:
     """What an update of an index did.
 
     Attributes:
-        described: The number of files that are new or have changed.
+        described: The number of files that are new, have changed, or can be read now.
         removed: The number of files that are no longer in the folder.
         left_out: What the folder holds besides images.
     """
@@ -179,7 +179,6 @@ def update_index(
     known = {file.path for file in kept.files}
     new = [file for name, file in present.items() if name not in known]
     tried = {replace(file, reason="") for file in index.bad}
-    added = sum(file not in tried for file in new)
     removed = len({file.path for file in (*index.files, *index.bad)} - set(present))
     parts = [kept]
     saved = time.monotonic()
@@ -194,6 +193,8 @@ def update_index(
                 save_index(parts[0], path)
                 saved = time.monotonic()
     current = _joined(parts)
+    still_bad = tried & {replace(file, reason="") for file in current.bad}
+    added = len(new) - len(still_bad)
     if added or removed or current.bad != index.bad or not path.exists():
         save_index(current, path)
     return current, Update(added, removed, left_out)
