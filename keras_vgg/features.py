@@ -253,7 +253,7 @@ def _pooled(feature_map: Any, pooling: str | int | None, name: str, data_format:
     if pooling is None:
         return feature_map
     # The global policy may be a mixed one, which would round the features.
-    options = {"dtype": "float32", "data_format": data_format}
+    options: Any = {"dtype": "float32", "data_format": data_format}
     if pooling == "avg":
         return keras.layers.GlobalAveragePooling2D(name=f"{name}_avg", **options)(feature_map)
     if pooling == "max":
