@@ -74,6 +74,14 @@ def test_history_marks_the_epoch_that_was_kept(drawn: list[Figure]) -> None:
     assert drawn[0].axes[1].get_title(loc="right") == "best: 100.00% at epoch 3"
 
 
+def test_an_epoch_that_another_figure_selected_is_called_kept(drawn: list[Figure]) -> None:
+    rows = [{"epoch": e, "val_accuracy": 1 - e / 10, "val_loss": 1 / e} for e in (1, 2, 3)]
+
+    report.plot_history(rows, "unused", best_epoch=2)
+
+    assert drawn[0].axes[1].get_title(loc="right") == "kept: 80.00% at epoch 2"
+
+
 def test_history_of_losses_alone_marks_the_least(drawn: list[Figure]) -> None:
     rows = [{"val_loss": value} for value in (3.0, 1.5, float("nan"), 2.0)]
 

@@ -24,6 +24,7 @@ from keras_vgg.fit import Run, describe, evaluation_transform, fit, load_source
 from keras_vgg.plotting import BEST, DASHES, INK, LINE, MUTED, SERIES
 from keras_vgg.runs import evaluate_run, evaluate_runs, report_runs
 from keras_vgg.runs.images import open_split
+from keras_vgg.runs.report import _opened
 from keras_vgg.runs.report_scores import scores_of
 from tests.test_fit import TINY
 
@@ -303,6 +304,21 @@ def test_a_run_that_has_no_model_yet(run):
     assert "No epoch has ended yet" in text_of(page_of(run))
 
 
+def test_the_figure_that_selects_is_named(run):
+    text = text_of(page_of(run, images=0))
+    assert "of 3, by validation accuracy" in text
+    header, *rows = (run.directory / "metrics.csv").read_text().splitlines()
+    shares = ("0.25", "0.75", "0.5")
+    rows = [f"{row},{share}" for row, share in zip(rows, shares, strict=True)]
+    (run.directory / "metrics.csv").write_text(
+        "\n".join([f"{header},val_balanced_accuracy", *rows]) + "\n"
+    )
+    Run(run.directory, run.recipe.replace(select_by="balanced_accuracy")).write_recipe()
+    text = text_of(page_of(Run.open(run.directory), images=0))
+    assert "of 3, by validation balanced_accuracy" in text
+    assert "best epoch: 2, 75.00 % balanced_accuracy" in text
+
+
 def test_a_metric_that_an_older_run_lacks_is_named(run):
     rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in run.history]
     run.write_history(rows)
@@ -325,6 +341,23 @@ def test_a_run_whose_images_have_gone_keeps_the_rest(hostile, tmp_path):
     assert "Learning rate" in text
     with pytest.raises(OSError, match="gone"):  # a split that was asked for is not left out
         report_runs([run], split="validation")
+
+
+def test_images_without_a_test_split_that_have_moved(tmp_path):
+    for split, name in itertools.product(("train", "val"), ("cat", "dog")):
+        folder = tmp_path / "old" / split / name
+        folder.mkdir(parents=True)
+        for i in range(2):
+            pixels = np.full((40, 40, 3), 50 * i + len(split), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    run = Run(tmp_path / "run", TINY.replace(source=f"folder:{tmp_path / 'old'}"))
+    run.directory.mkdir()
+    run.write_recipe()
+    run.write_json("data.json", describe(load_source(run.recipe)))
+    run.write_json("results.json", {})
+    shutil.move(tmp_path / "old", tmp_path / "new")
+    images = _opened(run, [run], None, f"folder:{tmp_path / 'new'}", "error")
+    assert (images.name, images.source, images.split.size) == ("validation", None, 4)
 
 
 # --- several runs ----------------------------------------------------------------------------

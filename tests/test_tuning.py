@@ -9,18 +9,28 @@ from pathlib import Path
 
 import keras_tuner
 import pytest
+from keras_tuner.errors import FailedTrialError
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from keras_vgg import architecture, cli, fit
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.recipe import load_recipe
-from keras_vgg.tuning import Attempt, Limits, Range, VGGHyperModel, attempts, best, search
+from keras_vgg.tuning import (
+    Attempt,
+    Limits,
+    Range,
+    VGGHyperModel,
+    attempts,
+    best,
+    parse_space,
+    search,
+)
 from keras_vgg.tuning.hypermodel import cost
 from keras_vgg.tuning.live_table import trial_line
 from keras_vgg.tuning.oracle import TUNERS
 from keras_vgg.tuning.plots import plot_parallel
 from keras_vgg.tuning.results import importances, pareto
-from keras_vgg.tuning.tuner import MedianPruner
+from keras_vgg.tuning.tuner import MedianPruner, RunTuner, _HParams
 from tests.test_fit import TINY
 
 BASE = TINY.replace(epochs=2, rgb_shift=0.0, warmup_epochs=0.5, batch_norm=False)
@@ -334,6 +344,10 @@ def test_data_given_to_search_is_refused(tmp_path: Path) -> None:
         ({"budget": 0}, "the budget must be more than 0 seconds"),
         ({"max_trials": None}, "give max_trials or a budget"),
         ({"space": {"momentum": (0.9,)}}, "nothing to search"),
+        (
+            {"tuner": "hyperband", "space": SPACE | {"epochs": (1, 2)}},
+            "hyperband decides the epochs; leave epochs out of the space",
+        ),
     ],
 )
 def test_wrong_arguments_leave_nothing(options: dict, message: str, tmp_path: Path) -> None:
@@ -358,6 +372,106 @@ def test_another_search_and_other_files_are_refused(searched: Path, tmp_path: Pa
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is not a search"):
         searched_in(tmp_path)
+
+
+def stub_training(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let each trial begin and end with an error, without training."""
+
+    def train(self, recipe, directory, callbacks=(), verbose=0):
+        next(one for one in callbacks if isinstance(one, _HParams)).on_train_begin()
+        raise error
+
+    monkeypatch.setattr(VGGHyperModel, "train", train)
+
+
+def test_none_is_a_value_for_tensorboard_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub_training(monkeypatch, FailedTrialError("the stub has no network"))
+    space = parse_space(["train_scale=none,32-36"])
+    with pytest.raises(ValueError, match="all 2 trials failed, the last: the stub has no network"):
+        searched_in(tmp_path / "s", tuner="grid", space=space)
+    trials = attempts(tmp_path / "s")
+    assert [trial.values["train_scale"] for trial in trials] == [None, "32-36"]
+    assert {trial.state for trial in trials} == {"failed"}
+
+
+def test_an_unknown_error_ends_the_search_and_its_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub_training(monkeypatch, TypeError("no such option"))
+    with pytest.raises(RuntimeError, match="trial 0 ended with TypeError: no such option; correct"):
+        searched_in(tmp_path / "s")
+    (trial,) = attempts(tmp_path / "s")
+    assert (trial.state, trial.reason) == ("failed", "TypeError: no such option")
+    # When the cause is corrected, the trial begins again.
+    stub_training(monkeypatch, FailedTrialError("the stub has no network"))
+    with pytest.raises(ValueError, match="all 2 trials failed"):
+        searched_in(tmp_path / "s")
+    assert [trial.number for trial in attempts(tmp_path / "s")] == [0, 1]
+    assert {trial.reason for trial in attempts(tmp_path / "s")} == {"the stub has no network"}
+
+
+GRID = {"momentum": (0.8, 0.9), "label_smoothing": (0.0, 0.05, 0.1)}
+
+
+def grid_values(workdir: Path, trials: int, max_trials: int | None = None) -> list[dict]:
+    """Search a grid by trials that are refused; require this number of trials, all different."""
+    options = {"tuner": "grid", "space": GRID, "limits": NOTHING_FITS, "max_trials": max_trials}
+    with pytest.raises(ValueError, match=f"all {trials} trials failed"):
+        searched_in(workdir, **options)
+    values = [dict(trial.values) for trial in attempts(workdir)]
+    assert len({tuple(one.values()) for one in values}) == len(values) == trials
+    return values
+
+
+@pytest.mark.parametrize("place", ["run_trial", "pre_create_trial"])
+def test_a_stopped_grid_goes_on_with_the_other_combinations(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = grid_values(tmp_path / "whole", 6)
+    calls = []
+    original = getattr(RunTuner, place)
+
+    def stop_at_the_third(self: RunTuner, *arguments: object, **options: object) -> object:
+        calls.append(place)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(RunTuner, place, stop_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        grid_values(tmp_path / "stopped", 6)
+    assert len(attempts(tmp_path / "stopped")) == 2
+    assert grid_values(tmp_path / "stopped", 6) == whole
+    assert grid_values(tmp_path / "stopped", 6) == whole
+
+
+def test_a_grid_takes_more_trials_later(tmp_path: Path) -> None:
+    first = grid_values(tmp_path / "s", 2, max_trials=2)
+    assert grid_values(tmp_path / "s", 4, max_trials=4)[:2] == first
+    assert grid_values(tmp_path / "s", 6)[:2] == first
+
+
+def test_a_grid_with_a_conditional_field_goes_on(tmp_path: Path) -> None:
+    space = {"head": ("gap", "fc"), "hidden_units": (4, 8), "batch_norm": (True, False)}
+    options = {"tuner": "grid", "space": space, "limits": NOTHING_FITS}
+    for trials in (1, 3, 6):
+        with pytest.raises(ValueError, match=f"all {trials} trials failed"):
+            searched_in(tmp_path / "s", **options, max_trials=trials if trials < 6 else None)
+    values = [tuple(trial.values.items()) for trial in attempts(tmp_path / "s")]
+    assert len(set(values)) == 6
+
+
+@pytest.mark.parametrize("name", [".", "inner/.."])
+def test_the_current_folder_is_a_folder_for_a_search(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="all 2 trials failed"):
+        searched_in(Path(name), limits=NOTHING_FITS)
+    assert len(attempts(tmp_path)) == 2
+    assert not (tmp_path / "untitled_project").exists()
 
 
 @pytest.mark.parametrize("value", [0, -1])

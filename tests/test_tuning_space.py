@@ -102,6 +102,23 @@ def test_a_single_choice_is_set_and_not_searched() -> None:
     assert (recipe.head, searched.keys()) == ("gap", {"epochs"})
 
 
+@pytest.mark.parametrize("optimizers", [("sgd", "adamw"), ("adamw", "sgd"), ("adamw",)])
+def test_values_that_need_another_value_of_another_field(optimizers: tuple) -> None:
+    space = {"optimizer": optimizers, "learning_rate": Range(0.001, 0.1, log=True)}
+    model = VGGHyperModel(BASE, space)
+    hp = keras_tuner.HyperParameters()
+    model.declare_hyperparameters(hp)
+    hp.values |= {"learning_rate": 0.002, "optimizer": "adamw"}
+    recipe = model.recipe(hp)
+    assert (recipe.optimizer, recipe.learning_rate) == ("adamw", 0.002)
+
+
+def test_values_that_go_only_with_the_recipe_or_only_with_each_other() -> None:
+    space = {"class_weights": ("balanced", "none"), "sampling": ("balanced", "uniform")}
+    assert VGGHyperModel(BASE, space).space == space
+    VGGHyperModel(BASE, space).declare_hyperparameters(keras_tuner.HyperParameters())
+
+
 def test_integers_of_a_range() -> None:
     recipe = drawn({"batch_size": Range(16, 64, step=16)}, batch_size=48)
     assert recipe.batch_size == 48
@@ -117,6 +134,8 @@ def test_integers_of_a_range() -> None:
         ("batch_size=32,64", (32, 64)),
         ("configuration=A,A-LRN", ("A", "A-LRN")),
         ("train_scale=none,32-40", (None, (32, 40))),
+        ("auto_augment=None,trivial", ("none", "trivial")),
+        ("class_weights=none,balanced", ("none", "balanced")),
         ("batch_norm=true,False", (True, False)),
         ("source=folder:photos", ("folder:photos",)),
         ("train_split=train[:10%]", ("train[:10%]",)),
@@ -148,6 +167,9 @@ def test_a_pair_or_none_is_given_back_as_it_was() -> None:
         ({"dropout": Range(0.5, 1.5)}, "dropout"),
         ({"momentum": (0.9,)}, "nothing to search"),
         ({"head": ("gap",), "hidden_units": (1, 2)}, "nothing to search"),
+        ({"hidden_units": Range(64, 256, step=0.5)}, "the step must be whole too, not 0.5"),
+        ({"hidden_units": Range(64, 256, step=2.5)}, "the step must be whole too, not 2.5"),
+        ({"optimizer": ("sgd", "adamw"), "momentum": (0.8, 0.9)}, "give optimizer='adamw' its own"),
     ],
 )
 def test_wrong_spaces(space: dict, message: str) -> None:

@@ -196,6 +196,7 @@ class RunContent:
     Attributes:
         number: From 1; plots label the run with it.
         changes: (field, value, default) of the fields that differ from `Recipe()`.
+        selecting_column: The column of `history` whose highest value selects the best epoch.
         images_title: The images of `scores`, `mistakes` and `hits`, such as "test images".
         explained: The layer whose Grad-CAM is over the pictures.
         remarks: What a reader should know of the images and the result; empty if nothing is wrong.
@@ -211,6 +212,7 @@ class RunContent:
     environment: Sequence[tuple[str, Any]]
     history: Sequence[Mapping[str, float]] = ()
     best_epoch: int | None = None
+    selecting_column: str = "val_accuracy"
     parameters: int | None = None
     training_seconds: float | None = None
     evaluated: Sequence[Evaluated] = ()
@@ -228,15 +230,15 @@ class RunContent:
     missing: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def best_accuracy(self) -> float | None:
-        """Validation accuracy, or with several labels pr_auc, of the best epoch."""
+    def best_value(self) -> float | None:
+        """The validation figure that selects, of the best epoch."""
         rows = [row for row in self.history if row.get("epoch") == self.best_epoch]
-        return rows[0].get(f"val_{self.figure}") if rows else None
+        return rows[0].get(self.selecting_column) if rows else None
 
     @property
     def figure(self) -> str:
-        """The figure that training reports: "accuracy", or "pr_auc" for several labels."""
-        return "pr_auc" if self.history and "val_pr_auc" in self.history[0] else "accuracy"
+        """The figure that selects: "accuracy", "balanced_accuracy", or "pr_auc"."""
+        return self.selecting_column.removeprefix("val_")
 
 
 @dataclass(frozen=True)

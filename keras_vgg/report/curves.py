@@ -118,7 +118,8 @@ def plot_history(
             rows are numbered from 1. A value that is absent, None or nan is a gap.
         path: The PNG, 8 inches wide at 150 dots an inch. Its folder must exist.
         best_epoch: The epoch to mark. None: the best by validation accuracy or pr_auc, else by
-            validation loss; the first one of several.
+            validation loss; the first one of several. An epoch that is not the best by that column
+            is called kept.
 
     Raises:
         ValueError: no row has a loss or an accuracy.
@@ -145,17 +146,20 @@ def plot_history(
 
 
 def _best(rows: Sequence[Mapping[str, float]], kept: float | None) -> tuple[str, float | None, str]:
-    """Return the column that decides, its best epoch, and a text about it."""
+    """Return the column to mark, the epoch, and a text about the epoch."""
     for key, choose, text in (
-        ("val_accuracy", np.argmax, "best: {:.2f}% at epoch {:g}"),
-        ("val_pr_auc", np.argmax, "best: {:.4f} at epoch {:g}"),
-        ("val_loss", np.argmin, "best: {:.4g} at epoch {:g}"),
+        ("val_accuracy", np.argmax, "{}: {:.2f}% at epoch {:g}"),
+        ("val_pr_auc", np.argmax, "{}: {:.4f} at epoch {:g}"),
+        ("val_loss", np.argmin, "{}: {:.4g} at epoch {:g}"),
     ):
         epochs, values = Curve(rows, key).points
         if values.size:
             places = np.flatnonzero(epochs == kept)  # none if it is None
-            index = int(places[0] if places.size else choose(values))
-            return key, epochs[index], text.format(values[index], epochs[index])
+            best_index = int(choose(values))
+            index = int(places[0]) if places.size else best_index
+            # Another figure may have selected the epoch that was kept.
+            word = "best" if values[index] == values[best_index] else "kept"
+            return key, epochs[index], text.format(word, values[index], epochs[index])
     return "no column", None, ""
 
 

@@ -71,7 +71,11 @@ class CrossValidation:
 
     @cached_property
     def evaluation(self) -> evaluation.Evaluation | evaluation.MultiLabelEvaluation:
-        """The answers for every image, by the network that had not seen it."""
+        """The answers for every image, by the network that had not seen it.
+
+        With several labels an image, the threshold of every label is 0.5 here, because each fold
+        has thresholds of its own. `figures` has each fold's figures by its own thresholds.
+        """
         labels, probabilities, groups = read_table(
             self.directory / TABLE, self.class_names, self.several_labels
         )

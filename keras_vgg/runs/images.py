@@ -108,18 +108,20 @@ def open_images(
     split: str | None = None,
     source: str | None = None,
     unknown_classes: UnknownClasses = "error",
+    default_split: str = "test",
 ) -> RunImages:
     """Open images to test a run on.
 
     Args:
         run: The run.
-        split: "test", "validation" or "train". None: "test", or "all" images of another set that
-            has no splits of its own.
+        split: "test", "validation" or "train". None: `default_split` of the run's own images,
+            "test" of another set, or "all" images of another set that has no splits of its own.
         source: As `keras_vgg.data.load_source` takes it. None: the run's own. If the run's data
             has moved, name its new place: it is the run's own if class names and fingerprints are
             equal. Anything else is another set; its classes are matched by name.
         unknown_classes: If another set has classes that the run does not know: "error", or "skip"
             their images.
+        default_split: The split of the run's own images if `split` is None.
 
     Raises:
         ValueError: there is no such split; the run's own data has changed; the run does not know
@@ -132,7 +134,7 @@ def open_images(
         raise ValueError(
             f"unknown_classes must be {' or '.join(UNKNOWN_CLASSES)}, not {unknown_classes!r}"
         )
-    own_split = split or "test"
+    own_split = split or default_split
     if source is None and unknown_classes == "skip":
         raise ValueError("unknown_classes is for another set; name the set with --source")
     if source is None:

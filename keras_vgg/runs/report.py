@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_vgg import __version__, evaluation, report
-from keras_vgg.fit import best_row
+from keras_vgg.fit.schedule import best_row, selecting_column
 from keras_vgg.image_paths import expanded
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
@@ -155,10 +155,7 @@ def _opened(
         run.require_model()  # for its notice
     own_split = split or _default_split(runs)
     if source is not None:
-        tested = open_images(run, split, source, unknown_classes)
-        if tested.source is not None or tested.name == own_split:
-            return tested
-        return open_images(run, own_split, source)  # the run's own, in a new place
+        return open_images(run, split, source, unknown_classes, default_split=own_split)
     try:
         return open_images(run, own_split)
     except (OSError, ValueError) as error:  # The images are missing, or have changed.
@@ -216,6 +213,7 @@ def _content(run: Run, number: int, name: str, typed_directory: str) -> report.R
         environment=_flat(environment),
         history=history,
         best_epoch=int(best_row(history, recipe)["epoch"]) if history else None,
+        selecting_column=selecting_column(recipe, history),
         parameters=results.get("parameters"),
         training_seconds=results.get("training_seconds"),
         evaluated=evaluated,

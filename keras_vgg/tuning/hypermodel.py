@@ -17,7 +17,7 @@ from keras_tuner.errors import FailedTrialError
 
 from keras_vgg import architecture, data, fit, hardware
 from keras_vgg.recipe import Recipe
-from keras_vgg.tuning.space import Space, declare, default_space, resolve
+from keras_vgg.tuning.space import Space, declare, default_space, draw_values, resolve
 
 _TIMED_PREDICTIONS = 20
 
@@ -152,7 +152,7 @@ class VGGHyperModel(keras_tuner.HyperModel):
         return len(source.class_names)
 
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
-        declare(hp, self.base, self.space)
+        draw_values(hp, self.base, self.space)
 
     def recipe(self, hp: keras_tuner.HyperParameters, epochs: int | None = None) -> Recipe:
         """Return the recipe of a trial, with `epochs`, or Hyperband's, in place of the base's.

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cmp_to_key
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,25 @@ class DurableOracle(keras_tuner.Oracle):
         return not self.ongoing_trials and not self.tuner_ids
 
 
+class DurableGridOracle(DurableOracle, keras_tuner.oracles.GridSearchOracle):
+    """A grid search that goes on after the combinations of an earlier process.
+
+    keras-tuner keeps the order of the combinations, and those whose next one may be untried, in
+    memory only.
+    """
+
+    def reload(self) -> None:
+        super().reload()
+
+        def compare(one: str, other: str) -> int:
+            values = [self.trials[trial_id].hyperparameters.values for trial_id in (one, other)]
+            return self._compare(*values)
+
+        for trial_id in sorted(self.start_order, key=cmp_to_key(compare)):
+            self._ordered_ids.insert(trial_id)
+        self._populate_next = [*self.start_order]
+
+
 def make_oracle(
     tuner: str,
     hyperparameters: keras_tuner.HyperParameters,
@@ -97,7 +117,7 @@ def make_oracle(
     options: dict[str, Any] = {"max_epochs": max_epochs} if tuner == "hyperband" else {}
     if tuner != "hyperband":
         options["max_trials"] = max_trials or 1_000_000
-    bases: tuple[type, ...] = (DurableOracle, TUNERS[tuner])
+    bases = (DurableGridOracle,) if tuner == "grid" else (DurableOracle, TUNERS[tuner])
     durable: Callable[..., DurableOracle] = type(f"Durable{tuner.title()}", bases, {})
     oracle = durable(
         objective=keras_tuner.Objective("val_accuracy", "max"),

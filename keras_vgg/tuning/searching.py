@@ -17,7 +17,7 @@ from keras_vgg.tuning.hypermodel import Limits, VGGHyperModel
 from keras_vgg.tuning.live_table import LiveTable
 from keras_vgg.tuning.oracle import make_oracle, quiet_keras_tuner
 from keras_vgg.tuning.results import Attempt, attempts, best, write_results
-from keras_vgg.tuning.space import Range, Space, declare
+from keras_vgg.tuning.space import Range, Space
 from keras_vgg.tuning.tuner import Clock, RunTuner, process_role
 
 _SEARCH = "search.json"
@@ -43,8 +43,9 @@ def search(
 
     The folder gets search.json (the arguments), keras-tuner's files, a run directory for each trial
     with TensorBoard logs and HParams, trials.csv, plots, and best_recipe.py. `keras-vgg train` runs
-    best_recipe.py as it is, and gets the validation accuracy of the best trial again. If the same
-    call is repeated after a stop, a kill or the end of the budget, the search resumes.
+    best_recipe.py as it is, and gets the validation accuracy of the best trial again. Repeat
+    the same call to resume a search after a stop or a kill, and with a larger budget after the end
+    of the budget.
 
     Several processes share a search if KERASTUNER_ORACLE_IP, KERASTUNER_ORACLE_PORT and
     KERASTUNER_TUNER_ID are set. A process with "chief" in its id is the chief, the others are
@@ -71,16 +72,19 @@ def search(
         The trials, in the order of their start. A worker returns an empty list.
 
     Raises:
-        ValueError: the tuner or a field is unknown; a range is empty; nothing ends the search; the
-            folder holds something else; the budget ended before one trial; all trials failed; some
-            of keras-tuner's variables are missing.
+        ValueError: the tuner or a field is unknown; a range is empty; hyperband is to search
+            epochs; nothing ends the search; the folder holds something else; the budget ended
+            before one trial; all trials failed; some of keras-tuner's variables are missing.
+        RuntimeError: a trial ended with an error that is neither the data's nor the network's.
         TimeoutError: a worker's chief has not started.
     """
-    workdir = Path(workdir)
+    workdir = Path(workdir).resolve()  # keras-tuner needs the folder's name, which "." lacks.
     hypermodel = VGGHyperModel(recipe, space, directory=workdir, limits=limits)
     hyperparameters = keras_tuner.HyperParameters()
-    declare(hyperparameters, hypermodel.base, hypermodel.space)
+    hypermodel.declare_hyperparameters(hyperparameters)
     _require_end(tuner, max_trials, budget)
+    if tuner == "hyperband" and "epochs" in hypermodel.space:
+        raise ValueError("hyperband decides the epochs; leave epochs out of the space")
     is_worker = process_role() == "worker"
     oracle = make_oracle(
         tuner,

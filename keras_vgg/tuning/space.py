@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -111,6 +112,7 @@ def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Seq
             is left to search; a recipe cannot have one of the values.
     """
     known = [field.name for field in dataclasses.fields(Recipe)]
+    single_choices: dict[str, Any] = {}
     searched: dict[str, Range | Sequence[Any]] = {}
     for name, choices in space.items():
         if name not in known:
@@ -125,16 +127,18 @@ def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Seq
         if isinstance(choices, Range):
             if name not in _numbers():
                 raise ValueError(f"{name} is not a number: give choices, not a range")
+            if _numbers()[name] is int and not float(choices.step or 1).is_integer():
+                raise ValueError(
+                    f"{name} is a whole number: the step must be whole too, not {choices.step:g}"
+                )
+            searched[name] = choices
         elif not choices:
             raise ValueError(f"{name} has no choices")
-        for value in (choices.low, choices.high) if isinstance(choices, Range) else choices:
-            recipe.replace(**{name: _number(name, value)})
-        if isinstance(choices, Range):
-            searched[name] = choices
         elif single:
-            recipe = recipe.replace(**{name: choices[0]})
+            single_choices[name] = choices[0]
         else:
             searched[name] = tuple(choices)
+    recipe = _checked(recipe, single_choices, searched)
     heads = searched.get("head", (recipe.head,))
     assert not isinstance(heads, Range)  # refused above: head is not a number
     if not set(heads) & set(_HEADS_WITH_HIDDEN_UNITS):
@@ -144,13 +148,48 @@ def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Seq
     return recipe, searched
 
 
+def _checked(recipe: Recipe, single_choices: Mapping[str, Any], searched: Space) -> Recipe:
+    """Return the recipe with every single choice, if a recipe can have every other value too.
+
+    A value is possible if it goes with the recipe's values of the other fields, or with the first
+    value of each: optimizer=sgd,adamw needs another learning rate than the default.
+    """
+    values = {
+        name: [_number(name, value) for value in (choices.low, choices.high)]
+        if isinstance(choices, Range)
+        else choices
+        for name, choices in searched.items()
+    }
+    first_values = {name: choices[0] for name, choices in values.items()}
+
+    def with_values(base: Recipe, changes: Mapping[str, Any]) -> Recipe:
+        try:
+            return base.replace(**changes)
+        except ValueError:
+            return base.replace(**{**first_values, **changes})
+
+    recipe = with_values(recipe, single_choices)
+    for name, choices in values.items():
+        for value in choices:
+            with_values(recipe, {name: value})
+    return recipe
+
+
 def declare(hp: keras_tuner.HyperParameters, recipe: Recipe, searched: Space) -> Recipe:
     """Return the recipe of a trial's hyperparameters, and declare those that `hp` lacks.
 
     A hyperparameter has the name of its field. hidden_units exists only for heads that have hidden
     units. If train_scale is searched and eval_scale is not, the evaluation scale is the middle of
     the training scales, as in the paper.
+
+    Raises:
+        ValueError: a recipe cannot have these values together.
     """
+    return recipe.replace(**draw_values(hp, recipe, searched))
+
+
+def draw_values(hp: keras_tuner.HyperParameters, recipe: Recipe, searched: Space) -> dict[str, Any]:
+    """Return field -> value as `declare`, also of values that no recipe can have together."""
     values: dict[str, Any] = {}
     head_first = sorted(searched, key=lambda name: name != "head")
     for name in head_first:
@@ -163,13 +202,14 @@ def declare(hp: keras_tuner.HyperParameters, recipe: Recipe, searched: Space) ->
             values[name] = _draw(hp, recipe, name, searched[name])
     if values.get("train_scale") and "eval_scale" not in searched:
         values["eval_scale"] = sum(values["train_scale"]) // 2
-    return recipe.replace(**values)
+    return values
 
 
 def parse_space(entries: Sequence[str]) -> dict[str, Range | Sequence[Any]]:
     """Return the space of FIELD=VALUE,VALUE,..., FIELD=LOW:HIGH, LOW:HIGH:log or LOW:HIGH:STEP.
 
-    For train_scale, write a pair as 32-40. Write None as none.
+    For train_scale, write a pair as 32-40. Write None as none; in a field that has the text none,
+    such as auto_augment, none is that text.
 
     Raises:
         ValueError: an entry has another form.
@@ -183,7 +223,7 @@ def parse_space(entries: Sequence[str]) -> dict[str, Range | Sequence[Any]]:
         parts = text.split(":") if name in _numbers() else [text]
         try:
             if len(parts) == 1:
-                space[name] = tuple(_value(word) for word in text.split(","))
+                space[name] = tuple(_value(name, word) for word in text.split(","))
             elif len(parts) == 2 or (len(parts) == 3 and parts[2] == "log"):
                 space[name] = Range(float(parts[0]), float(parts[1]), log=len(parts) == 3)
             else:
@@ -234,8 +274,9 @@ def _number(name: str, value: Any) -> Any:
     return value
 
 
-def _value(word: str) -> Any:
-    constants = {"none": None, "true": True, "false": False}
+def _value(name: str, word: str) -> Any:
+    takes_none = type(None) in typing.get_args(field_types().get(name))
+    constants = {"none": None if takes_none else "none", "true": True, "false": False}
     if word.lower() in constants:
         return constants[word.lower()]
     low, dash, high = word.partition("-")

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras_tuner.engine.base_tuner import BaseTuner
 from keras_tuner.engine.trial import Trial
-from keras_tuner.errors import FailedTrialError, FatalError, FatalValueError
+from keras_tuner.errors import FailedTrialError, FatalError, FatalRuntimeError, FatalValueError
 
 from keras_vgg.files import write_json
 from keras_vgg.recipe import Recipe
@@ -134,6 +134,8 @@ class RunTuner(BaseTuner):
 
     def run_trial(self, trial: Trial, **__: Any) -> dict[str, float]:
         folder = Path(self.get_trial_dir(trial.trial_id))
+        # An error may have ended this trial in an earlier call.
+        (folder / "outcome.json").unlink(missing_ok=True)
         try:
             recipe = self._model.recipe(trial.hyperparameters)
         except ValueError as error:  # Each value is possible by itself.
@@ -160,6 +162,15 @@ class RunTuner(BaseTuner):
         except (ValueError, OSError) as error:
             # The data or the disk is at fault, so the next trial would fail too.
             raise FatalValueError(str(error)) from error
+        except FatalError:
+            raise
+        except Exception as error:  # keras-tuner would go on, and the trial would never end.
+            reason = f"{type(error).__name__}: {error}"
+            self._write_outcome(folder, reason=reason, seconds=time.monotonic() - started)
+            raise FatalRuntimeError(
+                f"trial {trial.trial_id} ended with {reason}; correct the cause and repeat the "
+                "search to resume it"
+            ) from error
         seconds = sum(row["seconds"] for row in Run.open(folder / "run").history)
         self._write_outcome(folder, val_accuracy=results["val_accuracy"], seconds=seconds)
         return {name: results[name] for name in ("val_accuracy", "val_loss")}
@@ -265,7 +276,8 @@ class _HParams(keras.callbacks.Callback):
 
     def __init__(self, values: dict[str, Any], trial_id: str, folder: Path) -> None:
         super().__init__()
-        self._values = values
+        # TensorBoard takes texts, numbers and truth values.
+        self._values = {k: "none" if v is None else v for k, v in values.items()}
         self._trial_id = trial_id
         self._folder = folder
 
