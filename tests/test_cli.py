@@ -314,6 +314,7 @@ def test_damaged_images_are_named_and_counted(tmp_path, capsys):
     assert "[dog]" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_process_says_one_line_and_its_status(tmp_path):
     done = keras_vgg("train", "--workdir", tmp_path / "x", "--source", "folder:nowhere")
     assert done.returncode == 2

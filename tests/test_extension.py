@@ -103,6 +103,7 @@ def test_a_run_is_finished_early_and_then_extended(unfinished, capsys):
         fit(UNEVEN, run.directory, verbose=0)
 
 
+@pytest.mark.slow
 def test_steps_of_the_epoch_that_finish_leaves_out_do_not_count(tmp_path):
     recipe = UNEVEN.replace(checkpoint_steps=1, keep_checkpoints=9)
     with pytest.raises(KeyboardInterrupt):

@@ -175,6 +175,7 @@ def test_a_script_starts_without_a_word() -> None:
     assert stderr_of(code) == ""
 
 
+@pytest.mark.slow
 def test_a_command_has_no_word_of_tensorflow_about_start_up_and_damage(tmp_path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     for name in "ab":

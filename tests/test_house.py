@@ -78,6 +78,7 @@ def test_a_builder_imports_no_data_or_training_code():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
     root = PACKAGE.parent
     if not (root / "setup.cfg").is_file():

@@ -114,14 +114,8 @@ def test_all_ten_are_run():
     assert len(BUDGETS) == 10
 
 
-# Most take half a minute; the first shows how a notebook is run.
-EXECUTED = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path != NOTEBOOKS[0]))
-    for path in NOTEBOOKS
-]
-
-
-@pytest.mark.parametrize("path", EXECUTED)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_execution(path, tmp_path):
     notebook = read(path)
     cell = parameters_of(notebook)

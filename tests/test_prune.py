@@ -138,7 +138,7 @@ def test_criteria_are_what_they_say() -> None:
         assert taylor[channel] == pytest.approx(slope**2, rel=0.05, abs=1e-8)
 
 
-@pytest.mark.parametrize("several_labels", [False, True])
+@pytest.mark.parametrize("several_labels", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_sensitivity_is_the_change_without_the_filters_and_restores_the_weights(
     several_labels: bool,
 ) -> None:

@@ -383,6 +383,7 @@ def test_memory_does_not_grow_over_two_thousand_steps(tmp_path: Path) -> None:
     assert seen[-1] - seen[1] < 60
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_last_step_is_obeyed_when_the_run_is_finished(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

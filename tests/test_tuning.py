@@ -425,7 +425,9 @@ def grid_values(workdir: Path, trials: int, max_trials: int | None = None) -> li
     return values
 
 
-@pytest.mark.parametrize("place", ["run_trial", "pre_create_trial"])
+@pytest.mark.parametrize(
+    "place", ["run_trial", pytest.param("pre_create_trial", marks=pytest.mark.slow)]
+)
 def test_a_stopped_grid_goes_on_with_the_other_combinations(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -453,6 +455,7 @@ def test_a_grid_takes_more_trials_later(tmp_path: Path) -> None:
     assert grid_values(tmp_path / "s", 6)[:2] == first
 
 
+@pytest.mark.slow
 def test_a_grid_with_a_conditional_field_goes_on(tmp_path: Path) -> None:
     space = {"head": ("gap", "fc"), "hidden_units": (4, 8), "batch_norm": (True, False)}
     options = {"tuner": "grid", "space": space, "limits": NOTHING_FITS}
