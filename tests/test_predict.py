@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -47,7 +48,12 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .keras file of three classes, in no run directory."""
     path = tmp_path_factory.mktemp("network") / "net.keras"
     keras.utils.set_random_seed(3)
-    vgg(
+    of_three_classes().save(path)
+    return path
+
+
+def of_three_classes(**options: Any) -> keras.Model:
+    return vgg(
         "A",
         weights=None,
         input_shape=(32, 32, 3),
@@ -55,8 +61,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
         width_multiplier=1 / 16,
         head="gap",
         include_preprocessing=True,
-    ).save(path)
-    return path
+        **options,
+    )
 
 
 @pytest.fixture
@@ -320,16 +326,7 @@ def test_a_foreign_file_says_what_it_does_not_state(network: Path, photos: Path,
 
 
 def test_a_file_that_ends_in_sigmoids_gives_several_labels(photos: Path, tmp_path: Path):
-    model = vgg(
-        "A",
-        weights=None,
-        input_shape=(32, 32, 3),
-        classes=3,
-        width_multiplier=1 / 16,
-        head="gap",
-        include_preprocessing=True,
-        classifier_activation="sigmoid",
-    )
+    model = of_three_classes(classifier_activation="sigmoid")
     bias = np.array([4, -4, 2], "float32")
     model.layers[-1].bias.assign(bias)
     model.layers[-1].kernel.assign(np.zeros(model.layers[-1].kernel.shape))

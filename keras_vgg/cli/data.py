@@ -39,12 +39,12 @@ class DataCheck:
     def __call__(self) -> None:
         from keras_vgg import data
         from keras_vgg.data.left_out import listed, printable
+        from keras_vgg.data.sources import without_decoding
         from keras_vgg.files import write_json
 
         # A skipped image would be missing from the report; rows of a table that are skipped are in
         # its inventory.
-        skips_rows = self.source_options.on_bad_image == "skip" and self.source.startswith("csv:")
-        on_bad_image = "skip_rows" if skips_rows else "error"
+        on_bad_image = without_decoding(self.source, self.source_options.on_bad_image)
         source = self.source_options.open(self.source, on_bad_image=on_bad_image)
         self.report.parent.mkdir(parents=True, exist_ok=True)
         _require_writable(self.report)  # not only after a pass through all images

@@ -121,6 +121,11 @@ def load_source(
     return replace(source, **{n: replace(s, bit_depth=bit_depth) for n, s in splits.items()})
 
 
+def without_decoding(spec: str, on_bad_image: str) -> str:
+    """Return the `on_bad_image` that leaves out the same rows of a table, and no image."""
+    return "skip_rows" if on_bad_image == "skip" and spec.startswith("csv:") else "error"
+
+
 _PATH_FORMS = ("folder", "csv", "idx", "records")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from keras_vgg import data
 from keras_vgg.architecture import MINIMUM_SIZE
 from keras_vgg.console import notes_dropped
+from keras_vgg.data.sources import without_decoding
 from keras_vgg.fit.inputs import load_source
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
@@ -69,9 +70,9 @@ def look_at(recipe: Recipe) -> data.Source:
     to be skipped here too; the training names them.
     """
     recipe = recipe.replace(folds=0, fold=0)
-    skips_rows = recipe.source.startswith("csv:") and recipe.on_bad_image == "skip"
-    with notes_dropped() if skips_rows else contextlib.nullcontext():
-        return load_source(recipe, on_bad_image="skip_rows" if skips_rows else "error")
+    on_bad_image = without_decoding(recipe.source, recipe.on_bad_image)
+    with notes_dropped() if on_bad_image == "skip_rows" else contextlib.nullcontext():
+        return load_source(recipe, on_bad_image)
 
 
 def size_for(side: int, smallest: int = MINIMUM_SIZE) -> int:

@@ -39,7 +39,6 @@ class Keeper:
         self.writes = hosts.index() == 0
         self.writer = BackgroundWriter()
         self._full_model = full_model
-        self._pending: Path | None = None  # a best model whose epoch is in no checkpoint yet
 
     def restore(self, model: keras.Model) -> checkpoint.Progress:
         """Load the newest readable checkpoint, if there is one, and return its progress.
@@ -86,12 +85,10 @@ class Keeper:
         path = self.run.directory / "checkpoints" / name
         path.parent.mkdir(exist_ok=True)
         arrays = checkpoint.copied(model, progress)
-        pending, self._pending = self._pending, None
 
         def write() -> None:
             self._write(path, lambda target: checkpoint.save(target, arrays))
-            if pending is not None:
-                pending.replace(self.run.model_path)
+            self._settle(progress.epoch)
             for old in self.run.checkpoints[: -self.run.recipe.keep_checkpoints]:
                 old.unlink()
 
@@ -112,10 +109,9 @@ class Keeper:
         path.parent.mkdir(exist_ok=True)
         with portable(bare):
             self._write(path, bare.save)
-        self._pending = path
 
     def _settle(self, epoch: int) -> None:
-        """Keep a best model that a kill has left if a checkpoint has its epoch; else delete it."""
+        """Make a best model the run's if a checkpoint has its epoch; else a kill has left it."""
         for path in (self.run.directory / "checkpoints").glob(f"{_BEST}*.keras"):
             if int(path.stem.removeprefix(_BEST)) <= epoch:
                 path.replace(self.run.model_path)
