@@ -3,11 +3,14 @@
 `tests/test_dense_backends.py` runs this file on JAX and PyTorch too.
 """
 
+import re
+
 import keras
 import numpy as np
 import pytest
+from sklearn.datasets import load_sample_images
 
-from keras_vgg import dense, models, transfer
+from keras_vgg import ImagePreprocessing, dense, models, transfer
 from keras_vgg.dense.resampling import BilinearInitializer, ResizeLike
 from tests.dense_networks import randomized, values
 
@@ -240,16 +243,47 @@ class TorchLayers:
             return y
         return self.functional.batch_norm(y, mean, variance, gamma, beta, eps=1e-3)
 
-    def vgg11(self, x):
+    def encoder(self, x):
         """The last map and the pool of each block."""
         y, maps, pools = self.torch.tensor(x).permute(0, 3, 1, 2), [], []
-        for block, depth in enumerate((1, 1, 2, 2, 2), 1):
-            for i in range(1, depth + 1):
-                y = self.conv(f"block{block}_conv{i}", y, 1).relu()
+        for block in range(1, 6):
+            for name in self.arrays:
+                if re.fullmatch(rf"block{block}_conv\d", name):
+                    y = self.conv(name, y, 1).relu()
             maps.append(y)
             y = self.functional.max_pool2d(y, 2, ceil_mode=True)
             pools.append(y)
         return maps, pools
+
+    def fcn(self, x, stride, scales):
+        _, pools = self.encoder(x)
+        y = self.conv("fc2", self.conv("fc1", pools[4], 3).relu()).relu()
+        y = self.conv("score", y)
+        for block, scale in list(zip((4, 3), scales, strict=True))[: {32: 0, 16: 1, 8: 2}[stride]]:
+            skip = self.conv(f"score{block}", scale * pools[block - 1])
+            y = self.up(f"upscore{block}", y, skip, 1) + skip
+        y = self.functional.interpolate(y, scale_factor=stride, mode="bilinear")
+        return y[..., : x.shape[1], : x.shape[2]]
+
+    def unet(self, x):
+        maps, pools = self.encoder(x)
+        y = self.norm("decoder5_skip_bn", pools[4])
+        for number in (4, 3, 2, 1, 0):
+            stage, skip = f"decoder{number}", maps[number]
+            y = self.up(f"{stage}_up", y, skip, 0)
+            y = self.torch.cat([y, self.norm(f"{stage}_skip_bn", skip)], 1)
+            for i in (1, 2):
+                y = self.conv(f"{stage}_conv{i}", y, 1)
+                y = self.norm(f"{stage}_conv{i}_bn", y).relu()
+        return self.conv("score", y)
+
+
+def randomize_averages(model):
+    """Give batch norm averages that it would have after training."""
+    random = np.random.default_rng(0)
+    for weight in model.non_trainable_weights:
+        if weight.path.rpartition("/")[2].startswith("moving"):
+            weight.assign(random.uniform(0.5, 1.5, weight.shape))
 
 
 def require_equal(actual, expected):
@@ -258,22 +292,16 @@ def require_equal(actual, expected):
     np.testing.assert_allclose(values(actual), expected, atol=1e-4 * np.abs(expected).max())
 
 
+SKIP_SCALES = 0.5, 0.25  # so large that a skip which is left out shows
+
+
 @once_is_enough
 @pytest.mark.parametrize("stride", [32, 16, 8])
 def test_an_fcn_is_that_of_pytorchs_layers(stride):
-    scales = 0.5, 0.25  # so large that a skip which is left out shows
-    options = {"hidden_units": 8, "classifier_activation": None, "skip_scales": scales}
+    options = {"hidden_units": 8, "classifier_activation": None, "skip_scales": SKIP_SCALES}
     model = randomized(dense.fcn("A", 5, stride=stride, **options, **BARE, weights=None))
     x = images(75, 60)
-    layers = TorchLayers(model)
-    _, pools = layers.vgg11(x)
-    y = layers.conv("fc2", layers.conv("fc1", pools[4], 3).relu()).relu()
-    y = layers.conv("score", y)
-    for block, scale in list(zip((4, 3), scales, strict=True))[: {32: 0, 16: 1, 8: 2}[stride]]:
-        skip = layers.conv(f"score{block}", scale * pools[block - 1])
-        y = layers.up(f"upscore{block}", y, skip, 1) + skip
-    y = layers.functional.interpolate(y, scale_factor=stride, mode="bilinear")
-    require_equal(model(x), y[..., :75, :60])
+    require_equal(model(x), TorchLayers(model).fcn(x, stride, SKIP_SCALES))
 
 
 @once_is_enough
@@ -281,19 +309,36 @@ def test_an_fcn_is_that_of_pytorchs_layers(stride):
 def test_a_unet_is_that_of_pytorchs_layers(batch_norm):
     options = {"decoder_batch_norm": batch_norm, "classifier_activation": None}
     model = dense.unet("A", 3, include_preprocessing=False, **options, **TINY_UNET)
-    random = np.random.default_rng(0)
-    for weight in randomized(model).non_trainable_weights:
-        if weight.path.rpartition("/")[2].startswith("moving"):
-            weight.assign(random.uniform(0.5, 1.5, weight.shape))
+    randomize_averages(randomized(model))
     x = images(45, 70)
+    require_equal(model(x), TorchLayers(model).unet(x))
+
+
+@pytest.mark.slow
+@once_is_enough
+@pytest.mark.parametrize("network", [32, 16, 8, "U-Net"])
+def test_with_imagenets_convolutions_too(network, data_folder):
+    options = {
+        "weights": data_folder / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "classifier_activation": None,
+        "include_preprocessing": False,
+    }
+    if network == "U-Net":
+        model = dense.unet("D", 5, **options)
+    else:
+        options |= {"stride": network, "fc_weights": False, "hidden_units": 64}
+        model = dense.fcn("D", 5, skip_scales=SKIP_SCALES, **options)
+    real = {
+        layer.name: layer.get_weights()
+        for layer in model.layers
+        if re.fullmatch(r"block\d_conv\d", layer.name)
+    }
+    assert len(real) == 13
+    randomize_averages(randomized(model))
+    for name, arrays in real.items():
+        model.get_layer(name).set_weights(arrays)
+    photo = load_sample_images().images[0][100:250, 200:410]
+    x = values(ImagePreprocessing.caffe()(photo[np.newaxis].astype("float32")))
     layers = TorchLayers(model)
-    maps, pools = layers.vgg11(x)
-    y = layers.norm("decoder5_skip_bn", pools[4])
-    for number in (4, 3, 2, 1, 0):
-        stage, skip = f"decoder{number}", maps[number]
-        y = layers.up(f"{stage}_up", y, skip, 0)
-        y = layers.torch.cat([y, layers.norm(f"{stage}_skip_bn", skip)], 1)
-        for i in (1, 2):
-            y = layers.conv(f"{stage}_conv{i}", y, 1)
-            y = layers.norm(f"{stage}_conv{i}_bn", y).relu()
-    require_equal(model(x), layers.conv("score", y))
+    expected = layers.unet(x) if network == "U-Net" else layers.fcn(x, network, SKIP_SCALES)
+    require_equal(model(x), expected)

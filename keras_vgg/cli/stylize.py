@@ -63,8 +63,8 @@ class Stylize:
     pooling: Literal["avg", "max"] = "avg"
     """The network's pooling: avg, as in the paper, or its own."""
     tile: int | None = None
-    """Side of a tile in pixels, a multiple of 16: for an image that memory does not hold (default:
-    no tiles)."""
+    """Side of a tile in pixels, a multiple of 16: for an image whose maps memory does not hold. With
+    --method adam, it takes the least memory (default: no tiles)."""
     weights: str = "imagenet"
     """Pretrained weights: imagenet, torchvision, a weight file or a run directory."""
     configuration: str = "D"

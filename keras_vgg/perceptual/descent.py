@@ -48,7 +48,8 @@ def stylize(
         objective: A `StyleObjective`, or another function from an image to (losses, gradient).
         image: The first image, RGB in [0, 255], such as the content.
         steps: At least 1. A step of L-BFGS computes 1 or 2 gradients, a step of Adam 1.
-        method: "l-bfgs": SciPy's L-BFGS-B, as in the paper. "adam": Keras' Adam.
+        method: "l-bfgs": SciPy's L-BFGS-B, as in the paper; 2 GB of memory for a megapixel. "adam":
+            Keras' Adam.
         learning_rate: Adam's step in grey levels of 255. L-BFGS finds its own.
         on_step: Is called after each step.
 

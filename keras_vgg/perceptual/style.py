@@ -118,9 +118,9 @@ class StyleObjective:
     Call it with an image, float32 [h, w, 3] RGB in [0, 255], of the content's size: it returns the
     `Losses` and the gradient of the total, float32 [h, w, 3].
 
-    With tiles, the network sees one tile at a time, so that memory does not grow with the image.
-    The Gram matrices are those of the whole image, summed over the tiles, and the gradient is the
-    same but for rounding. It takes 1.3 times as long, and the pixels around each tile come on top.
+    With tiles, the network sees one tile at a time, so that its maps take the memory of a tile. The
+    Gram matrices are those of the whole image, summed over the tiles, and the gradient is the same
+    but for rounding. It takes 1.3 times as long, and the pixels around each tile come on top.
 
     Args:
         model: A VGG without the top that takes RGB in [0, 255], with its preprocessing inside. Its
