@@ -78,12 +78,26 @@ def _require_file(weights: str | Path) -> None:
         )
 
 
-def check_activation(classifier_activation: Any) -> None:
-    allowed = {keras.activations.get("softmax"), keras.activations.get(None)}
+def check_activation(classifier_activation: Any, published: bool) -> None:
+    """Check the activation of a classifier whose weights are loaded.
+
+    Weights of your own may give an image several labels, and not every format states it.
+    """
+    names = ("softmax",) if published else ("softmax", "sigmoid")
+    allowed = {keras.activations.get(name) for name in (*names, None)}
     if keras.activations.get(classifier_activation) not in allowed:
         raise ValueError(
             "with pretrained weights and `include_top=True`, `classifier_activation` must be "
-            f"'softmax' or None, not {classifier_activation}"
+            f"{', '.join(map(repr, names))} or None, not {classifier_activation}"
+        )
+
+
+def check_labels(classifier_activation: Any, source: str) -> None:
+    """Refuse a soft-max over weights that give an image several labels."""
+    if keras.activations.get(classifier_activation) is keras.activations.get("softmax"):
+        raise ValueError(
+            f"{source} gives an image several labels, each with a sigmoid; pass "
+            "classifier_activation='sigmoid', or None for logits"
         )
 
 

@@ -22,6 +22,7 @@ from keras_vgg.builder_checks import (
     check_activation,
     check_arguments,
     check_filters,
+    check_labels,
     check_output_stride,
     checked_input_shape,
     known_sides,
@@ -81,7 +82,8 @@ def vgg(
             n and multiplied by 3 / n (`keras_vgg.weights.for_channels`).
         pooling: Without the top, "avg" or "max" pools the feature map to [n, 512]; None keeps it.
         classes: Number of classes.
-        classifier_activation: "softmax", or None for logits.
+        classifier_activation: "softmax", or "sigmoid" for several labels an image, or None for
+            logits.
         name: The model's name; by default the configuration's, such as "vgg16".
         batch_norm: Normalise after every convolution (momentum 0.9, epsilon 1e-5).
         width_multiplier: Scales the filters of every convolution.
@@ -140,12 +142,14 @@ def vgg(
         input_shape, input_tensor, weights, flatten=include_top and head == "fc"
     )
     if include_top and weights is not None:
-        check_activation(classifier_activation)
+        check_activation(classifier_activation, weights in weight_files.NAMES)
     loaded = None
     if weights is not None:
         loaded = weight_files.obtain(
             weights, configuration, batch_norm=batch_norm, include_top=include_top
         )
+        if include_top and loaded.several_labels:
+            check_labels(classifier_activation, loaded.source)
 
     def options() -> dict[str, Any]:
         initializer = _unshared(kernel_initializer)

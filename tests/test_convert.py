@@ -195,6 +195,11 @@ def test_several_labels_survive_or_the_loss_is_told(tmp_path):
     model.save(tmp_path / "a.keras")
     keras.saving.save_model(model, tmp_path / "hub", zipped=False)  # as a push does
     assert read(tmp_path / "hub").several_labels
+    with pytest.raises(ValueError, match=r"a\.keras gives an image several labels"):
+        keras_vgg.vgg("A", weights=tmp_path / "a.keras", **SMALL)
+    options = SMALL | {"classifier_activation": "sigmoid"}
+    loaded = keras_vgg.vgg("A", weights=tmp_path / "a.keras", **options)
+    np.testing.assert_array_equal(loaded.get_weights()[-2], model.get_weights()[-2])
     stated = tmp_path / "b.safetensors"
     assert convert.convert_weights(tmp_path / "a.keras", stated).note == ""
     convert.convert_weights(stated, tmp_path / "c.keras")
