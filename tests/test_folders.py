@@ -12,8 +12,10 @@ from PIL import Image
 
 from keras_vgg import data
 from keras_vgg.data.left_out import short_name
+from keras_vgg.data.listing import image_files
 from keras_vgg.fit import train
 from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run
 from keras_vgg.runs.remarks import remarks_on
 
 
@@ -89,7 +91,11 @@ def test_the_bytes_say_what_an_image_is(photos: Path, name: str, kind: str) -> N
         (lambda p: draw(p / ".git/1.png", 7), "hidden folder"),
         (lambda p: draw(p / "alone.png", 7), "in no class folder"),
         (lambda p: (p / "dog/x.png").symlink_to(p / "nowhere"), "broken link"),
+        (lambda p: (p / "dog/x.png").symlink_to(p / "dog/x.png"), "broken link"),  # to itself
+        (lambda p: (p / "x").symlink_to(p / "x"), "broken link"),
         (lambda p: (p / "dog/up").symlink_to(p / "dog"), "link to a folder that was read already"),
+        (lambda p: (p / "dog/all").symlink_to(p), "link to an enclosing folder"),
+        (lambda p: write(p / "dog/a.csv", b"BMI,age,height\n24,51,1.80\n"), "no image (.csv)"),
         (lambda p: os.mkfifo(p / "dog/pipe.png"), "neither a file nor a folder"),
     ],
 )
@@ -103,6 +109,15 @@ def test_what_is_left_out_is_counted_and_named(
     assert reasons(source) == {reason: 1}
     (line,) = data.take_inventory(source).lines()
     assert line.startswith(f"left out 1: 1 {reason}: {photos}")
+
+
+def test_a_class_without_images_says_what_it_holds(photos: Path) -> None:
+    for name in ("1.heic", "2.heic"):
+        write(photos / "phone/deep" / name, b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(ValueError, match=r"class phone \(it holds 2 HEIC \(\.heic\): .*1\.heic"):
+        data.load_source(f"folder:{photos}")
+    with pytest.raises(ValueError, match=r"at any depth \(it holds 2 HEIC \(\.heic\): "):
+        image_files([photos / "phone"])
 
 
 def test_a_name_that_claims_an_image_is_a_damaged_image(photos: Path) -> None:
@@ -366,8 +381,11 @@ def test_at_most_five_lines(split_photos: Path) -> None:
 
 
 def test_a_training_prints_the_inventory_and_keeps_it(
-    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def begin(*_: object) -> None:
+        raise RuntimeError("the first epoch begins")
+
     write(photos / "cat" / "notes.txt", b"words")
     draw(photos / "cat" / "again.png", 105)  # equals a dog
     dark = np.linspace(1000, 1200, 72).reshape(8, 9).astype(np.uint16)
@@ -375,7 +393,10 @@ def test_a_training_prints_the_inventory_and_keeps_it(
     recipe = Recipe(
         source=f"folder:{photos}", width_multiplier=0.01, hidden_units=1, epochs=1, test_fraction=0
     )
-    run = train(recipe, tmp_path / "run")
+    monkeypatch.setattr("keras_vgg.fit.training.datasets", begin)
+    with pytest.raises(RuntimeError, match="the first epoch begins"):
+        train(recipe, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].endswith("validation images, 2 classes; training images of 9x8 pixels")
     inventory = run.read_json("data.json")["inventory"]

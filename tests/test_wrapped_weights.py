@@ -217,6 +217,10 @@ CHECKPOINTS = {
     "model": (lambda s: {"model": s, "optimizer": {"state": {}}}, "the checkpoint's model"),
     "model_state_dict": (lambda s: {"model_state_dict": s, "loss": 0.5}, "model_state_dict"),
     "net": (lambda s: {"net": s, "acc": 93.5, "epoch": 200}, "the checkpoint's net"),
+    "numpy": (
+        lambda s: {"state_dict": s, "best_acc": np.float64(93.5), "epoch": np.int64(7)},
+        "the checkpoint's state_dict",
+    ),
     "nested": (lambda s: {"checkpoint": {"model": s}}, "the checkpoint's checkpoint.model"),
     "options": (
         lambda s: {"model": s, "args": argparse.Namespace(lr=0.1, data="path")},

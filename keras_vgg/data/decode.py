@@ -163,18 +163,29 @@ def transform_encoded(
     """Return `transform` of an encoded image, and decode no more of it than that reads.
 
     `transform` maps a Picture or a decoded image, uint8 [h, w, channels], to a tensor of one shape;
-    `augment.channels_for` says which channels it needs. A JPEG that is upright is a Picture: the
-    rows below a part of it are not decoded, so damage in them is not seen. Every other image is
-    decoded as a whole. Errors as in `decode`.
+    `augment.channels_for` says which channels it needs. A JPEG is a Picture, which is upright: what
+    the file stores below a part of it is not decoded, so damage there is not seen. Every other
+    image is decoded as a whole. Errors as in `decode`.
     """
+    turned = tf.strings.regex_full_match(
+        tf.strings.substr(encoded, 0, _HEAD_BYTES), _EXIF_ORIENTATION
+    )
 
     def of_jpeg() -> tf.Tensor:
-        sides = tf.io.extract_jpeg_shape(encoded)[:2]
+        stored_sides = tf.io.extract_jpeg_shape(encoded)[:2]
+        code = tf.cond(turned, lambda: orientation(encoded), lambda: 1)
+        sides = tf.where(code >= 5, stored_sides[::-1], stored_sides)
 
         def read(part: tf.Tensor, halvings: tf.Tensor | None = None) -> tf.Tensor:
+            whole = sides if halvings is None else _halved(sides, halvings)
+            part = tf.cond(turned, lambda: _stored_part(part, whole, code), lambda: part)
+            pixels = read_stored(part, halvings)
+            return tf.cond(turned, lambda: _upright(pixels, code), lambda: pixels)
+
+        def read_stored(part: tf.Tensor, halvings: tf.Tensor | None) -> tf.Tensor:
             # Where colour has half the columns, the outermost of a part would not be interpolated
             # with what lies beside it, so two more are decoded and cut off again.
-            width = sides[1] if halvings is None else _halved(sides, halvings)[1]
+            width = stored_sides[1] if halvings is None else _halved(stored_sides, halvings)[1]
             before = tf.minimum(part[1], 2)
             after = tf.minimum(width - part[1] - part[3], 2)
             wider = tf.stack([part[0], part[1] - before, part[2], part[3] + before + after])
@@ -186,7 +197,9 @@ def transform_encoded(
                 pixels = decoded(1)
             else:
                 pixels = tf.switch_case(halvings, [partial(decoded, 2**i) for i in range(4)])
-            return tf.slice(pixels, [0, before, 0], [-1, part[3], -1])
+            pixels = tf.slice(pixels, [0, before, 0], [-1, part[3], -1])
+            pixels.set_shape([None, None, channels])
+            return pixels
 
         def reduced(halvings: tf.Tensor) -> Picture:
             read_part = partial(read, halvings=halvings)
@@ -195,10 +208,7 @@ def transform_encoded(
         with tf.control_dependencies([_small_enough(sides, max_pixels)]):
             return transform(Picture(tf.identity(sides), read, reduced, channels))
 
-    turned = tf.strings.regex_full_match(
-        tf.strings.substr(encoded, 0, _HEAD_BYTES), _EXIF_ORIENTATION
-    )
-    in_part = tf.io.is_jpeg(encoded) & ~turned
+    in_part = tf.io.is_jpeg(encoded)
     if channels == 1:
         in_part = tf.cond(in_part, lambda: _is_no_cmyk(encoded), lambda: False)
     return tf.cond(
@@ -302,10 +312,28 @@ def _transposed(image: tf.Tensor) -> tf.Tensor:
 def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Turn an image upright: 2 to 4 are mirrored or upside down, 5 to 8 have rows for columns."""
     image = tf.cond(orientation >= 5, lambda: _transposed(image), lambda: image)
-    # Then what is left to mirror: the columns, the rows, both or neither.
+    return tf.reverse(image, tf.where(_mirrored(orientation))[:, 0])
+
+
+def _mirrored(orientation: tf.Tensor) -> tf.Tensor:
+    """Return whether to mirror the order of the rows, and of the columns, bool [2]; then upright.
+
+    Images of 5 to 8 are transposed before.
+    """
     columns = tf.reduce_any(orientation == [2, 3, 6, 7])
     rows = tf.reduce_any(orientation == [3, 4, 7, 8])
-    return tf.reverse(image, tf.where(tf.stack([rows, columns]))[:, 0])
+    return tf.stack([rows, columns])
+
+
+def _stored_part(part: tf.Tensor, sides: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """Return where a file stores a part of the upright image: (top, left, height, width).
+
+    `sides` are those of the upright image.
+    """
+    first, extent = part[:2], part[2:]
+    first = tf.where(_mirrored(orientation), sides - first - extent, first)
+    transposed = tf.concat([first[::-1], extent[::-1]], 0)
+    return tf.where(orientation >= 5, transposed, tf.concat([first, extent], 0))
 
 
 def _known(sides: tf.Tensor) -> tf.Operation | None:

@@ -15,7 +15,14 @@ from keras_vgg.data.equal import equal_file_groups
 from keras_vgg.data.groups import group_names
 from keras_vgg.data.hold_out import hold_out
 from keras_vgg.data.inspection import without_bad_images
-from keras_vgg.data.left_out import HEAD_BYTES, READ_FORMATS, LeftOut, kind_of, printable
+from keras_vgg.data.left_out import (
+    HEAD_BYTES,
+    READ_FORMATS,
+    LeftOut,
+    kind_of,
+    printable,
+    what_is_there,
+)
 from keras_vgg.data.split import Source, Split, labels_of
 
 _EXACT = ("train", "val", "validation", "test")
@@ -36,10 +43,17 @@ class _LeftOutFiles:
     def add(self, reason: str, path: str) -> None:
         self._paths[reason].append(path)
 
-    def summary(self) -> tuple[LeftOut, ...]:
-        """Return each reason with its count and first names, the most frequent first."""
-        rows = sorted(self._paths.items(), key=lambda item: (-len(item[1]), item[0]))
-        return tuple(LeftOut.of(reason, paths) for reason, paths in rows)
+    def summary(self, folder: str = "") -> tuple[LeftOut, ...]:
+        """Return each reason with its count and first names, the most frequent first.
+
+        `folder`: only files below it.
+        """
+        chosen = {
+            reason: [path for path in paths if path.startswith(os.path.join(folder, ""))]
+            for reason, paths in self._paths.items()
+        }
+        rows = sorted(chosen.items(), key=lambda item: (-len(item[1]), item[0]))
+        return tuple(LeftOut.of(reason, paths) for reason, paths in rows if paths)
 
 
 def load_folder(
@@ -142,10 +156,10 @@ def _classes(
             f"least 2: put each class's images in {printable(root)}/<class>/"
         )
     split = _split(root, name, folders, range(len(folders)), left_out)
-    _require_every_class(root, folders, split)
+    _require_every_class(root, folders, split, left_out)
     if skip_bad:
         split = without_bad_images(split)
-        _require_every_class(root, folders, split)
+        _require_every_class(root, folders, split, left_out)
     return tuple(map(printable, folders)), split
 
 
@@ -177,14 +191,14 @@ def with_groups(split: Split, root: str | os.PathLike[str], pattern: str | None)
 
 def _note_loose_files(root: Path, left_out: _LeftOutFiles) -> None:
     with os.scandir(root) as entries:
-        for path in sorted(entry.path for entry in entries if not entry.is_dir()):
+        for path in sorted(entry.path for entry in entries if not _is_folder(entry)):
             reason = _why_left_out(path)
             left_out.add("in no class folder" if reason is None else reason, path)
 
 
 def _class_folders(root: Path, left_out: _LeftOutFiles) -> list[str]:
     with os.scandir(root) as entries:
-        folders = sorted(entry.name for entry in entries if entry.is_dir())
+        folders = sorted(entry.name for entry in entries if _is_folder(entry))
     for folder in folders:
         if folder.startswith("."):
             left_out.add("hidden folder", str(root / folder))
@@ -210,14 +224,19 @@ def _split(
 
 def _images(folder: Path, left_out: _LeftOutFiles) -> Iterator[tuple[str, bool]]:
     """Yield (path, True) for each image at any depth, by name, and note what is left out."""
+    # A link to an enclosing folder would bring the other classes' images.
+    enclosing = {_identity(parent) for parent in folder.resolve().parents}
     seen: set[tuple[int, int]] = set()
 
     def walk(path: str) -> Iterator[str]:
-        status = os.stat(path)
-        if (status.st_dev, status.st_ino) in seen:
+        identity = _identity(path)
+        if identity in enclosing:
+            left_out.add("link to an enclosing folder", path)
+            return
+        if identity in seen:
             left_out.add("link to a folder that was read already", path)
             return
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(identity)
         try:
             with os.scandir(path) as entries:
                 listed = sorted(entries, key=lambda entry: entry.name)
@@ -225,7 +244,7 @@ def _images(folder: Path, left_out: _LeftOutFiles) -> Iterator[tuple[str, bool]]
             left_out.add("folder that cannot be opened", path)
             return
         for entry in listed:
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 yield entry.path
             elif entry.name.startswith("."):
                 left_out.add("hidden folder", entry.path)
@@ -238,6 +257,19 @@ def _images(folder: Path, left_out: _LeftOutFiles) -> Iterator[tuple[str, bool]]
             yield path, True
         else:
             left_out.add(reason, path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder; a link that leads nowhere, or in circles, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _why_left_out(path: str) -> str | None:
@@ -265,11 +297,15 @@ def _why_left_out(path: str) -> str | None:
     return f"{kind or 'no image'} ({printable(suffix) or 'without a suffix'})"
 
 
-def _require_every_class(root: Path, folders: list[str], split: Split) -> None:
+def _require_every_class(
+    root: Path, folders: list[str], split: Split, left_out: _LeftOutFiles
+) -> None:
     counts = np.bincount(labels_of(split), minlength=len(folders))
-    empty = [printable(f) for f, count in zip(folders, counts, strict=True) if count == 0]
+    empty = [folder for folder, count in zip(folders, counts, strict=True) if count == 0]
     if empty:
+        others = left_out.summary(str(root / empty[0]))
         raise ValueError(
             f"{printable(root)}: no image that can be read (JPEG, PNG, BMP, GIF, WebP) in class "
-            f"{', '.join(empty[:10])}; add images, or remove the folder"
+            f"{', '.join(map(printable, empty[:10]))}{what_is_there(others)}; add images, or "
+            "remove the folder"
         )

@@ -45,12 +45,15 @@ _FORMATS = (
     (0, b"<svg", "SVG"),
 )
 
+_BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # their sizes in bytes
+
 
 def kind_of(head: bytes) -> str | None:
     """Return the format of a file's first `HEAD_BYTES`, such as "TIFF"; None: not known."""
     for place, mark, kind in _FORMATS:
         if head[place : place + len(mark)] == mark:
-            return kind
+            is_text = kind == "BMP" and int.from_bytes(head[14:18], "little") not in _BMP_HEADERS
+            return None if is_text else kind
     return None
 
 
@@ -79,6 +82,13 @@ class LeftOut:
 
     def __str__(self) -> str:
         return f"{self.count:,} {self.reason}: {listed(self.first, self.count)}"
+
+
+def what_is_there(left_out: Sequence[LeftOut]) -> str:
+    """Return what a place without images holds, for the end of a clause; "" if nothing."""
+    if not left_out:
+        return ""
+    return f" (it holds {'; '.join(map(str, left_out[:3]))})"
 
 
 def listed(names: Sequence[str], count: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from keras_vgg.data.folders import find_images
-from keras_vgg.data.left_out import LeftOut, printable
+from keras_vgg.data.left_out import LeftOut, printable, what_is_there
 from keras_vgg.data.table_rows import MISSING_FILE, read_table
 from keras_vgg.image_paths import existing_paths
 
@@ -55,7 +55,7 @@ def image_files(arguments: Iterable[str | os.PathLike[str]], columns: str = "") 
             if not files:
                 raise ValueError(
                     f"folder {printable(argument)} has no image (JPEG, PNG, BMP, GIF, WebP) at any"
-                    " depth"
+                    f" depth{what_is_there(others)}"
                 )
         elif argument.lower().endswith(TABLES):
             files, others = _of_table(argument, columns)

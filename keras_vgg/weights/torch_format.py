@@ -53,8 +53,8 @@ def _widened(value: np.ndarray) -> np.ndarray:
 def read_pth(path: Path) -> Weights:
     """Read a state dict that `torch.save` wrote, alone or within a checkpoint.
 
-    The reader creates no objects other than tensors, Python's containers, numbers and texts, and
-    the argparse.Namespace in which scripts keep their options.
+    The reader creates no objects other than tensors, Python's containers, numbers and texts,
+    NumPy's numbers, and the argparse.Namespace in which scripts keep their options.
     """
     if importlib.util.find_spec("torch") is None:
         raise ValueError(
@@ -63,13 +63,19 @@ def read_pth(path: Path) -> Weights:
         )
     import torch
 
+    known = [
+        argparse.Namespace,
+        (_NumberType, "numpy.dtype"),
+        (_number, "numpy._core.multiarray.scalar"),
+        (_number, "numpy.core.multiarray.scalar"),  # of NumPy 1
+    ]
     if zipfile.is_zipfile(path):
         require_archive(path)
     try:
         with (
             # The warnings are about types that are refused below.
             warnings.catch_warnings(action="ignore"),
-            torch.serialization.safe_globals([argparse.Namespace]),
+            torch.serialization.safe_globals(known),
         ):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -99,6 +105,23 @@ def read_pth(path: Path) -> Weights:
         for name, value in state.items()
     }
     return _weights(arrays, str(path), None, note)
+
+
+class _NumberType:
+    """What a pickle calls numpy.dtype; that itself would take any state from a file."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if code not in ("b1", *(f"{kind}{size}" for kind in "iuf" for size in (1, 2, 4, 8))):
+            raise pickle.UnpicklingError(f"{code!r} is no type of a number")
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        pass  # its byte order; a number beside the weights is not used
+
+
+def _number(number_type: _NumberType, content: bytes) -> Any:
+    """Return the number that a pickle of NumPy's holds, such as the best accuracy so far."""
+    return np.frombuffer(content, number_type.code)[0]
 
 
 def _state_dict(content: Any, path: Path) -> tuple[Mapping[Any, torch.Tensor], str]:
