@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_vgg.export import export
 from keras_vgg.export.bfloat16 import in_bfloat16
+from keras_vgg.export.fold import folded
 from keras_vgg.models import vgg
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.float32)
@@ -63,6 +64,46 @@ def test_a_model_inside_a_model_is_rewritten_too(model: keras.Model) -> None:
     assert inner.get_layer("block1_conv1").compute_dtype == "bfloat16"
     assert lower.layers[-1].compute_dtype == "float32"
     assert np.asarray(lower(IMAGES)).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("head", "scores", "later"),
+    [
+        ("gap", ("predictions",), ()),
+        ("conv", ("predictions", "probabilities"), ("fc1", "fc2")),
+    ],
+)
+def test_the_scores_are_in_float32_and_every_layer_before_them_is_not(
+    head: str, scores: tuple[str, ...], later: tuple[str, ...]
+) -> None:
+    network = vgg(
+        "A",
+        weights=None,
+        input_shape=(32, 32, 3),
+        classes=3,
+        width_multiplier=1 / 16,
+        hidden_units=8,
+        head=head,
+        batch_norm=True,
+        include_preprocessing=True,
+    )
+    lower = in_bfloat16(folded(network))
+
+    dtypes = {layer.name: layer.compute_dtype for layer in lower.layers}
+    assert {dtypes[name] for name in ("preprocessing", *scores)} == {"float32"}
+    blocks = {name for name in dtypes if name.startswith("block")}
+    assert "block5_conv2_relu" in blocks
+    assert {dtypes[name] for name in (*blocks, *later)} == {"bfloat16"}
+    assert np.asarray(lower(IMAGES)).dtype == np.float32
+
+
+def test_scores_before_a_soft_max_of_its_own_are_in_float32() -> None:
+    inputs = keras.Input((32, 32, 3))
+    scores = keras.layers.Dense(3, name="scores")(keras.layers.Flatten(name="flat")(inputs))
+    lower = in_bfloat16(keras.Model(inputs, keras.layers.Softmax(name="probabilities")(scores)))
+    dtypes = {layer.name: layer.compute_dtype for layer in lower.layers}
+    assert dtypes["flat"] == "bfloat16"
+    assert dtypes["scores"] == dtypes["probabilities"] == "float32"
 
 
 @pytest.mark.slow

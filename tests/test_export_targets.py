@@ -7,14 +7,17 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
 from keras_vgg import cli, export, runs
 from keras_vgg.export.exporting import own_answers
+from keras_vgg.files import sha256_of
 from keras_vgg.fit import Run
 from keras_vgg.models import vgg
 from keras_vgg.runs import export as exporting
+from keras_vgg.runs.export_candidates import SLOWEST, candidates_of, installed_formats
 from keras_vgg.runs.export_targets import (
     UNCHANGED,
     Attempt,
@@ -23,7 +26,7 @@ from keras_vgg.runs.export_targets import (
     cost_of,
     export_for_target,
     groups_of,
-    installed_formats,
+    target_of,
 )
 
 MODEL_TOP1 = 0.9
@@ -186,10 +189,37 @@ def test_a_network_that_cannot_be_made_is_refused_unless_it_is_the_first(tmp_pat
         TargetError, match=r"the nearest .* is litert, with 4 MB and 8 ms"
     ) as caught:
         export_for_target(candidates.groups(), Target(5), tmp_path / "a", tolerance=0.5)
-    assert [row["refused"] for row in caught.value.tried] == [None, str(error)]
+    assert [row["refused"] for row in caught.value.tried] == [None, str(error), str(error)]
+    assert candidates.written == ["litert", "litert, compressed"]  # one try is enough
     first = Candidates({"litert, compressed": error})
     with pytest.raises(ValueError, match=r"^no factorisation keeps the accuracy$"):
         export_for_target(first.groups(), Target(5), tmp_path / "a", tolerance=0.5)
+
+
+def test_a_missed_target_says_what_was_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    error = ValueError("no factorisation keeps the accuracy")
+    candidates = Candidates(
+        {"litert": (4.0, 8.0, 0.9), "litert, compressed": error, "onnx, compressed": error}
+    )
+    with pytest.raises(TargetError) as caught:
+        export_for_target(
+            candidates.groups(),
+            Target(5),
+            tmp_path / "export",
+            tolerance=0.5,
+            not_installed=["openvino needs the package openvino"],
+        )
+
+    def missed(*_: object, **__: object) -> None:
+        raise caught.value
+
+    monkeypatch.setattr(cli.export.Export, "_artifacts", missed)
+    assert cli.main(["export", str(tmp_path), "--target-latency", "5"]) == cli.BAD_INPUT
+    lines = " ".join(capsys.readouterr().out.split())
+    assert f"litert, compressed; onnx, compressed were refused: {error}" in lines
+    assert "Not tried: openvino needs the package openvino" in lines
 
 
 @pytest.mark.parametrize("tolerance", [-1, float("nan")])
@@ -257,7 +287,7 @@ def test_a_target_tries_what_is_installed_and_compression_last(
     )
     installed, missing = installed_formats()
     assert set(export.DEFAULT_FORMATS) <= set(installed)
-    assert len(installed) + len(missing) == len(export.FORMATS)
+    assert len(installed) + len(missing) == len(export.FORMATS) - 1
 
     runs.export_run(run, target_latency=5, images=4)
     assert [group.network for group in asked["groups"]] == [UNCHANGED, UNCHANGED, "compressed"]
@@ -267,6 +297,122 @@ def test_a_target_tries_what_is_installed_and_compression_last(
 
     runs.export_run(run, target_size=5, formats=["litert_int8"], compress=True, images=4)
     assert [(g.network, g.formats) for g in asked["groups"]] == [("compressed", ("litert_int8",))]
+
+
+def tiny_network(**options: object) -> keras.Model:
+    return vgg(
+        "A",
+        weights=None,
+        input_shape=(32, 32, 3),
+        classes=10,
+        width_multiplier=1 / 16,
+        include_preprocessing=True,
+        **{"head": "fc", "hidden_units": 8, **options},
+    )
+
+
+@pytest.mark.parametrize(
+    ("limits", "options", "last", "reason"),
+    [
+        ((None, 5.0), {}, (SLOWEST,), None),
+        ((None, 0.01), {}, (), "litert_int16 is left out: its weights, of one byte each, have "),
+        ((5.0, 5.0), {}, (), "litert_int16 is left out: LiteRT has no fast code for it"),
+        ((None, 5.0), {"compress": True}, (), "only the unchanged network is tried in it"),
+        ((None, 5.0), {"formats": ["litert"]}, (), None),
+        ((None, 5.0), {"labelled": False}, (SLOWEST,), "compressed networks are left out: ranks"),
+        ((None, 5.0), {"several_labels": True}, (SLOWEST,), "needs one label an image"),
+        ((None, None), {}, (), None),
+    ],
+)
+def test_what_is_left_out_has_a_reason(limits, options, last, reason) -> None:
+    asked = {
+        "formats": None,
+        "compress": False,
+        "fine_tune_steps": 0,
+        "labelled": True,
+        "several_labels": False,
+    }
+    target = target_of(*limits)
+    candidates = candidates_of(tiny_network(), target=target, **(asked | options))
+    assert candidates.last == last
+    assert SLOWEST not in candidates.formats
+    reasons = [line for line in candidates.left_out if line not in installed_formats()[1]]
+    assert [reason] * bool(reason) == [reason for line in reasons if reason in line]
+    assert len(reasons) == bool(reason)
+    compresses = target is not None and not {"labelled", "several_labels"} & set(options)
+    assert candidates.compressed == compresses
+
+
+def test_nothing_to_compress_is_said_and_needs_no_training_images(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict = {}
+    monkeypatch.setattr(exporting, "export_for_target", lambda *_, **o: asked.update(o) or [])
+    open_split = exporting.open_split
+
+    def without_training_images(run: Run, name: str, *place: str) -> object:
+        if name == "train":
+            raise FileNotFoundError("the training images are absent")
+        return open_split(run, name, *place)
+
+    monkeypatch.setattr(exporting, "open_split", without_training_images)
+    model = tiny_network(head="gap")
+    formats = ["litert", "saved_model"]
+    options = {"target_latency": 5, "images": 2, "model": model, "formats": formats}
+
+    runs.export_run(run, **options)
+
+    reason = "the network has no dense layers fc1 and fc2"
+    assert asked["not_installed"] == (f"compressed networks are left out: {reason}",)
+    with pytest.raises(ValueError, match=f"fine_tune_steps=200 trains .*: {reason}; leave"):
+        runs.export_run(run, fine_tune_steps=200, **options)
+    for changes in ({"formats": ["litert_int8"]}, {"model": tiny_network()}):
+        with pytest.raises(FileNotFoundError, match="training images are absent"):
+            runs.export_run(run, **(options | changes))
+
+
+def test_a_pruned_network_states_its_own_thresholds(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def calibrate(run: Run, threshold: float) -> None:
+        pair = {"calibrated": 0.1, "uncalibrated": threshold}
+        content = {"temperature": 2.0, "thresholds": {"0.95": pair}}
+        run.write_json("calibration.json", {**content, "model_sha256": sha256_of(run.model_path)})
+
+    calibrate(run, 0.5)
+    steps = [Run.open(shutil.copytree(run.directory, tmp_path / name)) for name in "ab"]
+    calibrate(steps[0], 0.7)
+    (steps[1].directory / "calibration.json").unlink()
+    networks = {"pruned to 50%": steps[0], "pruned to 25%": steps[1]}
+    monkeypatch.setattr(exporting, "stand_ins", lambda *_: networks)
+    asked: dict = {}
+    monkeypatch.setattr(
+        exporting, "export_for_target", lambda *groups, **_: asked.update(groups=groups[0]) or []
+    )
+
+    runs.export_run(run, target_size=5, formats=["litert"], images=2, pruned=tmp_path)
+
+    stated = {group.network: group.write.keywords["unknown_below"] for group in asked["groups"]}
+    assert stated == {
+        UNCHANGED: {0.95: 0.5},
+        "pruned to 50%": {0.95: 0.7},
+        "pruned to 25%": None,
+        "compressed": {0.95: 0.5},
+    }
+    network = asked["groups"][1].write.keywords["stand_in"](tmp_path)
+    assert network.count_params() == steps[0].model().count_params()
+
+
+def test_a_pruned_network_of_several_labels_states_its_own_thresholds(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = run.read_json("data.json")
+    run.write_json("data.json", {**described, "several_labels": True})
+    kept = {"model_sha256": sha256_of(run.model_path)}
+    run.write_json("thresholds.json", {**kept, "thresholds": {"validation": [0.25] * 10}})
+    assert exporting._stand_in_options(run)["thresholds"] == [0.25] * 10
+    (run.directory / "thresholds.json").unlink()
+    assert exporting._stand_in_options(run)["thresholds"] is None
 
 
 def test_a_run_is_exported_for_a_size(

@@ -147,14 +147,15 @@ def test_sensitivity_is_the_change_without_the_filters_and_restores_the_weights(
     pictures, labels = images(model, 40), np.zeros(40, int)
     before = model.get_weights()
     scores = prune.importance(model, "l1", pictures, labels)
-    seen: list[str] = []
+    seen: list[prune.Sensitivity] = []
     results = prune.sensitivities(
         model, scores, pictures, seen.append, several_labels=several_labels
     )
+    assert seen == results
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     names = [layer.name for layer in prune.convolutions(model)]
-    assert seen == names == [result.layer for result in results]
+    assert names == [result.layer for result in results]
     last = results[-1]
     assert last.removed[0] == 0
     assert last.removed[-1] < len(last.order)
@@ -168,6 +169,29 @@ def test_sensitivity_is_the_change_without_the_filters_and_restores_the_weights(
     assert expected > 0
     assert last.divergences[0] == 0
     assert last.divergences[-1] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_layer_that_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(**CASES["fc"])
+    pictures = images(model)
+    scores = prune.importance(model, "l1", pictures, np.zeros(3, int))
+    passes: list[int] = []
+
+    def counted(net: keras.Model, inputs: np.ndarray) -> np.ndarray:
+        passes.append(len(inputs))
+        return np.full((len(inputs), CLASSES), 1 / CLASSES)
+
+    monkeypatch.setattr(prune, "answers", counted)
+    first = prune.sensitivities(model, scores, pictures, several_labels=False)
+    measured = {layer.layer: layer for layer in first[:-1]}
+    passes.clear()
+    seen: list[prune.Sensitivity] = []
+    again = prune.sensitivities(
+        model, scores, pictures, seen.append, several_labels=False, measured=measured
+    )
+    assert again[:-1] == first[:-1]
+    assert [layer.layer for layer in seen] == [first[-1].layer]
+    assert len(passes) == len(first[-1].removed)  # its own answers, and those without filters
 
 
 def test_being_less_sure_of_a_wrong_answer_is_a_change() -> None:
@@ -210,8 +234,23 @@ def test_the_plan_takes_the_cheapest_filters_down_to_the_limit() -> None:
         "b": [1],
     }
     assert sum(map(len, prune.plan(layers, macs, 80).values())) == 8
-    with pytest.raises(ValueError, match=r"at most 10 multiply.*the least is 20; ask for more"):
+    with pytest.raises(ValueError, match=r"at most 10 multiply.*the least is 20; ask for more$"):
         prune.plan(layers, macs, 10)
+
+
+def test_a_limit_out_of_reach_is_known_before_anything_is_measured() -> None:
+    def macs(widths: Sequence[int]) -> int:
+        return sum(widths)
+
+    prune.require_reachable([64, 64], macs, 16)  # each keeps 8
+    for limit in (15, 2):
+        with pytest.raises(ValueError, match=r"the least is 16; ask for more, or take more steps"):
+            prune.require_reachable([64, 64], macs, limit)
+    with pytest.raises(ValueError, match=r"the least is 16; ask for more$"):
+        prune.require_reachable([64, 64], macs, 1)
+    prune.require_reachable([64, 64], macs, 72, first_stays=True)
+    with pytest.raises(ValueError, match=r"the least is 72; ask for more$"):
+        prune.require_reachable([64, 64], macs, 64, first_stays=True)
 
 
 def test_wide_layers_keep_multiples_of_eight() -> None:

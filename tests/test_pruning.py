@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
+from keras_vgg import cli
 from keras_vgg.cli import main
+from keras_vgg.cli.prune import Prune
 from keras_vgg.export import prune
-from keras_vgg.run import Run
-from keras_vgg.runs import export_run, open_pruning, prune_run, pruning
+from keras_vgg.fit import describe, load_source
+from keras_vgg.models import vgg
+from keras_vgg.run import Run, read_fields
+from keras_vgg.runs import (
+    explain_files,
+    export_run,
+    open_pruning,
+    predict_files,
+    prune_run,
+    pruning,
+    report_runs,
+    sensitivity,
+)
+from tests.test_fit import TINY
 from tests.test_prune import images, network
 from tests.test_training import script
 
@@ -88,15 +104,157 @@ def test_a_run_becomes_narrower_in_steps_that_resume(
         ({"criterion": "l2"}, "criterion must be one of taylor, l1, batch_norm, not 'l2'"),
         ({"epochs": 0}, "epochs must be in"),
         ({"learning_rate": -1.0}, "learning_rate must be in"),
+        ({"macs": 0.001}, r"macs=0.001 cannot be reached: with one filter .* ask for at least"),
+        ({"source": "folder:absent"}, "absent"),
     ],
     ids=str,
 )
 def test_wrong_arguments_leave_nothing(
     tiny_run: Run, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         prune_run(tiny_run, tmp_path / "pruned", verbose=0, **options)
     assert not list(tmp_path.glob("pruned/*"))
+
+
+def test_criteria_that_do_not_fit_leave_nothing(
+    made_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"'batch_norm' needs .* network of .*run has none"):
+        prune_run(made_run, tmp_path / "pruned", **OPTIONS, criterion="batch_norm")
+    monkeypatch.setattr(prune, "is_tensorflow", lambda: False)
+    with pytest.raises(ValueError, match=r"'taylor' needs Keras on TensorFlow.* or use 'l1'"):
+        prune_run(made_run, tmp_path / "pruned", **OPTIONS)
+    assert not (tmp_path / "pruned").exists()
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    for criterion, backend in (("taylor", "tensorflow"), ("l1", None)):
+        command = Prune(made_run.directory, tmp_path / "pruned", criterion=criterion)
+        assert cli._backend(command) == backend
+
+
+@pytest.fixture
+def made_run(tmp_path: Path) -> Run:
+    """A finished run on a folder of images; its network is not trained, and has no batch norm."""
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        for number in range(12):
+            path = tmp_path / "photos" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+    recipe = TINY.replace(source=f"folder:{tmp_path / 'photos'}", batch_norm=False)
+    run = Run(tmp_path / "run", recipe.replace(validation_fraction=0.3, test_fraction=0.2))
+    run.directory.mkdir()
+    run.write_recipe()
+    run.write_json("data.json", describe(load_source(run.recipe)))
+    run.write_json("results.json", {"epochs": 3, "validation_accuracy": 0.5})
+    save_network(run, {})
+    return run
+
+
+def save_network(run: Run, options: dict[str, Any]) -> None:
+    model = vgg(
+        "A",
+        weights=None,
+        input_shape=(32, 32, 3),
+        classes=len(run.class_names),
+        hidden_units=8,
+        include_preprocessing=True,
+        **(options or {"width_multiplier": 1 / 16}),
+    )
+    model.save(run.model_path)
+
+
+def two_images(*_: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Stands in for the decoding of images."""
+    return np.zeros((2, 32, 32, 3)), np.zeros(2, int)
+
+
+class Passes:
+    """Stands in for a network's answers; the pass number `fatal`, from 1, is killed."""
+
+    def __init__(self, fatal: int | None = None) -> None:
+        self.count, self.fatal = 0, fatal
+
+    def __call__(self, net: keras.Model, inputs: np.ndarray) -> np.ndarray:
+        self.count += 1
+        if self.count == self.fatal:
+            raise KeyboardInterrupt
+        return np.full((len(inputs), 2), 0.5)
+
+
+def test_a_kill_in_the_sensitivity_loses_one_layer_at_most(
+    made_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, file = made_run.model(), tmp_path / "step-1.sensitivity.json"
+    monkeypatch.setattr(sensitivity, "as_arrays", two_images)
+
+    def measured(passes: Passes, file: Path, count: int = 2) -> list[dict[str, Any]]:
+        monkeypatch.setattr(prune, "answers", passes)
+        layers = sensitivity.run_sensitivities(made_run, model, "l1", count, file, 0)
+        return [{**asdict(layer), "order": layer.order.tolist()} for layer in layers]
+
+    whole = Passes()
+    expected = measured(whole, tmp_path / "whole.json")
+    with pytest.raises(KeyboardInterrupt):
+        measured(Passes(fatal=whole.count - 2), file)
+    assert len(read_fields(file)["layers"]) == len(expected) - 1
+    resumed = Passes()
+    assert measured(resumed, file) == expected
+    # The network's own answers, and those of the last layer.
+    assert resumed.count == len(expected[-1]["removed"]) < whole.count
+    other = Passes()
+    measured(other, file, 3)  # more images are another sensitivity
+    assert other.count == whole.count
+
+
+def test_images_that_have_moved_are_named(
+    made_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    other = shutil.copytree(tmp_path / "moved", tmp_path / "other")
+    (other / "cat" / "0.png").unlink()
+    trained: list[Any] = []
+
+    def noted(recipe: Any, directory: Path, verbose: Any) -> Run:
+        trained.append(recipe)
+        assert not list(directory.parent.glob("*.sensitivity.json"))  # it is in pruning.json
+        raise InterruptedError("as far as this")
+
+    monkeypatch.setattr(pruning, "train", noted)
+    monkeypatch.setattr(prune, "answers", Passes())
+    monkeypatch.setattr(sensitivity, "as_arrays", two_images)
+    command = ["prune", str(made_run.directory), "--workdir", str(tmp_path / "pruned")]
+    command += ["--criterion", "l1", "--images", "2", "--quiet"]
+    for arguments, message in (
+        (["--macs", "0.001"], "macs=0.001 cannot be reached"),
+        ([], "name their new place with --source"),
+        (["--source", f"folder:{other}"], "does not hold the images of"),
+        (["--source", f"folder:{tmp_path / 'moved'}"], "as far as this"),
+    ):
+        assert main([*command, *arguments]) == 2
+        assert message in capsys.readouterr().err
+    (recipe,) = trained
+    assert recipe.source == f"folder:{tmp_path / 'moved'}"
+    assert recipe.filters == open_pruning(tmp_path / "pruned").steps[0].filters
+
+
+@pytest.mark.slow
+def test_a_run_with_uneven_widths_is_a_run_like_any_other(made_run: Run, tmp_path: Path) -> None:
+    widths = (3, 5, 9, 7, 11, 8, 13, 6)
+    run = Run(made_run.directory, made_run.recipe.replace(filters=widths))
+    run.write_recipe()
+    run.write_history(
+        [{"epoch": 1, "loss": 0.7, "accuracy": 0.5, "val_loss": 0.7, "val_accuracy": 0.5}]
+    )
+    save_network(run, {"filters": widths})
+    photo = tmp_path / "photos" / "cat" / "0.png"
+
+    (answer,) = predict_files(run, [photo])
+    assert {name for name, _ in answer} == {"cat", "dog"}
+    (picture,) = explain_files(run, [photo], out=tmp_path / "explained")
+    assert picture.stat().st_size > 1000
+    page = report_runs([run], images=1).read_text()
+    assert " ".join(map(str, widths)) in page
 
 
 def test_a_kill_in_the_first_step_leaves_a_pruning_that_goes_on(
@@ -106,8 +264,8 @@ def test_a_kill_in_the_first_step_leaves_a_pruning_that_goes_on(
     workdir.mkdir()
     (workdir / ".partial-pruning.json").write_text("")  # as a kill leaves it
 
-    def killed(run: Run, limit: float, settings: Any, path: Path, verbose: Any) -> None:
-        path.write_bytes(b"a network")
+    def killed(run: Run, limit: float, settings: Any, workdir: Path, number: int, _: Any) -> None:
+        (workdir / f"step-{number}.keras").write_bytes(b"a network")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pruning, "_remove", killed)

@@ -96,12 +96,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _backend(command: object) -> str | None:
-    """Return the backend of Keras that a command asks for; files are written by TensorFlow."""
+    """Return the backend of Keras that a command asks for.
+
+    TensorFlow writes files, and computes the gradients of `prune`.
+    """
     if isinstance(command, Train):
         return command.backend
     asked = os.environ.get("KERAS_BACKEND", "tensorflow")
-    writes = isinstance(command, Export) or (isinstance(command, Stylize) and command.is_litert)
-    return "tensorflow" if writes and asked != "tensorflow" else None
+    needs_tensorflow = (
+        isinstance(command, Export)
+        or (isinstance(command, Stylize) and command.is_litert)
+        or (isinstance(command, Prune) and command.criterion == "taylor")
+    )
+    return "tensorflow" if needs_tensorflow and asked != "tensorflow" else None
 
 
 def _run(arguments: list[str], *, owns_stderr: bool = False) -> int:

@@ -33,8 +33,8 @@ class Export:
     format: str | None = None
     """Comma-separated formats: saved_model, saved_model_bfloat16 (TensorFlow Serving); litert,
     litert_float16, litert_dynamic, litert_int8, litert_int16 (LiteRT, formerly TFLite); onnx;
-    openvino (default: saved_model,litert; with --compress litert_int8; with a target all that are
-    installed)."""
+    openvino (default: saved_model,litert; with --compress litert_int8; with a target, the choice is
+    among all that are installed)."""
     output: Path | None = None
     """Folder to write into (default: export/ in the run directory, or beside the weight file)."""
     tolerance: float = 0.5
@@ -50,16 +50,17 @@ class Export:
     writes compression.png."""
     target_latency: float | None = None
     """Choose one file: the most accurate one that answers an image within this many milliseconds on
-    this machine (median, batch 1, two threads). Every format is measured; if none is fast enough,
-    fc1 and fc2 are compressed too. --format and --compress restrict the choice."""
+    this machine (median, batch 1, two threads). The float32 formats are measured first; if none is
+    fast enough, the others; then the networks of --pruned; then the network with fc1 and fc2
+    compressed. --format and --compress restrict the choice."""
     target_size: float | None = None
-    """Choose one file: the most accurate one of at most this many megabytes. As --target-latency;
-    with both, the file meets both."""
+    """Choose one file: the most accurate one of at most this many megabytes. As --target-latency,
+    and litert_int16 is tried last; with both, the file meets both."""
     pruned: Path | None = None
     """With a target: the directory of `keras-vgg prune RUN`, whose networks are candidates, too."""
     fine_tune_steps: int = 0
-    """With --compress or a target: train the factors on the original's answers for this many
-    batches of 32."""
+    """With --compress, or a target that compression may meet: train the factors on the original's
+    answers for this many batches of 32."""
     calibration_method: Literal["minmax", "percentile", "mse"] = "minmax"
     """How training images give the range of values of each layer in litert_int8. minmax: the least
     and the greatest value; percentile: without one value in 100,000 at either end; mse: the range
@@ -83,7 +84,7 @@ class Export:
             formats = ["litert_int8"] if self.compress else ["saved_model", "litert"]
         if formats is not None:
             formats = tuple(format.strip() for format in formats)
-        uses_method = formats is None or "litert_int8" in formats  # a target tries every format
+        uses_method = formats is None or "litert_int8" in formats  # a target may try it
         if self.calibration_method != "minmax" and not uses_method:
             raise ValueError(
                 f"--calibration-method {self.calibration_method} is for the format litert_int8; add"
@@ -110,6 +111,7 @@ class Export:
             artifacts = self._artifacts(run, output, options)
         except runs.TargetError as error:
             _show_attempts(error.tried)
+            _show_left_out(error.left_out)
             raise
         self._show(artifacts)
 
@@ -222,9 +224,13 @@ def _show_attempts(tried: Sequence[Mapping[str, Any]]) -> None:
             row["verdict"],
         )
     show(table)
+    refused: dict[str, list[str]] = {}
     for name, row in zip(names, tried, strict=True):
         if row["refused"] is not None:
-            show(f"{name} was refused: {row['refused']}")
+            refused.setdefault(row["refused"], []).append(name)
+    for reason, refused_names in refused.items():
+        verb = "was" if len(refused_names) == 1 else "were"
+        show(f"{'; '.join(refused_names)} {verb} refused: {reason}")
 
 
 def _show_choice(search: Mapping[str, Any]) -> None:
@@ -232,5 +238,9 @@ def _show_choice(search: Mapping[str, Any]) -> None:
     show(f"Chosen: {search['cost']}")
     if search["not_tried"]:
         show(f"Not tried, because others met the target first: {'; '.join(search['not_tried'])}")
-    for reason in search["not_installed"]:
+    _show_left_out(search["not_installed"])
+
+
+def _show_left_out(reasons: Sequence[str]) -> None:
+    for reason in reasons:
         show(f"Not tried: {reason}")

@@ -43,15 +43,19 @@ class Prune:
     distillation_weight: float = 0.5
     """Weight of the original network's probabilities in the loss; that of the labels is 1 minus
     this."""
+    source: str | None = None
+    """Where the run's images are now if they have moved, such as folder:PATH."""
+    data_dir: str | None = None
+    """TFDS: the folder of prepared data sets, if it has moved (default: the run's own)."""
     quiet: bool = False
     """Print one line for each epoch instead of a progress bar."""
 
     def __call__(self) -> None:
         from keras_vgg.run import Run
-        from keras_vgg.runs import prune_run
+        from keras_vgg.runs import in_data_dir, prune_run
 
         result = prune_run(
-            Run.open(self.run),
+            in_data_dir(Run.open(self.run), self.data_dir, self.source),
             self.workdir,
             macs=self.macs,
             steps=self.steps,
@@ -60,6 +64,7 @@ class Prune:
             epochs=self.epochs,
             learning_rate=self.learning_rate,
             verbose=2 if self.quiet else "auto",
+            source=self.source,
             distillation_weight=self.distillation_weight,
         )
         table = new_table(

@@ -103,13 +103,23 @@ def importance(
     return _taylor(model, scales, images, labels)
 
 
+def require_backend(criterion: str) -> None:
+    """Raise ValueError if a criterion does not run on this backend of Keras."""
+    if criterion == "taylor" and not is_tensorflow():
+        raise ValueError(
+            f"criterion 'taylor' needs Keras on TensorFlow, not on {backend_name()}: set "
+            "KERAS_BACKEND=tensorflow, or use 'l1'"
+        )
+
+
 def sensitivities(
     model: keras.Model,
     scores: Mapping[str, np.ndarray],
     images: np.ndarray,
-    on_layer: Callable[[str], None] = lambda name: None,
+    on_layer: Callable[[Sensitivity], None] = lambda layer: None,
     *,
     several_labels: bool,
+    measured: Mapping[str, Sensitivity] | None = None,
 ) -> list[Sensitivity]:
     """Return how the answers change without the least important filters of each layer alone.
 
@@ -120,9 +130,11 @@ def sensitivities(
         model: A VGG that gives probabilities. Its weights are as before when the function returns.
         scores: As `importance` returns them.
         images: [n, height, width, channels] RGB in [0, 255], of the validation split.
-        on_layer: Called with the name of each layer that is done.
+        on_layer: Called with the result of each layer that has just been measured.
         several_labels: Whether the probabilities are those of several labels an image, which do
             not sum to 1.
+        measured: Layer -> the result of an earlier call with the same arguments, which is not
+            measured again.
 
     Raises:
         ValueError: no images, or images or weights that are not finite.
@@ -135,15 +147,44 @@ def sensitivities(
     norms = _batch_norms(model)
     results = []
     for layer in convolutions(model):
-        order = np.argsort(scores[layer.name], kind="stable")
+        if measured and layer.name in measured:
+            results.append(measured[layer.name])
+            continue
+        order = order_of(scores[layer.name])
         removed, divergences = [0], [0.0]
         for count in () if _sees_neighbours(layer.name, model) else _counts(layer.filters):
             with _without(layer, norms.get(layer.name), order[:count]):
                 removed.append(count)
                 divergences.append(divergence(own, answers(model, images), several_labels))
         results.append(Sensitivity(layer.name, order, tuple(removed), tuple(divergences)))
-        on_layer(layer.name)
+        on_layer(results[-1])
     return results
+
+
+def order_of(scores: np.ndarray) -> np.ndarray:
+    """Return the numbers of a layer's filters, the least important first."""
+    return np.argsort(scores, kind="stable")
+
+
+def require_reachable(
+    widths: Sequence[int],
+    macs: Callable[[Sequence[int]], int],
+    limit: float,
+    *,
+    first_stays: bool = False,
+) -> None:
+    """Raise ValueError if one step cannot reach a limit, whatever the sensitivities are.
+
+    Args:
+        widths: Number of filters of each convolution.
+        macs, limit: As `plan`.
+        first_stays: Whether the first convolution keeps all of its filters, as with local response
+            normalisation.
+    """
+    most = [max(_counts(width), default=0) for width in widths]
+    if first_stays:
+        most[0] = 0
+    _check_limit(widths, most, macs, limit)
 
 
 def plan(
@@ -167,12 +208,7 @@ def plan(
     changes = [np.maximum.accumulate(layer.divergences) for layer in layers]
     widths = [len(layer.order) for layer in layers]
     steps = [0] * len(layers)
-    least = macs([w - layer.removed[-1] for w, layer in zip(widths, layers, strict=True)])
-    if least > limit:
-        raise ValueError(
-            f"at most {limit:,.0f} multiply-accumulates cannot be reached in one step: the least is"
-            f" {least:,}; ask for more, or take more steps"
-        )
+    _check_limit(widths, [layer.removed[-1] for layer in layers], macs, limit)
     current = macs(widths)
     while current > limit:
         best, best_price, best_macs = None, np.inf, current
@@ -266,11 +302,7 @@ def _taylor(
     labels: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Return the sum over batches of (the sum over a filter's weights of gradient x weight)^2."""
-    if not is_tensorflow():
-        raise ValueError(
-            f"criterion 'taylor' needs Keras on TensorFlow, not on {backend_name()}: set "
-            "KERAS_BACKEND=tensorflow, or use 'l1'"
-        )
+    require_backend("taylor")
     import tensorflow as tf
 
     if not len(images) or len(images) != len(labels):
@@ -313,6 +345,25 @@ def _batch_norms(model: keras.Model) -> dict[str, Any]:
         for layer in model.layers
         if isinstance(layer, keras.layers.BatchNormalization)
     }
+
+
+def _check_limit(
+    widths: Sequence[int],
+    most_removed: Sequence[int],
+    macs: Callable[[Sequence[int]], int],
+    limit: float,
+) -> None:
+    """Raise ValueError if a limit is out of reach; `most_removed` filters may go of each layer."""
+    pairs = list(zip(widths, most_removed, strict=True))
+    least = macs([width - removed for width, removed in pairs])
+    if least <= limit:
+        return
+    least_of_all = macs([1 if removed else width for width, removed in pairs])
+    more_steps = ", or take more steps" if least_of_all <= limit else ""
+    raise ValueError(
+        f"at most {limit:,.0f} multiply-accumulates cannot be reached in one step: the least is"
+        f" {least:,}; ask for more{more_steps}"
+    )
 
 
 def _counts(filters: int) -> list[int]:

@@ -19,12 +19,23 @@ if TYPE_CHECKING:
     import keras
 
 
-def is_compressible(model: keras.Model) -> bool:
-    """Return whether a model has the two dense layers that are factorised."""
+def why_not_compressible(model: keras.Model, labelled: bool, several_labels: bool) -> str | None:
+    """Return why a network cannot be compressed on images; None: it can.
+
+    Args:
+        labelled: Whether the images have the network's classes.
+        several_labels: Whether an image has any number of labels.
+    """
     import keras
 
+    if not labelled:
+        return "ranks are chosen by accuracy, and these images have other classes than the network"
+    if several_labels:
+        return "ranks are chosen by top-1 accuracy, which needs one label an image"
     layers = {layer.name: layer for layer in model.layers}
-    return all(isinstance(layers.get(name), keras.layers.Dense) for name in compression.LAYERS)
+    if not all(isinstance(layers.get(n), keras.layers.Dense) for n in compression.LAYERS):
+        return f"the network has no dense layers {' and '.join(compression.LAYERS)}"
+    return None
 
 
 def compressed_options(

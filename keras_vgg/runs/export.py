@@ -18,13 +18,14 @@ from keras_vgg.fit import evaluation_transform
 from keras_vgg.imagenet import class_names as imagenet_names
 from keras_vgg.run import Run, read_fields
 from keras_vgg.runs.calibration import read_calibration, require_calibration
-from keras_vgg.runs.compressing import compressed_options, is_compressible
+from keras_vgg.runs.compressing import compressed_options
+from keras_vgg.runs.export_candidates import candidates_of
 from keras_vgg.runs.export_targets import (
     UNCHANGED,
+    Group,
     Target,
     export_for_target,
     groups_of,
-    installed_formats,
     target_of,
 )
 from keras_vgg.runs.images import as_arrays, open_images, open_split, require_labels_alike
@@ -71,8 +72,10 @@ def export_run(
 
     With `target_latency` or `target_size`, the export is one file: the most accurate one that meets
     both, of all formats that are installed. If none does, the networks of `pruned` are tried, the
-    widest first, and then fc1 and fc2 are compressed. Each file is measured on this machine;
-    export.json has the figures of all of them under "target": see `keras_vgg.runs.export_targets`.
+    widest first, and then fc1 and fc2 are compressed. Without `target_latency`, litert_int16, which
+    is very slow, comes last. Each file is measured on this machine; export.json has the figures of
+    all of them under "target": see `keras_vgg.runs.export_targets`. A file of `pruned` states the
+    thresholds of its own step, if that has been calibrated or evaluated.
 
     A run that has not finished training gives its best network so far, with a notice
     (`UnfinishedRun`), and export.json says so under "unfinished".
@@ -98,8 +101,8 @@ def export_run(
 
     Raises:
         TargetError: no file meets the target. Nothing is written.
-        ValueError, OSError: as `keras_vgg.export.export` and `evaluate_run`, or `images` is not
-            positive.
+        ValueError, OSError: as `keras_vgg.export.export` and `evaluate_run`; `images` is not
+            positive; `fine_tune_steps` with a network or images that do not allow to compress.
     """
     target = target_of(target_latency, target_size)
     _check(images, formats, compress, fine_tune_steps, target)
@@ -108,7 +111,7 @@ def export_run(
             f"pruned={str(pruned)!r} gives candidates for target_latency or target_size, without"
             " compress or calibrated; to export one pruned network, export its run"
         )
-    narrower = None if pruned is None else stand_ins(run, pruned)
+    narrower = {} if pruned is None else stand_ins(run, pruned)
     model = model or run.model()
     if run.several_labels:
         options |= _label_options(run, compress, calibrated)
@@ -117,9 +120,7 @@ def export_run(
     if calibrated:
         model = with_temperature(model, options["temperature"])
     directory = run.directory / "export" if directory is None else Path(directory)
-    calibrates = not set(export.INTEGER_FORMATS).isdisjoint(formats or ())
-    needs_train = compress or target is not None or calibrates
-    verification, train = _verification_images(run, source, needs_train)
+    verification, train = _verification_images(run, source)
     artifacts = _export(
         model,
         run.class_names,
@@ -127,12 +128,13 @@ def export_run(
         _selected(verification, images),
         train,
         evaluation_transform(run.recipe),
+        several_labels=run.several_labels,
         bit_depth=run.recipe.bit_depth,
         compress=compress,
         fine_tune_steps=fine_tune_steps,
         formats=formats,
         target=target,
-        narrower=narrower,
+        narrower={name: _stand_in_options(step) for name, step in narrower.items()},
         **options,
     )
     if not run.finished:
@@ -161,7 +163,7 @@ def _calibration_options(run: Run, calibrated: bool) -> dict[str, Any]:
     else:
         calibration = read_calibration(run)
     if calibration is None:
-        return {}
+        return {"unknown_below": None}
     return {
         "temperature": calibration.temperature if calibrated else None,
         "unknown_below": {
@@ -170,17 +172,25 @@ def _calibration_options(run: Run, calibrated: bool) -> dict[str, Any]:
     }
 
 
+def _stand_in_options(step: Run) -> dict[str, Any]:
+    """Return the options of `export.export` that write a pruned network, with its thresholds."""
+    if step.several_labels:
+        stated = _label_options(step, compress=False, calibrated=False)
+    else:
+        stated = _calibration_options(step, calibrated=False)
+    return {**stated, "stand_in": lambda folder: step.model()}
+
+
 def _verification_images(
-    run: Run, source: str | None, needs_train: bool
-) -> tuple[data.Split, data.Split | None]:
-    """Return the images that verify an export, and the run's training images if they are needed."""
+    run: Run, source: str | None
+) -> tuple[data.Split, Callable[[], data.Split]]:
+    """Return the images that verify an export, and a function that opens the training images."""
     if source is None:
-        return open_split(run, "validation"), open_split(run, "train") if needs_train else None
+        return open_split(run, "validation"), partial(open_split, run, "train")
     images = open_images(run, None, source)
     if images.source is None:  # the run's own images, in a new place
-        train = open_split(run, "train", source) if needs_train else None
-        return open_split(run, "validation", source), train
-    return images.split, open_split(run, "train") if needs_train else None
+        return open_split(run, "validation", source), partial(open_split, run, "train", source)
+    return images.split, partial(open_split, run, "train")
 
 
 def export_weights(
@@ -247,9 +257,10 @@ def export_weights(
         class_names,
         directory,
         _selected(source.validation, images),
-        source.train,
+        lambda: source.train,
         partial(augment.eval_image, size=side, scale=scale),
         labelled=same_classes,
+        several_labels=weights.several_labels,
         compress=compress,
         fine_tune_steps=fine_tune_steps,
         formats=formats,
@@ -263,20 +274,22 @@ def _export(
     class_names: Sequence[str],
     directory: str | Path,
     validation: data.Split,
-    train: data.Split | None,
+    open_train: Callable[[], data.Split],
     transform: Callable,
     *,
     labelled: bool = True,
+    several_labels: bool,
     compress: bool,
     fine_tune_steps: int,
     formats: Sequence[str] | None,
     target: Target | None,
-    narrower: Mapping[str, Callable[[Path], keras.Model]] | None = None,
+    narrower: Mapping[str, dict[str, Any]] | None = None,
     **options: Any,
 ) -> list[export.Artifact]:
     """Export a network with its images, as they are or for a target.
 
-    `narrower` holds networks that may stand in for it, by what was done to it.
+    `narrower` holds the options of `export.export` for networks that may stand in for it, by what
+    was done to it.
     """
     if model.input_shape[-1] == 1 and transform(np.zeros((64, 64, 3), np.uint8)).shape[-1] == 3:
         transform = augment.in_grey(transform)
@@ -285,41 +298,53 @@ def _export(
             "compress chooses ranks by accuracy, and the images of this source have other"
             " classes than the network; choose a source with the network's classes"
         )
-    candidates, missing = _candidates(formats, target)
+    candidates = candidates_of(
+        model,
+        formats,
+        target,
+        compress=compress,
+        fine_tune_steps=fine_tune_steps,
+        labelled=labelled,
+        several_labels=several_labels,
+    )
+    train = cache(open_train)
+    if candidates.are_calibrated or candidates.compressed:
+        train()  # An error about these images comes before any image is read.
     images, labels = as_arrays(validation, transform)
-    if not set(export.INTEGER_FORMATS).isdisjoint(candidates):
-        assert train is not None  # both callers open it
-        options["calibration"], _ = as_arrays(_selected(train, CALIBRATION_IMAGES), transform)
+    if candidates.are_calibrated:
+        options["calibration"], _ = as_arrays(_selected(train(), CALIBRATION_IMAGES), transform)
     tolerance = options.setdefault("tolerance", export.TOLERANCE)
     networks: dict[str, dict[str, Any]] = {}  # what is done to the network -> options
     if not compress:
         networks = _uncompressed(model, images, labels if labelled else None, narrower or {})
-    if compress or (target and labelled and labels.ndim == 1 and is_compressible(model)):
-        assert train is not None  # both callers open it
+    if candidates.compressed:
         networks["compressed"] = compressed_options(
             model,
             images,
             labels,
-            training=lambda: as_arrays(_selected(train, COMPRESSION_IMAGES), transform)[0],
+            training=lambda: as_arrays(_selected(train(), COMPRESSION_IMAGES), transform)[0],
             tolerance=tolerance,
             fine_tune_steps=fine_tune_steps,
         )
     write = partial(export.export, model, class_names, transform=transform, **options)
     if target is None:
         (changes,) = networks.values()
-        return write(directory, formats=candidates, **changes)
+        return write(directory, formats=candidates.formats, **changes)
+    groups = [
+        group
+        for network, changes in networks.items()
+        for group in groups_of(candidates.formats, network, partial(write, **changes))
+    ]
+    if candidates.last:
+        groups.append(Group(UNCHANGED, candidates.last, partial(write, **networks[UNCHANGED])))
     return export_for_target(
-        [
-            group
-            for network, changes in networks.items()
-            for group in groups_of(candidates, network, partial(write, **changes))
-        ],
+        groups,
         target,
         Path(directory),
         tolerance=tolerance,
         overwrite=options.get("overwrite", False),
         verbose=options.get("verbose", False),
-        not_installed=missing,
+        not_installed=candidates.left_out,
     )
 
 
@@ -327,7 +352,7 @@ def _uncompressed(
     model: keras.Model,
     images: np.ndarray,
     labels: np.ndarray | None,
-    narrower: Mapping[str, Callable[[Path], keras.Model]],
+    narrower: Mapping[str, dict[str, Any]],
 ) -> dict[str, dict[str, Any]]:
     """Return the options of `export.export` for a model and for networks that may stand in.
 
@@ -337,17 +362,8 @@ def _uncompressed(
     unchanged = {"images": images, "labels": labels, "answers": answers}
     return {
         UNCHANGED: unchanged,
-        **{name: {**unchanged, "stand_in": stand_in} for name, stand_in in narrower.items()},
+        **{name: {**unchanged, **changes} for name, changes in narrower.items()},
     }
-
-
-def _candidates(
-    formats: Sequence[str] | None, target: Target | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the formats to write or to choose among, and what is missing for others."""
-    if formats is not None:
-        return tuple(formats), ()
-    return (export.DEFAULT_FORMATS, ()) if target is None else installed_formats()
 
 
 def _check(

@@ -150,27 +150,16 @@ class Group:
 
 
 class TargetError(export.ExportError):
-    """No file meets the target within the tolerance. `tried` is what export.json would show."""
+    """No file meets the target within the tolerance.
 
-    def __init__(self, message: str, tried: list[dict[str, Any]]) -> None:
+    `tried` and `left_out` are what export.json would show under "tried" and "not_installed".
+    """
+
+    def __init__(
+        self, message: str, tried: list[dict[str, Any]], left_out: Sequence[str] = ()
+    ) -> None:
         super().__init__(message)
-        self.tried = tried
-
-
-def installed_formats() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the formats whose packages are installed, and why each of the others is left out."""
-    installed, missing = [], []
-    for format in export.FORMATS:
-        if format == "litert_int16":  # It took 130 times as long as litert_int8.
-            missing.append("litert_int16 is left out: LiteRT has no fast code for it on processors")
-            continue
-        try:
-            export.check_formats([format])
-        except ValueError as error:
-            missing.append(str(error))
-        else:
-            installed.append(format)
-    return tuple(installed), tuple(missing)
+        self.tried, self.left_out = tried, tuple(left_out)
 
 
 def groups_of(
@@ -209,7 +198,8 @@ def export_for_target(
     Args:
         groups: The candidates, those that are expected to lose the least accuracy first.
         directory, overwrite, verbose: As `export.export`.
-        not_installed: What export.json says of formats that are not among the candidates.
+        not_installed: What export.json says of formats and networks that are not among the
+            candidates.
 
     Returns:
         The artifact that is kept.
@@ -244,7 +234,9 @@ def export_for_target(
                 shutil.rmtree(candidate, ignore_errors=True)
         if chosen is None:
             raise TargetError(
-                _missed(attempts, target, tolerance), _rows(attempts, target, tolerance)
+                _missed(attempts, target, tolerance),
+                _rows(attempts, target, tolerance),
+                not_installed,
             )
         record = new_folder / _RECORD
         search = {
@@ -270,7 +262,7 @@ def _tried(group: Group, folder: Path, is_first: bool) -> Iterator[Attempt]:
     """
     # This tolerance refuses no loss, so that a file that loses too much has figures, too.
     options = {"tolerance": 100.0, "overwrite": False, "verbose": False}
-    for format in group.formats:
+    for place, format in enumerate(group.formats):
         try:
             (artifact,) = group.write(folder, formats=[format], **options)
         except export.ExportError as error:
@@ -278,7 +270,8 @@ def _tried(group: Group, folder: Path, is_first: bool) -> Iterator[Attempt]:
         except ValueError as error:
             if is_first:
                 raise
-            yield Attempt(format, group.network, refused=str(error))
+            for refused in group.formats[place:]:
+                yield Attempt(refused, group.network, refused=str(error))
             return
         else:
             model = read_fields(folder / _RECORD)["model"]

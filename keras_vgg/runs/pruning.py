@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_vgg import architecture, plotting
-from keras_vgg.console import progress_bars
 from keras_vgg.export import prune
 from keras_vgg.files import sha256_of, whole_names, write_atomically, write_json
-from keras_vgg.fit import evaluation_transform, train
+from keras_vgg.fit import train
 from keras_vgg.plotting import INK, LINE, SERIES
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, read_fields
-from keras_vgg.runs.images import as_arrays, open_split
+from keras_vgg.runs.images import open_split
+from keras_vgg.runs.sensitivity import as_fields, run_sensitivities, sensitivity_file
 
 if TYPE_CHECKING:
-    import keras
     from matplotlib.axes import Axes
 
 FILE, PICTURE = "pruning.json", "pruning.png"
@@ -80,6 +80,7 @@ def prune_run(
     epochs: int | None = None,
     learning_rate: float | None = None,
     verbose: int | str = "auto",
+    source: str | None = None,
     **fields: Any,
 ) -> Pruning:
     """Prune a run's network to a share of its multiply-accumulates, and train it again.
@@ -89,7 +90,8 @@ def prune_run(
     data, with the run as teacher (`Recipe.teachers`). Every step is an ordinary run, whose recipe
     has `filters`. The test split is not read.
 
-    Repeat the call to resume after a kill.
+    Repeat the call to resume after a kill. The sensitivity of each layer is kept in
+    step-N.sensitivity.json until its step has its filters.
 
     Args:
         run: A finished run.
@@ -102,6 +104,7 @@ def prune_run(
         epochs: Of the training in each step. None: a third of the run's.
         learning_rate: Where the training of each step begins. None: a tenth of the run's.
         verbose: As in `keras_vgg.train`.
+        source: Where the run's images are now; None: where they were.
         fields: Other fields of the recipe of each step, but for `filters`, `init` and `teachers`,
             which the pruning decides.
 
@@ -110,13 +113,20 @@ def prune_run(
 
     Raises:
         ValueError, OSError, MemoryError: as `keras_vgg.train`; an argument is out of range; the run
-            has not finished; the directory holds another pruning; the share cannot be reached.
+            has not finished; the directory holds another pruning; the share cannot be reached; the
+            criterion does not fit the network or Keras' backend; `source` does not hold the run's
+            own images.
     """
     workdir = Path(workdir)
     _check(macs, steps, criterion, images)
     if decided := {"filters", "init", "teachers"} & fields.keys():
         raise ValueError(f"the pruning decides {', '.join(sorted(decided))}; leave it out")
     run.require_finished()
+    _require_criterion(run, criterion)
+    _require_share(run, macs, steps)
+    if source is not None:
+        open_split(run, "validation", source)  # refuses other images than the run's own
+        run = _in_place(run, source)
     epochs = max(1, round(run.recipe.epochs * EPOCHS)) if epochs is None else epochs
     rate = run.recipe.learning_rate * RATE if learning_rate is None else learning_rate
     changes = {**_TRAINING, "epochs": epochs, "learning_rate": rate}
@@ -132,14 +142,14 @@ def prune_run(
         name = f"step-{number}"
         if len(record["steps"]) < number:
             limit = record["original"]["macs"] * macs ** (number / steps)
-            path = workdir / f"{name}.keras"
-            record["steps"].append(_remove(current, limit, settings, path, verbose))
+            record["steps"].append(_remove(current, limit, settings, workdir, number, verbose))
             _write(workdir, record)
+        sensitivity_file(workdir, number).unlink(missing_ok=True)
         widths = tuple(record["steps"][number - 1]["filters"])
         recipe = run.recipe.replace(
             **changes, filters=widths, init=str((workdir / f"{name}.keras").resolve())
         )
-        current = train(recipe, workdir / name, verbose)
+        current = _trained(recipe, workdir / name, verbose, has_moved=source is not None)
         record["steps"][number - 1]["validation"] = _validation(current)
         _write(workdir, record)
     return open_pruning(workdir)
@@ -157,8 +167,8 @@ def open_pruning(workdir: str | Path) -> Pruning:
     return Pruning(Path(workdir), record["figure"], _stage(original), tuple(map(_stage, steps)))
 
 
-def stand_ins(run: Run, workdir: str | Path) -> dict[str, Callable[[Path], keras.Model]]:
-    """Return the networks of a run's pruning, the widest first: name -> a function that loads it.
+def stand_ins(run: Run, workdir: str | Path) -> dict[str, Run]:
+    """Return the runs of a run's pruning, the widest network first: name -> the run of a step.
 
     Raises:
         FileNotFoundError, ValueError: as `open_pruning`; the pruning is not of this run's network,
@@ -173,7 +183,7 @@ def stand_ins(run: Run, workdir: str | Path) -> dict[str, Callable[[Path], keras
         raise ValueError(
             f"{workdir} has {len(pruning.steps)} of {steps} steps; repeat the pruning to resume it"
         )
-    networks = {}
+    networks: dict[str, Run] = {}
     for number, stage in enumerate(pruning.steps, 1):
         step = Run.open(pruning.directory / f"step-{number}")
         step.require_finished()
@@ -181,7 +191,7 @@ def stand_ins(run: Run, workdir: str | Path) -> dict[str, Callable[[Path], keras
         name = f"pruned to {share:.0%}"
         if name in networks:
             name = f"{name}, step {number}"
-        networks[name] = lambda folder, step=step: step.model()
+        networks[name] = step
     return networks
 
 
@@ -213,6 +223,57 @@ def _check(macs: float, steps: int, criterion: str, images: int) -> None:
         raise ValueError(f"criterion must be one of {', '.join(prune.CRITERIA)}, not {criterion!r}")
 
 
+def _require_criterion(run: Run, criterion: str) -> None:
+    """Raise ValueError if a criterion does not fit a run's network, or this backend of Keras."""
+    prune.require_backend(criterion)
+    if criterion == "batch_norm" and not run.recipe.batch_norm:
+        raise ValueError(
+            f"criterion 'batch_norm' needs batch normalisation, and the network of {run.directory}"
+            " has none; use 'taylor' or 'l1'"
+        )
+
+
+def _require_share(run: Run, macs: float, steps: int) -> None:
+    """Raise ValueError if a share of the multiply-accumulates is out of reach.
+
+    The limits of later steps depend on what the first step removes; `_remove` looks at them.
+    """
+    recipe, classes = run.recipe, len(run.class_names)
+    original = _figures(recipe, classes)
+    widths, whole = original["filters"], original["macs"]
+    narrowest = [1] * len(widths)
+    if _first_stays(recipe):
+        narrowest[0] = widths[0]
+    least = macs_of(recipe, classes, narrowest)
+    if least > macs * whole:
+        raise ValueError(
+            f"macs={macs:g} cannot be reached: with one filter in each convolution,"
+            f" {math.ceil(1000 * least / whole) / 1000:g} of the multiply-accumulates are left; ask"
+            " for at least that share"
+        )
+    limit = whole * macs ** (1 / steps)
+    prune.require_reachable(
+        widths, partial(macs_of, recipe, classes), limit, first_stays=_first_stays(recipe)
+    )
+
+
+def _first_stays(recipe: Recipe) -> bool:
+    """Return whether the first convolution keeps all filters, which normalise each other."""
+    return architecture.get_configuration(recipe.configuration).lrn
+
+
+def _in_place(run: Run, source: str) -> Run:
+    """Return a run whose images are now at another source."""
+    return Run(run.directory, run.recipe.replace(source=source).with_absolute_paths())
+
+
+def _trained(recipe: Recipe, directory: Path, verbose: int | str, *, has_moved: bool) -> Run:
+    """Train a step. One that finished before its images moved is the same run in a new place."""
+    if has_moved and (directory / "results.json").is_file():
+        return _in_place(Run.open(directory), recipe.source)
+    return train(recipe, directory, verbose)
+
+
 def _begin(run: Run, workdir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of pruning.json, which is that of the same pruning or new."""
     identity = {
@@ -241,39 +302,28 @@ def _begin(run: Run, workdir: Path, settings: Mapping[str, Any]) -> dict[str, An
 
 
 def _remove(
-    run: Run, limit: float, settings: Mapping[str, Any], path: Path, verbose: int | str
+    run: Run,
+    limit: float,
+    settings: Mapping[str, Any],
+    workdir: Path,
+    number: int,
+    verbose: int | str,
 ) -> dict[str, Any]:
-    """Write the network of a run without some filters, and return the step's entry."""
-    transform = evaluation_transform(run.recipe)
-    count = settings["images"]
-    pictures, _ = as_arrays(open_split(run, "validation").spread(count), transform)
-    model = run.model()
-    scores = prune.importance(
-        model,
-        settings["criterion"],
-        *as_arrays(open_split(run, "train").spread(count), transform),
-    )
-    with progress_bars(verbose not in (0, 2)) as bars:
-        task = bars.add_task("sensitivity, layers", total=len(scores))
-        layers = prune.sensitivities(
-            model,
-            scores,
-            pictures,
-            lambda name: bars.advance(task),
-            several_labels=run.several_labels,
-        )
+    """Write step-`number`.keras, a run's network with fewer filters; return the step's entry."""
     classes = len(run.class_names)
-    kept = prune.plan(layers, partial(macs_of, run.recipe, classes), limit)
+    count_macs = partial(macs_of, run.recipe, classes)
+    widths = _figures(run.recipe, classes)["filters"]
+    prune.require_reachable(widths, count_macs, limit, first_stays=_first_stays(run.recipe))
+    model = run.model()
+    file = sensitivity_file(workdir, number)
+    layers = run_sensitivities(run, model, settings["criterion"], settings["images"], file, verbose)
+    kept = prune.plan(layers, count_macs, limit)
     small = prune.remove_filters(model, kept)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, small.save)
+    write_atomically(workdir / f"step-{number}.keras", small.save)
     widths = tuple(map(len, kept.values()))
     entry = _figures(run.recipe.replace(filters=widths), classes) | {
         "validation": None,
-        "sensitivity": {
-            layer.layer: {"removed": layer.removed, "divergences": layer.divergences}
-            for layer in layers
-        },
+        "sensitivity": {layer.layer: as_fields(layer) for layer in layers},
     }
     del model, small
     gc.collect()
