@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_vgg.data import Source, Split, load_source, records
+from keras_vgg.data import Source, Split, load_source, records, take_inventory
 from keras_vgg.data.decode import decode_16_bit, is_16_bit
 from keras_vgg.data.split import Records, Shard
 
@@ -227,6 +227,23 @@ def test_records_count_their_classes(tmp_path: Path) -> None:
     source = records.load(tmp_path / "first")
     manifest = records.pack(source, tmp_path / "second", shard_images=4)
     assert manifest["splits"]["train"]["class_counts"] == [4, 3, 3]
+
+
+def test_a_pack_keeps_what_its_source_left_out_and_held_twice(tmp_path: Path) -> None:
+    for i in range(12):
+        write_image(tmp_path / "images" / f"train/{'aaab'[i % 4]}/{i}.png", i)
+    for i, name in ((3, "b"), (20, "a"), (21, "a")):  # the first is a copy
+        write_image(tmp_path / "images/test" / name / f"{i}.png", i)
+    write_image(tmp_path / "images/train/a/scan.tif", 30)
+    source = load_source(f"folder:{tmp_path / 'images'}", validation_fraction=0)
+    expected = take_inventory(source)
+    assert len(expected.lines()) == 3  # uneven, equal, left out
+    records.pack(source, tmp_path / "packed")
+    packed = take_inventory(records.load(tmp_path / "packed"))
+    assert packed.lines() == expected.lines()
+    assert packed.class_counts == expected.class_counts == {"train": [9, 3], "test": [2, 1]}
+    records.pack(records.load(tmp_path / "packed"), tmp_path / "again")
+    assert take_inventory(records.load(tmp_path / "again")).lines() == expected.lines()
 
 
 def test_records_are_taken_in_any_order(tmp_path: Path) -> None:
@@ -556,6 +573,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (lambda m: m.pop("class_names"), "lacks 'class_names'"),
         (lambda m: m.pop("splits"), "lacks 'splits'"),
         (lambda m: m.update(splits={}), "splits lacks 'train'"),
+        (lambda m: m.update(left_out=[{"files": 3}]), "is damaged"),
         (lambda m: m["splits"].update(extra={}), "unknown split 'extra'"),
         (lambda m: m["splits"].update(test=[]), "test lacks 'images'"),
         (lambda m: m["splits"]["train"].pop("images"), "train lacks 'images'"),

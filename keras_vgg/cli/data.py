@@ -173,6 +173,8 @@ class DataPack:
             row = (f"{split['images']:,}", str(len(split["shards"])), f"{size / 1e6:.1f}")
             table.add_row(name, *row)
         show(table)
+        for line in data.take_inventory(data.load_source(f"records:{self.out}")).lines():
+            show(line)
         show(f"next: keras-vgg train --source records:{self.out} --workdir RUN")
 
 

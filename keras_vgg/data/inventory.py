@@ -13,7 +13,7 @@ from keras_vgg.data.equal import EqualImages, equal_images
 from keras_vgg.data.groups import SharedGroups, shared_groups
 from keras_vgg.data.left_out import NAMED, LeftOut, listed
 from keras_vgg.data.sides import Sizes, sizes_of
-from keras_vgg.data.split import Source, class_counts
+from keras_vgg.data.split import Source
 
 _UNEVEN = 3  # the largest class has so many times the smallest one's images
 
@@ -114,16 +114,12 @@ def take_inventory(
 
     Args:
         sizes: Those of each split. None: look at some images.
-        counts: Images of each class, of each split. None: count the labels that are known; those of
-            TFRecord files are in the files, and are not.
+        counts: Images of each class, of each split. None: those that are known. Labels of TFRecord
+            files are in the files; a pack states how many there are.
     """
     splits = source.splits()
     if counts is None:
-        counts = {
-            name: class_counts(split.labels, len(source.class_names)).tolist()
-            for name, split in splits.items()
-            if split.labels is not None
-        }
+        counts = source.class_counts()
     absent = {
         name: tuple(c for c, n in zip(source.class_names, numbers, strict=True) if n == 0)
         for name, numbers in counts.items()
@@ -132,7 +128,7 @@ def take_inventory(
         source.class_names,
         {**counts},
         source.left_out,
-        equal_images(splits),
+        equal_images(splits) if source.equal is None else source.equal,
         {name: classes for name, classes in absent.items() if classes},
         shared_groups(splits),
         {name: sizes_of(split) for name, split in splits.items()} if sizes is None else {**sizes},

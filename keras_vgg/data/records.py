@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import tensorflow as tf
 from keras_vgg.augment import rescale
 from keras_vgg.console import progress_bars
 from keras_vgg.data.decode import decode, decode_16_bit, is_16_bit, reason
+from keras_vgg.data.equal import EqualImages, equal_images
 from keras_vgg.data.inspection import find_bad_images
-from keras_vgg.data.left_out import printable
+from keras_vgg.data.left_out import LeftOut, printable
 from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Records, Shard, Source, Split, labels_of, pictures_of
 from keras_vgg.files import PARTIAL, sha256_of, whole_file, whole_names
@@ -61,7 +62,8 @@ def pack(
     The same call continues one that was stopped: it hashes the finished shards and leaves them
     alone. The same source is one of the same class names, sizes and fingerprints, wherever it lies;
     a file of a finished shard that has another size now is refused. If `out` is finished already,
-    one line on stderr says so. One call at a time.
+    one line on stderr says so. One call at a time. The manifest also holds what the source left
+    out, and its equal images, for the inventory of a training.
 
     Raises:
         ValueError: an image that cannot be decoded or has no label among the class names, named;
@@ -111,6 +113,10 @@ def pack(
                 shard |= {"bytes": entry["bytes"], "sha256": entry["sha256"]}
                 shard["file_sizes"] = entry.get("file_sizes")
             fields["class_counts"] = counts.tolist()
+    # The records do not say where their images come from, so that this cannot be found later.
+    manifest["left_out"] = [asdict(reason) for reason in source.left_out]
+    equal = equal_images(splits) if source.equal is None else source.equal
+    manifest["equal"] = [asdict(images) for images in equal]
     _write_json(out / _MANIFEST, manifest, indent=1)
     (out / _PROGRESS).unlink()
     return manifest
@@ -154,13 +160,29 @@ def load(path: str | os.PathLike[str]) -> Source:
         listed = tuple(Shard(str(shards[s["file"]]), 0, s["images"]) for s in fields["shards"])
         identity = " ".join(shard["sha256"] for shard in fields["shards"])
         splits[name] = Split(name, fields["images"], records=Records(listed, parse, identity))
+    left_out, equal = _remarks(root / _MANIFEST, manifest)
     return Source(
         f"records:{os.fspath(path)}",
         tuple(manifest["class_names"]),
         splits["train"],
         splits.get("validation"),
         splits.get("test"),
+        left_out,
+        equal,
+        {name: fields["class_counts"] for name, fields in manifest["splits"].items()},
     )
+
+
+def _remarks(
+    file: Path, manifest: dict[str, Any]
+) -> tuple[tuple[LeftOut, ...], tuple[EqualImages, ...]]:
+    """Return what the source left out, and its equal images; packs of earlier versions have none."""
+    try:
+        left_out = tuple(LeftOut(**reason) for reason in manifest.get("left_out", ()))
+        equal = tuple(EqualImages(**images) for images in manifest.get("equal", ()))
+    except TypeError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
+    return left_out, equal
 
 
 def verify(path: str | os.PathLike[str]) -> None:

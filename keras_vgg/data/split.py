@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import astuple, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 from keras_vgg.data.decode import BitDepth
 from keras_vgg.data.left_out import LeftOut, printable
+
+if TYPE_CHECKING:
+    from keras_vgg.data.equal import EqualImages
 
 # Records start..stop of one named thing: a file, or a written split.
 Piece = tuple[str, int, int]
@@ -251,7 +255,9 @@ def pictures_of(split: Split) -> np.ndarray:
 class Source:
     """A data set: label i of every split means class_names[i].
 
-    `left_out`: what of its folder is not read.
+    `left_out`: what of its folder is not read. `equal`: the equal images of its splits, of records
+    that know them; None: compare the images. `packed_counts`: split -> images of each class in
+    records.
     """
 
     name: str
@@ -260,6 +266,8 @@ class Source:
     validation: Split | None
     test: Split | None
     left_out: tuple[LeftOut, ...] = ()
+    equal: tuple[EqualImages, ...] | None = None
+    packed_counts: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def several_labels(self) -> bool:
@@ -270,3 +278,14 @@ class Source:
         """Return the splits that the source has, by name: train, validation, test."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in splits.items() if split is not None}
+
+    def class_counts(self) -> dict[str, list[int]]:
+        """Return split -> images of each class, for the splits whose labels are known."""
+        counts = {}
+        for name, split in self.splits().items():
+            packed = self.packed_counts.get(name, ())
+            if split.labels is not None:
+                counts[name] = class_counts(split.labels, len(self.class_names)).tolist()
+            elif sum(packed) == split.size:  # not where damaged images are left out
+                counts[name] = list(packed)
+        return counts
