@@ -180,7 +180,8 @@ class Recipe:
     cutmix: Annotated[float, Interval(0, 1)] = 0.0
     """Factor of keras.layers.CutMix, which pastes a part of another image; 1 is usual."""
     unmixed_epochs: Annotated[int, Interval(0, 1e6)] = 0
-    """Number of last epochs, before the end and before each restart, without mixup and cutmix."""
+    """Number of last epochs, before the end and before each restart, without mixup and cutmix. A
+    training that ends early, by early_stopping or plateau, does not come to them."""
     mean_rgb: tuple[float, float, float] | None = None
     """Mean that the model subtracts, in [0, 255]; None: that of init or of the training set."""
     std_rgb: tuple[float, float, float] | None = None

@@ -13,12 +13,13 @@ import tensorflow as tf
 
 from keras_vgg import hardware
 from keras_vgg.cli import _parse
-from keras_vgg.fit import compile_model, distillation, fit
+from keras_vgg.fit import compile_model, distillation, fit, load_source
 from keras_vgg.fit.distillation import Teacher, softened, teach
 from keras_vgg.fit.frozen import varies
+from keras_vgg.fit.inputs import validation_data
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
-from keras_vgg.runs import evaluate_runs
+from keras_vgg.runs import evaluate_runs, export_run
 from tests import test_fit
 from tests.other_backends import on_jax
 from tests.test_fit import checkpoint_arrays
@@ -158,7 +159,7 @@ def test_what_is_no_teacher(tiny_run: Run, tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_changes_ends_the_resume(tiny_run: Run, tmp_path: Path) -> None:
-    teachers = distillation.load_teachers([str(tiny_run.directory)], DIGITS)
+    teachers = distillation.open_teachers([str(tiny_run.directory)], DIGITS)
     run = Run(tmp_path, tiny_run.recipe)
     run.write_json(distillation.FILE, distillation.describe(teachers))
     distillation.require_same_teachers(run, teachers)
@@ -184,7 +185,7 @@ def test_the_command_line_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     absolute = command.recipe.with_absolute_paths()
     assert absolute.teachers == (str(tmp_path / "a"), str(tmp_path / "runs" / "b"))
     assert Recipe.from_json(absolute.to_json()) == absolute
-    frozen = Recipe(train_scale=None, eval_scale=None)
+    frozen = Recipe(train_scale=(32, 32), eval_scale=32)
     assert varies(frozen.replace(teachers=("a",))) == ["teachers"]
 
 
@@ -210,6 +211,11 @@ def test_the_averaged_pupil_is_what_is_kept_and_evaluated(tiny_run: Run, tmp_pat
     accuracy = (evaluation.probabilities.argmax(axis=1) == evaluation.labels).mean()
     assert accuracy == pytest.approx(run.history[0]["val_accuracy"])
     assert not any("average" in v.path for v in model.variables)
+    (artifact,) = export_run(run, formats=["saved_model"], images=8)
+    images, _ = next(iter(validation_data(recipe, load_source(recipe))))
+    served = tf.saved_model.load(str(artifact.path)).signatures["serving_default"]
+    answers = served(images=tf.cast(images, tf.float32))["probabilities"]
+    np.testing.assert_allclose(answers, model(images), atol=1e-5)
 
 
 @pytest.mark.slow

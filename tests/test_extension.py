@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_vgg import cli
-from keras_vgg.fit import extend, finish, fit, load_source
+from keras_vgg.fit import distillation, extend, finish, fit, load_source
 from keras_vgg.fit.extension import begin_extension, read_extensions
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, UnfinishedRun
@@ -135,6 +135,44 @@ def test_an_extension_begins_once_whenever_it_is_killed(tiny_run, tmp_path, monk
     for epochs, rate in ((2, None), (3, 0.5)):
         with pytest.raises(ValueError, match=r"has not finished training \(4 epochs\): resume it"):
             begin_extension(run.directory, epochs, rate)
+
+
+def taught_copy(run, folder):
+    """A finished run that states a teacher, and the teacher."""
+    teacher = copy_of(run, folder / "teacher")
+    recipe = run.recipe.replace(teachers=(str(teacher.directory),))
+    taught = Run(copy_of(run, folder / "run").directory, recipe)
+    taught.write_recipe()
+    taught.write_json(distillation.FILE, distillation.describe([teacher]))
+    return taught, teacher
+
+
+@pytest.mark.parametrize("changed", ["teacher", "no teacher", "data"])
+def test_a_run_that_cannot_be_extended_stays_as_it_is(tiny_run, tmp_path, changed):
+    run, teacher = taught_copy(tiny_run, tmp_path)
+    if changed == "teacher":
+        teacher.model_path.write_bytes((teacher.directory / "results.json").read_bytes())
+    elif changed == "no teacher":
+        shutil.rmtree(teacher.directory)
+    else:
+        described = run.read_json("data.json")
+        described["splits"]["test"]["fingerprint"] = "another"
+        run.write_json("data.json", described)
+    (run.directory / "confusion_test.csv").write_text("1")
+    files = {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
+    message = {"no teacher": "is not a run directory"}.get(changed, "has changed since")
+    with pytest.raises((ValueError, OSError), match=message):
+        extend(run.directory, 1, verbose=0)
+    assert files == {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_finished_without_its_teacher(tiny_run, tmp_path):
+    run, teacher = taught_copy(tiny_run, tmp_path)
+    shutil.rmtree(teacher.directory)
+    (run.directory / "results.json").unlink()
+    with pytest.raises(FileNotFoundError, match="teacher is not a run directory"):
+        fit(run.recipe, run.directory, verbose=0)
+    assert finish(run.directory, verbose=0).results["finished_early_at_epoch"] == 1
 
 
 @pytest.mark.parametrize("restarts", [(1, 2), (2,), (3, 5)])

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import types
 import warnings
 from importlib import metadata
 
@@ -277,6 +278,15 @@ def test_weights_that_validation_finds_ruined_are_not_kept(tmp_path, name):
     with pytest.raises(TrainingDiverged, match="after epoch 1"):
         recorder.on_epoch_end(0, {"loss": 1.0, "val_loss": 1.0} | {name: float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_clipping_is_advised_where_it_is_possible(tmp_path, monkeypatch):
+    recorder = Recorder(Run(tmp_path, TINY), 1)
+    recorder.set_model(compiled(TINY))
+    assert "--clip-norm 5" in str(recorder._diverged("the loss is not a number", "now"))
+    several = types.SimpleNamespace(num_replicas_in_sync=2)
+    monkeypatch.setattr(type(recorder.model), "distribute_strategy", several)
+    assert "--clip-norm" not in str(recorder._diverged("the loss is not a number", "now"))
 
 
 def test_ruined_weights_that_no_loss_shows_are_not_kept(tmp_path):

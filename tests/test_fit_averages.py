@@ -254,6 +254,16 @@ def test_the_kept_model_is_compared_with_training(
     assert (expected in line) if expected else line is None
 
 
+def test_a_gap_names_the_crops_that_the_recipe_has() -> None:
+    recipe = SMALL.replace(batch_norm=False)
+    line = verdict.gap_line(recipe, 0.9, 0.5, 1000, 60)
+    assert line is not None
+    assert line.endswith("compare train_scale (32, 40) with eval_scale 36")
+    line = verdict.gap_line(recipe.replace(crop_area=(0.2, 1.0)), 0.9, 0.5, 1000, 60)
+    assert line is not None
+    assert line.endswith("compare crop_area (0.2, 1.0) with eval_scale 36")
+
+
 def test_estimates_are_not_blamed_as_moving_averages() -> None:
     line = verdict.gap_line(Recipe(batch_norm=True), 1.0, 0.6, 300, 20, estimated=True)
     assert line is not None

@@ -83,6 +83,7 @@ def test_a_frozen_base_is_kept_and_its_features_are_computed_once(
     hits = [model(x).numpy().argmax(1) == y.numpy() for x, y in images]
     assert np.concatenate(hits).mean() == pytest.approx(run.results["validation_accuracy"])
     assert run.results["parameters"] == model.count_params()
+    assert run.read_json("environment.json")["keeps_features"]
 
 
 def test_the_head_of_a_float16_network_scales_its_loss():
@@ -230,6 +231,20 @@ def test_a_resumed_head_ends_as_an_uninterrupted_one(pretrained, tmp_path, monke
     again = fit(recipe, tmp_path / "cut", verbose=0)
     for a, b in zip(whole.model().get_weights(), again.model().get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_images_that_are_not_rescaled_vary_but_for_runs_that_kept_their_features(tmp_path):
+    """Crops of them lie anywhere, and features are of the centre."""
+    recipe = FIXED.replace(freeze_until="all", init="imagenet", train_scale=None, eval_scale=None)
+    assert frozen.varies(recipe) == ["train_scale"]
+    assert not frozen.keeps_features(recipe)
+    run = Run(tmp_path, recipe)
+    for environment, kept in (({}, True), ({"keeps_features": False}, False)):
+        run.write_json("environment.json", environment)
+        assert frozen.has_kept_features(run) is kept
+    run.write_json("environment.json", {})
+    assert not frozen.has_kept_features(Run(tmp_path, recipe.replace(brightness=0.1)))
+    assert frozen.has_kept_features(Run(tmp_path, FIXED.replace(freeze_until="all", init="a")))
 
 
 @pytest.mark.slow

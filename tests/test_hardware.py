@@ -77,6 +77,39 @@ def test_a_resume_compiles_as_before_where_it_can(
         assert engine.precision == "float32"
 
 
+def test_a_resume_on_another_kind_of_device_says_what_differs(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, LARGE)
+    gpu = dataclasses.replace(HOPPERS, devices=HOPPERS.devices[:1])
+    slow = "a new one takes float32 here"
+    for before, machine, after in (
+        ("gpu, mixed_bfloat16, with XLA (why)", gpu, "gpu, mixed_bfloat16, with XLA"),
+        ("cpu, float32, without XLA", AVX2, "cpu, float32, without XLA"),  # as it was measured
+        (
+            "gpu, mixed_bfloat16, with XLA (why)",
+            AVX512_BF16,
+            f"cpu, mixed_bfloat16, without XLA (the run began on gpu; {slow}; "
+            "the run began with XLA)",
+        ),
+        (
+            "2 gpus, mixed_bfloat16, without XLA",
+            AVX2,
+            f"cpu, mixed_bfloat16, without XLA (the run began on 2 gpus; {slow})",
+        ),
+        (
+            "cpu, mixed_bfloat16, without XLA",
+            gpu,
+            "gpu, mixed_bfloat16, with XLA (the run began without XLA)",
+        ),
+    ):
+        monkeypatch.setattr(hardware, "find_machine", lambda _, machine=machine: machine)
+        precision = before.split(", ")[1]
+        environment = {"precision": precision, "jit_compile": "with XLA" in before}
+        run.write_json("environment.json", environment | {"engine": before})
+        assert str(fitting._engine(run, is_new=False)) == after
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_memory_within_a_containers_limit(
     version: int, tmp_path, monkeypatch: pytest.MonkeyPatch

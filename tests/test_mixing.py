@@ -1,12 +1,16 @@
 """keras_vgg.augment.batch_augmentation: Keras' layers as functions of a seed."""
 
+import types
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_vgg import augment, data, fit
-from keras_vgg.fit import inputs
+from keras_vgg import augment, data, fit, hardware
+from keras_vgg.fit import inputs, training
+from keras_vgg.fit.checkpoint import Progress
 from keras_vgg.recipe import Recipe
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
@@ -138,6 +142,37 @@ def test_the_last_epochs_of_each_part_are_not_mixed(changes: dict, mixed: str) -
         assert inputs.next_mixing_switch(recipe, epoch) == (later[0] if later else None)
     # Without mixing, there is nothing to switch.
     assert inputs.next_mixing_switch(recipe.replace(cutmix=0.0), 0) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_said"),
+    [
+        ({"early_stopping": 3}, True),
+        ({"schedule": "plateau"}, True),
+        ({}, False),
+        ({"early_stopping": 3, "mixup": 0.0}, False),
+    ],
+    ids=str,
+)
+def test_a_training_that_may_not_come_to_the_last_epochs_says_so(
+    changes: dict, is_said: bool, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = Recipe(**{"epochs": 9, "mixup": 0.2, "unmixed_epochs": 2} | changes)
+    source = fit.load_source(recipe)
+    prepared: Any = types.SimpleNamespace(
+        recipe=recipe,
+        source=source,
+        validation=source.validation,
+        inventory=data.take_inventory(source),
+        full_model=types.SimpleNamespace(name="vgg", count_params=lambda: 1),
+        initial=None,
+        teachers=[],
+        class_weights=None,
+    )
+    engine = hardware.Engine(("cpu:0",), "float32", False)
+    training._announce(prepared, recipe, engine, Progress())
+    line = "the last 2 of 9 epochs are without mixup and cutmix; a training that ends early"
+    assert (line in capsys.readouterr().out) is is_said
 
 
 def test_batches_before_and_after_the_switch_are_those_of_recipes_without_one() -> None:

@@ -113,6 +113,31 @@ def test_the_gradient_is_cut_to_its_norm_over_all_weights() -> None:
     np.testing.assert_allclose(after - before, -3.0)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_a_batch_in_parts_is_cut_once(optimizer: str) -> None:
+    """Parts that cancel each other would be cut to another mean."""
+    recipe = {"sgd": NESTEROV, "adamw": ADAMW, "muon": MUON}[optimizer]
+    recipe = recipe.replace(batch_size=32, clip_norm=0.25, weight_decay=0.0)
+    rng = np.random.default_rng(0)
+    model = small_network(recipe)
+    first = model.get_weights()
+    shapes = [v.shape for v in model.trainable_variables]
+    batches = [[rng.normal(size=(4, *shape)).astype("float32") for shape in shapes] for _ in "abc"]
+    results = []
+    for parts in (1, 4):
+        model.set_weights(first)
+        step = optimizer_for(recipe.replace(gradient_accumulation=parts))
+        step.build(model.trainable_variables)
+        for batch in batches:
+            for part in range(parts):
+                gradients = [g[part] if parts > 1 else g.mean(axis=0) for g in batch]
+                step.apply([*map(tf.constant, gradients)], model.trainable_variables)
+        results.append(model.get_weights())
+    for whole, divided in zip(*results, strict=True):
+        np.testing.assert_allclose(divided, whole, rtol=1e-4, atol=1e-6)
+    assert not np.array_equal(results[0][0], first[0])
+
+
 def test_muon_is_for_kernels_but_the_last_and_its_steps_are_orthogonal() -> None:
     model = small_network(MUON)
     optimizer = optimizer_for(MUON.replace(weight_decay=0.0, layer_decay=0.5))

@@ -139,6 +139,8 @@ def test_what_cannot_be_swept(
 def test_without_a_fall_there_is_a_plot_and_no_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rate_finder, "_swept", lambda recipe, verbose: sweep(VALLEY))
+    find_learning_rate(Recipe(), tmp_path)  # whose suggestion is not for what follows
     monkeypatch.setattr(rate_finder, "_swept", lambda recipe, verbose: sweep(2.3 + RATES))
     with pytest.raises(ValueError, match="did not fall at any learning rate from 1e-05 to 10"):
         find_learning_rate(Recipe(), tmp_path)

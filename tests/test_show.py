@@ -10,6 +10,8 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_vgg import augment, data
+from keras_vgg.data import show
+from keras_vgg.data.sheet_drawing import Row
 
 NAMES = ("a", "b", "c")
 GEOMETRY = {"size": 32, "scale": (40, 60)}
@@ -71,6 +73,34 @@ def test_boxes_are_where_the_views_come_from(form: str, tmp_path: Path) -> None:
         pixels = np.asarray(image.convert("RGB"))
     assert pixels.shape[1] > pixels.shape[0] > 300
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 500  # not an empty page
+
+
+def test_a_turned_crop_is_outlined_where_its_pixels_come_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Row] = []
+    draw = show.draw
+    monkeypatch.setattr(show, "draw", lambda drawn: (rows.extend(drawn), draw(drawn))[1])
+    turned = {"size": 32, "scale": (60, 60), "rotation": 40.0, "flip": False}
+    shown = {
+        **SHOWN,
+        "train": partial(augment.train_image, **turned),
+        "window": partial(augment.train_window, **turned),
+    }
+    split = split_of("images", tmp_path)
+    data.contact_sheet(split, tmp_path / "s.png", **shown, images=2, views=3)
+    pairs = [pair for row in rows for pair in zip(row.views, row.outlines, strict=True)]
+    assert all(outline.is_turned for _, outline in pairs)
+    inside = [
+        (view, places)
+        for view, (places, _) in pairs
+        if (places > 0).all() and (places < [90, 120]).all()
+    ]
+    assert len(inside) > 2
+    for view, places in inside:
+        # 2 levels a pixel, in rows and columns. A pixel of the view is 1.5 of the image.
+        pixels = view[[0, 0, -1, -1], [0, -1, -1, 0], :2] / 2
+        np.testing.assert_allclose(pixels, places - 0.5, atol=2)
 
 
 def test_classes_are_spread_and_a_seed_repeats(tmp_path: Path) -> None:

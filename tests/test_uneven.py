@@ -12,11 +12,13 @@ from sklearn.metrics import balanced_accuracy_score
 
 from keras_vgg import data
 from keras_vgg.data.balance import balanced_order
+from keras_vgg.fit import fit, preparation
 from keras_vgg.fit.metrics import BalancedAccuracy, loss_for, metrics_for
 from keras_vgg.fit.progress import epoch_figures, log_line, table_row
 from keras_vgg.fit.schedule import best_row, is_over, plateau_drops
 from keras_vgg.fit.verdict import guessed_classes
 from keras_vgg.recipe import Recipe
+from tests.test_fit import TINY
 
 LABELS = np.repeat([0, 1, 2, 4], [600, 60, 6, 30])  # no image is of class 3
 
@@ -88,6 +90,20 @@ def test_records_are_refused():
     object.__setattr__(split, "size", 8)
     with pytest.raises(ValueError, match="balanced sampling needs images in any order"):
         data.training_dataset(split, 4, lambda image, seed: image, seed=0, balanced=True)
+
+
+def test_a_training_refuses_records_before_anything_is_timed_or_written(tmp_path, monkeypatch):
+    images = np.zeros((40, 32, 32, 3), np.uint8)
+    train, validation = (
+        data.Split(name, 40, np.arange(40, dtype=np.int32) % 2, images)
+        for name in ("train", "validation")
+    )
+    data.pack(data.Source("made", ("a", "b"), train, validation, None), tmp_path / "packed")
+    recipe = TINY.replace(source=f"records:{tmp_path / 'packed'}", sampling="balanced")
+    monkeypatch.setattr(preparation, "measured_engine", None)
+    with pytest.raises(ValueError, match="split 'train' is read from TFRecord files"):
+        fit(recipe, tmp_path / "run", verbose=0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_balanced_accuracy_is_scikit_learns_over_all_batches():

@@ -144,7 +144,13 @@ def _require_batches(
         raise ValueError(
             f"start_step={start_step} must be in [0, {steps}) and host={host} in [0, {hosts})"
         )
-    if balanced and split.records is not None:
+    if balanced:
+        require_any_order(split)
+
+
+def require_any_order(split: Split) -> None:
+    """Raise ValueError if a split's images cannot be sampled class by class."""
+    if split.records is not None:
         raise ValueError(
             f"balanced sampling needs images in any order, and split {split.name!r} is read from "
             "TFRecord files; use class weights instead, or a folder of images"

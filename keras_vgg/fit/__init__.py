@@ -140,7 +140,8 @@ def extend(
 def finish(workdir: str | Path, verbose: int | str = "auto") -> Run:
     """End an interrupted run with the epochs that it has: its best epoch becomes the result.
 
-    results.json then has finished_early_at_epoch. Steps of an unfinished epoch do not count.
+    results.json then has finished_early_at_epoch. Steps of an unfinished epoch do not count. The
+    teachers of a distillation are not needed.
 
     Raises:
         ValueError, OSError: as `train`; no epoch has ended.
@@ -239,19 +240,28 @@ def _memory_error_explained(recipe: Recipe) -> Iterator[None]:
 
 
 def _engine(run: Run, is_new: bool) -> hardware.Engine:
-    recipe = run.recipe
-    if not is_new:  # a resume continues with the precision and compiler of the first steps
-        environment = run.read_json("environment.json")
-        precision, compiled = environment.get("precision"), environment.get("jit_compile")
-        if precision is None:
-            raise ValueError(
-                f"{run.directory} has checkpoints of an earlier version, which cannot be read; "
-                "choose another workdir"
-            )
-        engine = hardware.choose_engine(recipe.replace(precision=precision))
-        # Another backend compiles in another way, and TensorFlow compiles for one device only.
-        same = environment.get("backend", backend_name()) == backend_name()
-        if same and compiled is not None and len(engine.devices) == 1:
-            engine = dataclasses.replace(engine, jit_compile=compiled)
-        return engine
-    return hardware.choose_engine(recipe)
+    chosen = hardware.choose_engine(run.recipe)
+    if is_new:
+        return chosen
+    # A resume continues with the precision and compiler of the first steps.
+    environment = run.read_json("environment.json")
+    precision, compiled = environment.get("precision"), environment.get("jit_compile")
+    if precision is None:
+        raise ValueError(
+            f"{run.directory} has checkpoints of an earlier version, which cannot be read; "
+            "choose another workdir"
+        )
+    engine = hardware.choose_engine(run.recipe.replace(precision=precision))
+    why = [*engine.why]
+    kind = engine.devices[0].partition(":")[0]
+    first_devices = environment.get("engine", kind).partition(",")[0]  # such as "2 gpus"
+    same_kind = kind in first_devices
+    if not same_kind and precision != chosen.precision:
+        why.append(f"the run began on {first_devices}; a new one takes {chosen.precision} here")
+    # Another backend or device compiles in another way, and TensorFlow for one device only.
+    same = same_kind and environment.get("backend", backend_name()) == backend_name()
+    if same and compiled is not None and len(engine.devices) == 1:
+        engine = dataclasses.replace(engine, jit_compile=compiled)
+    elif compiled is not None and compiled != engine.jit_compile:
+        why.append(f"the run began {'with' if compiled else 'without'} XLA")
+    return dataclasses.replace(engine, why=tuple(why))

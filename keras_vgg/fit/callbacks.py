@@ -213,10 +213,15 @@ class Recorder(keras.callbacks.Callback):
             raise self._diverged("weights are not numbers", when)
 
     def _diverged(self, what: str, when: str) -> TrainingDiverged:
+        # Several devices of TensorFlow cannot clip: see `keras_vgg.fit.preparation`.
+        strategy = getattr(self._trained(), "distribute_strategy", None)
+        clips = bool(self.run.recipe.clip_norm) or (
+            strategy is not None and strategy.num_replicas_in_sync > 1
+        )
         return TrainingDiverged(
             f"{what} {when}, learning rate {self.learning_rate:g}. Try a lower "
             "--learning-rate, a longer --warmup-epochs"
-            + ("" if self.run.recipe.clip_norm else ", --clip-norm 5")
+            + ("" if clips else ", --clip-norm 5")
             + ("" if self.run.recipe.batch_norm else ", or --batch-norm True")
             + f". {self._keeper.checkpoints_note()}"
         )

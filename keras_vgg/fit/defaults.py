@@ -10,7 +10,7 @@ from keras_vgg import data
 from keras_vgg.architecture import MINIMUM_SIZE
 from keras_vgg.console import notes_dropped
 from keras_vgg.data.sources import without_decoding
-from keras_vgg.fit.inputs import load_source
+from keras_vgg.fit.inputs import describe_crops, load_source
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 
@@ -93,5 +93,5 @@ def describe_defaults(recipe: Recipe, defaults: tuple[str, ...] = SOURCE_FIELDS)
     if "horizontal_flip" in defaults:
         parts.append(f"horizontal_flip {recipe.horizontal_flip} (False for letters and digits)")
     parts.append(f"resize {recipe.resize}")
-    parts.append(f"train_scale {recipe.train_scale_range}, eval_scale {recipe.eval_scale_side}")
+    parts.append(f"{describe_crops(recipe)}, eval_scale {recipe.eval_scale_side}")
     return f"defaults for photographs: {'; '.join(parts)}"

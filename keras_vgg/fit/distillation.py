@@ -63,12 +63,24 @@ def load_teachers(
         FileNotFoundError: a directory is not a run.
         ValueError: a run is not finished, or has other classes or another kind of labels.
     """
-    return [_load(directory, class_names, several_labels) for directory in directories]
+    runs = open_teachers(directories, class_names, several_labels)
+    return [_load(run, class_names) for run in runs]
 
 
-def _load(directory: str, class_names: Sequence[str], several_labels: bool) -> Teacher:
+def open_teachers(
+    directories: Sequence[str], class_names: Sequence[str], several_labels: bool = False
+) -> list[Run]:
+    """Return the runs of the teachers, without their networks.
+
+    Args and errors as `load_teachers`; FileNotFoundError also if the file of a network is missing.
+    """
+    return [_opened(directory, class_names, several_labels) for directory in directories]
+
+
+def _opened(directory: str, class_names: Sequence[str], several_labels: bool) -> Run:
     run = Run.open(directory)
     run.require_finished()
+    run.require_model()
     missing = sorted(set(class_names) - set(run.class_names))
     additional = sorted(set(run.class_names) - set(class_names))
     if missing or additional:
@@ -87,22 +99,26 @@ def _load(directory: str, class_names: Sequence[str], several_labels: bool) -> T
             f"teacher {directory} was trained on images with {kinds[run.several_labels]}, but an "
             f"image of this data has {kinds[several_labels]}"
         )
+    return run
+
+
+def _load(run: Run, class_names: Sequence[str]) -> Teacher:
     model = run.model()
     # TensorFlow would keep every activation of a network whose weights can be trained.
     model.trainable = False
     return Teacher(run, model, np.array([run.class_names.index(name) for name in class_names]))
 
 
-def describe(teachers: Sequence[Teacher]) -> dict[str, Any]:
+def describe(teachers: Sequence[Run]) -> dict[str, Any]:
     """Return what teachers.json holds: the directory and the digest of each network."""
     rows = [
-        {"source": str(teacher.run.directory), "sha256": sha256_of(teacher.run.model_path)}
+        {"source": str(teacher.directory), "sha256": sha256_of(teacher.model_path)}
         for teacher in teachers
     ]
     return {"teachers": rows}
 
 
-def require_same_teachers(run: Run, teachers: Sequence[Teacher]) -> None:
+def require_same_teachers(run: Run, teachers: Sequence[Run]) -> None:
     """Raise ValueError if a teacher's network has changed since the run began."""
     before = run.read_json(FILE)["teachers"]
     for earlier, now in zip(before, describe(teachers)["teachers"], strict=True):

@@ -20,10 +20,8 @@ def scope(engine: Engine) -> contextlib.AbstractContextManager:
     Each device computes an equal part of a batch, gradients are summed, and every device has all
     weights: `tf.distribute.MirroredStrategy`, or on JAX `keras.distribution.DataParallel`.
     """
+    leave_gpus_to_jax()
     if not is_tensorflow():
-        with contextlib.suppress(RuntimeError):  # TensorFlow has started its devices already
-            # TensorFlow would take the GPU's memory from JAX.
-            tf.config.set_visible_devices([], "GPU")
         if engine.devices == (_default_device(),) and hosts.count() == 1:
             # A mesh of one device changes the type of every array in the first step, and JAX
             # compiles the step a second time.
@@ -41,6 +39,13 @@ def scope(engine: Engine) -> contextlib.AbstractContextManager:
     if first == _default_device():
         return contextlib.nullcontext()
     return tf.distribute.OneDeviceStrategy(first).scope()
+
+
+def leave_gpus_to_jax() -> None:
+    """If Keras runs on JAX, keep TensorFlow, which reads the images, off the GPUs' memory."""
+    if not is_tensorflow():
+        with contextlib.suppress(RuntimeError):  # TensorFlow has started its devices already
+            tf.config.set_visible_devices([], "GPU")
 
 
 def _default_device() -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_vgg.fit import checkpoint
+from keras_vgg.fit.preparation import require_unchanged
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, claim
 
@@ -33,8 +34,8 @@ def begin_extension(
 
     Raises:
         ValueError: `epochs` or `learning_rate` is not positive; the run has not finished, or has no
-            checkpoints.
-        FileNotFoundError: the directory holds no run, or its model is missing.
+            checkpoints; its data, first weights or teachers have changed.
+        FileNotFoundError: the directory holds no run, or its model is missing, or a teacher.
         RunInUse: another process is training in the directory.
     """
     if epochs < 1:
@@ -48,6 +49,7 @@ def begin_extension(
                 f"{run.directory} has no checkpoints, from which it would go on; train in another "
                 "workdir, with more --epochs"
             )
+        require_unchanged(run)  # else the run could neither go on nor be finished again
         _leave_out_steps(run)
         extensions = read_extensions(run)
         before, results = run.recipe, run.results

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_vgg import architecture, data, hardware
 from keras_vgg.fit.defaults import IMAGENET_SIZE, look_at, size_for
+from keras_vgg.fit.inputs import describe_crops
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 
@@ -184,6 +185,6 @@ def _stage_lines(recipe: Recipe) -> list[str]:
         epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
         lines.append(
             f"then {recipe.freeze_until} and the classifier: {epochs}, learning rate "
-            f"{recipe.learning_rate:g}, scales {recipe.train_scale_range}{mirrored}{averaged}"
+            f"{recipe.learning_rate:g}, {describe_crops(recipe)}{mirrored}{averaged}"
         )
     return lines

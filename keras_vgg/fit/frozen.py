@@ -23,6 +23,7 @@ from keras_vgg.backend import is_tensorflow
 from keras_vgg.console import progress_bars
 from keras_vgg.fit import hosts
 from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe
+from keras_vgg.run import Run
 
 SHARD = 2048  # images in a file: an interrupted computation loses less than one file
 
@@ -39,10 +40,8 @@ def varies(recipe: Recipe) -> list[str]:
     varying = [name for name in fields if getattr(recipe, name)]
     varying += ["auto_augment"] if recipe.auto_augment != "none" else []
     # If the scale is not the crop's size, the place of the crop is random.
-    train_scale, eval_scale = recipe.train_scale_range, recipe.eval_scale_side
-    fixed = eval_scale is None and train_scale is None
     size = recipe.image_size
-    fixed = fixed or (eval_scale == size and train_scale == (size, size))
+    fixed = recipe.eval_scale_side == size and recipe.train_scale_range == (size, size)
     fixed = fixed or recipe.crop_area is not None  # which takes the place of train_scale
     return ([] if fixed else ["train_scale"]) + varying
 
@@ -53,6 +52,18 @@ def keeps_features(recipe: Recipe) -> bool:
     Several hosts share each batch of images, so their base runs every epoch.
     """
     return recipe.freeze_until == "all" and not varies(recipe) and hosts.count() == 1
+
+
+def has_kept_features(run: Run) -> bool:
+    """Return whether a run that has begun keeps features.
+
+    An earlier version kept them also where it rescaled no image, and did not state it.
+    """
+    recipe, stated = run.recipe, run.read_json("environment.json").get("keeps_features")
+    if stated is None and recipe.train_scale_range is None and recipe.eval_scale_side is None:
+        size = recipe.image_size
+        recipe = recipe.replace(train_scale=(size, size), eval_scale=size)
+    return keeps_features(recipe)
 
 
 def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model]:

@@ -144,6 +144,13 @@ def crop_options(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def describe_crops(recipe: Recipe) -> str:
+    """Return the field that decides the size of training crops, and its value."""
+    if recipe.crop_area is not None:
+        return f"crop_area {recipe.crop_area}"
+    return f"train_scale {recipe.train_scale_range}"
+
+
 def evaluation_transform(recipe: Recipe) -> partial:
     """Return [h, w, 3] -> [size, size, 3] for validation, test and prediction.
 

@@ -11,6 +11,8 @@ import numpy as np
 from keras_vgg import data, hardware, recipe_checks, transfer
 from keras_vgg import weights as weight_files
 from keras_vgg.backend import is_tensorflow
+from keras_vgg.console import notes_dropped
+from keras_vgg.data.pipeline import require_any_order
 from keras_vgg.fit import distillation, distribution, frozen, hosts
 from keras_vgg.fit.class_weights import class_weights
 from keras_vgg.fit.distillation import Teacher
@@ -59,8 +61,13 @@ class Prepared:
         return self.source.validation
 
 
-def prepare(run: Run, engine: hardware.Engine, is_new: bool, announce: bool) -> Prepared:
-    """Open the data, choose precision and compiler, and build and compile the network."""
+def prepare(
+    run: Run, engine: hardware.Engine, is_new: bool, announce: bool, taught: bool = True
+) -> Prepared:
+    """Open the data, choose precision and compiler, and build and compile the network.
+
+    `taught`: open the teachers, which the network needs to take a step.
+    """
     if is_new:  # an earlier version began runs of any scales
         recipe_checks.require_no_frames(
             run.recipe.image_size, run.recipe.train_scale_range, run.recipe.eval_scale_side
@@ -72,10 +79,18 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool, announce: bool) -> 
         )
     _require_possible(run.recipe, engine)
     source = _opened_source(run.recipe)
+    several = source.several_labels
+    directories = run.recipe.teachers if taught else ()
+    teacher_runs = distillation.open_teachers(directories, source.class_names, several)
     recipe = _with_fitting_batches(run.recipe, source.train.size, len(engine.devices))
     described = describe(source)
     if not is_new:
         require_same_data(run, described)
+    keeps_features = frozen.keeps_features(recipe) if is_new else frozen.has_kept_features(run)
+    if recipe.sampling == "balanced" and not keeps_features:
+        require_any_order(source.train)
+    if teacher_runs and not is_new:
+        distillation.require_same_teachers(run, teacher_runs)
     with data.bad_images_named(source.train):
         statistics = channel_statistics(recipe, source.train)
         weights = class_weights(recipe, source.train, source.class_names)
@@ -85,19 +100,16 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool, announce: bool) -> 
     initial = initial_weights(recipe)
     if initial is not None and not is_new:
         _require_same_weights(run, initial)
-    several = source.several_labels
     classes = len(source.class_names)
     model = build_model(recipe, classes, statistics, engine.precision, initial, several)
     distribution.synchronize(model, engine)
     transfer.freeze(model, recipe.freeze_until)
     base, trained = None, model
-    if frozen.keeps_features(recipe):
+    if keeps_features:
         base, trained = frozen.split_model(model)
     compile_model(trained, recipe, engine, several)
-    teachers = distillation.load_teachers(recipe.teachers, source.class_names, several)
+    teachers = distillation.load_teachers(directories, source.class_names, several)
     if teachers:
-        if not is_new:
-            distillation.require_same_teachers(run, teachers)
         distillation.teach(trained, teachers, recipe, several)
     trained.optimizer.build(trained.trainable_variables)
     inventory = data.take_inventory(source)
@@ -115,6 +127,26 @@ def prepare(run: Run, engine: hardware.Engine, is_new: bool, announce: bool) -> 
         trained=trained,
         teachers=teachers,
     )
+
+
+def require_unchanged(run: Run) -> None:
+    """Require that the data, the first weights and the teachers did not change since a run began.
+
+    Raises:
+        ValueError, OSError: one of them has changed, or is missing.
+    """
+    distribution.leave_gpus_to_jax()
+    with notes_dropped():  # the training prints them
+        source = load_source(run.recipe)
+    require_same_data(run, describe(source))
+    initial = initial_weights(run.recipe)
+    if initial is not None:
+        _require_same_weights(run, initial)
+    if run.recipe.teachers:
+        teachers = distillation.open_teachers(
+            run.recipe.teachers, source.class_names, source.several_labels
+        )
+        distillation.require_same_teachers(run, teachers)
 
 
 def _opened_source(recipe: Recipe) -> data.Source:

@@ -83,9 +83,9 @@ def find_learning_rate(
     """Train at most 100 steps with a rising learning rate, and write what they say to a folder.
 
     The folder gets learning_rate.csv, the plot learning_rate.png, and recipe.json, the recipe with
-    the suggested rate. Files of an earlier call are replaced. The sweep has the data, the first
-    weights and the optimizer of the recipe, and neither its warm-up nor its schedule. The trained
-    network is thrown away.
+    the suggested rate. Files of an earlier call are replaced; an earlier recipe.json is removed if
+    there is no rate to suggest. The sweep has the data, the first weights and the optimizer of the
+    recipe, and neither its warm-up nor its schedule. The trained network is thrown away.
 
     Args:
         recipe: The recipe; its learning rate does not matter.
@@ -107,6 +107,7 @@ def find_learning_rate(
     _write_rows(sweep, folder / "learning_rate.csv")
     plot_sweep(sweep, folder / "learning_rate.png")
     if sweep.suggestion is None:
+        (folder / "recipe.json").unlink(missing_ok=True)  # of an earlier call
         raise ValueError(
             f"the loss did not fall at any learning rate from {sweep.rates[0]:g} to "
             f"{sweep.rates[-1]:g} (see {folder / 'learning_rate.png'}): check the labels, use "

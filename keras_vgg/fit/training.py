@@ -34,7 +34,7 @@ from keras_vgg.fit.inputs import (
 from keras_vgg.fit.outcome import write_results
 from keras_vgg.fit.preparation import Prepared, prepare
 from keras_vgg.fit.probe import fit_classifier
-from keras_vgg.fit.progress import TrainingProgress
+from keras_vgg.fit.progress import TrainingProgress, may_end_early
 from keras_vgg.fit.schedule import is_over
 from keras_vgg.fit.step_state import leaves_steps_alone
 from keras_vgg.fit.stopping import StopRequest
@@ -56,7 +56,7 @@ def run_training(
     first = hosts.index() == 0  # the host that writes and prints
     verbose = verbose if first else 0
     keras.utils.set_random_seed(recipe.seed)
-    prepared = prepare(run, engine, is_new, announce=bool(verbose))
+    prepared = prepare(run, engine, is_new, announce=bool(verbose), taught=not finish_early)
     engine = prepared.engine
     # The directory keeps the recipe as it is; a small set has smaller batches.
     original, recipe = run, prepared.recipe
@@ -123,7 +123,7 @@ def _commonest(prepared: Prepared) -> verdict.Baseline:
 
 def _write_first_files(run: Run, engine: hardware.Engine, prepared: Prepared) -> None:
     """Write recipe, data and environment. A run without checkpoints still counts as new."""
-    environment = describe_environment(engine)
+    environment = describe_environment(engine) | {"keeps_features": prepared.base is not None}
     run.write_recipe()  # first: a directory with other files is refused
     inventory = {"inventory": prepared.inventory.as_json()}
     run.write_json("data.json", prepared.described | inventory)
@@ -132,7 +132,8 @@ def _write_first_files(run: Run, engine: hardware.Engine, prepared: Prepared) ->
     if initial is not None:
         run.write_json("init.json", {"source": initial.source, "sha256": initial.sha256()})
     if prepared.teachers:
-        run.write_json(distillation.FILE, distillation.describe(prepared.teachers))
+        teachers = [teacher.run for teacher in prepared.teachers]
+        run.write_json(distillation.FILE, distillation.describe(teachers))
 
 
 def _announce(
@@ -164,8 +165,13 @@ def _announce(
         print(*teacher.lines(prepared.described), sep="\n")
     if prepared.class_weights is not None:
         print(describe_weights(prepared.class_weights, source.class_names))
+    if recipe.unmixed_epochs and (recipe.mixup or recipe.cutmix) and may_end_early(recipe):
+        print(
+            f"the last {recipe.unmixed_epochs} of {recipe.epochs} epochs are without mixup and "
+            "cutmix; a training that ends early (early_stopping, plateau) does not come to them"
+        )
     if recipe.freeze_until == "all":
-        print(_frozen_base_note(recipe))
+        print(_frozen_base_note(recipe, prepared.base is not None))
 
 
 def _labels_note(labels: np.ndarray) -> str:
@@ -313,7 +319,9 @@ def _feature_datasets(
     return from_step, validation.evaluation(recipe.part_size).map(targets)
 
 
-def _frozen_base_note(recipe: Recipe) -> str:
+def _frozen_base_note(recipe: Recipe, keeps_features: bool) -> str:
+    if keeps_features:
+        return "the frozen base's features are computed once"
     varying = frozen.varies(recipe)
     if varying:
         return (
@@ -321,9 +329,7 @@ def _frozen_base_note(recipe: Recipe) -> str:
             "to compute the features once, set train_scale and eval_scale to image_size, and use "
             "no augmentation but horizontal_flip"
         )
-    if not frozen.keeps_features(recipe):
-        return "the frozen base runs every epoch, because several hosts share the images"
-    return "the frozen base's features are computed once"
+    return "the frozen base runs every epoch, because several hosts share the images"
 
 
 def describe_environment(engine: hardware.Engine) -> dict[str, Any]:

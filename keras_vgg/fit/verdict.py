@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from keras_vgg.architecture import get_configuration
+from keras_vgg.fit.inputs import describe_crops
 from keras_vgg.recipe import Recipe
 
 _LEVEL = 0.05  # of the one-sided binomial test
@@ -261,8 +262,10 @@ def gap_line(
     deviation = math.sqrt(max(own * (1 - own), 1 / images) / images)
     if own - evaluated <= max(_GAP, 3 * deviation):
         return None
-    reason = "its images are scaled or cropped differently in evaluation: compare train_scale "
-    reason += f"{recipe.train_scale_range} with eval_scale {recipe.eval_scale_side}"
+    reason = (
+        "its images are scaled or cropped differently in evaluation: compare "
+        f"{describe_crops(recipe)} with eval_scale {recipe.eval_scale_side}"
+    )
     if recipe.batch_norm and estimated:
         reason = (
             "in training, batch norm sees each batch's own mean and variance, and the kept model "
