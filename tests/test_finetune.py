@@ -49,7 +49,7 @@ def small(tiny_run):
 
 
 @pytest.fixture(scope="module")
-def finished(photos, small, tmp_path_factory):
+def finished(photos, small, tmp_path_factory, blank_plots):
     return finetune(photos, tmp_path_factory.mktemp("finetune") / "run", **small)
 
 
@@ -231,22 +231,26 @@ def test_the_plan_follows_the_images(photos, tmp_path, monkeypatch):
     recipe = plan.recipe
     assert recipe.image_size == 128
     assert (recipe.train_scale_range, recipe.eval_scale_side) == ((128, 160), 128)
-    assert recipe.class_weights == "none"
+    assert (recipe.class_weights, recipe.select_by) == ("none", "accuracy")
     assert recipe.batch_size == 4  # ten steps an epoch
     assert (recipe.configuration, recipe.width_multiplier, recipe.batch_norm) == ("D", 1, False)
     assert (recipe.epochs, recipe.learning_rate, recipe.ema_momentum) == (6, 0.0005, 0.95)
     assert len(plan.lines) <= 5
     assert "40 pixels" in plan.lines[0]
     assert plan.lines[3] == (
-        "then block5 and the classifier: 6 epochs, learning rate 0.0005, scales (128, 160), "
+        "then block5 and the classifier: 6 epochs, learning rate 0.0005, train_scale (128, 160), "
         "mirror images, averaged weights"
     )
+    cropped = plan_finetuning(f"folder:{photos}", crop_area=(0.3, 1.0))
+    assert "crop_area (0.3, 1.0), mirror images" in cropped.lines[3]
     large = write_photos(tmp_path / "large", [(300, 260)] * 70 + [(1000, 900)])
     for i in range(40):
         (large / "dog" / f"{i}.jpg").unlink()
     plan = plan_finetuning(f"folder:{large}")
     assert plan.recipe.image_size == 224
-    assert plan.recipe.class_weights == "balanced"
+    assert (plan.recipe.class_weights, plan.recipe.select_by) == ("balanced", "balanced_accuracy")
+    own = plan_finetuning(f"folder:{large}", class_weights="none").recipe
+    assert (own.class_weights, own.select_by) == ("none", "accuracy")
     assert "class weights" in plan.lines[1]
     assert plan.recipe.batch_size == 4 < plan.recipe.batch_size * 2
     many = plan_finetuning(f"folder:{large}", test_fraction=0.0, validation_fraction=0.01)

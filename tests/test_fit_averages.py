@@ -116,6 +116,11 @@ def test_the_kept_network_is_tested_on_some_training_images(tiny_run: Run, monke
     )
     assert outcome._training_figure(tiny_run, prepared) == pytest.approx(right.mean())
     assert asked == [40]
+    counts = np.bincount(train.labels)
+    weights = 1 / counts[labels]  # as training's own accuracy with balanced batches
+    balanced = Run(tiny_run.directory, tiny_run.recipe.replace(sampling="balanced"))
+    expected = np.average(right, weights=weights)
+    assert outcome._training_figure(balanced, prepared) == pytest.approx(expected)
 
 
 @pytest.mark.slow

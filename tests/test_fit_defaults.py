@@ -14,6 +14,7 @@ from keras_vgg.data import sides
 from keras_vgg.data.sides import Sizes, sizes_of
 from keras_vgg.fit import Run, describe_defaults, fit
 from keras_vgg.fit.defaults import size_for
+from keras_vgg.fit.training import _note_frames
 from keras_vgg.recipe import Recipe
 
 
@@ -39,6 +40,16 @@ def trained(monkeypatch):
 
     monkeypatch.setattr("keras_vgg.fit.train", train)
     return recipes
+
+
+@pytest.mark.parametrize(("image_size", "share"), [(224, "98%"), (44, "60%"), (36, None)])
+def test_frames_of_images_that_are_not_rescaled_are_said(image_size, share, capsys):
+    _note_frames(image_size, Sizes(9, (20, 28, 90), (20, 28, 90)))
+    out = capsys.readouterr().out
+    if share is None:
+        assert out == ""
+    else:
+        assert f"{share} of the network's input is a black frame around the median image" in out
 
 
 def test_the_digits_keep_their_defaults():

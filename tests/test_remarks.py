@@ -43,6 +43,19 @@ def test_remarks(tmp_path, accuracy, is_useless):
         assert "always answering 'cat' (80.00% of 100 images)" in remarks[4]
 
 
+@pytest.mark.parametrize(("balanced", "is_useless"), [(0.55, True), (0.75, False)])
+def test_the_figure_that_selects_is_compared(tmp_path, balanced, is_useless):
+    """An accuracy below the share of the commonest class is no fault where classes count alike."""
+    run = run_of(tmp_path, 0.78, inventory=INVENTORY)
+    run = Run(run.directory, Recipe(select_by="balanced_accuracy"))
+    rows = "epoch,accuracy,loss,val_accuracy,val_loss,val_balanced_accuracy\n1,0.9,0.1,0.78,0.2,"
+    (run.directory / "metrics.csv").write_text(f"{rows}{balanced}\n")
+    remarks = remarks_on(run)
+    assert len(remarks) == 4 + is_useless
+    if is_useless:
+        assert "best validation balanced accuracy, 55.00%, is no better than guessing" in remarks[4]
+
+
 def test_too_few_images_and_earlier_runs(tmp_path):
     counts = {"class_counts": {"validation": [2, 1]}, "left_out": [], "equal": [], "absent": {}}
     (remark,) = remarks_on(run_of(tmp_path / "a", 1.0, inventory=counts))

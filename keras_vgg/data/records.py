@@ -176,7 +176,7 @@ def load(path: str | os.PathLike[str]) -> Source:
 def _remarks(
     file: Path, manifest: dict[str, Any]
 ) -> tuple[tuple[LeftOut, ...], tuple[EqualImages, ...]]:
-    """Return what the source left out, and its equal images; packs of earlier versions have none."""
+    """Return what the source left out, and its equal images; none of packs of earlier versions."""
     try:
         left_out = tuple(LeftOut(**reason) for reason in manifest.get("left_out", ()))
         equal = tuple(EqualImages(**images) for images in manifest.get("equal", ()))

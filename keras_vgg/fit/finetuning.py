@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from keras_vgg import architecture, data, hardware
 from keras_vgg.fit.defaults import IMAGENET_SIZE, look_at, size_for
@@ -107,8 +106,10 @@ def plan_finetuning(
     median = data.median_smallest_side(train)
     classes = len(opened.class_names)
     decided: dict[str, Any] = {"image_size": size_for(median, SMALLEST_SIZE)}
-    needs_weights = recipe.sampling == "uniform" and _is_uneven(train)
-    decided["class_weights"] = "balanced" if needs_weights else "none"
+    if recipe.sampling == "uniform" and _is_uneven(opened.class_counts().get("train")):
+        decided["class_weights"] = "balanced"
+        if asked.get("class_weights", "balanced") == "balanced":
+            decided["select_by"] = "balanced_accuracy"  # what the weights aim at
     is_small = train.size < FEWEST_IMAGES * classes and "freeze_until" not in fields
     if is_small or head_only:
         decided |= _HEAD
@@ -138,11 +139,9 @@ def _network_of_run(init: str) -> dict[str, Any]:
     return {name: getattr(recipe, name) for name in names}
 
 
-def _is_uneven(split: data.Split) -> bool:
-    if split.labels is None:  # they are in the records
-        return False
-    counts = np.bincount(split.labels)
-    return bool(counts.max() >= _UNEVEN * max(1, counts.min()))
+def _is_uneven(counts: Sequence[int] | None) -> bool:
+    """Return whether classes of so many training images have weights; None: it is not known."""
+    return counts is not None and max(counts) >= _UNEVEN * max(1, min(counts))
 
 
 def _fitting_batch(recipe: Recipe, images: int) -> int:

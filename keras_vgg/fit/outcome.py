@@ -67,14 +67,17 @@ def write_results(
 def _training_figure(run: Run, prepared: Prepared) -> float:
     """Return the kept model's accuracy on at most 1,000 training images, in evaluation mode.
 
-    Class weights apply, as in the accuracy that training reports. With several labels an image,
-    return the area under the precision-recall curve, as training reports it.
+    Class weights and balanced sampling apply, as in the accuracy that training reports. With
+    several labels an image, return the area under the precision-recall curve, as training does.
     """
     split = prepared.source.train.spread(_MEASURED_IMAGES)
     batches = data.evaluation_dataset(split, 32, evaluation_transform(run.recipe))
     weights = prepared.class_weights
     if weights is None:
         weights = np.ones(len(prepared.source.class_names))
+    counts = prepared.source.class_counts().get("train")
+    if run.recipe.sampling == "balanced" and counts is not None:
+        weights = weights / np.maximum(counts, 1)
     right = total = 0.0
     with distribution.on_this_host_alone():
         model: Any = keras.saving.load_model(run.model_path, compile=False)

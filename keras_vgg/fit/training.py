@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras_vgg import __version__, data, hardware
 from keras_vgg.backend import backend_name, is_jax, is_tensorflow
 from keras_vgg.data.left_out import printable
+from keras_vgg.data.sides import Sizes
 from keras_vgg.fit import distillation, frozen, hosts, verdict
 from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.callbacks import Recorder
@@ -41,6 +42,8 @@ from keras_vgg.fit.stopping import StopRequest
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.versions import package_versions
+
+_MOST_FRAME = 0.5  # share of the input that may be black around an image without a word
 
 
 def run_training(
@@ -114,11 +117,10 @@ def _commonest(prepared: Prepared) -> verdict.Baseline:
     labels = prepared.validation.labels
     if labels is not None and prepared.source.several_labels:
         return verdict.random_answers(labels)
-    if labels is None:  # in TFRecord files; no class is less common than this
+    counts = prepared.source.class_counts().get("validation")
+    if counts is None:  # of TFRecord files; no class is less common than this
         return verdict.Commonest(None, 1 / len(names), prepared.validation.size)
-    if prepared.recipe.select_by == "balanced_accuracy":
-        return verdict.guessed_classes(labels)
-    return verdict.commonest_class(names, np.bincount(labels).tolist())
+    return verdict.baseline(names, counts, prepared.recipe.select_by)
 
 
 def _write_first_files(run: Run, engine: hardware.Engine, prepared: Prepared) -> None:
@@ -161,6 +163,8 @@ def _announce(
         print(_labels_note(source.train.labels))
     for line in prepared.inventory.lines():
         print(line)
+    if recipe.train_scale_range is None and sizes and recipe.crop_area is None:
+        _note_frames(recipe.image_size, sizes)
     for teacher in prepared.teachers:
         print(*teacher.lines(prepared.described), sep="\n")
     if prepared.class_weights is not None:
@@ -172,6 +176,18 @@ def _announce(
         )
     if recipe.freeze_until == "all":
         print(_frozen_base_note(recipe, prepared.base is not None))
+
+
+def _note_frames(image_size: int, sizes: Sizes) -> None:
+    """Say so if images that are not rescaled leave most of the network's input black."""
+    height, width = (min(side[1], image_size) for side in (sizes.height, sizes.width))
+    share = 1 - height * width / image_size**2
+    if share > _MOST_FRAME:
+        print(
+            f"{share:.0%} of the network's input is a black frame around the median image "
+            f"({sizes.height[1]} x {sizes.width[1]} pixels): choose an image_size as small as the "
+            f"images, or a train_scale and an eval_scale of at least {image_size}"
+        )
 
 
 def _labels_note(labels: np.ndarray) -> str:

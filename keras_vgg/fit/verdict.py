@@ -168,13 +168,28 @@ def commonest_class(class_names: Sequence[str], counts: Sequence[int]) -> Common
     return Commonest(class_names[largest], int(counts[largest]) / total, total)
 
 
-def guessed_classes(labels: np.ndarray) -> GuessedClasses:
-    """Return the balanced accuracy of guesses for labels [n], by the normal distribution."""
-    counts = np.bincount(labels)
-    counts = counts[counts > 0]
-    share = 1 / len(counts)
-    deviation = math.sqrt(share * (1 - share) * np.sum(1 / counts)) * share
-    return GuessedClasses(share, share + _QUANTILE * deviation, len(labels))
+def guessed_classes(counts: Sequence[int]) -> GuessedClasses:
+    """Return the balanced accuracy of guesses, by the normal distribution.
+
+    `counts` are the validation images of each class.
+    """
+    present = np.array([count for count in counts if count])
+    share = 1 / len(present)
+    deviation = math.sqrt(share * (1 - share) * np.sum(1 / present)) * share
+    return GuessedClasses(share, share + _QUANTILE * deviation, int(present.sum()))
+
+
+def baseline(class_names: Sequence[str], counts: Sequence[int], select_by: str) -> Baseline:
+    """Return the baseline of the figure that selects, for images of one label.
+
+    Args:
+        class_names: All classes.
+        counts: Validation images of each.
+        select_by: The recipe's.
+    """
+    if select_by == "balanced_accuracy":
+        return guessed_classes(counts)
+    return commonest_class(class_names, counts)
 
 
 def random_answers(labels: np.ndarray, seed: int = 0) -> RandomAnswers:

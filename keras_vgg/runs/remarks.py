@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from keras_vgg import data
 from keras_vgg.fit import best_row
-from keras_vgg.fit.verdict import commonest_class
+from keras_vgg.fit.schedule import compared_column
+from keras_vgg.fit.verdict import baseline
 from keras_vgg.run import Run
 
 
@@ -18,10 +19,11 @@ def remarks_on(run: Run) -> list[str]:
         return []
     lines = data.Inventory.from_json(run.class_names, inventory).lines()
     counts = inventory["class_counts"].get("validation", [])
-    accuracy = best_row(run.history, run.recipe).get("val_accuracy") if run.history else None
-    if not sum(counts) or accuracy is None or run.several_labels:
+    if not sum(counts) or not run.history or run.several_labels:
         return lines
-    commonest = commonest_class(run.class_names, counts)
-    if not commonest.can_be_beaten:
-        return [*lines, commonest.too_few_line()]
-    return [*lines, commonest.final_line(accuracy)] if commonest.explains(accuracy) else lines
+    best = best_row(run.history, run.recipe)
+    figure = best[compared_column(best)]
+    guess = baseline(run.class_names, counts, run.recipe.select_by)
+    if not guess.can_be_beaten:
+        return [*lines, guess.too_few_line()]
+    return [*lines, guess.final_line(figure)] if guess.explains(figure) else lines
