@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from keras_vgg import containers, hardware
 
-hardware.prepare_environment()  # before TensorFlow is imported
-
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import tensorflow as tf  # noqa: E402
-from sklearn.datasets import load_digits  # noqa: E402
-
-from keras_vgg.export import verify  # noqa: E402
-from keras_vgg.fit import Run, fit  # noqa: E402
-from keras_vgg.models import vgg  # noqa: E402
-
-# What the imports made stays: no collection, of which there is one after every file, looks at it.
-gc.freeze()
+if TYPE_CHECKING:
+    from keras_vgg.run import Run
 
 # The files that take longest, in the fast tests and in the slow ones. A process takes whole files
 # (pytest -n 2 --dist loadfile), so they begin first, and the last ones to end are short.
@@ -75,6 +66,22 @@ NO_DATA = "no real data at"
 CHECK_HDF5 = containers._check_hdf5
 
 
+def pytest_collection(session: pytest.Session) -> None:
+    """Import the frameworks, before a test's file does; pytest -n 2 itself runs no test."""
+    if session.config.pluginmanager.has_plugin("dsession"):
+        return
+    hardware.prepare_environment()
+    import sklearn.datasets  # noqa: F401
+
+    import keras_vgg.export
+    import keras_vgg.fit
+    import keras_vgg.models  # noqa: F401
+
+    # What the imports made stays: no collection, of which there is one after every file, looks at
+    # it.
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     longest = LONGEST_SLOW if config.option.markexpr == "slow" else LONGEST
     first = {f"test_{name}.py": place for place, name in enumerate(longest)}
@@ -94,6 +101,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One epoch of digits, trained once in a process; a test that writes copies it."""
+    from keras_vgg.fit import fit
     from tests.test_fit import TINY
 
     return fit(TINY.replace(epochs=1), tmp_path_factory.mktemp("tiny") / "run", verbose=0)
@@ -105,6 +113,13 @@ def varied_run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
     Its network has random weights, and scores of deviation 2.
     """
+    import keras
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    from keras_vgg.models import vgg
+    from keras_vgg.run import Run
+
     folder = tmp_path_factory.mktemp("varied") / "run"
     run = Run.open(shutil.copytree(tiny_run.directory, folder))
     keras.utils.set_random_seed(0)
@@ -133,6 +148,8 @@ def varied_run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread_count() -> Iterator[None]:
     """An export is measured in one process instead of two; a test of the times sets it back."""
+    from keras_vgg.export import verify
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verify, "THREADS", (2,))
         yield
@@ -147,6 +164,27 @@ def _own_files_are_sound() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _measured_once() -> Iterator[None]:
+    """The images in memory of a training, the digits, are measured once: it takes 0.2 s."""
+    from keras_vgg import data
+
+    statistics, known = data.statistics, {}
+
+    @functools.wraps(statistics)
+    def kept(split: data.Split, *arguments: Any, **options: Any) -> data.ChannelStatistics:
+        if split.images is None or arguments or options:
+            return statistics(split, *arguments, **options)
+        digest = split.fingerprint()
+        if digest not in known:
+            known[digest] = statistics(split)
+        return known[digest]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "statistics", kept)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
@@ -156,7 +194,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def blank_plots() -> Iterator[None]:
-    """The plots of runs are files without a picture, which takes 0.4 s each time."""
+    """The plots of runs and of reports have no picture, which takes 0.4 s each time."""
     from matplotlib.figure import Figure
 
     def blank(figure: Figure, path: Path, **options: object) -> None:
@@ -164,6 +202,7 @@ def blank_plots() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", blank)
+        patch.setattr("keras_vgg.report.page.to_svg", lambda *_: "<svg/>")
         yield
 
 
@@ -189,6 +228,9 @@ def _seeded():
 
     To seed that one, TensorFlow throws away all compiled functions: 0.2 s more for a test.
     """
+    import keras
+    import tensorflow as tf
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tf.random, "set_seed", lambda seed: None)
         keras.utils.set_random_seed(0)
@@ -196,6 +238,8 @@ def _seeded():
 
 @pytest.fixture(autouse=True, scope="module")
 def _fresh_keras():
+    import keras
+
     yield
     keras.backend.clear_session()
 

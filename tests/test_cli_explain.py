@@ -12,19 +12,25 @@ from keras_vgg import augment, cli, data
 from keras_vgg.augment.geometry import central_window
 from keras_vgg.explain import draw, overlay
 from keras_vgg.explain.heat import resized
-from keras_vgg.fit import fit
+from keras_vgg.fit import Run
+from keras_vgg.models import vgg
 from keras_vgg.runs import explain as explaining
 from keras_vgg.runs import explain_files
 from keras_vgg.runs.explain import place_heat
 from tests.test_cli import error_of
-from tests.test_fit import TINY
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return fit(
-        TINY.replace(epochs=1, head="gap"), tmp_path_factory.mktemp("cli") / "run", verbose=0
+def run(tiny_run, tmp_path_factory):
+    """A run like `tiny_run`, of head gap and with random weights."""
+    folder = shutil.copytree(tiny_run.directory, tmp_path_factory.mktemp("cli") / "run")
+    run = Run(folder, tiny_run.recipe.replace(head="gap"))
+    run.write_recipe()
+    options = {"include_preprocessing": True, "kernel_initializer": "he_normal"}
+    vgg("A", weights=None, classes=10, **run.recipe.network_options(), **options).save(
+        run.model_path
     )
+    return run
 
 
 @pytest.fixture
@@ -52,6 +58,13 @@ def test_explain(run, photo, tmp_path, capsys):
             assert image.format == "PNG"
             assert np.asarray(image.convert("RGB")).std() > 1
     assert len(list((tmp_path / "out").iterdir())) == 4
+    # The picture, and beside it five heats over it, no two of which are alike.
+    picture = explaining._resized_to_draw(data.load_image(photo))
+    height, width = picture.shape[:2]
+    rows = np.asarray(Image.open(paths[0]).convert("RGB"))[-24 - height : -24]
+    panels = [rows[:, left : left + width] for left in 24 + (width + 18) * np.arange(6)]
+    np.testing.assert_array_equal(panels[0], picture)
+    assert len({panel.tobytes() for panel in panels}) == 6
 
 
 @pytest.mark.slow

@@ -25,7 +25,6 @@ from PIL import Image
 from keras_vgg import cli, demo, explain, runs
 from keras_vgg.demo.answer import Examples, TimeLimit
 from keras_vgg.demo.guard import require_upload
-from keras_vgg.demo.page import _table as page_table
 from keras_vgg.demo.server import _bound_socket
 from keras_vgg.explain.heat import resized
 from keras_vgg.files import sha256_of
@@ -195,6 +194,8 @@ def test_a_calibrated_run_answers_as_predict_does(varied_run, tmp_path):
 
 
 def test_a_run_with_several_labels_answers_as_predict_does(varied_run, tmp_path):
+    from keras_vgg.demo.page import _table as page_table  # late: it imports Gradio
+
     run = Run.open(shutil.copytree(varied_run.directory, tmp_path / "run"))
     run.write_json("data.json", run.read_json("data.json") | {"several_labels": True})
     path = tmp_path / GOOD["whole"]

@@ -8,6 +8,7 @@ import pytest
 
 from keras_vgg import models
 from keras_vgg.evaluation import dense_network
+from tests.dense_networks import answers
 from tests.test_models import FULL, keras_applications
 
 CLASSES = 7
@@ -51,7 +52,7 @@ def slid(model, image):
         keras.Model(model.inputs[0], pool), input_tensors=keras.Input(image.shape[1:])
     )
     trunk.set_weights(keras.Model(model.inputs[0], pool).get_weights())
-    features = np.asarray(trunk.predict(image, verbose=0), np.float64)
+    features = np.asarray(answers(trunk, image), np.float64)
     rows, columns = (side // 32 for side in size)
     names = [layer.name for layer in model.layers]
     if "fc1" not in names:  # gap: each feature by itself
@@ -86,7 +87,7 @@ def test_every_cell_is_the_classifier_on_its_window(head, sides):
     model = network("A", head=head, batch_norm=head == "conv")
     image = images(2, *sides, 3)
 
-    scores = dense_network(model).predict(image, verbose=0)
+    scores = answers(dense_network(model), image)
 
     wanted = slid(model, image)
     assert scores.shape == wanted.shape
@@ -110,19 +111,19 @@ def test_at_the_training_size_it_is_the_network(configuration, head):
     model = network(configuration, head=head)
     image = images(3, 64, 64, 3)
 
-    scores = dense_network(model).predict(image, verbose=0)
+    scores = answers(dense_network(model), image)
 
     assert scores.shape[1:3] == ((2, 2) if head == "gap" else (1, 1))
-    plain = model.predict(image, verbose=0)
+    plain = answers(model, image)
     np.testing.assert_allclose(softmax(scores.mean((1, 2))), plain, atol=1e-5)
 
 
 def test_oblong_training_images_and_scores_instead_of_probabilities():
     model = models.vgg("A", input_shape=(64, 96, 1), classifier_activation=None, **SMALL)
     image = images(2, 64, 96, 1)
-    scores = dense_network(model).predict(image, verbose=0)
-    np.testing.assert_allclose(scores[:, 0, 0], model.predict(image, verbose=0), rtol=1e-4)
-    assert dense_network(model).predict(images(1, 96, 160, 1), verbose=0).shape == (1, 2, 3, 7)
+    scores = answers(dense_network(model), image)
+    np.testing.assert_allclose(scores[:, 0, 0], answers(model, image), rtol=1e-4)
+    assert answers(dense_network(model), images(1, 96, 160, 1)).shape == (1, 2, 3, 7)
 
 
 @pytest.mark.parametrize("width", [1 / 16, FULL])
@@ -130,21 +131,21 @@ def test_networks_of_keras_applications(monkeypatch, width):
     options = {"weights": None, "classes": 5, "input_shape": (32, 32, 3)}
     model = keras_applications(monkeypatch, "VGG16", width, **options)
     image = images(1, 32, 32, 3)
-    plain = model.predict(image, verbose=0)
-    scores = dense_network(model).predict(image, verbose=0)
+    plain = answers(model, image)
+    scores = answers(dense_network(model), image)
     np.testing.assert_allclose(softmax(scores[:, 0, 0]), plain, rtol=1e-4)
 
 
 def test_the_network_itself_stays_as_it_was(tmp_path):
     model = network("A")
     image = images(2, 64, 64, 3)
-    before = model.predict(image, verbose=0)
+    before = answers(model, image)
     dense = dense_network(model)
-    dense.predict(images(1, 96, 96, 3), verbose=0)
+    answers(dense, images(1, 96, 96, 3))
     model.save(tmp_path / "after.keras")
     again = keras.saving.load_model(tmp_path / "after.keras", compile=False)
     assert again.input_shape == (None, 64, 64, 3)
-    np.testing.assert_array_equal(again.predict(image, verbose=0), before)
+    np.testing.assert_array_equal(answers(again, image), before)
 
 
 def test_half_precision_keeps_its_policy_and_scores_in_float32():
@@ -182,7 +183,7 @@ def test_what_has_no_score_map(model, message):
 def test_at_full_width(sides):
     model = network(size=224, width_multiplier=1.0, hidden_units=4096, classes=CLASSES)
     image = images(1, *sides, 3)
-    scores = dense_network(model).predict(image, verbose=0)
+    scores = answers(dense_network(model), image)
     wanted = slid(model, image)
     assert scores.shape == wanted.shape
     np.testing.assert_allclose(scores, wanted, atol=1e-4 * max(1.0, np.abs(wanted).max()))

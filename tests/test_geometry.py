@@ -30,29 +30,33 @@ def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
 
 
-def windows(height: int, width: int, scale: int, size: int, count: int, padding: int = 0) -> list:
-    draws = np.random.default_rng(1).uniform(size=(count, 3)).astype(np.float32)
+def draws(count: int) -> np.ndarray:
+    """What windows are made of, the four corners among them."""
+    numbers = np.random.default_rng(1).uniform(size=(count, 3)).astype(np.float32)
     corners = [[0, 0], [0.9999999, 0.9999999], [0, 0.9999999], [0.9999999, 0]]
-    draws[:4, 1:] = corners[:count]
+    numbers[:4, 1:] = corners[:count]
+    return numbers
+
+
+def windows(height: int, width: int, scale: int, size: int, count: int, padding: int = 0) -> list:
     return [
         augment.random_window(
             tf.constant([height, width]), u, size=size, scale=(scale, scale), crop_padding=padding
         )
-        for u in draws
+        for u in draws(count)
     ]
 
 
 def two_step(image: np.ndarray, window: augment.Window) -> np.ndarray:
     """The whole image resized, zeros around it, and the window cut out."""
-    scaled = window.scaled.numpy()
-    resized = tf.image.resize(image, scaled.astype(np.int32), antialias=True).numpy()
+    scaled, start = (x.numpy().astype(np.int32) for x in (window.scaled, window.start))
+    resized = tf.image.resize(image, scaled, antialias=True).numpy()
     result = np.zeros((window.size, window.size, 3), np.float32)
-    top, left = window.start.numpy()
-    for row in range(window.size):
-        for column in range(window.size):
-            y, x = top + row, left + column
-            if 0 <= y < scaled[0] and 0 <= x < scaled[1]:
-                result[row, column] = resized[y, x]
+    (top, left), (bottom, right) = np.maximum(start, 0), np.minimum(start + window.size, scaled)
+    row, column = start
+    result[top - row : bottom - row, left - column : right - column] = resized[
+        top:bottom, left:right
+    ]
     return result
 
 
@@ -87,19 +91,22 @@ def test_exact_resampling_of_photographs(data_folder: Path) -> None:
 def test_a_snapped_window_is_the_nearest_whole_pixels(
     height: int, width: int, scale: int, size: int
 ) -> None:
-    sides = np.array([height, width])
-    for window in windows(height, width, scale, size, 200, padding=size // 4):
+    def op(u: tf.Tensor) -> tuple:
+        window = augment.random_window(
+            tf.constant([height, width]), u, size=size, scale=(scale, scale), crop_padding=size // 4
+        )
         low, high = geometry.visible(window)
-        scaled = window.scaled.numpy()
-        assert (low.numpy() >= 0).all() and (high.numpy() <= scaled).all()  # noqa: PT018
-        assert (low.numpy() < high.numpy()).all()
-        first, last = geometry.snapped(tf.constant(sides, tf.int64), window.scaled, low, high)
-        first, last = first.numpy(), last.numpy()
-        assert (first >= 0).all() and (last <= sides).all() and (first < last).all()  # noqa: PT018
-        wanted = np.stack([low * sides / scaled, high * sides / scaled])
-        moved = np.abs(np.stack([first, last]) - wanted)
-        # Half a pixel, and up to one where less than a pixel is wanted.
-        assert (moved <= np.where(wanted[1] - wanted[0] < 1, 1.0, 0.5)).all()
+        snapped = geometry.snapped(tf.constant(sides, tf.int64), window.scaled, low, high)
+        return (low, high, window.scaled, *snapped)
+
+    sides = np.array([height, width])
+    low, high, scaled, first, last = mapped(op, draws(200))
+    assert (low >= 0).all() and (high <= scaled).all() and (low < high).all()  # noqa: PT018
+    assert (first >= 0).all() and (last <= sides).all() and (first < last).all()  # noqa: PT018
+    wanted = np.stack([low * sides / scaled, high * sides / scaled])
+    moved = np.abs(np.stack([first, last]) - wanted)
+    # Half a pixel, and up to one where less than a pixel is wanted.
+    assert (moved <= np.where(wanted[1] - wanted[0] < 1, 1.0, 0.5)).all()
 
 
 def test_fast_resampling_is_the_window_cut_out_and_resized() -> None:
@@ -147,10 +154,14 @@ def test_no_more_is_read_than_is_needed() -> None:
     assert parts == [(400, 600)]
 
 
-def drawn(op: Callable, count: int) -> list[np.ndarray]:
-    seeds = np.stack([np.arange(count), np.zeros(count)], axis=1).astype(np.int32)
-    dataset = tf.data.Dataset.from_tensor_slices(seeds).map(op).batch(count)
+def mapped(op: Callable, items: np.ndarray) -> list[np.ndarray]:
+    """What op gives for each item, in one tf.data pass."""
+    dataset = tf.data.Dataset.from_tensor_slices(items).map(op).batch(len(items))
     return [x.numpy() for x in tf.nest.flatten(dataset.get_single_element())]
+
+
+def drawn(op: Callable, count: int) -> list[np.ndarray]:
+    return mapped(op, np.stack([np.arange(count), np.zeros(count)], axis=1).astype(np.int32))
 
 
 def test_scales_and_offsets_are_drawn_evenly_and_reach_the_ends() -> None:
@@ -197,7 +208,7 @@ def test_no_crop_is_zeros_alone(
     # No padding that was not asked for takes a pixel's place.
     assert (high - low >= np.minimum(scaled, 32) - min(padding, 31)).all()
     white = np.full((*sides, 3), 255, np.uint8)
-    for seed in range(50):
+    for seed in range(8):
         crop = augment.train_image(
             white, [seed, 0], size=32, scale=scale, crop_padding=padding, resize=resize
         )

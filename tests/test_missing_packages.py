@@ -39,7 +39,8 @@ def test_tune_without_keras_tuner(tmp_path) -> None:
     assert not (tmp_path / "search").exists()
 
 
-@pytest.mark.parametrize("package", [pytest.param("torch", marks=pytest.mark.slow), "jax"])
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["torch", "jax"])
 def test_a_backend_that_is_not_installed(package: str, tmp_path) -> None:
     arguments = ["train", "--workdir", str(tmp_path / "run")]
     error = error_without(package, arguments, KERAS_BACKEND=package)
@@ -117,6 +118,10 @@ def test_a_backend_that_keras_does_not_have(capsys, monkeypatch: pytest.MonkeyPa
         (ImportError("libcudnn.so.9: cannot open"), "a package cannot be imported: libcudnn.so.9"),
         (ModuleNotFoundError("No module", name="tf2onnx.x"), "pip install 'keras-vgg[onnx]'"),
         (ModuleNotFoundError("No module", name="gradio"), "pip install 'keras-vgg[demo]'"),
+        (
+            ModuleNotFoundError("No module", name="jax"),
+            "jax, which KERAS_BACKEND=jax needs, is not installed: pip install 'keras-vgg[jax]'",
+        ),
     ],
 )
 def test_other_imports(raised, text, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +129,7 @@ def test_other_imports(raised, text, capsys, monkeypatch: pytest.MonkeyPatch) ->
         raise raised
 
     monkeypatch.setattr(cli.Summary, "__call__", fail)
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
     assert cli.main(["summary", "D"]) == cli.BAD_INPUT
     assert text in capsys.readouterr().err
     with pytest.raises(ImportError):

@@ -21,6 +21,7 @@ from keras_vgg import cli, data, evaluation, report
 from keras_vgg.evaluation import compare
 from keras_vgg.export import Artifact
 from keras_vgg.fit import Run, describe, evaluation_transform, fit, load_source
+from keras_vgg.models import vgg
 from keras_vgg.plotting import BEST, DASHES, INK, LINE, MUTED, SERIES
 from keras_vgg.runs import evaluate_run, evaluate_runs, report_runs
 from keras_vgg.runs.images import open_split
@@ -48,6 +49,12 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
+def without_plots(monkeypatch):
+    """A plot takes 0.1 s; the tests of `written` and of the synthetic pages look at plots."""
+    monkeypatch.setattr("keras_vgg.report.page.to_svg", lambda *_: "<svg/>")
+
+
+@pytest.fixture
 def run(trained, tmp_path):
     """A copy of it."""
     return Run.open(shutil.copytree(trained.directory, tmp_path / "first"))
@@ -69,8 +76,11 @@ def written(trained, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory):
-    """A run whose classes, folder and recipe are named by an enemy; its images are files."""
+def hostile(tiny_run, tmp_path_factory):
+    """A run whose classes, folder and recipe are named by an enemy; its images are files.
+
+    It was not trained: its history is that of `tiny_run`.
+    """
     folder = tmp_path_factory.mktemp("hostile")
     images = np.random.default_rng(0).integers(0, 256, (60, 40, 40, 3)).astype(np.uint8)
     for i, image in enumerate(images):
@@ -89,7 +99,14 @@ def hostile(tmp_path_factory):
         rgb_shift=0.0,
         batch_norm=False,
     )
-    return fit(recipe, folder / "run <b>&amp;", verbose=0)
+    run = Run(Path(shutil.copytree(tiny_run.directory, folder / "run <b>&amp;")), recipe)
+    run.write_recipe()
+    source = load_source(recipe)
+    inventory = {"inventory": data.take_inventory(source).as_json()}
+    run.write_json("data.json", describe(source) | inventory)
+    options = recipe.network_options() | {"include_preprocessing": True}
+    vgg(recipe.configuration, weights=None, classes=3, **options).save(run.model_path)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +257,7 @@ def test_the_picture_shown_is_the_image_of_the_split(trained, written):
     np.testing.assert_array_equal(shown, np.clip(np.rint(image), 0, 255))
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_test_split_is_read_only_when_it_has_been_or_is_asked_for(run):
     assert " validation images; " in text_of(page_of(run, images=0))
     assert not (run.directory / "posteriors" / "test").exists()
@@ -251,6 +269,7 @@ def test_the_test_split_is_read_only_when_it_has_been_or_is_asked_for(run):
     assert " validation images; " in text_of(page_of(run, images=0))
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_what_a_run_does_not_have_is_said(run):
     (run.directory / "results.json").unlink()
     run.write_json("results.json", {"epochs": 3})
@@ -261,6 +280,7 @@ def test_what_a_run_does_not_have_is_said(run):
     assert f"keras-vgg evaluate {run.directory} evaluates the run" in text
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_an_export_is_shown_with_its_figures(run):
     artifact = Artifact(
         format="litert_int8",
@@ -290,6 +310,7 @@ def test_an_export_is_shown_with_its_figures(run):
     ]
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_run_that_has_no_model_yet(run):
     (run.directory / "results.json").unlink()
     run.model_path.unlink()
@@ -304,6 +325,7 @@ def test_a_run_that_has_no_model_yet(run):
     assert "No epoch has ended yet" in text_of(page_of(run))
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_figure_that_selects_is_named(run):
     text = text_of(page_of(run, images=0))
     assert "of 3, by validation accuracy" in text
@@ -319,6 +341,7 @@ def test_the_figure_that_selects_is_named(run):
     assert "best epoch: 2, 75.00 % balanced_accuracy" in text
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_a_metric_that_an_older_run_lacks_is_named(run):
     rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in run.history]
     run.write_history(rows)
@@ -420,6 +443,7 @@ def test_the_default_place_of_several_runs_is_the_current_folder(run, tmp_path, 
 # --- wrong inputs ----------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_only_a_report_is_replaced(run, tmp_path):
     path = tmp_path / "page.html"
     path.write_text("<!DOCTYPE html><title>my thesis</title>")
@@ -472,6 +496,7 @@ def test_a_damaged_file_is_named(run, name, text):
     assert not (run.directory / "report.html").exists()
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_command(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(run.directory)
     assert cli.main(["report", ".", "--images", "1"]) == cli.OK

@@ -1,5 +1,6 @@
 """A network in numbers: against the built network, the paper, and another program's count."""
 
+import itertools
 import json
 
 import matplotlib.image
@@ -15,9 +16,15 @@ def lines_of(table):
     return {row[0]: row[1:] for row in table[1]}
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("head", ["fc", "conv", "gap"])
-@pytest.mark.parametrize("configuration", NAMES)
+# The other heads: tests/test_models.py has them on B and D, too.
+@pytest.mark.parametrize(
+    ("configuration", "head", "batch_norm"),
+    [
+        *itertools.product(NAMES, ["fc"], [False, True]),
+        *itertools.product(["A-LRN", "C", "E"], ["conv"], [True]),
+        *itertools.product(["A-LRN", "C", "E"], ["gap"], [False]),
+    ],
+)
 def test_layers_are_those_of_the_built_network(configuration, head, batch_norm):
     options = {
         "input_shape": (64, 96, 3),

@@ -9,6 +9,7 @@ import pytest
 import keras_vgg
 from keras_vgg import architecture, convert, weights
 from keras_vgg.weights import torch_format, torch_naming
+from tests.dense_networks import answers
 
 torch = pytest.importorskip("torch")
 SMALL = {"width_multiplier": 1 / 16, "hidden_units": 8, "classes": 7}
@@ -103,14 +104,14 @@ def test_logits_equal_pytorch(tmp_path, configuration, batch_norm, suffix, namin
     x = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype("float32")
     expected = logits(net, x)
     assert np.abs(expected).max() > 0.01
-    np.testing.assert_allclose(ours.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(answers(ours, x), expected, rtol=1e-4, atol=1e-4)
     # With the preprocessing inside, from the file, on an image in [0, 255].
     inside = keras_vgg.vgg(
         configuration, input_shape=(64, 64, 3), include_preprocessing=True, **options
     )
     image = (x * (0.229, 0.224, 0.225) + (0.485, 0.456, 0.406)) * 255
     np.testing.assert_allclose(
-        inside.predict(image.astype("float32"), verbose=0), expected, rtol=1e-3, atol=1e-3
+        answers(inside, image.astype("float32")), expected, rtol=1e-3, atol=1e-3
     )
 
 

@@ -30,9 +30,10 @@ def free_port() -> int:
 
 
 def test_a_dead_workers_trial_goes_to_another(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the protocol: a worker takes a trial and is never heard of again."""
+    monkeypatch.setattr("keras_vgg.tuning.oracle._SIGN_INTERVAL", 0.2)
     hp = keras_tuner.HyperParameters()
     hp.Float("learning_rate", 0.01, 0.1)
     hp.Choice("head", ["fc", "gap"])
@@ -43,7 +44,8 @@ def test_a_dead_workers_trial_goes_to_another(
         oracle._set_project_dir(str(tmp_path), "s")
         address = f"127.0.0.1:{free_port()}"
         folder = tmp_path / "workers"
-        chief = Thread(target=serve, args=(oracle, address, folder), kwargs={"worker_timeout": 3})
+        lost = {"worker_timeout": 1.5}
+        chief = Thread(target=serve, args=(oracle, address, folder), kwargs=lost)
         chief.start()
         with grpc.insecure_channel(address) as channel:
             stub = protos.get_service_grpc().OracleStub(channel)
