@@ -3,12 +3,14 @@
 import json
 import re
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from keras_vgg import DISTS, LPIPS, VGG16, ImagePreprocessing, cli
-from keras_vgg.runs import comparison
+from keras_vgg.runs import comparison, memory
 from keras_vgg.runs.comparison import compare_files, mean_values, pair_files
 
 
@@ -129,6 +131,61 @@ def test_the_command_computes_lpips_and_dists_as_the_functions_do(folders, capsy
             value = float(metric(read(row["first"]), read(row["second"])))
             assert value > 0.001
             assert row[name] == pytest.approx(value, rel=1e-4)
+
+
+def test_channels_first_reach_the_network_so(folders, monkeypatch):
+    shapes = []
+
+    def stand_in(network):
+        return lambda a, b: np.float32(shapes.append((a.shape, b.shape)) or 0)
+
+    monkeypatch.setattr(comparison, "trunk", lambda weights, preprocessing: None)
+    monkeypatch.setattr(comparison, "LPIPS", stand_in)
+    monkeypatch.setattr(keras.config, "image_data_format", lambda: "channels_first")
+    pair = str(folders / "original/a.png"), str(folders / "copy/a.bmp")
+    (row,) = compare_files([pair], ("lpips",))
+    assert (row.values, shapes) == ({"lpips": 0}, [((3, 24, 40),) * 2])
+
+
+def test_the_bits_of_16_bit_files(folders, capsys):
+    """Scans of 12 bits, of which the upper 8 of 16 hold 4 levels or fewer."""
+    rng = np.random.default_rng(0)
+    for name, top in (("a", 4096), ("b", 1024)):
+        values = rng.integers(0, top, (24, 40), "uint16")
+        Image.fromarray(values).save(folders / f"{name}.png")
+    files = folders / "a.png", folders / "b.png"
+    psnr = {}
+    for depth in ("16", "12"):
+        assert run(*files, "--format", "jsonl", "--bit-depth", depth) == 0
+        printed = capsys.readouterr()
+        psnr[depth] = json.loads(printed.out)["psnr"]
+        assert ("2 of 2 16-bit files that were looked at use few" in printed.err) == (depth == "16")
+        assert ("(--bit-depth), such as 12" in printed.err) == (depth == "16")
+    first, second = (np.asarray(Image.open(file)) // 16 for file in files)
+    expected = 10 * np.log10(255**2 / ((first.astype(float) - second) ** 2).mean())
+    assert psnr["12"] == pytest.approx(expected, rel=1e-5)
+    assert psnr["16"] > psnr["12"] + 20
+
+
+def test_a_pair_that_memory_does_not_hold_has_a_reason(folders, monkeypatch):
+    pair = str(folders / "original/a.png"), str(folders / "copy/a.bmp")
+    monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
+    (row,) = compare_files([pair], ("psnr", "ssim"))
+    assert re.fullmatch(
+        r"a pair of 40x24 pixels needs about 0.0 GB of memory, and 0.0 GB are left: make the "
+        "images smaller",
+        row.reason,
+    )
+    (row,) = compare_files([pair], ("psnr",))
+    assert row.values
+    monkeypatch.setattr(memory, "available_memory", lambda: None)
+
+    def too_large(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    monkeypatch.setattr(comparison.tf.image, "ssim", too_large)
+    (row,) = compare_files([pair], ("ssim",))
+    assert row.reason == ("the memory is too small: make the images smaller (OOM when allocating)")
 
 
 def test_a_pair_that_cannot_be_compared_has_a_reason(folders, capsys):

@@ -50,6 +50,28 @@ def test_another_width_is_refused():
             kind(network)
 
 
+@pytest.mark.parametrize(
+    ("configuration", "batch_norm", "message"),
+    [
+        ("D", True, "is defined for VGG-16 without batch norm, and vgg16.* has batch norm: pass"),
+        ("E", False, "and vgg19 is VGG-19: pass such a VGG16"),
+        ("C", False, "is the paper's network C"),
+    ],
+)
+def test_another_vgg_is_refused(configuration, batch_norm, message):
+    network = keras_vgg.vgg(
+        configuration,
+        include_top=False,
+        weights=None,
+        width_multiplier=1 / 16,
+        batch_norm=batch_norm,
+        include_preprocessing=True,
+    )
+    for kind in KINDS.values():
+        with pytest.raises(ValueError, match=message):
+            kind(network)
+
+
 def test_learned_weights():
     layers = learned("lpips_vgg.safetensors")
     assert [len(layers[f"lin{i}"]) for i in range(5)] == [64, 128, 256, 512, 512]
@@ -71,6 +93,11 @@ def trunk():
 @pytest.fixture(scope="module")
 def metrics(trunk):
     return {name: kind(trunk) for name, kind in KINDS.items()}
+
+
+@pytest.fixture(scope="module")
+def spatial(trunk):
+    return LPIPS(trunk, spatial=True)
 
 
 def pair(height=33, width=47, count=2):
@@ -182,10 +209,10 @@ def gradient_of(metric, a, b):
     return b.grad.numpy()
 
 
-def test_spatial_map(trunk):
+def test_spatial_map(trunk, spatial):
     torch = pytest.importorskip("torch")
     a, b = pair(21, 40)
-    found = LPIPS(trunk, spatial=True)(a, b)
+    found = spatial(a, b)
     assert found.shape == (2, 21, 40)
     first, second = (torch.tensor(x.transpose(0, 3, 1, 2) / 255.0) for x in (a, b))
     expected = torch_lpips(trunk, first, second, spatial=True)
@@ -207,10 +234,10 @@ def test_the_global_dtype_policy_does_not_matter(trunk, metrics, tensors):
         np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
 
 
-def test_channels_first_give_the_same_values(trunk, metrics):
+def test_channels_first_give_the_same_values(trunk, metrics, spatial):
     a, b = pair(16, 33)
     expected = {name: metric(a, b) for name, metric in metrics.items()}
-    expected["map"] = LPIPS(trunk, spatial=True)(a, b)
+    expected["map"] = spatial(a, b)
     first = [np.moveaxis(x, -1, 1) for x in (a, b)]
     keras.config.set_image_data_format("channels_first")
     try:

@@ -1,6 +1,8 @@
 """GeM and R-MAC by hand, on every backend; whitening, neighbours, near-duplicates, precision."""
 
 import io
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -278,3 +280,15 @@ def test_pictures_of_stripes_are_no_near_duplicates_of_each_other():
     # A picture that is symmetric in one direction keeps half of its frequencies.
     half = np.repeat(np.repeat([[RED, WHITE, BLUE], [WHITE, BLACK, RED]], 32, 0), 16, 1)
     assert retrieval.perceptual_hash(np.concatenate([half, half[:, ::-1]], 1)).any()
+
+
+def test_the_benchmark_of_nearest_descriptors(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import nearest
+
+    words = ["nearest.py", "--photographs", "300", "--queries", "1", "7", "--dimensions", "16"]
+    monkeypatch.setattr(sys, "argv", [*words, "--rounds", "1"])
+    nearest.main()
+    rows = [line for line in capsys.readouterr().out.splitlines() if "NumPy" in line]
+    assert [row.split(" | ")[:2] for row in rows] == [["| 300", "1"], ["| 300", "7"]]
+    assert all("| 100.0% |" in row for row in rows)

@@ -11,9 +11,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from keras_vgg import cli, retrieval, vgg
-from keras_vgg.runs import photo_index
+from keras_vgg.runs import photo_index, search_answers, similar
 from keras_vgg.runs.photo_index import PhotoIndex, open_index, update_index
-from keras_vgg.runs.similar import Description, PhotoSearch, _fitted
+from keras_vgg.runs.similar import Description, Match, PhotoSearch, SearchAnswer, _fitted
 
 
 @pytest.fixture(scope="module")
@@ -214,11 +214,16 @@ def test_a_strip_is_described_by_its_middle():
         (["{folder}", "{query}", "--weights", "no.h5"], "no weight file at no.h5"),
         (["{folder}", "{folder}/cut.jpg"], "no query can be read; the first is "),
         (["{folder}", "{query}", "--layer", "block6_pool"], "has no layer 'block6_pool'"),
+        (["{one}", "{one}/0.png"], "has no other photograph than the query: nothing found"),
         (["{empty}", "{query}"], "has no image (JPEG, PNG, BMP, GIF, WebP) at any depth"),
     ],
 )
 def test_searches_that_make_no_sense(weights, photographs, tmp_path, capfd, arguments, message):
     places = {"folder": photographs / "all", "query": photographs / "query.jpg", "empty": tmp_path}
+    places["one"] = tmp_path / "one"
+    if "{one}" in arguments:
+        places["one"].mkdir()
+        shutil.copy(photographs / "all" / "temple" / "0.png", places["one"])
     arguments = [argument.format(**places) for argument in arguments]
     if "--weights" not in arguments:
         arguments += ["--weights", str(weights)]
@@ -227,6 +232,62 @@ def test_searches_that_make_no_sense(weights, photographs, tmp_path, capfd, argu
     assert cli.main(["search", *arguments]) == 2
     (line,) = [x for x in capfd.readouterr().err.splitlines() if x.startswith("keras-vgg: error")]
     assert message in line
+
+
+def test_large_images_come_in_small_batches(weights, photographs, tmp_path, monkeypatch):
+    batches = []
+
+    def stand_in(network, images, batch_size, **_):
+        batches.append(batch_size)
+        return np.ones((len(images), 4), "float32")
+
+    network = SimpleNamespace(inputs=[SimpleNamespace(shape=(None, None, None, 3))])
+    monkeypatch.setattr(similar, "embed", stand_in)
+    monkeypatch.setattr(similar, "base_network", lambda *_: network)
+    for size in (64, 224, 448, 1024):
+        PhotoSearch(
+            photographs / "all",
+            Description(str(weights), size=size),
+            index=tmp_path / f"{size}.npz",
+        )
+    assert batches == [16, 16, 4, 1]
+
+
+def test_the_index_states_the_bits_of_16_bit_files(weights):
+    """Indexes of earlier versions, which decoded all 16, stay valid."""
+    assert "bit_depth" not in Description(str(weights)).settings
+    assert Description(str(weights), bit_depth="12").settings["bit_depth"] == "12"
+
+
+def test_a_search_in_16_bit_files(weights, tmp_path, capfd):
+    for name in ("a", "b", "c"):
+        values = np.random.default_rng(ord(name)).integers(0, 4096, (64, 64), "uint16")
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    arguments = ["search", str(tmp_path), str(tmp_path / "a.png"), *options(weights)]
+    arguments += ["--index", str(tmp_path / "i.npz")]
+    assert cli.main(arguments) == 0
+    assert "4 of 4 16-bit files that were looked at use few" in capfd.readouterr().err
+    assert cli.main([*arguments, "--bit-depth", "12"]) == 2
+    assert "is an index with bit_depth None instead of '12'" in capfd.readouterr().err
+
+
+def test_a_picture_of_many_photographs_is_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(search_answers, "_MOST_DRAWN", 2)
+    matches = tuple(Match(f"{i}.png", 0.5, 100, False) for i in range(3))
+    answers = [SearchAnswer(f"q{i}.jpg", matches) for i in range(4)]
+    read, lines = [], []
+
+    def load(path):
+        read.append(path)
+        return np.zeros((1500, 1000, 3), "uint8")
+
+    search_answers.draw_search(answers, load, tmp_path / "a.png", on_line=lines.append)
+    assert read == ["q0.jpg", "0.png", "1.png", "q1.jpg", "0.png", "1.png"]
+    assert lines == [
+        f"{tmp_path / 'a.png'} shows the first 2 of 4 queries",
+        f"{tmp_path / 'a.png'} shows the first 2 of 3 photographs of a query",
+    ]
+    assert search_answers._small(load("")).shape == (225, 150, 3)
 
 
 def test_near_duplicates_come_before_more_similar_photographs(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_vgg import vgg
-from keras_vgg.perceptual import gram_matrix
+from keras_vgg.perceptual import StyleTransferLoss, gram_matrix
 from keras_vgg.perceptual.descent import stylize
 from keras_vgg.perceptual.style import (
     Losses,
@@ -84,6 +84,55 @@ def test_the_loss_and_its_gradient_are_those_of_pytorch_by_hand(base, pooling_la
     assert losses.style > 0
     assert losses.content > 0
     np.testing.assert_allclose(gradient, slope, atol=1e-4 * np.abs(slope).max())
+
+
+@pytest.fixture(scope="module")
+def normalized(base):
+    """A network with batch norm that computes what `base` does."""
+    options = {"weights": None, "include_top": False, "include_preprocessing": True}
+    model = vgg("B", width_multiplier=1 / 16, batch_norm=True, **options)
+    rng = np.random.default_rng(0)
+    for layer in base.layers:
+        if not isinstance(layer, keras.layers.Conv2D):
+            continue
+        kernel, bias = map(np.array, layer.get_weights())
+        scale, mean = rng.uniform(0.5, 2, (2, len(bias))) * rng.choice([-1, 1], len(bias))
+        model.get_layer(layer.name).set_weights([kernel / scale, 0 * bias])
+        variance = np.full(len(bias), 1 - 1e-5)
+        values = [scale, bias + scale * mean, mean, variance]
+        model.get_layer(f"{layer.name}_bn").set_weights(values)
+    return model
+
+
+def test_with_batch_norm_the_maps_are_those_after_the_relu(base, normalized):
+    content, style, image = picture(32, 40), picture(32, 32, seed=1), picture(32, 40, seed=2)
+    layers = {"style_layers": STYLE[:2], "content_layer": "block2_conv2"}
+    (losses, gradient), (expected, slope) = (
+        StyleObjective(model, content, style, **layers)(image) for model in (normalized, base)
+    )
+    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    np.testing.assert_allclose(gradient, slope, atol=1e-3 * np.abs(slope).max())
+    losses, wanted = (
+        keras.ops.convert_to_numpy(
+            StyleTransferLoss(model, style, **layers)(content[None], image[None])
+        )
+        for model in (normalized, base)
+    )
+    np.testing.assert_allclose(losses, wanted, rtol=1e-3)
+    with pytest.raises(ValueError, match="style_layers must be different layers"):
+        StyleObjective(
+            normalized, content, style, style_layers=("block1_conv1", "block1_conv1:post")
+        )
+
+
+def test_a_network_for_grey_has_no_style():
+    options = {"weights": None, "include_top": False, "include_preprocessing": True}
+    grey = vgg("B", width_multiplier=1 / 16, input_shape=(None, None, 1), **options)
+    message = r"a style needs a network for RGB, and \w+ takes images of 1 channel: choose other"
+    with pytest.raises(ValueError, match=message):
+        StyleObjective(grey, picture(32, 32), picture(32, 32))
+    with pytest.raises(ValueError, match=message):
+        StyleTransferLoss(grey, picture(32, 32))
 
 
 def test_gram_and_losses_of_arrays_by_hand():

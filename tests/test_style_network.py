@@ -168,6 +168,45 @@ def test_a_network_is_trained_on_a_folder_and_applied(folder, tmp_path, capfd, m
     assert "a.png exists" in capfd.readouterr().err
 
 
+def test_few_photographs_and_a_damaged_one(folder, tmp_path, monkeypatch, capfd):
+    """One of 12 files does not decode, so that a batch has 11 photographs."""
+
+    def small(*_):
+        return keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(3, 1)])
+
+    def batches(split, settings):
+        sizes.extend((split.size, settings.batch_size))
+        images = picture(2, 32, 32)
+        yield images, images
+
+    sizes = []
+    monkeypatch.setattr(style_networks, "_batches", batches)
+    monkeypatch.setattr(style_networks, "style_network", small)
+    monkeypatch.setattr(style_networks, "base_network", lambda *_: None)
+    monkeypatch.setattr(style_networks, "StyleTransferLoss", lambda *_, **__: "mse")
+    for number in range(11):
+        Image.fromarray(picture(32, 40, seed=number).astype("uint8")).save(
+            tmp_path / f"{number}.png"
+        )
+    (tmp_path / "cut.jpg").write_bytes((folder / "flower.jpg").read_bytes()[:400])
+    settings = style_networks.StyleTraining(size=32, style_size=48, batch_size=16)
+    lines = []
+    losses = style_networks.train_style_network(
+        tmp_path,
+        folder / "flower.jpg",
+        tmp_path / "net.keras",
+        settings,
+        steps=1,
+        on_line=lines.append,
+    )
+    assert len(losses) == 1
+    assert sizes == [11, 11]
+    assert lines[0] == "batches of 11, for there are no more photographs"
+    err = capfd.readouterr().err
+    assert "skipped: 1 of 12 images of split 'photographs' cannot be decoded" in err
+    assert "cut.jpg" in err
+
+
 @pytest.mark.slow
 def test_the_litert_file_draws_the_same_picture(folder, network, tmp_path, capfd):
     out = tmp_path / "net.tflite"
@@ -201,7 +240,8 @@ def test_the_litert_file_draws_the_same_picture(folder, network, tmp_path, capfd
         ("{all} {style} --out a.keras --size 16", "size must be at least 32, not 16"),
         ("{all} {style} --out a.keras --steps 0", "steps must be at least 1, not 0"),
         ("{all} {style} --out a.keras --steps 75", "steps must be a multiple of every, 50, not 75"),
-        ("{few} {style} --out a.keras", "batch_size=4 must be from 1 to 1"),
+        ("{cut} {style} --out a.keras", "1 of 2 images of split 'photographs' cannot be decoded"),
+        ("{tiny} --network {net} --out a.png", "tiny.png is 10 x 40 pixels; a style network needs"),
         ("{all} {style} --out a.keras --style-weight 0", "style_weight must be a positive number"),
         ("{all} {style} --out a.keras --content-layer fc1", "not 'fc1'"),
         ("{all} {style} --out a.keras --weights no.h5", "no weight file at no.h5"),
@@ -209,10 +249,12 @@ def test_the_litert_file_draws_the_same_picture(folder, network, tmp_path, capfd
 )
 def test_what_makes_no_sense(folder, network, tmp_path, capfd, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "few").mkdir()
-    shutil.copy(folder / "flower.jpg", tmp_path / "few")
+    (tmp_path / "cut").mkdir()
+    shutil.copy(folder / "flower.jpg", tmp_path / "cut")
+    (tmp_path / "cut" / "cut.jpg").write_bytes((folder / "flower.jpg").read_bytes()[:400])
+    Image.new("RGB", (40, 10)).save(tmp_path / "tiny.png")
     places = {"style": folder / "flower.jpg", "net": network, "base": folder / "base.keras"}
-    places |= {"all": folder / "photographs", "few": "few"}
+    places |= {"all": folder / "photographs", "cut": "cut", "tiny": "tiny.png"}
     words = words.format(**places).split()
     if "--network" not in words and "--weights" not in words:
         words += ["--weights", str(places["base"])]

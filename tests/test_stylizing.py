@@ -6,6 +6,7 @@ import time
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -85,6 +86,56 @@ def test_a_killed_stylisation_resumes(cheap, folder, tmp_path, capfd, monkeypatc
     assert cli.main(command) == 2
     assert "result.png exists: name another file, or pass overwrite" in capfd.readouterr().err
     assert cli.main([*command, "--overwrite"]) == 0
+
+
+def test_an_interrupted_stylisation_with_overwrite_resumes(cheap, folder, tmp_path, capfd):
+    out, state = tmp_path / "result.png", tmp_path / "result_steps" / "state.npz"
+    command = arguments(folder, out, "--steps", "4", "--every", "2", "--method", "adam")
+    command.append("--overwrite")
+
+    def interrupted(line):
+        if line.startswith("step 2"):
+            raise KeyboardInterrupt
+
+    files = folder / "temple.jpg", folder / "flower.jpg"
+    settings = Stylisation(str(folder / "base.keras"), size=48, method="adam")
+    options = {"steps": 4, "every": 2, "overwrite": True, "on_line": interrupted}
+    out.write_bytes(b"an old PNG")
+    for more, resumes in (([], True), (["--style-weight", "7"], False)):
+        with pytest.raises(KeyboardInterrupt):
+            stylize_files(*files, out, settings, **options)
+        assert state.exists()
+        assert cli.main([*command, *more]) == 0
+        assert ("resumed after step 2 of 4" in capfd.readouterr().err) == resumes
+    state.write_bytes(b"cut")
+    assert cli.main(command) == 0
+    assert "resumed" not in capfd.readouterr().err
+
+
+def test_the_bits_of_a_16_bit_photograph(cheap, folder, tmp_path, capfd):
+    values = np.random.default_rng(0).integers(0, 1024, (64, 96), "uint16")
+    Image.fromarray(values).save(tmp_path / "scan.png")
+    command = ["stylize", str(tmp_path / "scan.png"), str(folder / "flower.jpg"), "--size", "48"]
+    command += ["--weights", str(folder / "base.keras"), "--steps", "1", "--overwrite"]
+    command += ["--out", str(tmp_path / "a.png")]
+    assert cli.main(command) == 0
+    assert "1 of 1 16-bit files that were looked at use few of their" in capfd.readouterr().err
+    assert cli.main([*command, "--bit-depth", "10"]) == 0
+    assert "16-bit" not in capfd.readouterr().err
+    deep = stylizing.scaled_picture(tmp_path / "scan.png", None, "10")
+    np.testing.assert_array_equal(deep[..., 0], values // 4)
+
+
+def test_too_little_memory_is_one_line(cheap, folder, tmp_path, capfd, monkeypatch):
+    def too_large(self, image):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nmore")
+
+    monkeypatch.setattr(Towards, "__call__", too_large)
+    assert cli.main(arguments(folder, tmp_path / "a.png")) == 2
+    assert capfd.readouterr().err == (
+        "keras-vgg: error: the memory is too small: choose a smaller size (--size), or tiles "
+        "(--tile) (OOM when allocating)\n"
+    )
 
 
 @pytest.mark.parametrize("start", ["content", "style", "noise"])

@@ -47,6 +47,9 @@ class Compare:
     file, or hf://OWNER/NAME. Other weights than torchvision give other figures."""
     preprocessing: Literal["caffe", "torchvision"] | None = None
     """The preprocessing of the weights, if their file does not state it."""
+    bit_depth: Literal["16", "14", "12", "10", "stretch"] = "16"
+    """Which bits of a 16-bit PNG file carry the image: the lowest 16, 14, 12 or 10; stretch: from
+    its smallest to its largest value."""
     format: RowFormat | None = None
     """table: for a person, with the means. csv, jsonl (JSON Lines): one row for each pair (default:
     as the name of --out ends, else table)."""
@@ -72,12 +75,15 @@ class Compare:
         from keras_vgg.data.left_out import printable
         from keras_vgg.layers import ImagePreprocessing
         from keras_vgg.runs.comparison import compare_files, pair_files, write_comparisons
+        from keras_vgg.runs.few_levels import few_levels_line
 
         files = pair_files(self.first, self.second)
         for path in files.unmatched:
             note(f"not compared: {printable(path)} has no partner")
         for left_out in files.left_out:
             note(f"not read: {left_out}")
+        if line := few_levels_line([path for pair in files.pairs for path in pair], self.bit_depth):
+            note(line)
         layer = (
             None if self.preprocessing is None else getattr(ImagePreprocessing, self.preprocessing)
         )
@@ -86,6 +92,7 @@ class Compare:
             self.metrics,
             weights=self.weights,
             preprocessing=layer and layer(),
+            bit_depth=self.bit_depth,
             verbose=sys.stderr.isatty(),
         )
         if format == "table":

@@ -54,13 +54,16 @@ class Search:
     .npz file of keras_vgg.retrieval (default: none)."""
     index: Path | None = None
     """File of the index (default: in the cache, one for each folder and way to describe)."""
+    bit_depth: Literal["16", "14", "12", "10", "stretch"] = "16"
+    """Which bits of a 16-bit PNG file carry the image: the lowest 16, 14, 12 or 10; stretch: from
+    its smallest to its largest value."""
     format: RowFormat | None = None
     """table: for a person. csv, jsonl (JSON Lines): for a program (default: as the name of --out
     ends, else table)."""
     out: Path | None = None
     """File to write csv or jsonl into; it appears complete or not at all (default: print)."""
     picture: Path | None = None
-    """PNG file to draw the queries and their photographs into."""
+    """PNG file to draw the queries and their photographs into: the first 50 of each."""
 
     def check(self) -> None:
         """Check paths and options, without TensorFlow.
@@ -86,26 +89,37 @@ class Search:
 
     def __call__(self) -> int:
         format = row_format(self.format, self.out)
+        from functools import partial
+
         from keras_vgg.data import load_image
         from keras_vgg.data.listing import image_files
+        from keras_vgg.runs.few_levels import few_levels_line
         from keras_vgg.runs.search_answers import draw_search, write_search_answers
         from keras_vgg.runs.similar import Description, PhotoSearch
 
         files = image_files(self.queries)
         for left_out in files.left_out:
             note(f"not read: {left_out}")
+        description = Description(
+            self.weights, self.configuration, self.pooling, self.layer, self.size, self.bit_depth
+        )
         search = PhotoSearch(
             self.folder,
-            Description(self.weights, self.configuration, self.pooling, self.layer, self.size),
+            description,
             whitening=self.whitening,
             index=self.index,
             verbose=sys.stderr.isatty(),
         )
         _note_index(search, self.folder)
+        indexed = [self.folder.joinpath(file.path) for file in search.index.files]
+        if line := few_levels_line([*files.paths, *indexed], self.bit_depth):
+            note(line)
         answers = list(search(files.paths, self.top))
         bad = [answer for answer in answers if answer.reason]
         if len(bad) == len(answers):
             raise ValueError(f"no query can be read; the first is {bad[0].query}: {bad[0].reason}")
+        if not any(answer.matches for answer in answers):
+            raise ValueError(f"{self.folder} has no other photograph than the query: nothing found")
         if format == "table":
             _show(answers)
         else:
@@ -114,7 +128,8 @@ class Search:
         for answer in bad:
             note(f"not read: {answer.query}: {answer.reason}")
         if self.picture is not None:
-            draw_search(answers, load_image, self.picture)
+            load = partial(load_image, bit_depth=self.bit_depth)
+            draw_search(answers, load, self.picture, on_line=note)
         return SOME_BAD if bad or search.index.bad else 0
 
 

@@ -63,20 +63,25 @@ class Stylize:
     pooling: Literal["avg", "max"] = "avg"
     """The network's pooling: avg, as in the paper, or its own."""
     tile: int | None = None
-    """Side of a tile in pixels, a multiple of 16: for an image whose maps memory does not hold. With
-    --method adam, it takes the least memory (default: no tiles)."""
+    """Side of a tile in pixels, a multiple of 16: for an image whose maps memory does not hold.
+    With --method adam, it takes the least memory (default: no tiles)."""
     weights: str = "imagenet"
     """Pretrained weights: imagenet, torchvision, a weight file or a run directory."""
     configuration: str = "D"
     """Column of the paper's Table 1, for imagenet and torchvision, such as D or E."""
     seed: int = 0
     """Seed of the noise, or of a training."""
+    bit_depth: Literal["16", "14", "12", "10", "stretch"] = "16"
+    """Which bits of a 16-bit PNG file carry the image: the lowest 16, 14, 12 or 10; stretch: from
+    its smallest to its largest value."""
     overwrite: bool = False
-    """Replace a file that exists, and begin anew."""
+    """Replace a file that exists, and an interrupted stylisation of other pictures or options. The
+    same one is resumed."""
 
     def __call__(self) -> None:
         if self.network is not None:
-            self._require_only(("content", "out", "network", "size", "overwrite"), "--network")
+            names = ("content", "out", "network", "size", "bit_depth", "overwrite")
+            self._require_only(names, "--network")
             return self._apply(self.network)
         if self.style is None:
             raise ValueError("name the picture of the style after CONTENT, or a --network")
@@ -118,7 +123,13 @@ class Stylize:
             if self.size == "content":
                 raise ValueError("a .tflite file needs --size in pixels, not content")
             mean, most = style_networks.export_style_network(
-                self.content, network, self.out, size=size or 256, overwrite=self.overwrite
+                self.content,
+                network,
+                self.out,
+                size=size or 256,
+                bit_depth=self.bit_depth,
+                overwrite=self.overwrite,
+                on_line=note,
             )
             show(
                 f"{self.out}: {self.out.stat().st_size / 1e6:.2f} MB; differs from the network by "
@@ -126,7 +137,13 @@ class Stylize:
             )
             return
         image = style_networks.apply_style_network(
-            self.content, network, self.out, size=size, overwrite=self.overwrite
+            self.content,
+            network,
+            self.out,
+            size=size,
+            bit_depth=self.bit_depth,
+            overwrite=self.overwrite,
+            on_line=note,
         )
         show(f"{self.out}: {image.shape[0]} x {image.shape[1]} pixels")
 
@@ -146,6 +163,7 @@ class Stylize:
             content_layer=self.content_layer,
             pooling_layers="avg" if self.pooling == "avg" else None,
             seed=self.seed,
+            bit_depth=self.bit_depth,
         )
         losses = train_style_network(
             self.content,
@@ -178,6 +196,7 @@ class Stylize:
             method=self.method,
             learning_rate=self.learning_rate,
             seed=self.seed,
+            bit_depth=self.bit_depth,
         )
         losses = stylize_files(
             self.content,

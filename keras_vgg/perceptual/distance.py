@@ -49,6 +49,7 @@ class ImageDistance:
         self._weights, self._preprocessing = weights, preprocessing
         self._range = checked_range(value_range)
         network = trunk(weights, preprocessing)
+        _require_vgg16(network, name)
         self._extractor = feature_extractor(network, LAYERS, pooling_layers=pooling_layers)
         maps: Any = self._extractor.output
         self._widths: list[int] = [maps[layer].shape[channel_axis()] for layer in LAYERS]
@@ -167,6 +168,24 @@ class _Compiled(keras.Model):
 def learned(file: str) -> dict[str, np.ndarray]:
     """Return the published weights of a file in `learned`; ORIGIN.md there says whose they are."""
     return load_file(Path(__file__).with_name("learned") / file)
+
+
+def _require_vgg16(network: keras.Model, name: str) -> None:
+    """Raise a ValueError for batch norm, and for a VGG whose layers alone have VGG-16's names."""
+    layers = list(all_layers(network))
+    names = {layer.name: layer for layer in layers}
+    other = None
+    if any(isinstance(layer, keras.layers.BatchNormalization) for layer in layers):
+        other = "has batch norm"
+    elif "block5_conv4" in names:
+        other = "is VGG-19"
+    elif getattr(names.get("block3_conv3"), "kernel_size", None) == (1, 1):
+        other = "is the paper's network C"
+    if other is not None:
+        raise ValueError(
+            f"{name} is defined for VGG-16 without batch norm, and {network.name} {other}: pass "
+            "such a VGG16, or weights by name"
+        )
 
 
 def trunk(

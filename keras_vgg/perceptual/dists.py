@@ -32,15 +32,16 @@ class DISTS(ImageDistance):
 
     Args:
         weights: VGG-16's weights, as the builder takes them: "torchvision", "imagenet" (Keras'
-            file, Oxford's network), a path, or "hf://OWNER/NAME". Or a VGG-16 with its
-            preprocessing inside, which two distances can share.
+            file, Oxford's network), a path, or "hf://OWNER/NAME". Or a VGG-16 without batch norm
+            and with its preprocessing inside, which two distances can share.
         preprocessing: The preprocessing of a file that does not state it, such as
             `ImagePreprocessing.torchvision()`.
         value_range: Range of the images' values, such as (0, 1) or (-1, 1).
         name: The name of the loss or the metric.
 
     Raises:
-        ValueError: as the builder; the preprocessing is not known; a range that does not rise.
+        ValueError: as the builder; the preprocessing is not known; a network that is no VGG-16, or
+            has batch norm; a range that does not rise.
         OSError: there is no weight file, or a download failed.
     """
 

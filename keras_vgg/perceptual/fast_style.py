@@ -28,10 +28,11 @@ from keras_vgg.perceptual.gram import gram_matrix
 from keras_vgg.perceptual.style import (
     CONTENT_LAYER,
     STYLE_LAYERS,
+    after_relu,
     as_input,
     checked_picture,
     content_loss,
-    stride_of,
+    rgb_extractor,
     style_loss,
 )
 
@@ -153,14 +154,14 @@ class StyleTransferLoss(keras.losses.Loss):
         model: A VGG without the top that takes RGB in [0, 255], with its preprocessing inside. Its
             weights do not change.
         style: [h, w, 3] RGB in [0, 255]: the picture whose style the network learns.
-        style_layers: Convolutions of VGG.
-        content_layer: A convolution of VGG.
+        style_layers: As for `StyleObjective`.
+        content_layer: As for `StyleObjective`.
         pooling_layers: "avg": average pooling in place of max pooling. None: the network's own.
         style_weight: The weight of the loss of style; that of the content is 1.
 
     Raises:
         ValueError: the style is no RGB image in [0, 255], or smaller than 32 pixels; a layer is no
-            convolution of the VGG; a bad weight.
+            convolution of the VGG; the VGG does not take RGB; a bad weight.
     """
 
     def __init__(
@@ -178,16 +179,13 @@ class StyleTransferLoss(keras.losses.Loss):
         super().__init__(name=name, reduction=reduction)
         if not 0 < style_weight < float("inf"):
             raise ValueError(f"style_weight must be a positive number, not {style_weight}")
-        if not style_layers or len(set(style_layers)) != len(style_layers):
-            raise ValueError(f"style_layers must be different layers, not {list(style_layers)}")
+        style_layers, content_layer = after_relu(model, style_layers, content_layer)
         names = tuple(dict.fromkeys((*style_layers, content_layer)))
-        for layer in names:
-            stride_of(layer)
         picture = checked_picture(style, "style")
         require_finite_weights(model)
-        self._extractor = feature_extractor(model, names, pooling_layers=pooling_layers)
+        self._extractor = rgb_extractor(model, names, pooling_layers)
         self._content = feature_extractor(model, content_layer, pooling_layers=pooling_layers)
-        self._style_layers, self._content_layer = tuple(style_layers), content_layer
+        self._style_layers, self._content_layer = style_layers, content_layer
         self._style_weight = style_weight
         image: Any = ops.convert_to_tensor(as_input(picture))
         maps: Any = answer_of(self._extractor, image)

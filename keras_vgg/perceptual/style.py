@@ -8,7 +8,8 @@ map: the paper's sum, divided by the number of its terms, so that a weight means
 size.
 
 The paper rescales VGG so that the mean of each map is 1 over many images. Here each layer's map is
-divided by its mean over the two pictures, which does the same for any network.
+divided by its mean over the two pictures, which does the same for any network: a map after the ReLU
+has no negative values.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from keras_vgg.backend import as_array
 from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import check_range, require_finite_images, require_finite_weights
 from keras_vgg.gradient import answer_of, gradient_of
+from keras_vgg.graph import all_layers
 from keras_vgg.perceptual.gram import gram_matrix
 
 STYLE_LAYERS = tuple(f"block{block}_conv1" for block in range(1, 6))
@@ -127,8 +129,9 @@ class StyleObjective:
             weights do not change.
         content: [h, w, 3] RGB in [0, 255].
         style: [h', w', 3] RGB in [0, 255].
-        style_layers: Convolutions of VGG.
-        content_layer: A convolution of VGG.
+        style_layers: Convolutions of VGG. Their maps are those after the ReLU, which follows batch
+            norm where there is one; "block1_conv1:pre" is before it.
+        content_layer: As `style_layers`.
         pooling_layers: "avg": average pooling in place of max pooling, as in the paper. None: the
             network's own.
         style_weight: The weight of the loss of style; that of the content is 1.
@@ -136,7 +139,7 @@ class StyleObjective:
 
     Raises:
         ValueError: a picture is no RGB image in [0, 255], or smaller than 32 pixels; a layer is no
-            convolution of the VGG; a bad weight or tile.
+            convolution of the VGG; the VGG does not take RGB; a bad weight or tile.
     """
 
     def __init__(
@@ -153,16 +156,15 @@ class StyleObjective:
     ) -> None:
         if not 0 < style_weight < float("inf"):
             raise ValueError(f"style_weight must be a positive number, not {style_weight}")
-        if not style_layers or len(set(style_layers)) != len(style_layers):
-            raise ValueError(f"style_layers must be different layers, not {list(style_layers)}")
+        style_layers, content_layer = after_relu(model, style_layers, content_layer)
         content, style = checked_picture(content, "content"), checked_picture(style, "style")
         require_finite_weights(model)
-        self._style_layers, self._content_layer = tuple(style_layers), content_layer
+        self._style_layers, self._content_layer = style_layers, content_layer
         self._names = tuple(dict.fromkeys((*style_layers, content_layer)))
         self._strides = {name: stride_of(name) for name in self._names}
         halo = halo_of(self._names)
         self._windows = windows(content.shape[0], content.shape[1], tile, halo)
-        extractor = feature_extractor(model, self._names, pooling_layers=pooling_layers)
+        extractor = rgb_extractor(model, self._names, pooling_layers)
         self._sums = _sums_network(extractor, self._style_layers, content_layer)
         own = [self._sums_of(content, window) for window in self._windows]
         style_windows = windows(style.shape[0], style.shape[1], tile, halo)
@@ -277,6 +279,42 @@ def checked_picture(image: np.ndarray, name: str) -> np.ndarray:
     require_finite_images(image, f"the {name} holds")
     check_range(image, subject=f"the {name}", advice="pass values in [0, 255]")
     return image.astype("float32")
+
+
+def after_relu(
+    model: keras.Model, style_layers: Sequence[str], content_layer: str
+) -> tuple[tuple[str, ...], str]:
+    """Return the layers of style and the layer of content by names that give maps after the ReLU.
+
+    With batch norm, a convolution's own output is before both.
+
+    Raises:
+        ValueError: a layer is no convolution of VGG; two layers of style are the same.
+    """
+    for name in (*style_layers, content_layer):
+        _place_of(name)
+    normalizes = any(isinstance(x, keras.layers.BatchNormalization) for x in all_layers(model))
+    *styles, content = (
+        f"{name}:post" if normalizes and ":" not in name else name
+        for name in (*style_layers, content_layer)
+    )
+    if not styles or len(set(styles)) != len(styles):
+        raise ValueError(f"style_layers must be different layers, not {list(style_layers)}")
+    return tuple(styles), content
+
+
+def rgb_extractor(
+    model: keras.Model, names: Sequence[str], pooling_layers: Literal["avg"] | None
+) -> keras.Model:
+    """Return the `feature_extractor` of these layers. ValueError: the model does not take RGB."""
+    extractor = feature_extractor(model, names, pooling_layers=pooling_layers)
+    channels = extractor.inputs[0].shape[channel_axis()]
+    if channels != 3:
+        raise ValueError(
+            f"a style needs a network for RGB, and {model.name} takes images of {channels} "
+            f"channel{'s' * (channels != 1)}: choose other weights"
+        )
+    return extractor
 
 
 def stride_of(name: str) -> int:

@@ -16,18 +16,23 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg.console import progress_bars
-from keras_vgg.data.decode import load_image
+from keras_vgg.data.decode import BitDepth, load_image
 from keras_vgg.data.folders import find_images
 from keras_vgg.data.left_out import LeftOut, printable
+from keras_vgg.features import channel_axis
 from keras_vgg.image_paths import expanded
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.perceptual import DISTS, LPIPS
 from keras_vgg.perceptual.distance import trunk
+from keras_vgg.runs.memory import memory_error_explained, require_memory
 
 ImageMetric = Literal["lpips", "dists", "psnr", "ssim"]
 METRICS: tuple[ImageMetric, ...] = ("lpips", "dists", "psnr", "ssim")
 
 _SSIM_WINDOW = 11  # pixels
+# A pair's peak, measured on TensorFlow on a CPU at 768x768; of PSNR and SSIM at 3000x3000.
+_BYTES_PER_PIXEL = {"lpips": 1600, "dists": 2400, "psnr": 60, "ssim": 180}
+_SMALLER = "make the images smaller"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,18 +129,21 @@ def compare_files(
     *,
     weights: str | Path = "torchvision",
     preprocessing: ImagePreprocessing | None = None,
+    bit_depth: BitDepth = "16",
     verbose: bool = False,
 ) -> Iterator[Comparison]:
     """Yield the distances of pairs of image files, at the size that they have.
 
     LPIPS and DISTS are 0 for equal images. PSNR, in dB, and SSIM are TensorFlow's: PSNR is infinite
-    and SSIM is 1 for equal images. A pair that cannot be compared has a reason.
+    and SSIM is 1 for equal images. A pair that cannot be compared has a reason, such as too many
+    pixels for the memory that is left.
 
     Args:
         pairs: Paths of a reference and of the image that is compared with it.
         metrics: What to compute.
         weights: As `LPIPS` takes them.
         preprocessing: As `LPIPS` takes it.
+        bit_depth: Which bits of a 16-bit PNG file carry the image, as `keras_vgg.data.decode`.
         verbose: Show a progress bar on stderr.
 
     Raises:
@@ -148,29 +156,42 @@ def compare_files(
     if learned.keys() & set(metrics):
         network = trunk(weights, preprocessing)
         learned = {name: learned[name](network) for name in learned if name in metrics}
-    return _compared(list(pairs), metrics, learned, verbose)
+    return _compared(list(pairs), metrics, learned, bit_depth, verbose)
 
 
 def _compared(
-    pairs: Sequence[tuple[str, str]], metrics: Sequence[str], learned: dict, verbose: bool
+    pairs: Sequence[tuple[str, str]],
+    metrics: Sequence[str],
+    learned: dict[str, Any],
+    bit_depth: BitDepth,
+    verbose: bool,
 ) -> Iterator[Comparison]:
     with progress_bars(verbose) as progress:
         for first, second in progress.track(pairs, description="compare"):
             try:
-                images = [load_image(path) for path in (first, second)]
-                values = {name: _value(name, images[0], images[1], learned) for name in metrics}
-            except (OSError, ValueError) as error:
+                with memory_error_explained(_SMALLER):
+                    images = [load_image(path, bit_depth=bit_depth) for path in (first, second)]
+                    _require_comparable(images[0], images[1], metrics)
+                    values = {name: _value(name, images[0], images[1], learned) for name in metrics}
+            except (OSError, ValueError, MemoryError) as error:
                 yield Comparison(first, second, {}, " ".join(str(error).split()))
             else:
                 yield Comparison(first, second, values)
 
 
-def _value(name: str, first: np.ndarray, second: np.ndarray, learned: dict[str, Any]) -> float:
+def _require_comparable(first: np.ndarray, second: np.ndarray, metrics: Sequence[str]) -> None:
+    """Raise a ValueError for two sizes, and a MemoryError for more than the memory that is left."""
+    sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (first, second)]
     if first.shape != second.shape:
-        sizes = [f"{shape[1]}x{shape[0]}" for shape in (first.shape, second.shape)]
         raise ValueError(f"the images have different sizes, {sizes[0]} and {sizes[1]}")
+    needed = first.shape[0] * first.shape[1] * max(_BYTES_PER_PIXEL[name] for name in metrics)
+    require_memory(needed, f"a pair of {sizes[0]} pixels", _SMALLER)
+
+
+def _value(name: str, first: np.ndarray, second: np.ndarray, learned: dict[str, Any]) -> float:
     if name in learned:
-        return float(learned[name](first, second))
+        pair = (np.moveaxis(x, -1, 0) if channel_axis() == 1 else x for x in (first, second))
+        return float(learned[name](*pair))
     if name == "psnr":
         return float(tf.image.psnr(first, second, max_val=255))
     if min(first.shape[:2]) < _SSIM_WINDOW:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 import numpy as np
+from PIL import Image
 
 from keras_vgg.data.left_out import printable
 from keras_vgg.plotting import BEST, INK, new_figure, save_png
@@ -17,6 +18,9 @@ from keras_vgg.runs.similar import SearchAnswer
 
 _COLUMNS = ("query", "rank", "path", "similarity", "near_duplicate", "bits", "reason")
 _INCHES = 1.5  # of a photograph in a picture
+_PIXELS = 225  # of the longer side of a photograph in a picture
+# More rows or columns would take gigabytes, and a picture has at most 2^16 pixels a side.
+_MOST_DRAWN = 50
 
 
 def write_search_answers(
@@ -68,14 +72,21 @@ def write_search_answers(
 
 
 def draw_search(
-    answers: Sequence[SearchAnswer], load: Callable[[str], np.ndarray], path: str | Path
+    answers: Sequence[SearchAnswer],
+    load: Callable[[str], np.ndarray],
+    path: str | Path,
+    *,
+    on_line: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Draw each query, and beside it what was found with its similarity; near-duplicates are red.
+
+    At most the first 50 queries are drawn, and the first 50 photographs of each.
 
     Args:
         answers: The answers; those with a reason are left out.
         load: Reads an image file as uint8 [h, w, 3].
         path: The PNG, which is written whole or not at all.
+        on_line: Is called with a line if not all is drawn.
 
     Raises:
         ValueError: no answer has a match.
@@ -84,7 +95,12 @@ def draw_search(
     shown = [answer for answer in answers if answer.matches]
     if not shown:
         raise ValueError("there is nothing to draw: no query has a match")
-    columns = 1 + max(len(answer.matches) for answer in shown)
+    most = max(len(answer.matches) for answer in shown)
+    for name, count in (("queries", len(shown)), ("photographs of a query", most)):
+        if count > _MOST_DRAWN:
+            on_line(f"{path} shows the first {_MOST_DRAWN} of {count:,} {name}")
+    shown = shown[:_MOST_DRAWN]
+    columns = 1 + min(most, _MOST_DRAWN)
     figure, axes = new_figure(
         _INCHES * columns, (_INCHES + 0.3) * len(shown), len(shown), columns, grid=None
     )
@@ -92,16 +108,23 @@ def draw_search(
         one.set_axis_off()
     for row, answer in enumerate(shown):
         first = axes[row * columns]
-        first.imshow(load(answer.query))
+        first.imshow(_small(load(answer.query)))
         first.set_title(_short(answer.query), fontsize=6, color=INK, fontweight="bold")
-        for place, match in enumerate(answer.matches, row * columns + 1):
-            axes[place].imshow(load(match.path))
+        for place, match in enumerate(answer.matches[:_MOST_DRAWN], row * columns + 1):
+            axes[place].imshow(_small(load(match.path)))
             axes[place].set_title(
                 f"{_short(match.path)}\n{match.similarity:.3f}",
                 fontsize=6,
                 color=BEST if match.near_duplicate else INK,
             )
     save_png(figure, path)
+
+
+def _small(image: np.ndarray) -> np.ndarray:
+    """Return an image, uint8 [h, w, 3], with no more pixels than a picture shows."""
+    picture = Image.fromarray(image)
+    picture.thumbnail((_PIXELS, _PIXELS))
+    return np.asarray(picture)
 
 
 def _short(path: str) -> str:

@@ -19,9 +19,12 @@ from PIL import Image
 from keras_vgg import retrieval
 from keras_vgg.architecture import MINIMUM_SIZE
 from keras_vgg.augment import to_grey
+from keras_vgg.data import BitDepth
 from keras_vgg.data.image_loader import ImageLoader
+from keras_vgg.features import channel_axis
 from keras_vgg.files import cache_folder
 from keras_vgg.image_paths import expanded
+from keras_vgg.runs.memory import memory_error_explained
 from keras_vgg.runs.photo_index import open_index, update_index
 from keras_vgg.runs.trained_base import base_network, weights_identity
 from keras_vgg.transfer import embed
@@ -29,6 +32,7 @@ from keras_vgg.transfer.descriptors import Pooling
 
 _LONGEST = 4  # times the smallest side; of a longer image the middle part is described
 _FROM_FOLDER = "folder"
+_BATCH, _BATCH_SIZE = 16, 224  # so many images of so many pixels have room; of larger ones fewer
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Description:
         pooling: As for `embed`.
         layer: As for `embed`.
         size: The smallest side to which an image is rescaled.
+        bit_depth: Which bits of a 16-bit PNG file carry the image, as `keras_vgg.data.decode`.
     """
 
     weights: str = "imagenet"
@@ -48,11 +53,15 @@ class Description:
     pooling: Pooling = "gem"
     layer: str | None = None
     size: int = 224
+    bit_depth: BitDepth = "16"
 
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the numbers; a weight file by its content."""
-        return asdict(self) | {"weights": weights_identity(self.weights)}
+        settings = asdict(self) | {"weights": weights_identity(self.weights)}
+        if self.bit_depth == "16":  # indexes of earlier versions do not state it
+            del settings["bit_depth"]
+        return settings
 
 
 @dataclass(frozen=True)
@@ -204,16 +213,18 @@ class PhotoSearch:
         if not images:
             return np.zeros((0, 0), "float32"), np.zeros((0, 32), "uint8"), reasons
         hashes = np.stack([retrieval.perceptual_hash(image) for image in images])
-        if self._network.inputs[0].shape[-1] == 1:
+        if self._network.inputs[0].shape[channel_axis()] == 1:
             images = [np.asarray(to_grey(image)) for image in images]
-        descriptors = embed(
-            self._network,
-            images,
-            layer=self._description.layer,
-            pooling=self._description.pooling,
-            flip=False,
-            batch_size=16,
-        )
+        size = self._description.size
+        with memory_error_explained("choose a smaller size (--size)"):
+            descriptors = embed(
+                self._network,
+                images,
+                layer=self._description.layer,
+                pooling=self._description.pooling,
+                flip=False,
+                batch_size=max(1, min(_BATCH, _BATCH * _BATCH_SIZE**2 // size**2)),
+            )
         return descriptors, hashes, reasons
 
     def _image_or_reason(self, path: str) -> np.ndarray | str:
@@ -227,7 +238,7 @@ class PhotoSearch:
 
     @cached_property
     def _loader(self) -> ImageLoader:
-        return ImageLoader(lambda image: image)
+        return ImageLoader(lambda image: image, self._description.bit_depth)
 
     @cached_property
     def _network(self) -> keras.Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import numpy as np
 from keras_vgg import augment, data
 from keras_vgg.backend import as_array, require_tensorflow_for_files
 from keras_vgg.console import progress_bars
+from keras_vgg.data.inspection import without_bad_images
 from keras_vgg.data.listing import image_files
 from keras_vgg.export import ExportError, verify
 from keras_vgg.export.litert import write_litert, write_source
@@ -24,9 +25,12 @@ from keras_vgg.image_paths import expanded
 from keras_vgg.layers import load_keras_file
 from keras_vgg.perceptual.fast_style import StyleTransferLoss, style_network
 from keras_vgg.perceptual.style import CONTENT_LAYER, STYLE_LAYERS
+from keras_vgg.runs.few_levels import few_levels_line
+from keras_vgg.runs.memory import memory_error_explained
 from keras_vgg.runs.stylizing import check_target, save_picture, scaled_picture
 from keras_vgg.runs.trained_base import base_network
 
+_LEAST_SIDE = 16  # pixels of a photograph that a style network takes
 _FLOAT32_DIFFERENCE = 0.5  # grey levels of 255 by which a LiteRT file may differ anywhere
 
 
@@ -45,9 +49,10 @@ class StyleTraining:
         pooling_layers: As for `StyleTransferLoss`.
         width: As for `style_network`.
         residual_blocks: As for `style_network`.
-        batch_size: Photographs in a batch.
+        batch_size: Photographs in a batch. Fewer, if there are fewer photographs.
         learning_rate: That of Adam.
         seed: Of the first weights and the crops.
+        bit_depth: Which bits of a 16-bit PNG file carry the image, as `keras_vgg.data.decode`.
     """
 
     weights: str = "imagenet"
@@ -63,8 +68,10 @@ class StyleTraining:
     batch_size: int = 4
     learning_rate: float = 1e-3
     seed: int = 0
+    bit_depth: data.BitDepth = "16"
 
 
+@memory_error_explained("choose a smaller size (--size)")
 def train_style_network(
     folder: str | os.PathLike[str],
     style: str | os.PathLike[str],
@@ -83,7 +90,8 @@ def train_style_network(
     and mirrored, as a classifier's training images are. An interrupted training begins anew.
 
     Args:
-        folder: A folder of photographs, at least as many as a batch has.
+        folder: A folder of photographs. Each is decoded once before the training; files that do not
+            decode are left out and named on stderr, if they are at most a tenth.
         style: The picture whose style the network learns.
         out: The .keras file; its folder must exist.
         settings: What decides the network.
@@ -99,15 +107,17 @@ def train_style_network(
     Raises:
         FileNotFoundError: there is no such folder, picture or weight file.
         FileExistsError: the file exists.
-        ValueError: an image is damaged, the photographs are too few, an option does not fit.
+        ValueError: more than a tenth of the photographs are damaged; an option does not fit.
         ArithmeticError: the loss is not finite.
+        MemoryError: the memory does not hold the maps of a batch.
     """
     settings, out, every = settings or StyleTraining(), Path(out), min(every, steps)
     check_target(out, ".keras", overwrite)
     _check(settings, steps, every)
-    split = _photographs(folder, on_line)
-    data.steps_per_epoch(split, settings.batch_size)  # refuses a batch that is too large
-    picture = scaled_picture(style, settings.style_size or settings.size)
+    split = _photographs(folder, settings.bit_depth, on_line)
+    if line := few_levels_line([style], settings.bit_depth):
+        on_line(line)
+    picture = scaled_picture(style, settings.style_size or settings.size, settings.bit_depth)
     loss = StyleTransferLoss(
         base_network(settings.weights, settings.configuration),
         picture,
@@ -116,6 +126,10 @@ def train_style_network(
         pooling_layers=settings.pooling_layers,
         style_weight=settings.style_weight,
     )
+    split = without_bad_images(split)
+    if split.size < settings.batch_size:
+        on_line(f"batches of {split.size}, for there are no more photographs")
+        settings = replace(settings, batch_size=split.size)
     keras.utils.set_random_seed(settings.seed)
     model = style_network(settings.width, settings.residual_blocks)
     # XLA takes minutes to compile both networks on a CPU.
@@ -149,13 +163,16 @@ def train_style_network(
     return losses
 
 
+@memory_error_explained("choose a smaller size (--size)")
 def apply_style_network(
     content: str | os.PathLike[str],
     network: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
     size: int | None = None,
+    bit_depth: data.BitDepth = "16",
     overwrite: bool = False,
+    on_line: Callable[[str], None] = lambda line: None,
 ) -> np.ndarray:
     """Write a photograph in a network's style as a PNG, and return it, float32 [h, w, 3].
 
@@ -164,17 +181,20 @@ def apply_style_network(
         network: A .keras file of `train_style_network`.
         out: The PNG; its folder must exist.
         size: The longer side of the result in pixels. None: that of the photograph.
+        bit_depth: Which bits of a 16-bit PNG file carry the image, as `keras_vgg.data.decode`.
         overwrite: Whether to replace a PNG that exists.
+        on_line: Is called with a line if the photograph becomes almost one grey.
 
     Raises:
         FileNotFoundError: there is no such photograph, network or folder.
         FileExistsError: the PNG exists.
         ValueError: a file is damaged, or no style network; the photograph is too small.
         ArithmeticError: the network's picture is not finite.
+        MemoryError: the memory does not hold the photograph's maps.
     """
     out = Path(out)
     check_target(out, ".png", overwrite)
-    photograph = scaled_picture(content, size)
+    photograph = _sized_photograph(content, size, bit_depth, on_line)
     model = load_style_network(network)
     image = as_array(model(photograph[np.newaxis].astype("float32"), training=False))[0]
     if not np.isfinite(image).all():
@@ -189,7 +209,9 @@ def export_style_network(
     out: str | os.PathLike[str],
     *,
     size: int = 256,
+    bit_depth: data.BitDepth = "16",
     overwrite: bool = False,
+    on_line: Callable[[str], None] = lambda line: None,
 ) -> tuple[float, float]:
     """Write a style network for LiteRT, in float32, once a photograph shows that both agree.
 
@@ -201,7 +223,9 @@ def export_style_network(
         network: A .keras file of `train_style_network`.
         out: The .tflite file; its folder must exist.
         size: The longer side of the photograph in pixels.
+        bit_depth: As for `apply_style_network`.
         overwrite: Whether to replace a file that exists.
+        on_line: As for `apply_style_network`.
 
     Returns:
         The mean and the greatest difference of the two pictures, in grey levels of 255.
@@ -214,7 +238,7 @@ def export_style_network(
     out = Path(out)
     check_target(out, ".tflite", overwrite)
     require_tensorflow_for_files()
-    images = scaled_picture(content, size)[np.newaxis].astype("float32")
+    images = _sized_photograph(content, size, bit_depth, on_line)[np.newaxis].astype("float32")
     model = load_style_network(network)
     fixed = keras.Input(images.shape[1:], name="images")
     sized = keras.Model(fixed, model(fixed))
@@ -237,6 +261,25 @@ def export_style_network(
         write_source(sized, scratch / "source", "stylized")
         write_atomically(out, write)
     return float(differences[0].mean()), float(differences[0].max())
+
+
+def _sized_photograph(
+    path: str | os.PathLike[str],
+    size: int | None,
+    bit_depth: data.BitDepth,
+    on_line: Callable[[str], None],
+) -> np.ndarray:
+    """Return a photograph for a style network. ValueError: it is too small."""
+    photograph = scaled_picture(path, size, bit_depth)
+    if line := few_levels_line([path], bit_depth):
+        on_line(line)
+    height, width = photograph.shape[:2]
+    if min(height, width) < _LEAST_SIDE:
+        raise ValueError(
+            f"{path} is {height} x {width} pixels; a style network needs at least {_LEAST_SIDE} in "
+            "height and width: enlarge it, or pass a size (--size)"
+        )
+    return photograph
 
 
 def load_style_network(path: str | os.PathLike[str]) -> keras.Model:
@@ -271,7 +314,11 @@ def _check(settings: StyleTraining, steps: int, every: int) -> None:
         raise ValueError(f"learning_rate must be a positive number, not {settings.learning_rate}")
 
 
-def _photographs(folder: str | os.PathLike[str], on_line: Callable[[str], None]) -> data.Split:
+def _photographs(
+    folder: str | os.PathLike[str],
+    bit_depth: data.BitDepth,
+    on_line: Callable[[str], None],
+) -> data.Split:
     """Return the images below a folder. Say what is not read."""
     if not expanded(folder).is_dir():
         raise FileNotFoundError(f"there is no folder of photographs at {folder}")
@@ -280,7 +327,10 @@ def _photographs(folder: str | os.PathLike[str], on_line: Callable[[str], None])
         on_line(f"not read: {left_out}")
     count = len(files.paths)
     paths = np.array(files.paths)
-    return data.Split("train", count, labels=np.zeros(count, "int32"), paths=paths)
+    if line := few_levels_line(files.paths, bit_depth):
+        on_line(line)
+    labels = np.zeros(count, "int32")
+    return data.Split("photographs", count, labels=labels, paths=paths, bit_depth=bit_depth)
 
 
 def _batches(split: data.Split, settings: StyleTraining) -> Any:

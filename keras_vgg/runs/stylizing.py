@@ -14,11 +14,13 @@ import numpy as np
 from PIL import Image
 
 from keras_vgg.console import progress_bars
-from keras_vgg.data import load_image
+from keras_vgg.data import BitDepth, load_image
 from keras_vgg.files import read_arrays, sha256_of, write_atomically
 from keras_vgg.image_paths import expanded
 from keras_vgg.perceptual.descent import Method, Step, stylize
 from keras_vgg.perceptual.style import CONTENT_LAYER, STYLE_LAYERS, Losses, StyleObjective
+from keras_vgg.runs.few_levels import few_levels_line
+from keras_vgg.runs.memory import memory_error_explained
 from keras_vgg.runs.trained_base import base_network, weights_identity
 
 _STATE = "state.npz"
@@ -44,6 +46,7 @@ class Stylisation:
         method: As for `stylize`.
         learning_rate: As for `stylize`.
         seed: Of the noise.
+        bit_depth: Which bits of a 16-bit PNG file carry the image, as `keras_vgg.data.decode`.
     """
 
     weights: str = "imagenet"
@@ -58,8 +61,10 @@ class Stylisation:
     method: Method = "l-bfgs"
     learning_rate: float = 5.0
     seed: int = 0
+    bit_depth: BitDepth = "16"
 
 
+@memory_error_explained("choose a smaller size (--size), or tiles (--tile)")
 def stylize_files(
     content: str | os.PathLike[str],
     style: str | os.PathLike[str],
@@ -87,9 +92,11 @@ def stylize_files(
         steps: The number of steps.
         every: Steps between two pictures, and two saves of the state.
         tile: The side of a tile in pixels, a multiple of 16, for images that memory does not hold.
-        overwrite: Whether to replace a PNG that exists, and to begin anew.
+        overwrite: Whether to replace a PNG that exists, and the state of another stylisation. A
+            state of this one is resumed.
         verbose: Show a progress bar.
-        on_line: Is called with a line for each picture on the way.
+        on_line: Is called with a line for each picture on the way, and for 16-bit files that become
+            almost one grey.
 
     Returns:
         The losses of the first image and after each step, those before a resume included. With
@@ -101,11 +108,14 @@ def stylize_files(
         ValueError: a photograph is damaged or too small; an option does not fit; the state is of
             another stylisation.
         ArithmeticError: the loss is not finite.
+        MemoryError: the memory does not hold the image's maps.
     """
     settings, out = settings or Stylisation(), expanded(out)
     content, style = expanded(content), expanded(style)
     _check(settings, out, steps, every, overwrite)
     pictures = _pictures(settings, content, style)
+    if line := few_levels_line([content, style], settings.bit_depth):
+        on_line(line)
     identity = _identity(settings, content, style)
     folder = out.with_name(f"{out.stem}_steps")
     if folder.exists() and not folder.is_dir():
@@ -188,8 +198,9 @@ def _pictures(
     settings: Stylisation, content: str | os.PathLike[str], style: str | os.PathLike[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the content and the style, uint8 [h, w, 3], in their sizes."""
-    photograph = scaled_picture(content, settings.size)
-    return photograph, scaled_picture(style, settings.style_size or max(photograph.shape[:2]))
+    photograph = scaled_picture(content, settings.size, settings.bit_depth)
+    side = settings.style_size or max(photograph.shape[:2])
+    return photograph, scaled_picture(style, side, settings.bit_depth)
 
 
 def _objective(
@@ -207,9 +218,11 @@ def _objective(
     )
 
 
-def scaled_picture(path: str | os.PathLike[str], longer: int | None) -> np.ndarray:
+def scaled_picture(
+    path: str | os.PathLike[str], longer: int | None, bit_depth: BitDepth = "16"
+) -> np.ndarray:
     """Return a photograph as uint8 [h, w, 3], with the longer side as given."""
-    image = load_image(path)
+    image = load_image(path, bit_depth=bit_depth)
     if longer is None:
         return image
     scale = longer / max(image.shape[:2])
@@ -254,12 +267,26 @@ def _save(folder: Path, identity: str, image: np.ndarray, losses: list[Losses]) 
     _write_losses(folder / _LOSSES, losses)
 
 
-def _state(path: Path, identity: str, anew: bool) -> tuple[np.ndarray, list[Losses]] | None:
-    """Return the image and the losses that a file keeps; None: no file. `anew` removes the file."""
-    if anew:
-        path.unlink(missing_ok=True)
+def _state(path: Path, identity: str, overwrite: bool) -> tuple[np.ndarray, list[Losses]] | None:
+    """Return the image and the losses that a file keeps; None: no file.
+
+    A file of another stylisation, or a damaged one, is removed with `overwrite`.
+
+    Raises:
+        ValueError: without `overwrite`, the file is of another stylisation, or damaged.
+    """
     if not path.is_file():
         return None
+    try:
+        return _checked_state(path, identity)
+    except ValueError:
+        if not overwrite:
+            raise
+        path.unlink()
+        return None
+
+
+def _checked_state(path: Path, identity: str) -> tuple[np.ndarray, list[Losses]]:
     arrays = read_arrays(path)
     advice = "name another file, or pass overwrite (--overwrite) to begin anew"
     if set(arrays) != {"identity", "image", "losses"}:
