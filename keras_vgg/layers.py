@@ -260,3 +260,28 @@ def load_keras_file(path: Path) -> Any:
     if not isinstance(model, keras.Model):
         raise ValueError(f"{path} is damaged: it holds a {type(model).__name__}")
     return model
+
+
+def resized(maps: Any, height: Any, width: Any) -> Any:
+    """Return maps [n, h, w, c] at another size, bilinearly, with half-pixel centres.
+
+    `height` and `width` may be tensors, which Keras 3.15 refuses: TensorFlow's compiled functions do
+    not know the sides of images that differ in size.
+    """
+    if isinstance(height, int) and isinstance(width, int):
+        options: dict[str, Any] = {"interpolation": "bilinear", "data_format": "channels_last"}
+        return ops.image.resize(maps, (height, width), **options)
+    return _interpolated(_interpolated(maps, height, 1), width, 2)
+
+
+def _interpolated(maps: Any, side: Any, axis: int) -> Any:
+    """Return maps with another number of rows (axis 1) or columns (axis 2)."""
+    shape: Any = ops.shape(maps)
+    last: Any = ops.cast(shape[axis] - 1, "float32")
+    places: Any = (ops.arange(side, dtype="float32") + 0.5) * (last + 1) / ops.cast(side, "float32")
+    places = ops.clip(places - 0.5, 0.0, last)
+    low: Any = ops.floor(places)
+    above = ops.take(maps, ops.cast(ops.minimum(low + 1, last), "int32"), axis=axis)
+    below: Any = ops.take(maps, ops.cast(low, "int32"), axis=axis)
+    share = ops.reshape(places - low, (1, -1, 1, 1) if axis == 1 else (1, 1, -1, 1))
+    return below + (above - below) * ops.cast(share, maps.dtype)

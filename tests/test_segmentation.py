@@ -57,6 +57,22 @@ def test_a_unet_scores_every_pixel_of_any_size():
     )
 
 
+@pytest.mark.parametrize("network", ["fcn", "unet", "hed"])
+def test_one_size_after_another(network):
+    """TensorFlow compiles a function of unknown sides when it sees a second size."""
+    model = {
+        "fcn": lambda: dense.fcn("A", 3, stride=8, hidden_units=8, **SMALL),
+        "unet": lambda: dense.unet("A", 3, **TINY_UNET),
+        "hed": lambda: dense.hed(**SMALL),
+    }[network]()
+    randomized(model)
+    for sides in ((33, 47), (64, 40), (40, 35)):
+        x = images(*sides)
+        expected, found = model(x), model.predict(x, verbose=0)
+        for a, b in zip(keras.tree.flatten(expected), keras.tree.flatten(found), strict=True):
+            np.testing.assert_allclose(b, values(a), rtol=1e-4, atol=1e-5)
+
+
 def test_new_scores_are_zero_so_that_every_class_is_as_probable():
     model = dense.fcn("A", 4, hidden_units=None, **SMALL)
     np.testing.assert_allclose(values(model(images(32, 32))), 0.25, rtol=1e-6)

@@ -29,10 +29,12 @@ from keras_vgg.augment.picture import (
     may_take_pictures,
     picture_of,
     takes_pictures,
+    without_autograph,
 )
 
 
 @takes_pictures
+@without_autograph
 def eval_image(
     image: tf.Tensor | Picture, *, size: int, scale: int | None = None, resize: Resize = "crop"
 ) -> tf.Tensor:
@@ -51,6 +53,7 @@ def eval_image(
 
 
 @takes_pictures
+@without_autograph
 def whole_image(
     image: tf.Tensor | Picture, *, size: int, scale: int | None = None, resize: Resize = "crop"
 ) -> tf.Tensor:
@@ -73,6 +76,7 @@ def _rescaled(image: tf.Tensor, scale: int | None, resize: Resize) -> tf.Tensor:
 
 
 @takes_pictures
+@without_autograph
 def grid_crops(
     image: tf.Tensor | Picture,
     *,

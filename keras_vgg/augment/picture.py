@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import tensorflow as tf
+
+_Function = TypeVar("_Function", bound=Callable)
 
 
 class Picture(NamedTuple):
@@ -41,6 +43,15 @@ def takes_pictures(function: Callable) -> Callable:
     """Decorator: `function` takes a Picture for its image as well as a tensor."""
     function.takes_pictures = True
     return function
+
+
+def without_autograph(function: _Function) -> _Function:
+    """Decorator: TensorFlow traces `function`, and does not rewrite its source first.
+
+    Rewriting takes seconds at the start of a process, and code without Python's `if` and `for` on
+    tensors does not need it.
+    """
+    return tf.autograph.experimental.do_not_convert(function)
 
 
 def may_take_pictures(transform: Callable) -> bool:

@@ -25,13 +25,14 @@ from keras_vgg.augment.geometry import (
     random_window,
     resample,
 )
-from keras_vgg.augment.picture import Picture, picture_of, takes_pictures
+from keras_vgg.augment.picture import Picture, picture_of, takes_pictures, without_autograph
 from keras_vgg.augment.policies import Operation, Policy, draw, map_of, tone
 
 JITTER = ("brightness", "contrast", "saturation", "hue")
 
 
 @takes_pictures
+@without_autograph
 def train_image(
     image: tf.Tensor | Picture,
     seed: tf.Tensor,

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg.augment import Picture, to_grey
+from keras_vgg.augment.picture import without_autograph
 from keras_vgg.data import gif
 from keras_vgg.image_paths import expanded
 
@@ -44,6 +45,7 @@ _TOO_LARGE_TEXT = re.compile(r"\[(more than [\d,]+ pixels), height and width\] \
 BitDepth = Literal["16", "14", "12", "10", "stretch"]
 
 
+@without_autograph
 def decode(
     encoded: tf.Tensor,
     max_pixels: int = MAX_PIXELS,
@@ -277,6 +279,7 @@ def _begins(head: tf.Tensor, at: int, mark: bytes) -> tf.Tensor:
     return tf.reduce_all(head[at : at + len(mark)] == tf.constant(list(mark), tf.int64))
 
 
+@without_autograph
 def orientation(encoded: tf.Tensor) -> tf.Tensor:
     """Return Exif's orientation of a JPEG, int32 1 to 8; 1, upright, if the file states none."""
     head = tf.strings.substr(encoded, 0, _HEAD_BYTES)
@@ -309,6 +312,7 @@ def _transposed(image: tf.Tensor) -> tf.Tensor:
     return tf.gather(tf.reshape(image, [-1, image.shape[-1]]), pixels)
 
 
+@without_autograph
 def _upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Turn an image upright: 2 to 4 are mirrored or upside down, 5 to 8 have rows for columns."""
     image = tf.cond(orientation >= 5, lambda: _transposed(image), lambda: image)
@@ -325,6 +329,7 @@ def _mirrored(orientation: tf.Tensor) -> tf.Tensor:
     return tf.stack([rows, columns])
 
 
+@without_autograph
 def _stored_part(part: tf.Tensor, sides: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Return where a file stores a part of the upright image: (top, left, height, width).
 

@@ -13,12 +13,13 @@ from keras_vgg.dense.detection import (
 )
 from keras_vgg.dense.edges import hed
 from keras_vgg.dense.pyramids import FeaturePyramid, pyramid
-from keras_vgg.dense.resampling import BilinearInitializer, CropLike, ResizeLike
+from keras_vgg.dense.resampling import BilinearInitializer, CropLike, Enlarge, ResizeLike
 from keras_vgg.dense.segmentation import fcn, unet
 
 __all__ = [
     "BilinearInitializer",
     "CropLike",
+    "Enlarge",
     "FeaturePyramid",
     "L2Normalization",
     "ResizeLike",

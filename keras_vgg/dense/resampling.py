@@ -8,6 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.layers import resized
+
 
 @keras.saving.register_keras_serializable("keras_vgg")
 class ResizeLike(keras.layers.Layer):
@@ -18,10 +20,30 @@ class ResizeLike(keras.layers.Layer):
 
     def call(self, inputs):
         x, like = inputs
-        return ops.image.resize(x, _sides(like), "bilinear", data_format="channels_last")
+        return resized(x, *_sides(like))
 
     def compute_output_shape(self, input_shape):
         return _with_sides_of(*input_shape)
+
+
+@keras.saving.register_keras_serializable("keras_vgg")
+class Enlarge(keras.layers.Layer):
+    """Enlarge a map bilinearly by a factor, as `keras.layers.UpSampling2D` does, at any size."""
+
+    def __init__(self, factor: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.factor = factor
+
+    def call(self, inputs):
+        height, width = _sides(inputs)
+        return resized(inputs, self.factor * height, self.factor * width)
+
+    def compute_output_shape(self, input_shape):
+        sides = (side and self.factor * side for side in input_shape[1:3])
+        return (input_shape[0], *sides, input_shape[3])
+
+    def get_config(self):
+        return {**super().get_config(), "factor": self.factor}
 
 
 @keras.saving.register_keras_serializable("keras_vgg")

@@ -13,7 +13,7 @@ from keras_vgg import weights as weight_files
 from keras_vgg.architecture import check_options
 from keras_vgg.dense.encoder import CEIL_MODE, encoder
 from keras_vgg.dense.pyramids import maps_of
-from keras_vgg.dense.resampling import BilinearInitializer, cropped
+from keras_vgg.dense.resampling import BilinearInitializer, Enlarge, cropped
 from keras_vgg.layers import ImagePreprocessing
 
 _ACTIVATIONS = ("softmax", "sigmoid", None)
@@ -118,7 +118,7 @@ def fcn(
     x = _score(classes, "score")(x)
     for pool, scale in zip(_SKIPS[stride], skip_scales, strict=False):
         x = _with_scores_of(pool, base, x, classes, scale)
-    x = layers.UpSampling2D(stride, interpolation="bilinear", name="upscore")(x)
+    x = Enlarge(stride, name="upscore")(x)
     x = cropped(x, base.inputs[0], "crop")
     model = _classifier(base, x, classifier_activation, name or f"fcn{stride}s_{base.name}")
     if fc_source is not None:

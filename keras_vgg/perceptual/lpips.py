@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_vgg.features import channel_axis
-from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.layers import ImagePreprocessing, resized
 from keras_vgg.perceptual.distance import LAYERS, ImageDistance, learned
 from keras_vgg.perceptual.images import BYTES
 
@@ -74,7 +74,7 @@ class LPIPS(ImageDistance):
                 ops.convert_to_tensor(weights[:, None]),
             )
             if self._spatial:
-                distance = ops.image.resize(distance, tuple(size), data_format="channels_last")
+                distance = resized(distance, *size)
                 total = total + distance[..., 0]
             else:
                 total = total + ops.mean(distance, axis=(1, 2, 3))
