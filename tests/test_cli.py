@@ -59,7 +59,8 @@ def test_train_resumes_with_fields_from_the_command_line(tmp_path, capsys):
     recipe = tmp_path / "tiny.py"
     recipe.write_text(
         "from keras_vgg.recipe import Recipe\n"
-        "RECIPE = Recipe(width_multiplier=1 / 16, hidden_units=8, test_fraction=0.8, epochs=9)\n"
+        "RECIPE = Recipe(width_multiplier=1 / 16, hidden_units=8, test_fraction=0.8, "
+        "batch_norm=False, epochs=9)\n"
     )
     arguments = ["train", str(recipe), "--workdir", str(tmp_path / "run"), "--epochs", "1"]
     arguments += ["--train-scale", "None", "--horizontal-flip", "True", "--quiet"]
@@ -187,9 +188,10 @@ def test_export(run, flags, files, tmp_path, capsys):
         "export.json",
     }
     assert "exists" in error_of(capsys, *arguments)
-    arguments = [*map(str, arguments[:6]), "--overwrite", "--format", "litert"]
-    assert cli.main(arguments) == cli.OK
-    assert not (tmp_path / "e" / "saved_model").exists()
+    if "saved_model" in files:
+        arguments = [*map(str, arguments[:6]), "--overwrite", "--format", "litert"]
+        assert cli.main(arguments) == cli.OK
+        assert not (tmp_path / "e" / "saved_model").exists()
 
 
 @pytest.mark.slow

@@ -255,7 +255,7 @@ def test_jit(jit):
     assert hardware.choose_engine(TINY.replace(jit=jit)).jit_compile is (jit == "on")
 
 
-def test_nan_stops_with_advice_and_the_run_may_be_begun_again(tmp_path):
+def test_nan_stops_with_advice_and_the_run_may_be_begun_again(tmp_path, monkeypatch):
     wild = TINY.replace(learning_rate=1e3, batch_norm=False, warmup_epochs=0.0, momentum=0.99)
     with pytest.raises(TrainingDiverged, match=r"not a number .*lower --learning-rate.*No check"):
         fit(wild, tmp_path / "run", verbose=0)
@@ -266,7 +266,7 @@ def test_nan_stops_with_advice_and_the_run_may_be_begun_again(tmp_path):
     with pytest.raises(ValueError, match="has not finished training"):
         run.model()
     calmer = TINY.replace(epochs=1)
-    assert fit(calmer, tmp_path / "run", verbose=0).recipe == calmer
+    fit_interrupted(calmer, tmp_path / "run", 0, monkeypatch)
     assert Run.open(tmp_path / "run").recipe == calmer
 
 
