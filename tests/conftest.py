@@ -185,6 +185,20 @@ def _measured_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def measured_images() -> Iterator[int]:
+    """A kept network is tested on 200 training images at the end: the others take 1 s.
+
+    The fixture is the number outside of tests.
+    """
+    from keras_vgg.fit import outcome
+
+    before = outcome._MEASURED_IMAGES
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outcome, "_MEASURED_IMAGES", 200)
+        yield before
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the user's cache."""
     with pytest.MonkeyPatch.context() as patch:

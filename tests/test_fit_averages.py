@@ -95,9 +95,11 @@ def test_a_short_training_keeps_a_model_that_is_as_right_as_training_was(tmp_pat
     assert run.results["training_accuracy"] > best["accuracy"] - 0.05
 
 
-def test_the_kept_network_is_tested_on_some_training_images(tiny_run: Run, monkeypatch) -> None:
+def test_the_kept_network_is_tested_on_some_training_images(
+    tiny_run: Run, measured_images: int, monkeypatch
+) -> None:
     """As evaluation sees them, spread over the split; the constant says how many."""
-    assert outcome._MEASURED_IMAGES == 1000
+    assert measured_images == 1000
     monkeypatch.setattr(outcome, "_MEASURED_IMAGES", 40)
     source = load_source(tiny_run.recipe)
     train = source.train
