@@ -265,8 +265,8 @@ def load_keras_file(path: Path) -> Any:
 def resized(maps: Any, height: Any, width: Any) -> Any:
     """Return maps [n, h, w, c] at another size, bilinearly, with half-pixel centres.
 
-    `height` and `width` may be tensors, which Keras 3.15 refuses: TensorFlow's compiled functions do
-    not know the sides of images that differ in size.
+    `height` and `width` may be tensors, which Keras 3.15 refuses: TensorFlow's compiled functions
+    do not know the sides of images that differ in size.
     """
     if isinstance(height, int) and isinstance(width, int):
         options: dict[str, Any] = {"interpolation": "bilinear", "data_format": "channels_last"}
