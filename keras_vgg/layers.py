@@ -278,7 +278,8 @@ def _interpolated(maps: Any, side: Any, axis: int) -> Any:
     """Return maps with another number of rows (axis 1) or columns (axis 2)."""
     shape: Any = ops.shape(maps)
     last: Any = ops.cast(shape[axis] - 1, "float32")
-    places: Any = (ops.arange(side, dtype="float32") + 0.5) * (last + 1) / ops.cast(side, "float32")
+    numbers: Any = ops.arange(side, dtype="float32")
+    places: Any = (numbers + 0.5) * (last + 1) / ops.cast(side, "float32")
     places = ops.clip(places - 0.5, 0.0, last)
     low: Any = ops.floor(places)
     above = ops.take(maps, ops.cast(ops.minimum(low + 1, last), "int32"), axis=axis)
