@@ -344,8 +344,14 @@ class _Piece:
         return self.split.take(self.order[self.first : self.stop])
 
     def file_sizes(self) -> str | None:
-        """Return a digest of the sizes of the images' files; None without files."""
-        return self.images().stamp(times=False)
+        """Return a digest of the sizes of the images' files; None without files, or if one is gone.
+
+        Reading the images names that one.
+        """
+        try:
+            return self.images().stamp(times=False)
+        except FileNotFoundError:
+            return None
 
 
 def _pieces(split: Split, shards: Iterable[dict[str, Any]]) -> Iterator[_Piece]:
