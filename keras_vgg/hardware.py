@@ -28,6 +28,8 @@ _FLOAT16_CAPABILITY = (7, 0)
 _BFLOAT16_CAPABILITY = (8, 0)
 # Flags of x86 processors. Without one of these, a processor emulates bfloat16.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+# TensorFlow calls these exhausted resources, as it calls a lack of memory.
+NO_MEMORY_FAULTS = ("No space left", "Disk quota exceeded", "Too many open files")
 _BACKENDS = ("tensorflow", "jax", "torch", "numpy", "openvino")  # those of Keras
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")

@@ -20,7 +20,7 @@ import numpy as np
 
 from keras_vgg.console import progress_bars
 from keras_vgg.data.left_out import printable
-from keras_vgg.data.split import Split, labels_of
+from keras_vgg.data.split import Source, Split, labels_of
 from keras_vgg.files import cache_folder, sha256_of, write_json
 
 _NAMED = 3  # pairs
@@ -84,6 +84,11 @@ def equal_images(splits: Mapping[str, Split]) -> tuple[EqualImages, ...]:
         ]
         equal.append(_described(splits, name, name, pairs))
     return tuple(images for images in equal if images.count)
+
+
+def equal_in(source: Source) -> tuple[EqualImages, ...]:
+    """Return the equal images of a source: those that a pack states, or else those found."""
+    return equal_images(source.splits()) if source.equal is None else source.equal
 
 
 def _described(

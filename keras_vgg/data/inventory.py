@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from keras_vgg.data.equal import EqualImages, equal_images
+from keras_vgg.data.equal import EqualImages, equal_in
 from keras_vgg.data.groups import SharedGroups, shared_groups
 from keras_vgg.data.left_out import NAMED, LeftOut, listed
-from keras_vgg.data.sides import Sizes, sizes_of
+from keras_vgg.data.sides import Sizes, few_levels_text, sizes_of
 from keras_vgg.data.split import Source
 
 _UNEVEN = 3  # the largest class has so many times the smallest one's images
@@ -71,13 +71,8 @@ class Inventory:
         flat = [row for sizes in known for row in sizes.few_levels]
         if not flat:
             return []
-        name, low, high = flat[0]
         deep = sum(sizes.deep for sizes in known)
-        return [
-            f"{len(flat):,} of {deep:,} 16-bit files that were looked at use few of their levels, "
-            f"and become almost one grey: {name} has values from {low} to {high}; set bit_depth, "
-            "such as stretch"
-        ]
+        return [f"{few_levels_text(flat, deep)}; set bit_depth, such as stretch"]
 
     @classmethod
     def from_json(cls, class_names: Sequence[str], values: Mapping[str, Any]) -> Inventory:
@@ -128,7 +123,7 @@ def take_inventory(
         source.class_names,
         {**counts},
         source.left_out,
-        equal_images(splits) if source.equal is None else source.equal,
+        equal_in(source),
         {name: classes for name, classes in absent.items() if classes},
         shared_groups(splits),
         {name: sizes_of(split) for name, split in splits.items()} if sizes is None else {**sizes},

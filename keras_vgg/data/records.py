@@ -18,7 +18,7 @@ import tensorflow as tf
 from keras_vgg.augment import rescale
 from keras_vgg.console import progress_bars
 from keras_vgg.data.decode import decode, decode_16_bit, is_16_bit, reason
-from keras_vgg.data.equal import EqualImages, equal_images
+from keras_vgg.data.equal import EqualImages, equal_in
 from keras_vgg.data.inspection import find_bad_images
 from keras_vgg.data.left_out import LeftOut, printable
 from keras_vgg.data.options import untuned
@@ -115,8 +115,7 @@ def pack(
             fields["class_counts"] = counts.tolist()
     # The records do not say where their images come from, so that this cannot be found later.
     manifest["left_out"] = [asdict(reason) for reason in source.left_out]
-    equal = equal_images(splits) if source.equal is None else source.equal
-    manifest["equal"] = [asdict(images) for images in equal]
+    manifest["equal"] = [asdict(images) for images in equal_in(source)]
     _write_json(out / _MANIFEST, manifest, indent=1)
     (out / _PROGRESS).unlink()
     return manifest

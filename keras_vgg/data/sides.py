@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -111,6 +111,20 @@ def median_smallest_side(split: Split, limit: int = _MEASURED) -> int:
             "is wrong with each"
         )
     return int(np.median(sides))
+
+
+def few_levels_text(rows: Sequence[tuple[str, int, int]], deep: int) -> str:
+    """Return what to say of 16-bit files of few levels; the caller adds what to set.
+
+    Args:
+        rows: As `Sizes.few_levels`, at least one.
+        deep: How many 16-bit files were looked at.
+    """
+    name, low, high = rows[0]
+    return (
+        f"{len(rows):,} of {deep:,} 16-bit files that were looked at use few of their levels, "
+        f"and become almost one grey: {name} has values from {low} to {high}"
+    )
 
 
 def uses_few_levels(low: int, high: int, bit_depth: BitDepth) -> bool:

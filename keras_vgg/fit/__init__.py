@@ -217,10 +217,6 @@ def _claimed(workdir: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
         yield run, is_new
 
 
-# TensorFlow calls these, too, exhausted resources.
-_NO_MEMORY_FAULTS = ("No space left", "Disk quota exceeded", "Too many open files")
-
-
 @contextlib.contextmanager
 def _memory_error_explained(recipe: Recipe) -> Iterator[None]:
     """Turn out-of-memory errors of both backends into MemoryError, a full disk into OSError."""
@@ -230,7 +226,7 @@ def _memory_error_explained(recipe: Recipe) -> Iterator[None]:
         if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         message = getattr(error, "message", str(error)).splitlines()[0]
-        if any(reason in message for reason in _NO_MEMORY_FAULTS):
+        if any(reason in message for reason in hardware.NO_MEMORY_FAULTS):
             raise OSError(message) from error
         raise MemoryError(
             f"the memory is too small for batches of {recipe.part_size}; try a smaller "
@@ -240,9 +236,8 @@ def _memory_error_explained(recipe: Recipe) -> Iterator[None]:
 
 
 def _engine(run: Run, is_new: bool) -> hardware.Engine:
-    chosen = hardware.choose_engine(run.recipe)
     if is_new:
-        return chosen
+        return hardware.choose_engine(run.recipe)
     # A resume continues with the precision and compiler of the first steps.
     environment = run.read_json("environment.json")
     precision, compiled = environment.get("precision"), environment.get("jit_compile")
@@ -256,8 +251,10 @@ def _engine(run: Run, is_new: bool) -> hardware.Engine:
     kind = engine.devices[0].partition(":")[0]
     first_devices = environment.get("engine", kind).partition(",")[0]  # such as "2 gpus"
     same_kind = kind in first_devices
-    if not same_kind and precision != chosen.precision:
-        why.append(f"the run began on {first_devices}; a new one takes {chosen.precision} here")
+    if not same_kind:
+        own = hardware.choose_engine(run.recipe).precision
+        if precision != own:
+            why.append(f"the run began on {first_devices}; a new one takes {own} here")
     # Another backend or device compiles in another way, and TensorFlow for one device only.
     same = same_kind and environment.get("backend", backend_name()) == backend_name()
     if same and compiled is not None and len(engine.devices) == 1:

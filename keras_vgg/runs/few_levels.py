@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_vgg.data import BitDepth, Split
-from keras_vgg.data.sides import sizes_of
+from keras_vgg.data.sides import few_levels_text, sizes_of
 from keras_vgg.image_paths import expanded
 
 _DEPTHS = (10, 12, 14)
@@ -33,11 +33,7 @@ def few_levels_line(
     sizes = sizes_of(split)
     if sizes is None or not sizes.few_levels:
         return None
-    name, low, high = sizes.few_levels[0]
     largest = max(row[2] for row in sizes.few_levels)
     advice = next((str(depth) for depth in _DEPTHS if largest < 2**depth), "stretch")
-    return (
-        f"{len(sizes.few_levels):,} of {sizes.deep:,} 16-bit files that were looked at use few of "
-        f"their levels, and become almost one grey: {name} has values from {low} to {high}; set "
-        f"bit_depth (--bit-depth), such as {advice}"
-    )
+    text = few_levels_text(sizes.few_levels, sizes.deep)
+    return f"{text}; set bit_depth (--bit-depth), such as {advice}"

@@ -6,13 +6,11 @@ import contextlib
 from collections.abc import Iterator
 
 from keras_vgg.backend import is_torch
-from keras_vgg.hardware import available_memory, find_machine
+from keras_vgg.hardware import NO_MEMORY_FAULTS, available_memory, find_machine
 
 # What TensorFlow and PyTorch call their errors; JAX and PyTorch on a CPU have words in others.
 _NAMES = ("ResourceExhaustedError", "OutOfMemoryError")
 _WORDS = ("RESOURCE_EXHAUSTED", "can't allocate memory", "not enough memory")
-# TensorFlow calls these, too, exhausted resources.
-_OTHERS = ("No space left", "Disk quota exceeded", "Too many open files")
 
 
 @contextlib.contextmanager
@@ -23,7 +21,7 @@ def memory_error_explained(advice: str) -> Iterator[None]:
     except Exception as error:
         text = str(error)
         named = type(error).__name__ in _NAMES or any(words in text for words in _WORDS)
-        if not named or any(words in text for words in _OTHERS):
+        if not named or any(words in text for words in NO_MEMORY_FAULTS):
             raise
         first = (text.strip().splitlines() or [type(error).__name__])[0]
         raise MemoryError(f"the memory is too small: {advice} ({first})") from error
