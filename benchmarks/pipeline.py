@@ -4,11 +4,15 @@ python benchmarks/pipeline.py DIR [--stages | --variants] [--rounds 5] [--json O
 
 DIR holds photographs (JPEG files, at any depth). Each pipeline rescales an image to a smallest side
 drawn from [256, 512], takes a random 224x224 crop, mirrors half of the crops, jitters brightness,
-contrast, saturation (0.4 each) and hue (0.1), and makes uint8 batches of 128. In each round, the
-pipelines run one after another for some seconds, each in a new process. The figures are the median
-and the range over the rounds. --stages measures the steps of keras_vgg instead. --variants compares
-it with itself: the photographs packed with a longest side of 512, in grey, and with JPEGs' colours
-repeated instead of interpolated (which keras_vgg does not do). "pillow" needs PyTorch.
+contrast, saturation (0.4 each) and hue (0.1), and makes uint8 batches of 128. "keras_vgg" is what
+keras-vgg train feeds a network: it draws the amounts of the jitter, and leaves the colours to the
+training step. In "keras_vgg whole" the pipeline colours the images, as the others do. In each
+round, the pipelines run one after another for some seconds, each in a new process. The figures are
+the median and the range over the rounds. --stages measures the steps of keras_vgg instead; the last
+one is the colours of whole batches alone, as a training step on this processor computes them.
+--variants compares it with itself: the photographs packed with a longest side of 512, in grey, and
+with JPEGs' colours repeated instead of interpolated (which keras_vgg does not do). "pillow" needs
+PyTorch.
 """
 
 from __future__ import annotations
@@ -30,9 +34,12 @@ if TYPE_CHECKING:
 
 SIZE, BATCH, SCALE, JITTER, HUE = 224, 128, (256, 512), 0.4, 0.1
 STRENGTHS = {"brightness": JITTER, "contrast": JITTER, "saturation": JITTER, "hue": HUE}
-COMPARED = ("keras_vgg", "tf.image", "keras layers", "pillow", "decode only")
+COMPARED = ("keras_vgg", "keras_vgg whole", "tf.image", "keras layers", "pillow", "decode only")
 VARIANTS = ("keras_vgg", "packed at 512", "grey", "colours repeated")
-STAGES = ("read", "decode whole", "decode window", "+ resample", "+ flip", "+ colour = all")
+STAGES = (
+    "read", "decode whole", "decode window", "+ resample", "+ flip", "+ colour = all",
+    "colours in the step",
+)  # fmt: skip
 
 
 def files_in(directory: Path) -> list[str]:
@@ -54,12 +61,13 @@ def repetitions(files: list[str]) -> int:
     return -(-max(4096, len(files)) // len(files))
 
 
-def training_batches(split: data.Split, color: str = "rgb") -> Iterator:
+def training_batches(split: data.Split, color: str = "rgb", color_apart: bool = True) -> Iterator:
     from functools import partial
 
     from keras_vgg import augment, data
 
-    transform = partial(augment.train_image, size=SIZE, scale=SCALE, **STRENGTHS)
+    function = augment.train_image_uncolored if color_apart else augment.train_image
+    transform = partial(function, size=SIZE, scale=SCALE, **STRENGTHS)
     transform = augment.in_grey(transform) if color == "grey" else transform
     return iter(data.training_dataset(split, BATCH, transform, seed=0))
 
@@ -75,6 +83,18 @@ def split_of(files: list[str]) -> data.Split:
 
 def ours(files: list[str]) -> Iterator:
     return training_batches(split_of(files * repetitions(files)))
+
+
+def whole(files: list[str]) -> Iterator:
+    return training_batches(split_of(files * repetitions(files)), color_apart=False)
+
+
+def colors_of_batches(files: list[str]) -> Iterator:
+    from keras_vgg.fit.color_step import colored
+
+    pair = next(ours(files))[0]
+    while True:
+        yield colored(pair)
 
 
 def grey(files: list[str]) -> Iterator:
@@ -254,6 +274,7 @@ def decode_only(files: list[str]) -> Iterator:
 
 PIPELINES: dict[str, Callable[[list[str]], Iterator]] = {
     "keras_vgg": ours,
+    "keras_vgg whole": whole,
     "tf.image": tf_image,
     "keras layers": keras_layers,
     "pillow": pillow,
@@ -261,7 +282,8 @@ PIPELINES: dict[str, Callable[[list[str]], Iterator]] = {
     "packed at 512": packed,
     "grey": grey,
     "colours repeated": colours_repeated,
-    **{name: stage(name) for name in STAGES},
+    **{name: stage(name) for name in STAGES[:-1]},
+    STAGES[-1]: colors_of_batches,
 }
 
 

@@ -23,7 +23,7 @@ from keras_vgg.recipe import Recipe
 folder, batch_norm, rate = Path(sys.argv[1]), sys.argv[2] == "True", float(sys.argv[3])
 recipe = Recipe(
     width_multiplier=1 / 16, hidden_units=8, validation_fraction=0.1, batch_size=64, dropout=0.0,
-    test_fraction=0.6, epochs=2,
+    test_fraction=0.6, epochs=2, brightness=0.1, rgb_shift=0.1,
     batch_norm=batch_norm, learning_rate=rate,
 )
 

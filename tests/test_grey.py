@@ -19,6 +19,7 @@ from keras_vgg.fit.model import build_model, initial_weights
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.runs import evaluate_run, explain_files, export_run, predict_files, report_runs
+from tests.other_backends import on_jax
 from tests.test_fit import TINY
 
 GREY = TINY.replace(epochs=1, color="grey")
@@ -212,6 +213,41 @@ def test_files_of_a_pretrained_grey_network_are_the_colour_network_on_repeated_g
     names = [str(number) for number in range(32)]
     export(model, names, tmp_path / "export", images=images, formats=["saved_model"])
     expected = keras.Sequential([rgb, *ends]).predict(images.repeat(3, axis=-1), verbose=0)
+    served = tf.saved_model.load(str(tmp_path / "export" / "saved_model"))
+    found = served.signatures["serving_default"](images=tf.constant(images))["probabilities"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+ON_JAX = """
+import sys
+import keras, numpy as np
+from keras_vgg import models
+weights, folder = sys.argv[1:]
+images = np.load(f"{folder}/grey.npy")
+ends = [keras.layers.GlobalAveragePooling2D(), keras.layers.Softmax()]
+for channels in (1, 3):
+    options = {"input_shape": (None, None, channels), "include_preprocessing": True}
+    model = keras.Sequential([models.vgg("D", False, weights, **options), *ends])
+    answers = model.predict(np.repeat(images, 3, axis=-1)[..., :channels], verbose=0)
+    np.save(f"{folder}/{channels}.npy", answers)
+    model.save(f"{folder}/{channels}.keras")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="this exports")
+def test_photographs_in_grey_from_jax_to_an_export(data_folder, tmp_path):
+    """Oxford's convolutions on JAX: one channel gives what three give, in the exported file too."""
+    files = sorted((data_folder / "imagenet_samples").glob("*.JPEG"))[:4]
+    to_grey = augment.in_grey(partial(augment.eval_image, size=224, scale=256))
+    images = np.stack([to_grey(data.load_image(file)) for file in files]).astype("float32")
+    np.save(tmp_path / "grey.npy", images)
+    base = data_folder / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    on_jax("-c", ON_JAX, str(base), str(tmp_path))
+    expected = np.load(tmp_path / "3.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "1.npy"), expected, atol=1e-5)
+    model, names = keras.models.load_model(tmp_path / "1.keras"), [str(i) for i in range(512)]
+    export(model, names, tmp_path / "export", images=images, formats=["saved_model"])
     served = tf.saved_model.load(str(tmp_path / "export" / "saved_model"))
     found = served.signatures["serving_default"](images=tf.constant(images))["probabilities"]
     np.testing.assert_allclose(found, expected, atol=1e-5)

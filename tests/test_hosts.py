@@ -21,7 +21,8 @@ pytest.importorskip("jax", reason="several hosts train on JAX")
 
 FLAGS = (
     "--width-multiplier 0.0625 --hidden-units 8 --validation-fraction 0.1 --test-fraction 0.8 "
-    "--batch-size 32 --dropout 0 --learning-rate 0.01 --batch-norm False --quiet --backend jax"
+    "--batch-size 32 --dropout 0 --learning-rate 0.01 --batch-norm False "
+    "--brightness 0.1 --rgb-shift 0.1 --quiet --backend jax"
 )
 
 

@@ -29,7 +29,7 @@ folder, devices = sys.argv[1:]
 recipe = Recipe(
     width_multiplier=1 / 16, hidden_units=8, test_fraction=0.5, validation_fraction=0.3,
     batch_size=16, epochs=2, learning_rate=0.01, warmup_epochs=0.5, precision="float32",
-    devices=devices,
+    devices=devices, brightness=0.1, rgb_shift=0.1,
 )
 synchronised, compiled, fitting = [0], [], [False]
 

@@ -2,14 +2,15 @@
 
 Images are RGB, [h, w, 3], in [0, 255]; normalisation belongs to the model. Every random function
 takes its `seed`, an int32 or int64 tensor of shape [2], and nothing else decides what it draws, so
-that a training stream can be repeated or resumed exactly. All functions run eagerly and in tf.data.
+that a training stream can be repeated or resumed exactly. All functions run eagerly and in tf.data,
+but for `color_batch`, which is for a training step on any backend of Keras.
 
 Functions marked by `takes_pictures` also take a `Picture`, of which they read no more than they
 need: `keras_vgg.data` hands them one for a JPEG file.
 """
 
 from keras_vgg.augment.affine import corners
-from keras_vgg.augment.color import adjust_color, color_jitter, rgb_shift, to_grey
+from keras_vgg.augment.color import adjust_color, color_batch, color_jitter, rgb_shift, to_grey
 from keras_vgg.augment.crops import CROP_RATIO, area_window
 from keras_vgg.augment.geometry import (
     Resize,
@@ -40,7 +41,7 @@ from keras_vgg.augment.picture import (
     takes_pictures,
 )
 from keras_vgg.augment.policies import Policy, rand_augment, trivial_augment
-from keras_vgg.augment.training import cut_out, train_image, train_window
+from keras_vgg.augment.training import cut_out, train_image, train_image_uncolored, train_window
 
 __all__ = [
     "CROP_RATIO",
@@ -54,6 +55,7 @@ __all__ = [
     "batch_augmentation",
     "center_crop",
     "channels_for",
+    "color_batch",
     "color_jitter",
     "corners",
     "cut_out",
@@ -75,6 +77,7 @@ __all__ = [
     "takes_pictures",
     "to_grey",
     "train_image",
+    "train_image_uncolored",
     "train_window",
     "trivial_augment",
     "whole_image",

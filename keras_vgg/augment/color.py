@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 LUMA = (0.299, 0.587, 0.114)  # Rec.601: the shares of red, green and blue
 # Luma and the NTSC colour-difference axes. The last two rows sum to zero: greys stay grey.
@@ -125,6 +127,44 @@ def jitter_amounts(
         1.0 + saturation * draws[2] if saturation else 1.0,
         2.0 * math.pi * hue * draws[3] if hue else 0.0,
     )
+
+
+def color_vector(amounts: Amounts, shift: tf.Tensor | None) -> tf.Tensor:
+    """Return the arguments of `adjust_color` as `color_batch` takes them: float32 [7]."""
+    shift = tf.zeros([3]) if shift is None else shift
+    return tf.concat([tf.stack([tf.cast(x, tf.float32) for x in amounts]), shift], axis=0)
+
+
+def color_batch(images: Any, amounts: Any) -> Any:
+    """Return `adjust_color` of whole images, on any backend of Keras.
+
+    Args:
+        images: [n, h, w, 1 or 3] in [0, 255], of any dtype.
+        amounts: float32 [n, 7]: for each image, the amounts of `adjust_color` and its shift.
+
+    Returns:
+        float32 [n, h, w, 1 or 3] in [0, 255]. Of a grey image, saturation and hue change nothing,
+        and a shift is the shift of the luma.
+    """
+    images, amounts = ops.cast(images, "float32"), ops.cast(amounts, "float32")
+    brightness, contrast, saturation, hue = (amounts[:, i, None] for i in range(4))
+    shift: Any = amounts[:, 4:]
+    offset = brightness + (1.0 - contrast) * ops.mean(ops.mean(images, axis=1), axis=1)
+    gain = contrast[..., None]
+    if images.shape[-1] == 1:
+        luma: Any = ops.convert_to_tensor(LUMA, "float32")
+        offset += ops.sum(shift * luma, axis=1, keepdims=True)
+        values = gain[:, None] * images
+    else:
+        cosine: Any = ops.cos(hue[..., None])
+        sine: Any = ops.sin(hue[..., None])
+        grey, chroma, quadrature = map(ops.convert_to_tensor, (_GREY, _CHROMA, _QUADRATURE))
+        matrix: Any = saturation[..., None] * (cosine * chroma + sine * quadrature) + grey
+        offset = ops.sum(matrix * offset[:, None], axis=2) + shift
+        # Multiply and add, for a matmul on a GPU may round its operands to TF32.
+        columns = (gain * matrix)[:, None, None]
+        values = sum(images[..., i : i + 1] * columns[..., i] for i in range(3))
+    return ops.clip(values + offset[:, None, None], 0.0, 255.0)
 
 
 def adjust_to_uint8(image: tf.Tensor, amounts: Amounts, shift: tf.Tensor | None) -> tf.Tensor:

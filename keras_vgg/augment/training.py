@@ -11,8 +11,10 @@ import tensorflow as tf
 
 from keras_vgg.augment.affine import affine_map, seen, view_of
 from keras_vgg.augment.color import (
+    Amounts,
     adjust_to_uint8,
     check_strengths,
+    color_vector,
     jitter_amounts,
     random_shift,
 )
@@ -62,7 +64,7 @@ def train_image(
 
     In turn: the crop of `train_window`, whose arguments the first ones are; `flip` left to right
     and `vertical_flip`, each of half of the images; rotation, shear, translation; the operations of
-    `policy` (`trivial_augment`, `rand_augment`), the geometric ones before the others;
+    `policy` (`trivial_augment`, `rand_augment`), the geometric ones before the others; rounding;
     `color_jitter`; `rgb_shift` of strength `shift`; rounding; `cut_out` with the side `cutout`.
     Of a Picture only what is seen is read, and resampled once: a crop as `resample(exact=False)`
     says, a turned one as `augment.affine` says. Jitter and shift are one affine map of RGB.
@@ -70,40 +72,80 @@ def train_image(
     ValueError for what `train_window` and `color_jitter` refuse, a `cutout` outside [0, 1], and a
     `shift` without eigen-decomposition.
     """
+    check_strengths(cutout=cutout)
     jitter = (brightness, contrast, saturation, hue)
-    check_strengths(**dict(zip(JITTER, jitter, strict=True)), cutout=cutout)
-    shift_of = _shift_options(shift, eigenvalues, eigenvectors)
-    image = picture_of(image)
-    window = train_window(
-        image.sides, seed, size=size, scale=scale, resize=resize, crop_padding=crop_padding,
+    color = _drawn_color(seed, jitter, (shift, eigenvalues, eigenvectors))
+    pixels = _cropped(
+        image, seed, size=size, scale=scale, resize=resize, crop_padding=crop_padding,
         crop_area=crop_area, crop_ratio=crop_ratio, rotation=rotation, shear=shear,
         translation=translation, flip=flip, vertical_flip=vertical_flip, policy=policy,
     )  # fmt: skip
-    rescaled = scale is not None or crop_area is not None
-    pixels = _seen(image, window, seed, rescaled, flip, vertical_flip)
-    if policy is not None:
-        pixels = _rounded(pixels)
-        for operation in _operations(policy, seed, size):
-            pixels = tone(operation, pixels)
     if shift or any(jitter):
-        added = random_shift(_folded(seed, _SHIFT), *shift_of) if shift else None
-        amounts = jitter_amounts(_draws(seed)[4:], *jitter)
-        pixels = adjust_to_uint8(tf.cast(pixels, tf.float32), amounts, added)
-    pixels = _rounded(pixels)
+        pixels = adjust_to_uint8(tf.cast(pixels, tf.float32), *color)
     return cut_out(pixels, _view_draws(seed)[6:], cutout) if cutout else pixels
 
 
-def _shift_options(
-    shift: float,
-    eigenvalues: Sequence[float] | np.ndarray | None,
-    eigenvectors: Sequence[Sequence[float]] | np.ndarray | None,
-) -> tuple[Any, ...]:
-    if shift and (eigenvalues is None or eigenvectors is None):
+@takes_pictures
+@without_autograph
+def train_image_uncolored(
+    image: tf.Tensor | Picture,
+    seed: tf.Tensor,
+    *,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
+    shift: float = 0.0,
+    eigenvalues: Sequence[float] | np.ndarray | None = None,
+    eigenvectors: Sequence[Sequence[float]] | np.ndarray | None = None,
+    **window: Any,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return what `color_batch` makes `train_image` of: (uint8 [size, size, 3], float32 [7]).
+
+    These are the image before `color_jitter`, and the amounts that are drawn. A training step on a
+    GPU computes the colours faster than the processor that decodes, and does not round them.
+    `window`: the other arguments of `train_image`, but `cutout`, which needs the colours. Errors as
+    in `train_image`.
+    """
+    jitter = (brightness, contrast, saturation, hue)
+    color = _drawn_color(seed, jitter, (shift, eigenvalues, eigenvectors))
+    return _cropped(image, seed, **window), color_vector(*color)
+
+
+def _drawn_color(
+    seed: tf.Tensor, jitter: tuple[float, float, float, float], shift: tuple[float, Any, Any]
+) -> tuple[Amounts, tf.Tensor | None]:
+    """Return the amounts of jitter, and the shift that is added, of an image's seed."""
+    check_strengths(**dict(zip(JITTER, jitter, strict=True)))
+    strength, eigenvalues, eigenvectors = shift
+    if strength and (eigenvalues is None or eigenvectors is None):
         raise ValueError(
-            f"shift={shift} needs eigenvalues and eigenvectors of the training set's RGB "
+            f"shift={strength} needs eigenvalues and eigenvectors of the training set's RGB "
             "covariance: see keras_vgg.data.statistics"
         )
-    return shift, eigenvalues, eigenvectors
+    added = random_shift(_folded(seed, _SHIFT), *shift) if strength else None
+    return jitter_amounts(_draws(seed)[4:], *jitter), added
+
+
+def _cropped(
+    image: tf.Tensor | Picture,
+    seed: tf.Tensor,
+    *,
+    flip: bool = True,
+    vertical_flip: bool = False,
+    policy: Policy | None = None,
+    **options: Any,
+) -> tf.Tensor:
+    """Return the crop of `train_window`, whose arguments these are, as `policy` changes it."""
+    image = picture_of(image)
+    window = train_window(
+        image.sides, seed, flip=flip, vertical_flip=vertical_flip, policy=policy, **options
+    )
+    rescaled = options.get("scale") is not None or options.get("crop_area") is not None
+    pixels = _rounded(_seen(image, window, seed, rescaled, flip, vertical_flip))
+    for operation in [] if policy is None else _operations(policy, seed, window.size):
+        pixels = tone(operation, pixels)
+    return pixels
 
 
 def _seen(

@@ -21,6 +21,7 @@ import numpy as np
 
 from keras_vgg.backend import as_array, is_jax, is_tensorflow
 from keras_vgg.fit.batch_norm import batch_norms
+from keras_vgg.fit.color_step import colored
 from keras_vgg.fit.optimizer import averaged_weights
 
 _RESIDUE = 1e-3  # of the first value, from which on an average has settled
@@ -128,7 +129,8 @@ def _estimate(
     sums = [np.zeros(model.non_trainable_variables[place].shape) for place, _ in rows]
     count = 0
     for images, *_ in batches:  # with class weights, a batch also has weights
-        for total, value in zip(sums, statistics(trainable, state, _tensor(images)), strict=True):
+        values = statistics(trainable, state, colored(_tensor(images)))
+        for total, value in zip(sums, values, strict=True):
             total += as_array(value)
         count += 1
     return [total / share / count for total, (_, share) in zip(sums, rows, strict=True)]
@@ -147,4 +149,9 @@ def _compiled(function: Callable) -> Callable:
 
 
 def _tensor(images: Any) -> Any:
-    return images if is_tensorflow() else keras.ops.convert_to_tensor(np.asarray(images))
+    """Return a batch's images, or the pair of `color_step`, as tensors of the backend."""
+    if is_tensorflow():
+        return images
+    if isinstance(images, tuple):
+        return tuple(map(_tensor, images))
+    return keras.ops.convert_to_tensor(np.asarray(images))

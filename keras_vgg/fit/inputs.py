@@ -101,14 +101,18 @@ def require_same_data(
             )
 
 
-def training_transform(recipe: Recipe, statistics: data.ChannelStatistics | None) -> partial:
+def training_transform(
+    recipe: Recipe, statistics: data.ChannelStatistics | None, color_apart: bool = False
+) -> partial:
     """Return the recipe's data augmentation: ([h, w, 3], seed) -> uint8 [size, size, channels].
 
-    Only rgb_shift needs `statistics`, those of the training split.
+    Only rgb_shift needs `statistics`, those of the training split. With `color_apart`, images come
+    before their colours and with the amounts of these: `augment.train_image_uncolored`.
     """
+    covered = {} if color_apart else {"cutout": recipe.cutout}
     return _in_color(
         recipe,
-        augment.train_image,
+        augment.train_image_uncolored if color_apart else augment.train_image,
         **crop_options(recipe),
         brightness=recipe.brightness,
         contrast=recipe.contrast,
@@ -117,7 +121,7 @@ def training_transform(recipe: Recipe, statistics: data.ChannelStatistics | None
         shift=recipe.rgb_shift,
         eigenvalues=statistics and statistics.eigenvalues,
         eigenvectors=statistics and statistics.eigenvectors,
-        cutout=recipe.cutout,
+        **covered,
     )
 
 
@@ -177,14 +181,16 @@ def training_data(
     statistics: data.ChannelStatistics,
     epoch: int = 0,
     step: int = 0,
+    color_apart: bool = False,
 ) -> tf.data.Dataset:
     """Return endless batches (images, one-hot labels) from `step` of `epoch` on.
 
     With gradient accumulation, a batch comes as several parts. Without mixup and cutmix in the last
-    epochs (`unmixed_epochs`), there is one data set after the other.
+    epochs (`unmixed_epochs`), there is one data set after the other. With `color_apart`, which
+    excludes mixing, images are pairs for `augment.color_batch`.
     """
     switch = next_mixing_switch(recipe, epoch)
-    batches = _batches(recipe, source, statistics, epoch, step)
+    batches = _batches(recipe, source, statistics, epoch, step, color_apart)
     if switch is not None:
         host_batch = recipe.batch_size // hosts.count()
         steps = data.steps_per_epoch(source.train, host_batch, hosts.count())
@@ -214,6 +220,7 @@ def _batches(
     statistics: data.ChannelStatistics,
     epoch: int,
     step: int,
+    color_apart: bool,
 ) -> tf.data.Dataset:
     """Return endless batches, all of them mixed as those of `epoch`."""
     if not is_mixed(recipe, epoch):
@@ -221,7 +228,7 @@ def _batches(
     return data.training_dataset(
         source.train,
         recipe.batch_size // hosts.count(),
-        training_transform(recipe, statistics),
+        training_transform(recipe, statistics, color_apart),
         seed=recipe.seed,
         start_epoch=epoch,
         start_step=step,

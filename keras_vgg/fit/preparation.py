@@ -13,7 +13,7 @@ from keras_vgg import weights as weight_files
 from keras_vgg.backend import is_tensorflow
 from keras_vgg.console import notes_dropped
 from keras_vgg.data.pipeline import require_any_order
-from keras_vgg.fit import distillation, distribution, frozen, hosts
+from keras_vgg.fit import color_step, distillation, distribution, frozen, hosts
 from keras_vgg.fit.class_weights import class_weights
 from keras_vgg.fit.distillation import Teacher
 from keras_vgg.fit.engine_timing import measured_engine
@@ -39,6 +39,7 @@ class Prepared:
         full_model: The recipe's network.
         base: The frozen base, whose features are computed once; None: nothing is computed once.
         trained: The network that model.fit trains: the head, or the full network.
+        color_apart: Whether its training steps colour their images: see `color_step`.
         teachers: The networks whose answers it learns besides the labels.
     """
 
@@ -53,6 +54,7 @@ class Prepared:
     full_model: keras.Model
     base: keras.Model | None
     trained: keras.Model
+    color_apart: bool
     teachers: list[Teacher]
 
     @property
@@ -112,6 +114,9 @@ def prepare(
     if teachers:
         distillation.teach(trained, teachers, recipe, several)
     trained.optimizer.build(trained.trainable_variables)
+    color_apart = base is None and color_step.is_possible(recipe)
+    if color_apart:
+        color_step.color_first(trained)
     inventory = data.take_inventory(source)
     return Prepared(
         recipe=recipe,
@@ -125,6 +130,7 @@ def prepare(
         full_model=model,
         base=base,
         trained=trained,
+        color_apart=color_apart,
         teachers=teachers,
     )
 

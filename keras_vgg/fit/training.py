@@ -231,7 +231,9 @@ def datasets(
             return _feature_datasets(run, prepared, prepared.base, verbose)
 
         def training(epoch: int, step: int = 0) -> tf.data.Dataset:
-            batches = training_data(recipe, source, prepared.statistics, epoch, step)
+            batches = training_data(
+                recipe, source, prepared.statistics, epoch, step, prepared.color_apart
+            )
             return weighted(batches, prepared.class_weights)
 
         return training, validation_data(recipe, source)

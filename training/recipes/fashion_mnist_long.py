@@ -1,6 +1,6 @@
 """Fashion-MNIST in an hour: the searched network with shifts, erasing and four times the epochs.
 
-command:  keras-vgg train training/recipes/fashion_mnist_long.py --manual-dir DIR \\
+command:  keras-vgg train training/recipes/fashion_mnist_long.py --manual-dir DIR \
               --workdir runs/long
           keras-vgg evaluate runs/long --protocol dense
           (DIR holds the four official .gz files; or --download True)

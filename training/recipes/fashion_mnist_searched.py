@@ -1,6 +1,6 @@
 """Fashion-MNIST with the winner of a 45-minute search on a tenth of the images: a narrow C, no FC.
 
-command:  keras-vgg train training/recipes/fashion_mnist_searched.py --manual-dir DIR \\
+command:  keras-vgg train training/recipes/fashion_mnist_searched.py --manual-dir DIR \
               --workdir runs/searched
           (DIR holds the four official .gz files; or --download True)
 hardware: one CPU core (AVX2) beside other work, 1,334 s; an image costs 1.0 to 1.14 times as much

@@ -1,7 +1,7 @@
 """Two Fashion-MNIST articles on a canvas: several labels an image, a sigmoid for each class.
 
 command:  python training/two_articles.py --data DIR --out two_articles
-          keras-vgg train training/recipes/two_articles.py --source csv:two_articles/table.csv \\
+          keras-vgg train training/recipes/two_articles.py --source csv:two_articles/table.csv \
               --workdir runs/two_articles
           keras-vgg evaluate runs/two_articles --split validation
           keras-vgg evaluate runs/two_articles
