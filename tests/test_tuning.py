@@ -27,9 +27,10 @@ from keras_vgg.tuning import (
 )
 from keras_vgg.tuning.hypermodel import cost
 from keras_vgg.tuning.live_table import trial_line
-from keras_vgg.tuning.oracle import TUNERS
+from keras_vgg.tuning.oracle import TUNERS, make_oracle, quiet_keras_tuner
 from keras_vgg.tuning.plots import plot_parallel
 from keras_vgg.tuning.results import importances, pareto
+from keras_vgg.tuning.space import Space
 from keras_vgg.tuning.tuner import MedianPruner, RunTuner, _HParams
 from tests.test_fit import TINY
 
@@ -182,6 +183,79 @@ def test_hyperband_trains_the_best_for_longer(tmp_path: Path) -> None:
     assert len(found[3].curve) == 3
 
 
+def values_of_a_search(tuner: str, space: Space, folder: Path) -> list[tuple[dict, int]]:
+    """Return the values and epochs of an oracle's trials; a wider network scores higher."""
+    recipe = BASE.replace(epochs=9)
+    hp = keras_tuner.HyperParameters()
+    VGGHyperModel(recipe, space).declare_hyperparameters(hp)
+    oracle = make_oracle(tuner, hp, max_trials=100, max_epochs=9, seed=0)
+    oracle._set_project_dir(folder, "search")
+    found = []
+    with quiet_keras_tuner():
+        while (trial := oracle.create_trial("one")).status != "STOPPED":
+            values = dict(trial.hyperparameters.values)
+            epochs = values.get("tuner/epochs", 9)
+            found.append(({k: v for k, v in values.items() if "/" not in k}, epochs))
+            oracle.update_trial(trial.trial_id, {"val_accuracy": values["width_multiplier"]})
+            trial.status = "COMPLETED"
+            oracle.end_trial(trial)
+    return found
+
+
+def test_hyperband_halves_what_a_small_space_has(tmp_path: Path) -> None:
+    """keras-tuner's ends after the first short round, for which it misses combinations."""
+    space = {"width_multiplier": (0.125, 0.25, 0.5, 1.0)}
+    found = values_of_a_search("hyperband", space, tmp_path)
+    assert [epochs for _, epochs in found] == [1, 1, 1, 1, 3, 3, 9]
+    assert found[-1][0] == {"width_multiplier": 1.0}
+
+
+def test_a_bayesian_search_trains_no_combination_twice(tmp_path: Path) -> None:
+    space = {"width_multiplier": (0.125, 0.25, 0.5, 1.0)}
+    found = [str(values) for values, _ in values_of_a_search("bayesian", space, tmp_path)]
+    assert len(found) == len(set(found)) == 4
+
+
+@pytest.mark.parametrize(
+    ("base", "space", "message"),
+    [
+        (BASE, {"train_scale": ((4, 4), (32, 40))}, "train_scale"),
+        (
+            BASE.replace(init="imagenet", width_multiplier=1.0, init_head="none"),
+            {"configuration": ("C", "D"), "batch_norm": (False,)},
+            "are published for weights='imagenet'",
+        ),
+    ],
+)
+def test_what_a_training_would_refuse_is_refused(base: Recipe, space: Space, message: str) -> None:
+    model, refused = VGGHyperModel(base, space), []
+    for values in next(iter(space.values())):
+        hp = keras_tuner.HyperParameters()
+        model.declare_hyperparameters(hp)
+        name = hp.space[0].name
+        hp.values[name] = values if isinstance(values, str) else json.dumps(values)
+        try:
+            model.recipe(hp)
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) == 1
+    assert message in refused[0]
+
+
+def test_a_spent_budget_says_why_trials_failed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the budget .* failed, the last: refused: .* parameters"):
+        searched_in(tmp_path / "s", budget=2, max_trials=None, limits=NOTHING_FITS)
+
+
+def test_a_search_of_an_earlier_version_goes_on(searched: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    shutil.copytree(searched, folder)
+    stored = json.loads((folder / "search.json").read_text())
+    del stored["recipe"]["distillation_temperature"]  # as if the field were new
+    (folder / "search.json").write_text(json.dumps(stored))
+    assert len(searched_in(folder)) == 2
+
+
 def attempt(folder: Path, number: int, *curve: float, **facts: object) -> Attempt:
     options = {"parameters": 10, "epochs": 6, "at": number, "val_accuracy": max(curve)} | facts
     return Attempt(folder / f"trial_{number}", options.pop("values", {}), curve=curve, **options)
@@ -218,6 +292,20 @@ def test_a_hopeless_trial_is_ended(
             break
     assert pruner.model.stop_training == stopped == (folder / "pruned").exists()
     assert epoch < 5
+
+
+def test_a_trial_is_compared_with_trials_as_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short trial ends with a low learning rate, and so is near its best accuracy."""
+    there = [attempt(tmp_path, n, 0.3, 0.6, 0.9, epochs=3) for n in range(5)]
+    monkeypatch.setattr("keras_vgg.tuning.tuner.attempts", lambda _: there)
+    pruner = MedianPruner(tmp_path, tmp_path / "trial_9", BASE.replace(epochs=6))
+    pruner.set_model(_Model())
+    pruner.on_train_begin()
+    for epoch in range(5):
+        pruner.on_epoch_end(epoch, {"val_accuracy": 0.2})
+    assert not pruner.model.stop_training
 
 
 def test_the_later_epochs_are_not_a_contest_among_the_best(

@@ -126,6 +126,21 @@ def test_integers_of_a_range() -> None:
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "step", "count"), [(0, 0.6, 0.1, 7), (0, 0.15, 0.05, 4), (0, 0.5, 0.2, 3)]
+)
+def test_the_steps_of_a_range_reach_its_end(
+    low: float, high: float, step: float, count: int
+) -> None:
+    space = {"dropout": Range(low, high, step=step)}
+    hp = keras_tuner.HyperParameters()
+    VGGHyperModel(BASE.replace(dropout=0.3), space).declare_hyperparameters(hp)
+    (dropout,) = hp.space
+    assert dropout.values == [round(i * step, 12) for i in range(count)]
+    # A value of the recipe that is no step is no value of the search.
+    assert dropout.default == (0.3 if 0.3 in dropout.values else 0.0)
+
+
+@pytest.mark.parametrize(
     ("entry", "expected"),
     [
         ("learning_rate=0.01:0.3:log", Range(0.01, 0.3, log=True)),

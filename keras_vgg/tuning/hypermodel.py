@@ -15,7 +15,7 @@ import keras_tuner
 import numpy as np
 from keras_tuner.errors import FailedTrialError
 
-from keras_vgg import architecture, data, fit, hardware
+from keras_vgg import architecture, data, fit, hardware, recipe_checks, weights
 from keras_vgg.recipe import Recipe
 from keras_vgg.tuning.space import Space, declare, default_space, draw_values, resolve
 
@@ -159,18 +159,29 @@ class VGGHyperModel(keras_tuner.HyperModel):
 
         Fewer epochs shorten the warm-up, and the epochs without mixing, in proportion; restarts
         after the last epoch are left out.
+
+        Raises:
+            ValueError: the values are impossible together, or no weights are published for them.
         """
         recipe = declare(hp, self.base, self.space)
         epochs = epochs or hp.values.get("tuner/epochs") or recipe.epochs
         share = min(1.0, epochs / recipe.epochs)
         restarts = sum(restart < epochs for restart in recipe.restart_epochs)
-        return recipe.replace(
+        recipe = recipe.replace(
             epochs=epochs,
             warmup_epochs=recipe.warmup_epochs * share,
             unmixed_epochs=round(recipe.unmixed_epochs * share),
             restart_epochs=recipe.restart_epochs[:restarts],
             restart_rates=recipe.restart_rates[:restarts],
         )
+        # What a training refuses at its start would end the search.
+        recipe_checks.require_no_frames(
+            recipe.image_size, recipe.train_scale_range, recipe.eval_scale_side
+        )
+        if recipe.init in weights.NAMES:
+            top = recipe.init_head not in ("none", "probe")
+            weights.find(recipe.init, recipe.configuration, recipe.batch_norm, top)
+        return recipe
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         """Return the compiled network of a trial, with its initial weights.

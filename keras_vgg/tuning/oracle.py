@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
 import time
@@ -99,6 +100,41 @@ class DurableGridOracle(DurableOracle, keras_tuner.oracles.GridSearchOracle):
         self._populate_next = [*self.start_order]
 
 
+class DurableHyperbandOracle(DurableOracle, keras_tuner.oracles.HyperbandOracle):
+    """Hyperband that halves the trials it has if a small space has no more combinations.
+
+    keras-tuner then ends the search, and no trial has trained all epochs.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._begun: dict[int, int] = {}  # bracket -> its trials, if the space has no more
+
+    def _get_size(self, bracket_num: int, round_num: int) -> int:
+        size = super()._get_size(bracket_num, round_num)
+        begun = self._begun.get(bracket_num)
+        return size if begun is None else min(size, math.ceil(begun / self.factor**round_num))
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        response = super().populate_space(trial_id)
+        for bracket in self._brackets if response["status"] == "STOPPED" else ():
+            number, begun = bracket["bracket_num"], len(bracket["rounds"][0])
+            if begun and number not in self._begun:
+                self._begun[number] = begun
+                return super().populate_space(trial_id)
+        return response
+
+
+class DurableBayesianOracle(DurableOracle, keras_tuner.oracles.BayesianOptimizationOracle):
+    """Bayesian optimization that trains no combination twice: a trial is exactly repeatable."""
+
+    def populate_space(self, trial_id: str) -> dict[str, Any]:
+        response = super().populate_space(trial_id)
+        if response["values"] is not None and self._duplicate(response["values"]):
+            return self._random_populate_space()
+        return response
+
+
 def make_oracle(
     tuner: str,
     hyperparameters: keras_tuner.HyperParameters,
@@ -117,9 +153,7 @@ def make_oracle(
     options: dict[str, Any] = {"max_epochs": max_epochs} if tuner == "hyperband" else {}
     if tuner != "hyperband":
         options["max_trials"] = max_trials or 1_000_000
-    bases = (DurableGridOracle,) if tuner == "grid" else (DurableOracle, TUNERS[tuner])
-    durable: Callable[..., DurableOracle] = type(f"Durable{tuner.title()}", bases, {})
-    oracle = durable(
+    oracle = _DURABLE[tuner](
         objective=keras_tuner.Objective("val_accuracy", "max"),
         hyperparameters=hyperparameters,
         allow_new_entries=False,
@@ -131,6 +165,18 @@ def make_oracle(
     oracle.max_trials = max_trials
     oracle.verbose = 0
     return oracle
+
+
+class DurableRandomOracle(DurableOracle, keras_tuner.oracles.RandomSearchOracle):
+    """A random search."""
+
+
+_DURABLE: dict[str, Callable[..., DurableOracle]] = {
+    "random": DurableRandomOracle,
+    "bayesian": DurableBayesianOracle,
+    "hyperband": DurableHyperbandOracle,
+    "grid": DurableGridOracle,
+}
 
 
 @contextmanager
@@ -214,11 +260,12 @@ def quiet_keras_tuner() -> Iterator[None]:
     """Silence what keras-tuner 1.4 prints and warns of.
 
     keras-tuner calls deprecated functions of threading, and prints every condition that a message
-    to another process holds.
+    to another process holds. Its Gaussian process says when few trials do not determine it.
     """
     conditions = sys.modules.get("keras_tuner.src.engine.conditions")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"(currentThread|getName)\(\) is deprecated")
+        warnings.filterwarnings("ignore", message=r"The optimal value found|lbfgs failed to conver")
         if conditions is not None:
             vars(conditions)["print"] = lambda *_: None
         try:

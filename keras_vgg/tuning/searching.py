@@ -158,7 +158,10 @@ def _claim(workdir: Path, description: dict[str, Any]) -> None:
     """Make the search's folder, or require that the folder holds the same search."""
     path = workdir / _SEARCH
     if path.is_file():
-        stored = read_fields(path)
+        stored = dict(read_fields(path))
+        if "recipe" in stored:  # an earlier version's recipe lacks newer fields
+            earlier = Recipe.from_json(json.dumps(stored["recipe"]))
+            stored["recipe"] = json.loads(earlier.to_json())
         for name, value in json.loads(json.dumps(description)).items():
             if value != stored.get(name):
                 raise ValueError(
@@ -176,6 +179,12 @@ def _claim(workdir: Path, description: dict[str, Any]) -> None:
 def _require_a_finished_trial(trials: list[Attempt], clock: Clock, budget: float | None) -> None:
     if best(trials) is not None:
         return
+    reasons = [trial.reason for trial in trials if trial.reason]
+    if clock.over() and reasons:
+        raise ValueError(
+            f"the budget of {budget:.0f} s was spent and no trial was finished; {len(reasons)} "
+            f"failed, the last: {reasons[-1]}"
+        )
     if clock.over():
         progress = f"{len(trials[-1].curve)} epochs are trained" if trials else "none has begun"
         raise ValueError(

@@ -53,6 +53,7 @@ Space = Mapping[str, Range | Sequence[Any]]
 
 # Other values of these fields give other images, so scores could not be compared.
 _NOT_SEARCHED = ("source", "seed", "on_bad_image", "validation_fraction", "test_fraction")
+_NOT_SEARCHED += ("columns", "group_pattern", "folds", "fold")
 _NOT_SEARCHED += ("train_split", "validation_split", "test_split")
 _NOT_SEARCHED += ("data_dir", "manual_dir", "download")
 _NOT_SEARCHED += ("keep_checkpoints", "checkpoint_minutes", "checkpoint_steps")
@@ -237,16 +238,23 @@ def parse_space(entries: Sequence[str]) -> dict[str, Range | Sequence[Any]]:
 def _draw(
     hp: keras_tuner.HyperParameters, recipe: Recipe, name: str, choices: Range | Sequence[Any]
 ) -> Any:
+    if isinstance(choices, Range) and choices.step is not None:
+        # Not a step of keras-tuner, for which 0:0.6:0.1 ends at 0.5: 0.6 // 0.1 is 5.
+        kind, default = _numbers()[name], getattr(recipe, name)
+        count = int((choices.high - choices.low) / choices.step + 1e-9) + 1
+        steps = [_rounded(choices.low + i * choices.step, kind) for i in range(count)]
+        value = hp.Choice(name, steps, default=default if default in steps else None)
+        return None if value is None else _rounded(value, kind)  # not always: see `draw_values`
     if isinstance(choices, Range):
         sampling = "log" if choices.log else "linear"
         default = getattr(recipe, name)
         in_range = isinstance(default, int | float) and choices.low <= default <= choices.high
         options = {"sampling": sampling, "default": default if in_range else None}
         if _numbers()[name] is int:
-            step = None if choices.log else int(choices.step or 1)
+            step = None if choices.log else 1
             return hp.Int(name, int(choices.low), int(choices.high), step=step, **options)
-        number = hp.Float(name, choices.low, choices.high, step=choices.step, **options)
-        return None if number is None else float(f"{number:.12g}")  # 0.1 + 0.2 is 0.3
+        number = hp.Float(name, choices.low, choices.high, **options)
+        return None if number is None else _rounded(number, float)
     if all(isinstance(choice, bool) for choice in choices):
         return hp.Boolean(name, default=getattr(recipe, name))
     if len({type(choice) for choice in choices}) == 1 and isinstance(choices[0], str):
@@ -259,6 +267,11 @@ def _draw(
     assert text is not None  # only hidden_units, a number, is in a conditional scope
     decoded = json.loads(text)
     return tuple(decoded) if isinstance(decoded, list) else decoded
+
+
+def _rounded(number: float, kind: type) -> Any:
+    """Return a number of 12 digits: 0.1 + 0.2 is 0.3."""
+    return kind(float(f"{number:.12g}"))
 
 
 def _numbers() -> dict[str, type]:

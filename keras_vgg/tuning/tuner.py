@@ -262,6 +262,7 @@ class MedianPruner(keras.callbacks.Callback):
             max(trial.curve[:epochs_done])
             for trial in attempts(self._workdir)
             if trial.folder != self._folder
+            and trial.epochs == self._epochs  # another schedule is elsewhere at this epoch
             and trial.finished
             and (trial.pruned or len(trial.curve) >= epochs_done)
         ]
