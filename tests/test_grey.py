@@ -226,7 +226,7 @@ weights, folder = sys.argv[1:]
 images = np.load(f"{folder}/grey.npy")
 ends = [keras.layers.GlobalAveragePooling2D(), keras.layers.Softmax()]
 for channels in (1, 3):
-    options = {"input_shape": (None, None, channels), "include_preprocessing": True}
+    options = {"input_shape": (224, 224, channels), "include_preprocessing": True}
     model = keras.Sequential([models.vgg("D", False, weights, **options), *ends])
     answers = model.predict(np.repeat(images, 3, axis=-1)[..., :channels], verbose=0)
     np.save(f"{folder}/{channels}.npy", answers)
