@@ -20,6 +20,7 @@ from keras_vgg.models import vgg
 from keras_vgg.weights import TOP, Weights, keras_format, torch_format, torch_naming
 
 SUFFIXES = (".weights.h5", ".h5", ".keras", ".safetensors", ".pth")
+_STATING_SUFFIXES = (".keras", ".safetensors")  # which state more of a network than its tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,8 @@ def recognise(weights: Weights) -> Network:
     """Return the VGG that the weights belong to.
 
     Raises:
-        ValueError: none of the paper's configurations has these layers.
+        ValueError: none of the paper's configurations has these layers, or the head pools by the
+            maximum.
     """
     tensors = weights.tensors
     kernels = {
@@ -66,6 +68,10 @@ def recognise(weights: Weights) -> Network:
         top = [n for n in TOP if n in tensors]
         if top not in ([], ["predictions"], list(TOP)):
             raise ValueError(f"{weights.source} has only {', '.join(top)} of the classifier")
+        if top == ["predictions"] and weights.max_pooling:
+            raise ValueError(
+                f"{weights.source} pools by the maximum, and the gap head by the average"
+            )
         has_all = len(top) == len(TOP)
         _check_shapes(weights, [n for n, _, _ in expected])
         return Network(
@@ -82,7 +88,10 @@ def recognise(weights: Weights) -> Network:
             note=weights.note,
         )
     listed = ", ".join(sorted(tensors)[:12])
-    raise ValueError(f"{weights.source} is none of the paper's configurations; it holds {listed}")
+    note = f" ({weights.note})" if weights.note else ""
+    raise ValueError(
+        f"{weights.source} is none of the paper's configurations; it holds {listed}{note}"
+    )
 
 
 def _check_shapes(weights: Weights, convolution_names: list[str]) -> None:
@@ -142,18 +151,26 @@ def _width(paper: Sequence[int], all_widths: Sequence[int]) -> float | None:
     return None
 
 
-def build(weights: Weights, include_preprocessing: bool = False) -> keras.Model:
-    """Return the network that the weights belong to; `include_preprocessing` as in `vgg`."""
+def build(
+    weights: Weights, include_preprocessing: bool = False, side: int | None = None
+) -> keras.Model:
+    """Return the network that the weights belong to.
+
+    Args:
+        weights: The weights.
+        include_preprocessing: As in `vgg`.
+        side: The side of the images in pixels. None: that of the classifier; without one, any.
+    """
     network = recognise(weights)
     if network.head == "fc" and network.side is None:
         raise ValueError(
             f"the classifier of {weights.source} is not for square images, so no network can be "
             "built for it: write .safetensors or .h5"
         )
-    side = network.side  # None means any size
+    side = side or network.side  # None means any size
     preprocessing = include_preprocessing and weights.preprocessing
     if preprocessing is None:
-        raise ValueError(f"{weights.source} does not say which input its network was trained on")
+        raise ValueError(weights.input_advice(network.include_top))
     # Without the preprocessing, the network for grey images takes three channels.
     channels = network.channels
     if preprocessing is False:
@@ -193,7 +210,8 @@ def convert_weights(
     Keras 3's formats hold float32. PyTorch's counters of batch normalisation are no weights: they
     become 0. In Keras' formats, a convolutional head becomes the same head of dense layers. Only
     `.keras` and `.safetensors` state that a network ends in sigmoids, as one of several labels an
-    image; for another format, the note of the result says so.
+    image, or that it has local response normalisation; for another format, the note of the result
+    says so.
 
     Args:
         source: As `keras_vgg.weights.read_weights`.
@@ -203,8 +221,8 @@ def convert_weights(
         naming: Names of the tensors in PyTorch's formats, "torchvision" or "timm".
         overwrite: Replace an existing file.
         preprocessing: The input that the network expects, "caffe" or "torchvision", for a source
-            that does not state it, such as Keras' `.h5` and `.weights.h5`. Only `.keras` and
-            `.safetensors` keep it.
+            that does not state it: Keras' `.h5` and `.weights.h5`, and PyTorch's files, for which
+            torchvision's is assumed. Only `.keras` and `.safetensors` keep it.
         include_top: False leaves out all layers but the convolutions and their batch normalisation,
             whatever head the source has.
 
@@ -238,24 +256,37 @@ def convert_weights(
         raise
     several_labels = weights.several_labels and network.include_top
     stated = {"activation": "sigmoid"} if several_labels else {}
+    stated |= {"lrn": "true"} if weights.lrn else {}
     write_atomically(target, lambda path: _save(weights, path, suffix, naming, stated))
-    if several_labels and suffix not in (".keras", ".safetensors"):
-        note = weights.with_note(
+    if suffix in _STATING_SUFFIXES:
+        return network
+    if several_labels:
+        weights = weights.with_note(
             f"{target} does not state that the network ends in sigmoids: a network that is built "
             "from the file gives an image one label; .keras and .safetensors state it"
-        ).note
-        return dataclasses.replace(network, note=note)
-    return network
+        )
+    if weights.lrn:
+        weights = weights.with_note(
+            f"{target} does not state that the network has local response normalisation: build "
+            "configuration A-LRN for the file; .keras and .safetensors state it"
+        )
+    return dataclasses.replace(network, note=weights.note)
 
 
 def _with_preprocessing(weights: Weights, preprocessing: str) -> Weights:
     if preprocessing not in MODES:
         raise ValueError(f"preprocessing must be one of {', '.join(MODES)}, not {preprocessing!r}")
-    if weights.preprocessing is not None:
+    if weights.preprocessing is not None and not weights.assumed:
         raise ValueError(
             f"{weights.source} already states what its network expects; omit preprocessing"
         )
-    return dataclasses.replace(weights, preprocessing=MODES[preprocessing]())
+    kernels = weights.tensors.get("block1_conv1", [])
+    if kernels and kernels[0].ndim == 4 and kernels[0].shape[2] != 3:
+        raise ValueError(
+            f"{weights.source} is for images of {kernels[0].shape[2]} channels, and preprocessing "
+            f"{preprocessing} for three; omit preprocessing"
+        )
+    return dataclasses.replace(weights, preprocessing=MODES[preprocessing](), assumed=False)
 
 
 def _save(

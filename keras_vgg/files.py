@@ -73,6 +73,18 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "keras_vgg"
 
 
+def keras_home(file: str) -> Path:
+    """Return the folder of Keras' cache: KERAS_HOME or ~/.keras, if it can be written.
+
+    Otherwise it is the folder that get_file of Keras takes in its place, unless the first has
+    `file`, such as "models/imagenet_class_index.json".
+    """
+    home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+    if os.access(home, os.W_OK) or (home / file).is_file():
+        return home
+    return Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir(), ".keras")
+
+
 def sha256_of(path: str | Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal digits."""
     with open(path, "rb") as file:

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.files import keras_home
 from keras_vgg.layers import ImagePreprocessing
 
 CLASS_INDEX_URL = "https://storage.googleapis.com/download.tensorflow.org/data/" + (
@@ -124,8 +125,8 @@ def class_index() -> tuple[tuple[str, str], ...]:
 
 
 def _fetch_index() -> Path:
-    home = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
-    path = home / "models" / "imagenet_class_index.json"
+    name = "models/imagenet_class_index.json"
+    path = keras_home(name) / name
     if path.is_file():
         return path
     try:

@@ -168,3 +168,11 @@ def to_svg(figure: Figure, label: str, name: str) -> str:
     for value, variable in _VARIABLES.items():
         svg = svg.replace(value, f"var(--{variable})")
     return svg
+
+
+def drawable_characters() -> set[str]:
+    """Return the characters that the fonts of figures have: a box stands for any other."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    fonts = [findfont(FontProperties(family=[name])) for name in FontProperties().get_family()]
+    return {chr(code) for font in fonts for code in get_font(font).get_charmap()}

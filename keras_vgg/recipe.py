@@ -183,7 +183,8 @@ class Recipe:
     """Number of last epochs, before the end and before each restart, without mixup and cutmix. A
     training that ends early, by early_stopping or plateau, does not come to them."""
     mean_rgb: tuple[float, float, float] | None = None
-    """Mean that the model subtracts, in [0, 255]; None: that of init or of the training set."""
+    """Mean that the model subtracts, in [0, 255]; None: that of init or of the training set. With
+    an init that does not state its input, the network takes RGB."""
     std_rgb: tuple[float, float, float] | None = None
     """Deviation that the model divides by, in [0, 255]; None: as mean_rgb. The paper uses 1 1 1."""
 
@@ -410,7 +411,9 @@ class Recipe:
                 changes[name] = _absolute(getattr(self, name))
         for name in ("init", "initialization"):
             value = getattr(self, name)
-            if value and Path(value).exists() and (os.sep in value or not _is_known_name(value)):
+            if not value or not os.path.exists(os.path.expanduser(value)):
+                continue
+            if os.sep in value or not _is_known_name(value):
                 changes[name] = _absolute(value)
         if self.teachers:
             changes["teachers"] = tuple(map(_absolute, self.teachers))

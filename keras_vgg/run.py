@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import json
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from keras_vgg.containers import require_archive, require_hdf5
 from keras_vgg.files import PARTIAL, whole_names, write_atomically, write_json
+from keras_vgg.image_paths import expanded
 from keras_vgg.recipe import Recipe
 
 _LOCK = ".lock"
@@ -99,13 +101,13 @@ class Run:
 
     @classmethod
     def open(cls, directory: str | Path) -> Run:
-        """Open a run that exists.
+        """Open a run that exists; its path may begin with ~, the home folder.
 
         Raises:
             FileNotFoundError: the directory does not exist, or holds no run.
             ValueError: the run's recipe cannot be read.
         """
-        directory = Path(directory)
+        directory = directory_of_run(directory)
         path = directory / "recipe.json"
         if not path.is_file():
             raise FileNotFoundError(f"{directory} is not a run directory: it has no recipe.json")
@@ -209,7 +211,7 @@ class Run:
         if not self.finished:
             raise ValueError(
                 f"{self.directory} has not finished training; resume it first, or end it with "
-                f"keras-vgg train --workdir {self.directory} --finish"
+                f"keras-vgg train --workdir {shlex.quote(str(self.directory))} --finish"
             )
 
     def progress_note(self) -> str:
@@ -252,6 +254,16 @@ class Run:
         )
 
 
+def directory_of_run(path: str | Path) -> Path:
+    """Return a path with ~ replaced by the home folder if a run is there, and none at the path.
+
+    A shell leaves the ~ of --workdir=~/run as it is, so that a folder may be called ~, too.
+    """
+    home = expanded(path)
+    is_at_home = (home / "recipe.json").is_file() and not (Path(path) / "recipe.json").is_file()
+    return home if is_at_home else Path(path)
+
+
 def holds_folds(directory: str | Path) -> bool:
     """Return whether a directory holds the runs of a cross-validation, finished or not."""
     path = Path(directory)
@@ -274,7 +286,7 @@ def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
         RunInUse: another process trains in the directory.
         OSError: the directory cannot be made or written.
     """
-    directory = Path(directory)
+    directory = directory_of_run(directory)
     run = Run(directory, recipe)
     made = not directory.exists()
     is_folder = made or directory.is_dir()

@@ -4,10 +4,12 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import keras_vgg
-from keras_vgg import convert, weights
+from keras_vgg import cli, convert, weights
 from keras_vgg.architecture import convolutions
+from keras_vgg.weights import torch_naming
 from tests.dense_networks import answers
 from tests.test_models import FULL, keras_applications
 
@@ -183,6 +185,19 @@ def test_a_converted_network_computes_the_same(tmp_path, configuration, head, ac
     np.testing.assert_allclose(answers(again, x), answers(model, x), rtol=1e-4, atol=1e-5)
 
 
+def test_response_normalisation_survives_or_the_loss_is_told(tmp_path):
+    keras_vgg.VGG11LRN(weights=None, **SMALL).save(tmp_path / "a.keras")
+    stated = tmp_path / "b.safetensors"
+    assert convert.convert_weights(tmp_path / "a.keras", stated).note == ""
+    assert convert.convert_weights(stated, tmp_path / "c.keras").configuration == "A-LRN"
+    note = convert.convert_weights(stated, tmp_path / "d.h5").note
+    assert "d.h5 does not state that the network has local response normalisation" in note
+    for source in (tmp_path / "a.keras", stated):
+        with pytest.raises(ValueError, match=r"'A' has none: build configuration 'A-LRN'"):
+            keras_vgg.vgg("A", weights=source, **SMALL)
+        keras_vgg.vgg("A-LRN", weights=source, **SMALL)
+
+
 def test_several_labels_survive_or_the_loss_is_told(tmp_path):
     model = keras_vgg.vgg(
         "A",
@@ -247,6 +262,34 @@ def test_a_silent_source_is_told_what_it_expects(tmp_path):
         convert.convert_weights(told, tmp_path / "b.keras", preprocessing="caffe")
     with pytest.raises(ValueError, match="preprocessing must be one of caffe, torchvision"):
         convert.convert_weights(tmp_path / "a.weights.h5", tmp_path / "b.keras", preprocessing="tf")
+
+
+def test_what_a_pytorch_file_is_only_assumed_to_expect_can_be_stated(tmp_path, capsys):
+    """As Caffe's networks in PyTorch's format, such as vgg19-d01eb7cb.pth, which take BGR."""
+    model = keras_vgg.vgg("A", weights=None, **SMALL)
+    state = torch_naming.to_torch(weights.tensors_of(model), "torchvision")
+    safetensors.numpy.save_file(state, tmp_path / "silent.safetensors")
+    assert read(tmp_path / "silent.safetensors").assumed
+    assert cli.main(["weights", str(tmp_path / "silent.safetensors")]) == 0
+    assert "(assumed: the file does not state it)" in capsys.readouterr().out
+    stated = tmp_path / "stated.safetensors"
+    convert.convert_weights(tmp_path / "silent.safetensors", stated, preprocessing="caffe")
+    assert read(stated).preprocessing.channel_order == "bgr"
+    assert not read(stated).assumed
+    assert cli.main(["weights", str(stated)]) == 0
+    assert "assumed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_torchvisions_input_is_assumed_for_three_channels_only(tmp_path, channels):
+    model = keras_vgg.vgg("A", weights=None, **SMALL | {"input_shape": (32, 32, channels)})
+    state = torch_naming.to_torch(weights.tensors_of(model), "torchvision")
+    safetensors.numpy.save_file(state, tmp_path / "silent.safetensors")
+    silent = tmp_path / "silent.safetensors"
+    assert read(silent).preprocessing is None
+    with pytest.raises(ValueError, match=f"is for images of {channels} channels, and preproc"):
+        convert.convert_weights(silent, tmp_path / "a.keras", preprocessing="caffe")
+    convert.convert_weights(silent, tmp_path / "a.keras")
 
 
 def test_kernels_of_one_dimension_are_no_vgg():

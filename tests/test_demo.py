@@ -20,6 +20,7 @@ import gradio_client
 import httpx
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from keras_vgg import cli, demo, explain, runs
@@ -251,6 +252,19 @@ def test_the_heat_is_grad_cams_of_what_the_network_saw(answerer, monkeypatch):
     placed[3:45, 27:69] = resized(heat, (42, 42))
     np.testing.assert_array_equal(answer.heat, explain.overlay(image, placed))
     assert answer.seen == 42 * 42 / (48 * 96)
+
+
+def test_too_little_memory_is_a_message_on_the_page(answerer, monkeypatch):
+    from keras_vgg.demo.page import _heat_and_table  # late: it imports Gradio
+
+    def too_large(*arguments, **options):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    monkeypatch.setattr(explain, "grad_cam", too_large)
+    heat, text = _heat_and_table("a.png", lambda: answerer.of_image(pixels()))
+    assert heat is None
+    assert "a.png</b>: the memory is too small: end what else" in text
+    assert "choose a smaller picture (OOM when allocating)" in text
 
 
 @pytest.mark.parametrize("sides", [(1, 100_000), (30_000, 1), (1, 1), (7, 90)])

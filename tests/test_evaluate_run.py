@@ -7,8 +7,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from keras_vgg import augment, evaluation
+from keras_vgg import augment, cli, evaluation
 from keras_vgg.array_cache import ArrayCache
 from keras_vgg.fit import Run, describe, fit, load_source
 from keras_vgg.recipe import Recipe
@@ -112,6 +113,18 @@ def test_posteriors_are_kept(run, monkeypatch):
     np.testing.assert_allclose(again.probabilities, first.probabilities, atol=1e-7)
     one = evaluate_run(run, "validation", protocol="dense", scales=(32,))
     assert one.count == first.count
+
+
+def test_too_little_memory_is_one_line(run, monkeypatch, capfd):
+    def too_large(*arguments, **options):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nmore")
+
+    monkeypatch.setattr(evaluation, "posteriors", too_large)
+    assert cli.main(["evaluate", str(run.directory), "--split", "validation"]) == cli.BAD_INPUT
+    assert capfd.readouterr().err == (
+        "keras-vgg: error: the memory is too small: end what else holds the device's memory, or "
+        "evaluate at smaller --scales (OOM when allocating)\n"
+    )
 
 
 def test_an_interrupted_evaluation_goes_on(run, monkeypatch):

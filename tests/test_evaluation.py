@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy.stats import binomtest
 
 from keras_vgg.evaluation import Evaluation, compare, evaluate, fuse, predict
 
@@ -218,7 +220,21 @@ def test_the_interval_is_that_of_resampled_images() -> None:
     np.testing.assert_allclose(found.interval(), np.quantile(drawn, [0.025, 0.975]), atol=0.011)
     narrow = found.interval(level=0.5)
     assert found.interval()[0] < narrow[0] < 0.7 < narrow[1] < found.interval()[1]
-    assert right_on(True, True).interval() == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(("groups", "units"), [(None, 5), (["x", "y", "y", "x", "y"], 2)])
+def test_the_interval_of_all_or_none_is_exact(groups: list[str] | None, units: int) -> None:
+    """Against scipy's interval of Clopper and Pearson; the bootstrap's has no width."""
+    of_image = None if groups is None else np.array(groups)
+    all_right = replace(right_on(*[True] * 5), groups=of_image)
+    none_right = replace(right_on(*[False] * 5), groups=of_image)
+    for level in (0.5, 0.95):
+        low, high = binomtest(units, units).proportion_ci(level, "exact")
+        assert all_right.interval(level=level) == pytest.approx((low, high))
+        assert none_right.interval(level=level) == pytest.approx((1 - high, 1 - low))
+    rows = np.eye(6, dtype=np.float32)[[0] * 5]
+    top5 = Evaluation(np.zeros(5, int), rows, tuple("abcdef"), all_right.groups).interval(5)
+    assert top5 == pytest.approx(all_right.interval())
 
 
 def test_the_interval_of_top5() -> None:

@@ -256,6 +256,14 @@ def test_several_labels(ties: bool) -> None:
     assert result.count == 200
 
 
+def test_all_or_no_labels_right_has_an_exact_interval() -> None:
+    labels = np.array([[1, 0], [0, 1], [1, 1]])
+    right = MultiLabelEvaluation(labels, labels.astype(np.float32), ("a", "b"))
+    assert right.figures()["exact_match"].interval == pytest.approx((0.025 ** (1 / 3), 1.0))
+    wrong = MultiLabelEvaluation(labels, 1 - labels.astype(np.float32), ("a", "b"))
+    assert wrong.figures()["exact_match"].interval == pytest.approx((0.0, 1 - 0.025 ** (1 / 3)))
+
+
 def test_labels_that_no_image_has_or_all_have() -> None:
     labels, probabilities = multi_hot(50, 4)
     labels[:, 1], labels[:, 2] = 0, 1

@@ -1,5 +1,6 @@
 """keras-vgg finetune: a folder of photographs becomes a run that can be resumed."""
 
+import os
 import shutil
 
 import keras
@@ -10,8 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from keras_vgg import cli, finetune, hardware, runs
-from keras_vgg.fit import Run, build_model, evaluation_transform, load_source
+from keras_vgg import cli, data, finetune, hardware, runs
+from keras_vgg.fit import Run, build_model, evaluation_transform, load_source, probe
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.finetuning import plan_finetuning
 from keras_vgg.fit.inputs import channel_statistics
@@ -150,9 +151,52 @@ def test_a_weight_file_is_the_base(photos, small, tiny_run, tmp_path, monkeypatc
 def test_a_missing_report_is_written(finished, photos, small, tmp_path):
     """A process that ended between training and report goes on with what is missing."""
     shutil.copytree(finished.directory, tmp_path / "run")
-    (tmp_path / "run" / "report.html").unlink()
-    run = finetune(photos, tmp_path / "run", **small)
-    assert (run.directory / "report.html").is_file()
+    page = tmp_path / "run" / "report.html"
+    page.unlink()
+    finetune(photos, tmp_path / "run", **small)
+    assert page.is_file()
+    # A page that is older than the results is of another network, or of an unfinished run.
+    os.utime(page, (0, 0))
+    finetune(photos, tmp_path / "run", **small)
+    assert page.stat().st_mtime > 0
+
+
+def test_a_run_without_a_checkpoint_is_planned_anew(finished, photos, small, tmp_path):
+    shutil.copytree(finished.directory, tmp_path / "run")
+    for name in ("results.json", "checkpoints", "metrics.csv"):
+        path = tmp_path / "run" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    source = f"folder:{photos}"
+    fields = {name: value for name, value in small.items() if name != "verbose"}
+    options = fields | {"workdir": tmp_path / "run", "image_size": 48}
+    plan = plan_finetuning(source, **options)
+    assert plan == plan_finetuning(source, **(options | {"workdir": None}))
+    kept = plan_finetuning(source, **(options | {"workdir": finished.directory}))
+    assert kept.recipe.eval_scale == finished.recipe.eval_scale
+
+
+def test_the_first_classifier_leaves_the_features_of_the_whole_set(monkeypatch, tmp_path):
+    """Of a set above its limit it takes a part, whose features are others."""
+    monkeypatch.setattr(probe, "MOST_IMAGES", 8)
+    folders = []
+
+    def features(base, split, transform, mirrored, folder, verbose):
+        folders.append((folder.name, split.size))
+        return np.zeros((split.size, 1, 4)), np.zeros(split.size, int)
+
+    monkeypatch.setattr(probe, "_features", features)
+    monkeypatch.setattr(probe.frozen, "split_model", lambda model: (None, None))
+    monkeypatch.setattr(probe.transfer, "linear_probe", _no_fit)
+    images = np.zeros((12, 8, 8, 3), np.uint8)
+    train = data.Split("train", 12, np.arange(12) % 2, images)
+    validation = data.Split("validation", 4, np.arange(4) % 2, images[:4])
+    with pytest.raises(InterruptedError):
+        fit_classifier(keras.Sequential(), Recipe(), train, validation, None, tmp_path)
+    assert folders == [("train-probe", 8), ("validation", 4)]
+
+
+def _no_fit(*arguments, **options):
+    raise InterruptedError
 
 
 @pytest.mark.slow

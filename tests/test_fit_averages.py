@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import keras
 import numpy as np
@@ -123,6 +124,15 @@ def test_the_kept_network_is_tested_on_some_training_images(
     balanced = Run(tiny_run.directory, tiny_run.recipe.replace(sampling="balanced"))
     expected = np.average(right, weights=weights)
     assert outcome._training_figure(balanced, prepared) == pytest.approx(expected)
+
+
+def test_a_training_image_that_is_gone_is_named_at_the_end(tiny_run: Run, tmp_path: Path) -> None:
+    paths = np.array([str(tmp_path / "gone.png")], dtype=object)
+    train = data.Split("train", 1, labels=np.zeros(1, np.int32), paths=paths)
+    source = data.Source("folder", tiny_run.class_names, train, None, None)
+    prepared: Any = SimpleNamespace(source=source, class_weights=None)
+    with pytest.raises(ValueError, match=r"gone\.png"):
+        outcome._training_figure(tiny_run, prepared)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_vgg
-from keras_vgg import data
+from keras_vgg import cli, data
 from keras_vgg import fit as fitting
 from keras_vgg.array_cache import ArrayCache
 from keras_vgg.fit import Run, build_model, fit, frozen
@@ -366,6 +366,27 @@ def test_weights_that_do_not_fit(pretrained, tmp_path):
     with pytest.raises(ValueError, match=r"does not say which input .* give mean_rgb and std_rgb"):
         fit(FIXED.replace(init=str(silent)), tmp_path / "a", verbose=0)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_the_advice_about_silent_weights_keeps_the_order_of_the_colours(tmp_path, monkeypatch):
+    """A network of one's own, fine-tuned with the preprocess_input of keras.applications: BGR."""
+    monkeypatch.chdir(tmp_path)
+    base = keras_vgg.vgg(
+        "A", include_top=False, weights=None, input_shape=(32, 32, 3), width_multiplier=1 / 16
+    )
+    x = keras.layers.GlobalAveragePooling2D()(base.output)
+    keras.Model(base.input, keras.layers.Dense(5, name="mine")(x)).save("mine.h5")
+    recipe = FIXED.replace(init="mine.h5", batch_norm=False)
+    with pytest.raises(ValueError, match=r"mine\.h5 does not say which input") as error:
+        build_model(recipe, 10, STATISTICS, initial=initial_weights(recipe))
+    message = str(error.value)
+    assert message.endswith("; or, if it takes RGB or luma, give mean_rgb and std_rgb")
+    command = message.partition("keras-vgg ")[2].partition(" (as")[0].split()
+    assert cli.main(command) == 0
+    recipe = recipe.replace(init="FILE.keras")
+    model = build_model(recipe, 10, STATISTICS, initial=initial_weights(recipe))
+    assert model.get_layer("preprocessing").channel_order == "bgr"
 
 
 @pytest.mark.slow

@@ -160,6 +160,34 @@ def test_pretrained_weights_see_grey_as_rgb_saw_it(tmp_path):
     assert outputs[1].max() > 0
 
 
+def test_weights_of_one_channel_take_the_luma_of_the_means(tmp_path):
+    """As a PyTorch file of a network for grey images, which states no input."""
+    source = models.vgg(
+        *("A", False, None),
+        width_multiplier=TINY.width_multiplier,
+        batch_norm=TINY.batch_norm,
+        input_shape=(32, 32, 1),
+    )
+    source.save(tmp_path / "a.keras")
+    convert.convert_weights(tmp_path / "a.keras", tmp_path / "a.safetensors")
+    recipe = GREY.replace(
+        init=str(tmp_path / "a.safetensors"),
+        initialization="he_normal",
+        mean_rgb=(10.0, 100.0, 200.0),
+        std_rgb=(1.0, 1.0, 1.0),
+    )
+    statistics = data.ChannelStatistics(np.zeros(3), np.ones(3), np.zeros(3), np.eye(3), 0)
+    model = build_model(recipe, 10, statistics, initial=initial_weights(recipe))
+    assert model.get_layer("block1_conv1").kernel.shape[2] == 1
+    config = model.get_layer("preprocessing").get_config()
+    np.testing.assert_allclose(config["mean"], [0.299 * 10 + 0.587 * 100 + 0.114 * 200])
+    np.testing.assert_allclose(config["std"], [1])
+    # Without weights, as with them.
+    recipe = recipe.replace(init=None)
+    model = build_model(recipe, 10, statistics)
+    assert model.get_layer("block1_conv1").kernel.shape[2] == 1
+
+
 def test_a_grey_run(run, tmp_path):
     model = run.model()
     assert model.input_shape == (None, 32, 32, 1)

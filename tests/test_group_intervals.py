@@ -136,6 +136,24 @@ def test_without_groups_or_with_one_nothing_changes() -> None:
     assert figures(labels, probabilities, NAMES, groups=alone) == names
 
 
+def test_images_of_one_group_are_said_to_be() -> None:
+    labels, probabilities = answers(3)
+    both = np.eye(3, dtype=np.uint8)[labels]
+
+    def over(groups: list[str | None]) -> set[str]:
+        of_image = np.array(groups, object)
+        count = len(groups)
+        one_label = Evaluation(labels[:count], probabilities[:count], NAMES, of_image)
+        several = MultiLabelEvaluation(both[:count], probabilities[:count], NAMES, groups=of_image)
+        return {one_label.over, several.over}
+
+    assert over(["p"] * 5) == {"over the images of one group: intervals come out too narrow"}
+    assert over(["p"] * 4 + ["q"]) == {groups_text(2)}
+    for groups in (["", None, ""], ["p"], ["p", "q", "r"]):
+        assert over(groups) == {""}
+    assert Evaluation(labels, probabilities, NAMES).over == ""
+
+
 def test_groups_of_like_images_widen_the_interval() -> None:
     rng = np.random.default_rng(0)
     right = np.repeat(rng.integers(0, 2, 40), 25)  # 40 patients, each all right or all wrong
@@ -184,6 +202,14 @@ def test_the_command_and_the_report_name_the_groups(
     assert figures["top1_interval"] != list(by_image.interval())
     page = report_runs([run], source=grouped, images=0).read_text()
     assert "bootstrap intervals of 95 % over 12 groups" in page
+    rows = (tmp_path / "scans.csv").read_text().splitlines(keepends=True)
+    one_patient = tmp_path / "one.csv"  # p0 has the first five
+    one_patient.write_text("".join(rows[:6]))
+    assert cli.main(["evaluate", str(run.directory), "--source", f"csv:{one_patient}"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "over the images of one group: intervals come out too narrow" in text
+    page = report_runs([run], source=f"csv:{one_patient}", images=0).read_text()
+    assert "of 95 % over the images of one group: intervals come out too narrow" in page
     # Results of earlier versions have no groups.
     del figures["groups"]
     assert [one.name for one in _evaluated({key: figures})] == [key]

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import os
 import socket
 
 import keras
@@ -162,6 +163,7 @@ def server(tmp_path, monkeypatch):
 
     digest = hashlib.md5((served / "imagenet_class_index.json").read_bytes()).hexdigest()
     monkeypatch.setattr(imagenet, "CLASS_INDEX_MD5", digest)
+    (tmp_path / "home").mkdir()
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "home"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         url = f"http://127.0.0.1:{running.server_address[1]}/imagenet_class_index.json"
@@ -232,9 +234,26 @@ def test_connection_refused(server, tmp_path, monkeypatch):
 
 
 def test_a_cache_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "home").rmdir()
     (tmp_path / "home").write_text("a file, not a folder")
     with pytest.raises(OSError, match=r"Not a directory.* by hand"):
         imagenet.class_names()
+
+
+def test_a_home_that_cannot_be_written(server, tmp_path, monkeypatch):
+    """As get_file, and as for weights: the temporary folder takes its place."""
+    isdir, access = os.path.isdir, os.access
+    monkeypatch.setattr("os.path.isdir", lambda path: path != "/tmp" and isdir(path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("os.access", lambda p, mode: p != tmp_path / "home" and access(p, mode))
+    assert imagenet.class_names()[999] == "thing_999"
+    other = tmp_path / ".keras" / "models" / "imagenet_class_index.json"
+    assert other.is_file()
+    # A home that has the file needs no other.
+    cached(tmp_path).parent.mkdir()
+    other.replace(cached(tmp_path))
+    (server / "imagenet_class_index.json").unlink()
+    assert imagenet.class_names()[999] == "thing_999"
 
 
 def test_another_hash_is_not_kept(server, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from keras_vgg import Predictor, cli, runs
@@ -271,6 +272,16 @@ def test_paths_arrays_and_pictures_get_one_answer(run: Run, digits: Path):
     assert [name for name, _ in ranked] == [name for name, _ in expected]
     assert [p for _, p in ranked] == pytest.approx([p for _, p in expected], abs=1e-6)
     assert answers[0].name == expected[0][0]
+
+
+def test_too_little_memory_is_a_memory_error(network: Path, monkeypatch: pytest.MonkeyPatch):
+    def too_large(images: np.ndarray) -> np.ndarray:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    predictor = Predictor(network, class_names="abc")
+    monkeypatch.setattr(predictor, "_network", too_large)
+    with pytest.raises(MemoryError, match=r"too small: .* smaller batch_size \(OOM when"):
+        predictor([np.zeros((40, 50, 3), np.uint8)])
 
 
 def test_many_calls_are_traced_for_few_shapes(network: Path, monkeypatch: pytest.MonkeyPatch):

@@ -47,6 +47,8 @@ def test_absolute_paths(tmp_path, monkeypatch):
     for name in ("he_normal", "glorot", "imagenet", "run1"):
         (tmp_path / name).mkdir()
     (tmp_path / "vgg.h5").touch()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "own.h5").touch()
     for given, expected in (
         ({"source": "folder:pics"}, {"source": f"folder:{tmp_path / 'pics'}"}),
         ({"source": "folder:../x:y/"}, {"source": f"folder:{tmp_path.parent / 'x:y'}"}),
@@ -56,6 +58,7 @@ def test_absolute_paths(tmp_path, monkeypatch):
         ({"init": "files/vgg.h5"}, {"init": str(tmp_path / "files" / "vgg.h5")}),
         ({"init": "vgg.h5"}, {"init": str(tmp_path / "vgg.h5")}),
         ({"init": "run1"}, {"init": str(tmp_path / "run1")}),
+        ({"init": "~/own.h5"}, {"init": str(tmp_path / "home" / "own.h5")}),
         ({"initialization": "run1"}, {"initialization": str(tmp_path / "run1")}),
         ({"initialization": "./glorot"}, {"initialization": str(tmp_path / "glorot")}),
         ({"initialization": "./files"}, {"initialization": str(tmp_path / "files")}),

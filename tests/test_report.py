@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from keras_vgg import plotting, report
+from keras_vgg.explain.draw import _drawable, draw_heats
 
 ROWS = [
     {
@@ -161,6 +162,26 @@ def test_confusion_writes_what_there_is_room_for(
     assert len(axis.texts) == counts
     labels = [tick.get_text() for tick in axis.get_yticklabels()]
     assert labels == ["$5 [a]"] * classes if names else "$5 [a]" not in labels
+
+
+def test_names_that_the_font_cannot_write_become_numbers(drawn: list[Figure]) -> None:
+    names = ["chien", "\N{CJK UNIFIED IDEOGRAPH-732B}", "été", "\N{HANGUL SYLLABLE GAE} 2"]
+
+    report.plot_confusion(np.eye(4, dtype=int), names, "unused")
+
+    axis = drawn[0].axes[0]
+    for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["chien", "1", "été", "3"]
+
+
+def test_an_explanation_has_no_boxes(tmp_path: Path) -> None:
+    image, cat = np.zeros((40, 40, 3), np.uint8), "\N{CJK UNIFIED IDEOGRAPH-732B}"
+    heats = {f"{cat}{cat}: grad-cam": np.zeros((40, 40), np.float32)}
+
+    draw_heats(tmp_path / "a.png", image, heats, title=f"a.png: {cat} 97.0%")  # and no warning
+
+    assert (tmp_path / "a.png").is_file()
+    assert _drawable(f"{cat}{cat}: été 97.0%") == "?: été 97.0%"
 
 
 def test_confusion_colours_are_shares_of_the_row(drawn: list[Figure]) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
-from keras_vgg import cli, data, evaluation, report
+from keras_vgg import cli, data, evaluation, explain, report
 from keras_vgg.evaluation import compare
 from keras_vgg.export import Artifact
 from keras_vgg.fit import Run, describe, evaluation_transform, fit, load_source
@@ -27,6 +28,7 @@ from keras_vgg.runs import evaluate_run, evaluate_runs, report_runs
 from keras_vgg.runs.images import open_split
 from keras_vgg.runs.report import _opened
 from keras_vgg.runs.report_scores import scores_of
+from keras_vgg.runs.telling_images import most_telling_images
 from tests.test_fit import TINY
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -244,6 +246,16 @@ def test_pictures_are_the_surest_mistakes_and_the_least_sure_hits(found, written
             )
             assert card.count('src="data:image/png;base64,') == 3  # itself, and two classes' maps
     assert "block5_conv2_relu, 2x2 places" in text_of(page)
+
+
+def test_too_little_memory_for_grad_cam_is_a_memory_error(trained, found, monkeypatch):
+    def too_large(*arguments, **options):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    monkeypatch.setattr(explain, "grad_cam", too_large)
+    split = open_split(trained, "validation")
+    with pytest.raises(MemoryError, match=r"the memory is too small: end .* \(OOM when"):
+        most_telling_images(trained, found, split, 1, False)
 
 
 def test_the_picture_shown_is_the_image_of_the_split(trained, written):

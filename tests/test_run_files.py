@@ -11,7 +11,8 @@ from PIL import Image
 
 from keras_vgg import cli
 from keras_vgg.fit import Run
-from keras_vgg.run import read_fields
+from keras_vgg.run import claim, read_fields
+from keras_vgg.runs import run_of
 
 NOT_FIELDS = {
     "list": "[]",
@@ -50,6 +51,26 @@ def refused(capsys, run, name, *arguments):
     after = contents(run.directory)
     assert {p: after[p] for p in before} == before
     return err
+
+
+def test_a_run_in_the_home_folder(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert Run.open("~/run").directory == run.directory
+    for name in ("~/run", "~/run/model.keras"):
+        opened = run_of(name)
+        assert opened is not None
+        assert opened.directory == run.directory
+    with claim("~/run", run.recipe) as (claimed, is_new):
+        assert (claimed.directory, is_new) == (run.directory, False)
+    assert run_of("~/nowhere") is None
+    with pytest.raises(FileNotFoundError, match="~/nowhere is not a run directory"):
+        Run.open("~/nowhere")
+    # A folder that is called ~ is found, too: a shell leaves --workdir=~/run as it is.
+    shutil.copytree(run.directory, tmp_path / "empty" / "~" / "run")
+    assert Run.open("~/run").directory.resolve() == tmp_path / "empty" / "~" / "run"
 
 
 @pytest.mark.parametrize("text", NOT_FIELDS.values(), ids=NOT_FIELDS)

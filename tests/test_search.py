@@ -290,6 +290,12 @@ def test_a_picture_of_many_photographs_is_small(tmp_path, monkeypatch):
     assert search_answers._small(load("")).shape == (225, 150, 3)
 
 
+def test_dollars_in_the_names_of_files_are_no_formula(tmp_path):
+    answers = [SearchAnswer("$x_$.jpg", (Match("$5_$.png", 0.5, 100, False),))]
+    search_answers.draw_search(answers, lambda path: np.zeros((9, 9, 3), "u1"), tmp_path / "a.png")
+    assert (tmp_path / "a.png").is_file()
+
+
 def test_near_duplicates_come_before_more_similar_photographs(tmp_path):
     files = [SimpleNamespace(path=name) for name in ("other.png", "copy.png", "query.png")]
     hashes = np.stack([np.full(32, value, np.uint8) for value in (0xF0, 0x0F, 0x0F)])

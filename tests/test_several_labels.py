@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn import metrics
 from sklearn.datasets import load_digits
 
-from keras_vgg import augment, cli, data, evaluation
+from keras_vgg import augment, cli, data, evaluation, explain
 from keras_vgg.data import sheet_images
 from keras_vgg.demo.answer import Examples
 from keras_vgg.export import verify
@@ -36,7 +36,7 @@ from keras_vgg.runs import (
     report_runs,
     write_answers,
 )
-from keras_vgg.runs.telling_labels import labels_to_explain, ranked_images
+from keras_vgg.runs.telling_labels import labels_to_explain, most_telling_labels, ranked_images
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
@@ -311,6 +311,7 @@ def test_the_command_refuses_what_needs_one_label(run, tmp_path, capsys):
     another = shutil.copytree(run.directory, tmp_path / "another")
     for argument, message in (
         ("--tables", "--tables has top-1 and top-5 errors, which need one label an image"),
+        ("--specificity=0.9", "--specificity needs two classes, one for each image; leave it out"),
         (str(another), "name one run"),
     ):
         assert cli.main(["evaluate", str(run.directory), argument]) == cli.BAD_INPUT
@@ -381,6 +382,16 @@ def test_mistakes_and_hits_are_ranked_by_their_margins():
     assert hits.tolist() == [3, 0]
     assert labels_to_explain(evaluated, 2) == [0, 2]
     assert labels_to_explain(evaluated, 1) == [1, 0]
+
+
+def test_too_little_memory_for_grad_cam_is_a_memory_error(run, monkeypatch):
+    def too_large(*arguments, **options):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    monkeypatch.setattr(explain, "grad_cam", too_large)
+    recorded = evaluate_labels(run)
+    with pytest.raises(MemoryError, match=r"the memory is too small: end .* \(OOM when"):
+        most_telling_labels(run, recorded.evaluation, recorded.images.split, 1, False)
 
 
 def test_the_report_shows_the_labels(run, tmp_path, monkeypatch):

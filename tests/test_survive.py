@@ -164,6 +164,19 @@ def test_a_checkpoint_that_cannot_be_opened_is_kept(
     assert newest.is_file()
 
 
+def test_a_run_is_not_ended_without_the_epoch_of_its_best_network(
+    whole: Run, tmp_path: Path
+) -> None:
+    """A run that goes on trains that epoch again."""
+    run = Run(tmp_path, TINY)
+    shutil.copytree(whole.directory / "checkpoints", tmp_path / "checkpoints")
+    newest = run.checkpoints[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"cannot be read, .* resume the run instead of ending it"):
+        Keeper(run).restore(compiled(TINY), ends=True)
+    assert newest.is_file()
+
+
 def test_any_damaged_byte_is_noticed_or_changes_nothing(whole: Run, tmp_path: Path) -> None:
     """A flipped byte, here and there through the file: its directory, its headers, its numbers."""
     model = compiled(TINY)

@@ -2,8 +2,11 @@
 
 import argparse
 import collections
+import io
 import re
+import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -96,6 +99,83 @@ def test_a_base_is_found_and_any_head_left_out(tmp_path, name, suffix, batch_nor
         assert f"the VGG is the layer {where}" in note
 
 
+def without_names(file):
+    """Take the layers' names out of an HDF5 file, as Keras before 3.6 writes it."""
+
+    def strip(_, item):
+        item.attrs.pop("name", None)
+
+    with h5py.File(file, "r+") as opened:
+        opened.visititems(strip)
+
+
+def numbered_as_tensorflow_2_13(file):
+    """Call the container as TensorFlow 2.13 does, which counts layers with weights twice."""
+    with h5py.File(file, "r+") as opened:
+        opened.move("layers", "_layer_checkpoint_dependencies")
+        layers = opened["_layer_checkpoint_dependencies"]
+        for i in range(7, 0, -1):
+            layers.move(f"conv2d_{i}", f"conv2d_{2 * i}")
+
+
+def older(path, change=without_names):
+    """Change the HDF5 inside a .keras file."""
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    content = io.BytesIO(files["model.weights.h5"])
+    change(content)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (files | {"model.weights.h5": content.getvalue()}).items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_files_of_keras_before_3_6_are_read(tmp_path, name):
+    """They state no layer names; the configuration has them in the same order."""
+    keras.utils.set_random_seed(3)
+    model = NETWORKS[name]()
+    model.save(tmp_path / "old.keras")
+    older(tmp_path / "old.keras")
+    assert_same_base(models.vgg("A", weights=tmp_path / "old.keras", **BASE), model)
+    keras.saving.save_model(model, tmp_path / "hub", zipped=False)
+    without_names(tmp_path / "hub" / "model.weights.h5")
+    assert_same_base(models.vgg("A", weights=tmp_path / "hub", **BASE), model)
+
+
+def test_a_file_of_tensorflow_2_13_is_read(tmp_path):
+    model = flat()
+    model.save(tmp_path / "old.keras")
+    older(tmp_path / "old.keras")
+    older(tmp_path / "old.keras", numbered_as_tensorflow_2_13)
+    assert_same_base(models.vgg("A", weights=tmp_path / "old.keras", **BASE), model)
+
+
+def test_a_bare_file_of_keras_before_3_6_says_what_it_lacks(tmp_path, capsys):
+    path = tmp_path / "old.weights.h5"
+    flat().save_weights(path)
+    without_names(path)
+    reason = "it was written by Keras before 3.6, which states no layer names: load it into"
+    with pytest.raises(ValueError, match=rf"holds no convolutions of VGG .*: {reason}"):
+        models.vgg("A", weights=path, **BASE)
+    with pytest.raises(ValueError, match=rf"nothing was loaded.*\({reason}"):
+        keras_vgg.load_weights(base(), path)
+    assert cli.main(["weights", str(path)]) == 2
+    assert reason in capsys.readouterr().err
+    (tmp_path / "preset").mkdir()
+    path.rename(tmp_path / "preset" / "model.weights.h5")
+    with pytest.raises(ValueError, match=rf"model\.weights\.h5: {reason}"):
+        weights.read_weights(tmp_path / "preset")
+
+
+def test_another_network_is_said_to_have_no_convolutions_of_vgg(tmp_path):
+    other = keras.Sequential([layers.Input((8, 8, 3)), layers.Conv2D(2, 3, name="conv1_conv")])
+    for name in ("other.h5", "other.keras"):
+        other.save(tmp_path / name)
+        message = rf"{name} holds no convolutions of VGG \(block1_conv1 ...\): left out: conv1_conv"
+        with pytest.raises(ValueError, match=message):
+            models.vgg("A", weights=tmp_path / name, **BASE)
+
+
 def test_with_the_top_another_head_is_refused(tmp_path):
     model = flat()
     for name in ("mine.h5", "mine.keras"):
@@ -112,6 +192,18 @@ def test_with_the_top_another_head_is_refused(tmp_path):
         np.testing.assert_array_equal(a, b)
     keras_vgg.load_weights(target, tmp_path / "nested.h5", drop=["predictions"])
     assert_same_base(target, nested)
+
+
+def test_a_counter_of_a_normalization_does_not_make_a_file_unreadable(tmp_path):
+    model = functional()
+    for name in ("mine.keras", "mine.h5"):
+        model.save(tmp_path / name)
+        layers_of_file = weights.read_weights(tmp_path / name).tensors
+        others = [layer for layer in layers_of_file if not layer.startswith("block")]
+        assert len(others) == 2  # Normalization and Dense
+        target = base()
+        keras_vgg.load_weights(target, tmp_path / name, drop=others)
+        assert_same_base(target, model)
 
 
 def test_a_whole_vgg_within_a_network_loads_with_its_top(tmp_path):
@@ -175,6 +267,21 @@ def test_the_command_says_what_a_file_holds(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "other.keras is none of the paper's configurations; it holds dense" in error
     assert error.count("\n") == 1
+
+
+def test_a_pool_by_the_maximum_does_not_become_an_average(tmp_path, capsys):
+    vgg = models.vgg("A", weights=None, pooling="max", **BASE)
+    head = layers.Dense(5, activation="softmax", name="predictions")
+    keras.Model(vgg.input, head(vgg.output)).save(tmp_path / "mine.keras")
+    arguments = ["convert", str(tmp_path / "mine.keras"), str(tmp_path / "other.keras")]
+    assert cli.main(arguments) == 2
+    assert (
+        "mine.keras pools by the maximum, and the gap head by the average; include_top=False "
+        "(--no-include-top) converts the convolutions alone"
+    ) in capsys.readouterr().err
+    assert cli.main([*arguments, "--no-include-top"]) == 0
+    assert cli.main(["weights", str(tmp_path / "mine.keras")]) == 0
+    assert "VGG11 (configuration A), width 0.0625, no classifier" in capsys.readouterr().out
 
 
 def test_the_command_converts_a_base(tmp_path, capsys):
@@ -262,6 +369,16 @@ def test_pytorch_checkpoints_are_opened(tmp_path, state, name):
     loaded = weights.read_weights(tmp_path / "mine.pth", include_top=False)
     assert re.search(note, loaded.note)
     assert loaded.preprocessing is not None
+
+
+@pytest.mark.skipif(torch is None, reason="PyTorch's files do not depend on the backend")
+def test_the_counter_of_averaged_weights_is_no_weight(tmp_path, state):
+    """torch.optim.swa_utils.AveragedModel counts the networks of its mean."""
+    torch.save(renamed(state, "module.") | {"n_averaged": torch.tensor(3)}, tmp_path / "mean.pth")
+    target = base()
+    keras_vgg.load_weights(target, tmp_path / "mean.pth")
+    kernel = target.get_layer("block1_conv1").get_weights()[0]
+    np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), state["features.0.weight"].numpy())
 
 
 @pytest.mark.skipif(torch is None, reason="PyTorch's files do not depend on the backend")

@@ -175,7 +175,9 @@ class DataPack:
         show(table)
         for line in data.take_inventory(data.load_source(f"records:{self.out}")).lines():
             show(line)
-        show(f"next: keras-vgg train --source records:{self.out} --workdir RUN")
+        show(
+            f"next: {command_line('train', '--source', f'records:{self.out}', '--workdir', 'RUN')}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

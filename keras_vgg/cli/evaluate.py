@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from keras_vgg.run import Run
     from keras_vgg.runs import Recorded
 
+_SPECIFICITY = 0.95
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
@@ -50,7 +52,7 @@ class Evaluate:
     unknown_classes: Literal["error", "skip"] = "error"
     """If another set has classes that the run does not know: stop with an error, or skip their
     images."""
-    specificity: float = 0.95
+    specificity: float = _SPECIFICITY
     """Specificity at which the sensitivity for the second of two classes is stated."""
     protocol: Literal["center", "dense", "multi-crop", "both"] = "center"
     """How to test an image. center: one central crop; dense: the classifier as convolutions over
@@ -79,7 +81,7 @@ class Evaluate:
             raise ValueError(
                 f"--specificity must be in (0, 1), such as 0.95, not {self.specificity:g}"
             )
-        if self.specificity != 0.95 and (len(self.runs) > 1 or self.tables):
+        if self.specificity != _SPECIFICITY and (len(self.runs) > 1 or self.tables):
             raise ValueError("--specificity is for the figures of one run; leave it out")
         scales = self._scales()
         from keras_vgg import runs as evaluating
@@ -120,6 +122,8 @@ class Evaluate:
 
         if self.tables:
             raise ValueError("--tables has top-1 and top-5 errors, which need one label an image")
+        if self.specificity != _SPECIFICITY:
+            raise ValueError("--specificity needs two classes, one for each image; leave it out")
         if len(runs) > 1:
             raise ValueError(
                 "runs with several labels an image are not compared with others: name one run"
@@ -217,7 +221,7 @@ class Evaluate:
         show(table)
 
     def _compare(self, names: Sequence[str], evaluations: Sequence[Evaluation]) -> None:
-        from keras_vgg.evaluation import compare, fuse, groups_text
+        from keras_vgg.evaluation import compare, fuse
 
         headers = ("top-1", "95 % interval", "balanced", "top-5", "loss", "minus the first", "p")
         table = new_table(self._title(self._images(), *self.runs), "run", *headers)
@@ -236,9 +240,8 @@ class Evaluate:
         baseline = evaluations[0].figures(self.specificity)["majority_share"]
         table.add_row(baseline.title, percent(baseline.value))
         show(table)
-        groups = evaluations[0].group_count
-        if groups is not None:
-            show(f"intervals {groups_text(groups)}; p takes images as independent")
+        if evaluations[0].over:
+            show(f"intervals {evaluations[0].over}; p takes images as independent")
 
     def _images(self) -> str:
         """Return the images of several runs in words."""
@@ -264,12 +267,10 @@ class Evaluate:
 
 
 def _add_counts(table: Table, evaluation: Evaluation | MultiLabelEvaluation) -> None:
-    """Add the number of images, and of the groups that intervals are over."""
-    from keras_vgg.evaluation import groups_text
-
+    """Add the number of images, and what intervals are over if the images have groups."""
     table.add_row("images", f"{evaluation.count:,}")
-    if evaluation.group_count is not None:
-        table.add_row("intervals", groups_text(evaluation.group_count))
+    if evaluation.over:
+        table.add_row("intervals", evaluation.over)
 
 
 def _defined(value: float) -> str:

@@ -62,9 +62,10 @@ class Finetune:
     on_bad_image: Literal["error", "skip"] | None = None
     """If an image is damaged: stop with an error, or leave it out (default: error)."""
     mean_rgb: tuple[float, float, float] | None = None
-    """Mean that the network subtracts, for weights that do not say it."""
+    """Mean that the network subtracts, for weights that do not say it and for a network that takes
+    RGB. For BGR, as keras.applications': keras-vgg convert --preprocessing caffe."""
     std_rgb: tuple[float, float, float] | None = None
-    """Deviation that the network divides by, for weights that do not say it."""
+    """Deviation that the network divides by, as mean_rgb."""
     seed: int | None = None
     """Random seed (default: 0)."""
     quiet: bool = False
@@ -110,9 +111,11 @@ class Finetune:
                     f"majority baseline {test['majority_share']:.2%} (always "
                     f"{test['majority_class']}), balanced accuracy {test['balanced_accuracy']:.2%}"
                 )
+        commands = [command_line(name, run.directory, "IMAGE") for name in ("predict", "explain")]
+        commands.append(command_line("export", run.directory))
+        again = command_line("train", run.directory / "recipe.json", "--workdir", "OTHER")
         show(
             f"{run.directory / 'report.html'}\n"
-            f"next: keras-vgg predict {run.directory} IMAGE; keras-vgg explain {run.directory} "
-            f"IMAGE; keras-vgg export {run.directory}\n"
-            f"to change the recipe: keras-vgg train {run.directory / 'recipe.json'} --workdir OTHER"
+            f"next: {'; '.join(commands)}\n"
+            f"to change the recipe: {again}"
         )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from keras_vgg.cli.arguments import command_line
 from keras_vgg.console import new_table, show
 
 
@@ -86,4 +87,4 @@ class Prune:
         show(table)
         run = result.run.directory
         show(str(self.workdir / "pruning.png"))
-        show(f"next: keras-vgg evaluate {run}; keras-vgg export {run}")
+        show(f"next: {command_line('evaluate', run)}; {command_line('export', run)}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from keras_vgg.cli.arguments import command_line
 from keras_vgg.console import show
 from keras_vgg.recipe import Recipe
 
@@ -99,7 +100,7 @@ class Train:
         show(
             f"the loss was lowest at a learning rate of {lowest:.2g}; suggested is a tenth of it, "
             f"{suggested.learning_rate:g}\n{folder / 'learning_rate.png'}\n"
-            f"next: keras-vgg train {folder / 'recipe.json'} --workdir {self.workdir}"
+            f"next: {command_line('train', folder / 'recipe.json', '--workdir', self.workdir)}"
         )
 
     def _cross_validate(self, recipe: Recipe, verbose: int | str) -> None:
@@ -107,7 +108,8 @@ class Train:
         from keras_vgg.runs import cross_validate
 
         show_cross_validation(cross_validate(recipe, self.workdir, verbose))
-        show(f"next: keras-vgg evaluate {self.workdir} OTHER, to compare with another recipe")
+        compared = command_line("evaluate", self.workdir, "OTHER")
+        show(f"next: {compared}, to compare with another recipe")
 
     def _check(self) -> None:
         if self.coordinator is None and (self.processes, self.process) != (None, None):
@@ -175,5 +177,5 @@ def _show_results(run: Run) -> None:
         f"{validation_text(results)}{balanced_note}, "
         f"{results['training_seconds']:.0f} s{memory}\n"
         f"{run.model_path}\n{run.directory / 'training_curve.png'}\n"
-        f"next: keras-vgg evaluate {run.directory}"
+        f"next: {command_line('evaluate', run.directory)}"
     )

@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from keras_vgg.cli.arguments import command_line
 from keras_vgg.console import show
 from keras_vgg.recipe import Recipe, load_recipe
 
@@ -83,7 +84,7 @@ class Tune:
         )
         names = ("best_recipe.py", "trials.csv", "search.png", "parallel_coordinates.png")
         show("\n".join(str(self.workdir / name) for name in names))
-        show(f"next: keras-vgg train {self.workdir / names[0]} --workdir RUN")
+        show(f"next: {command_line('train', self.workdir / names[0], '--workdir', 'RUN')}")
 
 
 def _seconds(text: str) -> float:

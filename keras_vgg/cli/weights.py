@@ -45,7 +45,8 @@ class Weights:
         else:
             config = weights.preprocessing.get_config()
             mean, std = (tuple(round(v, 3) for v in config[name]) for name in ("mean", "std"))
-            print(f"input: {config['channel_order'].upper()}, minus {mean}, over {std}")
+            origin = " (assumed: the file does not state it)" if weights.assumed else ""
+            print(f"input: {config['channel_order'].upper()}, minus {mean}, over {std}{origin}")
         if weights.note:
             print(weights.note)
 

@@ -19,6 +19,7 @@ from keras_vgg.fit import evaluation_transform, load_source
 from keras_vgg.run import Run
 from keras_vgg.runs.calibration import read_calibration
 from keras_vgg.runs.explain import place_heat
+from keras_vgg.runs.memory import memory_error_explained
 from keras_vgg.runs.several_labels import thresholds_and_notes
 
 _THUMBNAIL = 96  # pixels of the longer side at most
@@ -84,8 +85,13 @@ class Answerer:
         """
         return self.of_image(data.load_image(path, MAX_UPLOAD_PIXELS, self._bit_depth))
 
+    @memory_error_explained("end what else holds the device's memory, or choose a smaller picture")
     def of_image(self, image: np.ndarray) -> Answer:
-        """Return the answer to uint8 [h, w, 3] RGB, with the classes of `runs.predict_files`."""
+        """Return the answer to uint8 [h, w, 3] RGB, with the classes of `runs.predict_files`.
+
+        Raises:
+            MemoryError: the device has too little memory.
+        """
         views = self._transform(image).numpy()[np.newaxis]
         (probabilities,) = self._network(views)
         if self._calibration is not None:

@@ -173,7 +173,7 @@ def _heat_and_table(
     """Return the picture of the heat and the table of classes; on an error, None and a message."""
     try:
         answer = ask()
-    except (ValueError, OSError, IndexError) as error:
+    except (ValueError, OSError, IndexError, MemoryError) as error:
         # The user knows the file's name, but not its path on this machine.
         message = str(error).removeprefix(f"{path}: ")
         return None, f'<p role="alert"><b>{escape(name)}</b>: {escape(message)}</p>'

@@ -12,6 +12,7 @@ from keras_vgg.evaluation.figure import Figure, to_fields
 from keras_vgg.evaluation.resampling import (
     Counted,
     Ranking,
+    all_or_none_interval,
     interval_of,
     mean_over_classes,
     rank_resamplings,
@@ -161,7 +162,7 @@ class MultiLabelEvaluation(Counted):
         image has and none gets counts as 0 in macro_f1, as in scikit-learn. exact_match is the
         share of images that get all their labels and no other. Intervals: 95 %, percentile, over
         images or groups drawn with replacement, as often as `keras_vgg.evaluation.figures` states
-        for auc.
+        for auc; an exact_match of 0 or 1 has the exact interval, as `Evaluation.interval`.
         """
         return dict(self._figures)
 
@@ -189,11 +190,17 @@ class MultiLabelEvaluation(Counted):
                 figures[key] = Figure(
                     title,
                     float(values[0]),
-                    interval_of(values[1:]),
+                    self._interval(key, values),
                     baseline,
                     is_share=key != "auc",
                 )
         return figures
+
+    def _interval(self, key: str, values: np.ndarray) -> tuple[float, float] | None:
+        """Return the interval of a figure from its value and those of its resamplings."""
+        if key == "exact_match" and values[0] in (0.0, 1.0):
+            return all_or_none_interval(float(values[0]), self.group_count or self.count)
+        return interval_of(values[1:])
 
     @cached_property
     def _commonest_share(self) -> float:

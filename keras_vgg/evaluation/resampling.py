@@ -44,12 +44,17 @@ def group_numbers(groups: Sequence[Hashable] | np.ndarray | None, images: int) -
     """
     if groups is None:
         return None
+    of_image = _numbered(groups, images)
+    return of_image if 1 < len(np.unique(of_image)) < images else None
+
+
+def _numbered(groups: Sequence[Hashable] | np.ndarray, images: int) -> np.ndarray:
+    """Return the number of each image's group; raises as `group_numbers`."""
     if len(groups) != images:
         raise ValueError(f"each image needs a group: {len(groups)} groups, {images} images")
     numbers: dict[Hashable, int] = {}
     keys = [(number,) if group in (None, "") else group for number, group in enumerate(groups)]
-    of_image = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
-    return of_image if 1 < len(numbers) < len(keys) else None
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
 
 class Counted:
@@ -67,6 +72,20 @@ class Counted:
     def group_count(self) -> int | None:
         """Number of groups that the intervals are over; None: they are over images."""
         return None if self._group_of is None else int(self._group_of.max()) + 1
+
+    @cached_property
+    def is_one_group(self) -> bool:
+        """Whether all images, two or more, are of one group: intervals are then over images."""
+        if self.groups is None or self.count < 2:
+            return False
+        return not _numbered(self.groups, self.count).any()
+
+    @property
+    def over(self) -> str:
+        """What the intervals are over, for a table; empty: images, and there is nothing to say."""
+        if self.is_one_group:
+            return "over the images of one group: intervals come out too narrow"
+        return "" if self.group_count is None else groups_text(self.group_count)
 
     @cached_property
     def _group_of(self) -> np.ndarray | None:
@@ -126,6 +145,20 @@ def interval_of(values: np.ndarray, level: float = 0.95) -> tuple[float, float] 
         return None
     low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
+
+
+def all_or_none_interval(share: float, units: int, level: float = 0.95) -> tuple[float, float]:
+    """Return Clopper and Pearson's exact interval of a share that is 0 or 1.
+
+    All resamplings of such images are alike, so that the bootstrap interval has no width.
+
+    Args:
+        share: 0.0 or 1.0.
+        units: Number of images or groups.
+        level: As for `interval_of`.
+    """
+    bound = ((1 - level) / 2) ** (1 / units)
+    return (bound, 1.0) if share else (0.0, 1 - bound)
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray | float) -> np.ndarray:

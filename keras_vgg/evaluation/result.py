@@ -11,7 +11,13 @@ import numpy as np
 
 from keras_vgg.evaluation.figure import SPECIFICITY, Figure, figures, to_fields
 from keras_vgg.evaluation.multilabel import MultiLabelEvaluation
-from keras_vgg.evaluation.resampling import Counted, group_numbers, interval_of, resampled_means
+from keras_vgg.evaluation.resampling import (
+    Counted,
+    all_or_none_interval,
+    group_numbers,
+    interval_of,
+    resampled_means,
+)
 
 _CLIP = 1e-7  # keras.config.epsilon(), where Keras' cross-entropy clips
 _RESAMPLINGS = 20_000
@@ -165,8 +171,10 @@ class Evaluation(Counted):
 
         The number of right answers among n images drawn with replacement is binomial. So its
         percentiles are exact, as if there were infinitely many resamplings. With groups, whole
-        groups are drawn, up to 20,000 times. The interval covers the choice of images or groups,
-        not the seed of the training.
+        groups are drawn, up to 20,000 times. If all answers are right, or none, the bootstrap has
+        no width: the interval is then Clopper and Pearson's exact one, for as many trials as there
+        are images or groups. The interval covers the choice of images or groups, not the seed of
+        the training.
 
         Raises:
             ValueError: level is not in (0, 1); top is neither 1 nor 5; top is 5 and there are five
@@ -177,6 +185,8 @@ class Evaluation(Counted):
         accuracy = self.top1 if top == 1 else self.top5 if top == 5 else None
         if accuracy is None:
             raise ValueError(f"there is no top-{top} accuracy for {len(self.class_names)} classes")
+        if accuracy in (0.0, 1.0):
+            return all_or_none_interval(accuracy, self.group_count or self.count, level)
         if self._group_of is not None:
             bounds = interval_of(resampled_means(self._hits(top), self._group_of), level)
             assert bounds is not None, "each draw has images"

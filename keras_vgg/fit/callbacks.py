@@ -73,9 +73,9 @@ class Recorder(keras.callbacks.Callback):
         self._rate_is_carried = False
         self.losses: dict[str, float] = {}  # on JAX, when they were last looked at
 
-    def restore(self, model: keras.Model) -> checkpoint.Progress:
+    def restore(self, model: keras.Model, ends: bool = False) -> checkpoint.Progress:
         """Resume from the newest readable checkpoint; see `Keeper.restore`."""
-        self._resumed = self._keeper.restore(model)
+        self._resumed = self._keeper.restore(model, ends)
         self.history = [*self._resumed.history]
         return self._resumed
 

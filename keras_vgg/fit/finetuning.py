@@ -75,8 +75,8 @@ def plan_finetuning(
         source: As `Recipe.source`.
         init: As `Recipe.init`. A run directory also decides the network.
         head_only: Train only the classifier.
-        workdir: A run directory. If it has a run, then that run's recipe is the default, so that a
-            repeated call resumes the run, with another memory too.
+        workdir: A run directory. If it has a run with a checkpoint, then that run's recipe is the
+            default, so that a repeated call resumes the run, with another memory too.
         fields: Fields of the recipe, which win.
 
     Raises:
@@ -91,8 +91,10 @@ def plan_finetuning(
             )
         asked["freeze_until"] = "all"
     if workdir is not None and (Path(workdir) / "recipe.json").is_file():
-        recipe = Run.open(workdir).recipe.replace(**asked)
-        return FineTuning(recipe, (_recipe_line(recipe),))
+        run = Run.open(workdir)
+        if run.finished or run.checkpoints:  # without them, a run begins again
+            recipe = run.recipe.replace(**asked)
+            return FineTuning(recipe, (_recipe_line(recipe),))
     # `replace` names an unknown field, where Recipe would raise a TypeError.
     known = {"image_size": IMAGENET_SIZE, **_COMMON, **_BLOCK, **_network_of_run(init)}
     recipe = Recipe().replace(**known | asked)

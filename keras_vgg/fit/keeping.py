@@ -40,11 +40,17 @@ class Keeper:
         self.writer = BackgroundWriter()
         self._full_model = full_model
 
-    def restore(self, model: keras.Model) -> checkpoint.Progress:
+    def restore(self, model: keras.Model, ends: bool = False) -> checkpoint.Progress:
         """Load the newest readable checkpoint, if there is one, and return its progress.
 
+        Args:
+            model: The compiled model.
+            ends: Whether the run ends with it. The best model may be of a damaged checkpoint's
+                epoch; a run that goes on trains that epoch again.
+
         Raises:
-            ValueError: there are checkpoints, but all are damaged.
+            ValueError: there are checkpoints, but all are damaged; one of a whole epoch is damaged,
+                and the run ends.
             OSError: a checkpoint cannot be read. It is kept, since it may be sound.
         """
         unreadable = []
@@ -52,6 +58,11 @@ class Keeper:
             try:
                 progress = checkpoint.load(path, model)
             except ValueError as error:
+                if ends and not checkpoint.is_within_epoch(path):
+                    raise ValueError(
+                        f"{path} cannot be read, and the best network may be of its epoch: resume "
+                        f"the run instead of ending it ({error})"
+                    ) from error
                 warnings.warn(
                     f"checkpoint {path} cannot be read, trying an older: {error}", stacklevel=2
                 )

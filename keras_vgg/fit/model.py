@@ -45,7 +45,7 @@ def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
             recipe.init,
             recipe.configuration,
             batch_norm=recipe.batch_norm,
-            include_top=recipe.init_head not in ("none", "probe"),
+            include_top=_keeps_head(recipe),
         )
     if recipe.init is not None:
         raise ValueError(
@@ -68,6 +68,11 @@ def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
     weights = weight_files.read_weights(name)
     used_layers = {layer for conv in _FROM_A for layer in (conv, f"{conv}_bn")}
     return weights.without(tuple(weights.tensors.keys() - used_layers - {*weight_files.TOP}))
+
+
+def _keeps_head(recipe: Recipe) -> bool:
+    """Return whether layers of the classifier of `recipe.init` are loaded."""
+    return recipe.init_head not in ("none", "probe")
 
 
 def _initializer(name: str) -> str | dict | None:
@@ -170,23 +175,30 @@ def _preprocessing(
     order = "rgb"
     # A constant channel must not lead to a division by zero.
     mean, std = statistics.mean, np.maximum(statistics.std, 1.0)
-    if recipe.color == "grey" and initial is None:
-        # The luma of the means is the mean of the lumas; the deviations of the channels bound that
-        # of the luma, and equal it for grey images.
-        mean, std = ([float(np.dot(LUMA, values))] for values in (mean, std))
     if initial is not None:
         stated = initial.preprocessing
         if stated is not None:
             order, mean, std = stated.channel_order, stated.mean, stated.std
         elif recipe.mean_rgb is None:
-            raise ValueError(
-                f"{initial.source} does not say which input its network was trained on: give "
-                "mean_rgb and std_rgb"
-            )
+            advice = initial.input_advice(include_top=_keeps_head(recipe))
+            raise ValueError(f"{advice}; or, if it takes RGB or luma, give mean_rgb and std_rgb")
     mean = mean if recipe.mean_rgb is None else recipe.mean_rgb
     std = std if recipe.std_rgb is None else recipe.std_rgb
-    mean, std = ([float(value) for value in values] for values in (mean, std))
+    if recipe.color == "grey" and _takes_one_channel(initial):
+        # The luma of the means is the mean of the lumas; the deviations of the channels bound that
+        # of the luma, and equal it for grey images.
+        mean, std = (np.dot(LUMA, v) if len(v) == 3 else v for v in (mean, std))
+    mean, std = (np.ravel(values).astype(float).tolist() for values in (mean, std))
     return ImagePreprocessing(mean, std, order, name="preprocessing")
+
+
+def _takes_one_channel(initial: weight_files.Weights | None) -> bool:
+    """Return whether the first convolution of a network for grey images takes one channel.
+
+    It does without weights, and with weights of such a network.
+    """
+    kernels = initial.tensors.get("block1_conv1", []) if initial is not None else []
+    return not kernels or (kernels[0].ndim == 4 and kernels[0].shape[2] == 1)
 
 
 def compile_model(

@@ -79,7 +79,7 @@ def _training_figure(run: Run, prepared: Prepared) -> float:
     if run.recipe.sampling == "balanced" and counts is not None:
         weights = weights / np.maximum(counts, 1)
     right = total = 0.0
-    with distribution.on_this_host_alone():
+    with distribution.on_this_host_alone(), data.bad_images_named(split):
         model: Any = keras.saving.load_model(run.model_path, compile=False)
         # JAX compiles the network once here, and else every operation by itself.
         answer = model.predict_on_batch if is_jax() else model

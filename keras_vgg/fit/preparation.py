@@ -71,9 +71,7 @@ def prepare(
     `taught`: open the teachers, which the network needs to take a step.
     """
     if is_new:  # an earlier version began runs of any scales
-        recipe_checks.require_no_frames(
-            run.recipe.image_size, run.recipe.train_scale_range, run.recipe.eval_scale_side
-        )
+        require_startable(run.recipe)
     if run.recipe.init_head == "probe" and hosts.count() > 1:
         raise ValueError(
             "init_head='probe' works on one host: train there with freeze_until='all', and give "
@@ -133,6 +131,21 @@ def prepare(
         color_apart=color_apart,
         teachers=teachers,
     )
+
+
+def require_startable(recipe: Recipe) -> None:
+    """Require what a new training needs, whatever its data.
+
+    Raises:
+        ValueError: the scales leave mostly frame, or no weights of the network are published under
+            the name in `init`.
+    """
+    recipe_checks.require_no_frames(
+        recipe.image_size, recipe.train_scale_range, recipe.eval_scale_side
+    )
+    if recipe.init in weight_files.NAMES:
+        with_top = recipe.init_head not in ("none", "probe")
+        weight_files.find(recipe.init, recipe.configuration, recipe.batch_norm, with_top)
 
 
 def require_unchanged(run: Run) -> None:

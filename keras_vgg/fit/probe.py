@@ -50,11 +50,14 @@ def fit_classifier(
     """
     base, _ = frozen.split_model(model)
     pairs = []
-    for split, mirrored in (
-        (train.spread(MOST_IMAGES), recipe.horizontal_flip),
-        (validation, False),
+    for split, most, mirrored in (
+        (train, MOST_IMAGES, recipe.horizontal_flip),
+        (validation, validation.size, False),
     ):
-        pairs.append(_features(base, split, transform, mirrored, folder / split.name, verbose))
+        part = split.spread(most)
+        # A part does not replace the features of the whole split, which training may keep.
+        name = split.name if part.size == split.size else f"{split.name}-probe"
+        pairs.append(_features(base, part, transform, mirrored, folder / name, verbose))
     (features, labels), (validation_features, validation_labels) = pairs
     views = features.shape[1]
     probe = transfer.linear_probe(

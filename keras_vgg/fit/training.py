@@ -69,7 +69,7 @@ def run_training(
     stop = StopRequest()
     commonest = _commonest(prepared)
     recorder = Recorder(run, steps, full_model=prepared.full_model, stop=stop, commonest=commonest)
-    start = recorder.restore(trained)
+    start = recorder.restore(trained, ends=finish_early)
     # Compare first: then the first host writes files that the others read.
     hosts.require_same("checkpoint", [start.epoch, start.step])
     if finish_early:

@@ -38,7 +38,8 @@ def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], path: str 
 
     A cell's colour is its share of the images of its true class (its row), on a square-root scale
     so that rare confusions show; the row of a class without images is grey. Counts are written for
-    up to 20 classes and names for up to 50; beyond that the axes have class numbers.
+    up to 20 classes and names for up to 50; beyond that the axes have class numbers. So has a class
+    whose name the font cannot write, such as one in Chinese.
 
     Args:
         confusion: [classes, classes] counts >= 0, rows true and columns predicted.
@@ -90,9 +91,10 @@ def confusion_figure(confusion: np.ndarray, side: float) -> Figure:
 
 
 def _label_classes(axes: Axes, class_names: Sequence[str]) -> None:
+    characters = plotting.drawable_characters()
     names = [
-        name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "…"
-        for name in class_names
+        _shortened(name) if characters.issuperset(name) else str(number)
+        for number, name in enumerate(class_names)
     ]
     size = 10 if len(names) <= MOST_COUNTS else 7
     rotation = 0 if max(map(len, names)) <= 3 else 90
@@ -100,6 +102,10 @@ def _label_classes(axes: Axes, class_names: Sequence[str]) -> None:
     axes.set_xticks(range(len(names)), names, fontsize=size, rotation=rotation, parse_math=False)
     axes.set_yticks(range(len(names)), names, fontsize=size, parse_math=False)
     axes.tick_params(length=0)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_LABEL else name[: _LONGEST_LABEL - 1] + "…"
 
 
 def _write_counts(axes: Axes, confusion: np.ndarray) -> None:

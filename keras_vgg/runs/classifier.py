@@ -17,7 +17,7 @@ from keras_vgg.evaluation.temperature import apply_temperature
 from keras_vgg.export.model_files import Network, open_model_file
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.image_paths import expanded
-from keras_vgg.run import Run
+from keras_vgg.run import Run, directory_of_run
 from keras_vgg.runs import calibration as calibrations
 from keras_vgg.runs.network import open_network
 from keras_vgg.runs.several_labels import thresholds_and_notes
@@ -67,9 +67,8 @@ class Overrides:
 def run_of(path: str | Path) -> Run | None:
     """Return the run of a run directory, or of the model.keras in one; None: no run is there."""
     path = Path(path)
-    if path.name == "model.keras":
-        path = path.parent
-    return Run.open(path) if (path / "recipe.json").is_file() else None
+    directory = directory_of_run(path.parent if path.name == "model.keras" else path)
+    return Run.open(directory) if (directory / "recipe.json").is_file() else None
 
 
 def open_classifier(

@@ -21,6 +21,7 @@ from keras_vgg.fit import evaluation_transform
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.runs.images import RunImages, UnknownClasses, open_images
+from keras_vgg.runs.memory import memory_error_explained
 from keras_vgg.runs.network import open_network
 
 _ARITHMETIC = 1  # Increase it when the same images and weights get other posteriors.
@@ -107,6 +108,9 @@ class Evaluator:
         self._model = None
         self._runners = {}
 
+    @memory_error_explained(
+        "end what else holds the device's memory, or evaluate at smaller --scales"
+    )
     def _run(
         self, protocol: evaluation.Protocol, transform: partial, cache: ArrayCache, label: str
     ) -> None:

@@ -60,7 +60,9 @@ def finetune(
     has_test = "test" in run.read_json("data.json")["splits"]
     if has_test and "test" not in run.results:
         evaluate_run(run, "test", verbose=shows_bars)
-    if not (run.directory / "report.html").is_file():
+    page, results = run.directory / "report.html", run.directory / "results.json"
+    # A page may be of the run before it was finished, or extended.
+    if not page.is_file() or page.stat().st_mtime_ns < results.stat().st_mtime_ns:
         report_runs([run], verbose=shows_bars)
     return run
 

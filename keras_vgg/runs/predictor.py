@@ -18,6 +18,7 @@ from keras_vgg.data.image_loader import ImageLoader
 from keras_vgg.finite import check_range, require_finite_images
 from keras_vgg.run import Run
 from keras_vgg.runs.classifier import Overrides, open_classifier
+from keras_vgg.runs.memory import memory_error_explained
 
 if TYPE_CHECKING:
     from keras_vgg.augment import Resize
@@ -181,6 +182,7 @@ class Predictor:
 
         Raises:
             ValueError: an array or a PIL image is no image of one or three channels in [0, 255].
+            MemoryError: the device has too little memory for a batch.
         """
         one_array = isinstance(images, np.ndarray) and images.ndim != 4
         if one_array or isinstance(images, (str, bytes, os.PathLike)):
@@ -224,6 +226,9 @@ class Predictor:
                 path, self.class_names, probabilities, why, self._threshold, self._label_thresholds
             )
 
+    @memory_error_explained(
+        "end what else holds the device's memory, or in Python give a smaller batch_size"
+    )
     def _run(self, views: list[np.ndarray]) -> np.ndarray | list:
         """Return the probabilities of images, [n, classes]; the batch is padded with zeros."""
         if not views:

@@ -56,7 +56,7 @@ def scores_of(evaluated: evaluation.Evaluation) -> report.Scores:
             )
             for curves in evaluation.class_curves(evaluated)
         ],
-        over=_over(evaluated.group_count),
+        over=evaluated.over,
     )
 
 
@@ -80,7 +80,7 @@ def label_scores_of(
         figures=[_row(figure) for figure in evaluated.figures().values()],
         labels=[report.LabelRow(*row) for row in zip(*columns, strict=True)],
         own_thresholds=own_thresholds,
-        over=_over(evaluated.group_count),
+        over=evaluated.over,
     )
 
 
@@ -101,10 +101,6 @@ def evaluated_labels_of(results: dict[str, Any]) -> list[report.EvaluatedLabels]
         for key, figures in results.items()
         if isinstance(figures, dict) and "mean_average_precision" in figures
     ]
-
-
-def _over(groups: int | None) -> str:
-    return "" if groups is None else evaluation.groups_text(groups)
 
 
 def _row(figure: evaluation.Figure) -> report.FigureRow:

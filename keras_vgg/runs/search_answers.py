@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,9 @@ from keras_vgg.data.left_out import printable
 from keras_vgg.plotting import BEST, INK, new_figure, save_png
 from keras_vgg.retrieval import NO_STRUCTURE
 from keras_vgg.runs.similar import SearchAnswer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLUMNS = ("query", "rank", "path", "similarity", "near_duplicate", "bits", "reason")
 _INCHES = 1.5  # of a photograph in a picture
@@ -109,15 +112,17 @@ def draw_search(
     for row, answer in enumerate(shown):
         first = axes[row * columns]
         first.imshow(_small(load(answer.query)))
-        first.set_title(_short(answer.query), fontsize=6, color=INK, fontweight="bold")
+        _write_title(first, _short(answer.query), color=INK, fontweight="bold")
         for place, match in enumerate(answer.matches[:_MOST_DRAWN], row * columns + 1):
             axes[place].imshow(_small(load(match.path)))
-            axes[place].set_title(
-                f"{_short(match.path)}\n{match.similarity:.3f}",
-                fontsize=6,
-                color=BEST if match.near_duplicate else INK,
-            )
+            title = f"{_short(match.path)}\n{match.similarity:.3f}"
+            _write_title(axes[place], title, color=BEST if match.near_duplicate else INK)
     save_png(figure, path)
+
+
+def _write_title(axes: Axes, title: str, **style: Any) -> None:
+    # parse_math: a file called "$5_1$.png" has a name, not a formula.
+    axes.set_title(title, fontsize=6, parse_math=False, **style)
 
 
 def _small(image: np.ndarray) -> np.ndarray:

@@ -12,11 +12,13 @@ from keras_vgg.data.left_out import short_name
 from keras_vgg.explain.network import opened
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.run import Run
+from keras_vgg.runs.memory import memory_error_explained
 
 _ANSWERS = 3  # shown for each image
 _BATCH = 8  # images for Grad-CAM
 
 
+@memory_error_explained("end what else holds the device's memory")
 def most_telling_images(
     run: Run, evaluated: evaluation.Evaluation, split: data.Split, images: int, verbose: bool
 ) -> tuple[list[report.Shown], list[report.Shown], str]:
@@ -28,6 +30,9 @@ def most_telling_images(
         split: The images, in the order of `evaluated`.
         images: How many mistakes, and how many hits, to return at most.
         verbose: Show a progress bar.
+
+    Raises:
+        MemoryError: the device has too little memory for Grad-CAM.
     """
     confidence = evaluated.probabilities.max(axis=1)
     correct = evaluated.probabilities.argmax(axis=1) == evaluated.labels

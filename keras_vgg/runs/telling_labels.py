@@ -12,11 +12,13 @@ from keras_vgg.data.left_out import short_name
 from keras_vgg.explain.network import opened
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.run import Run
+from keras_vgg.runs.memory import memory_error_explained
 
 _MAPS = 3  # labels with Grad-CAM for each image
 _ANSWERS = 4  # shown for each image
 
 
+@memory_error_explained("end what else holds the device's memory")
 def most_telling_labels(
     run: Run,
     evaluated: evaluation.MultiLabelEvaluation,
@@ -36,6 +38,9 @@ def most_telling_labels(
         split: The images, in the order of `evaluated`.
         images: How many mistakes, and how many hits, to return at most.
         verbose: Show a progress bar.
+
+    Raises:
+        MemoryError: the device has too little memory for Grad-CAM.
     """
     mistakes, hits = ranked_images(evaluated, images)
     chosen = np.concatenate([mistakes, hits])

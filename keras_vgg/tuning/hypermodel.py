@@ -15,7 +15,8 @@ import keras_tuner
 import numpy as np
 from keras_tuner.errors import FailedTrialError
 
-from keras_vgg import architecture, data, fit, hardware, recipe_checks, weights
+from keras_vgg import architecture, data, fit, hardware
+from keras_vgg.fit.preparation import require_startable
 from keras_vgg.recipe import Recipe
 from keras_vgg.tuning.space import Space, declare, default_space, draw_values, resolve
 
@@ -175,12 +176,7 @@ class VGGHyperModel(keras_tuner.HyperModel):
             restart_rates=recipe.restart_rates[:restarts],
         )
         # What a training refuses at its start would end the search.
-        recipe_checks.require_no_frames(
-            recipe.image_size, recipe.train_scale_range, recipe.eval_scale_side
-        )
-        if recipe.init in weights.NAMES:
-            top = recipe.init_head not in ("none", "probe")
-            weights.find(recipe.init, recipe.configuration, recipe.batch_norm, top)
+        require_startable(recipe)
         return recipe
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:

@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from keras_vgg.files import keras_home
 from keras_vgg.weights.published import Checkpoint
 
 
@@ -39,7 +40,8 @@ def fetch(checkpoint: Checkpoint) -> Path:
 
 
 def _from_keras(checkpoint: Checkpoint) -> Path:
-    path = _keras_home() / "models" / checkpoint.file
+    name = f"models/{checkpoint.file}"
+    path = keras_home(name) / name
     if path.is_file():
         fault = _fault(path, checkpoint.hash)
         if fault is None:
@@ -63,14 +65,6 @@ def _from_keras(checkpoint: Checkpoint) -> Path:
     if fault is not None:
         raise ValueError(f"{fault}; it came from {checkpoint.location} and was not kept")
     return path
-
-
-def _keras_home() -> Path:
-    """Return the folder that get_file uses."""
-    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-    if os.access(home, os.W_OK):
-        return home
-    return Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir(), ".keras")
 
 
 def _from_hub(checkpoint: Checkpoint) -> Path:

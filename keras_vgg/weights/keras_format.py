@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
 import json
+import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,13 @@ from keras_vgg.weights.tensors import (
 
 _CAFFE_FILES = {c.file for c in CHECKPOINTS if c.preprocessing == "caffe"}
 
+# Where Keras' files hold the layers of a network; the second name is that of TensorFlow 2.13.
+_CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
+_NO_NAMES = (
+    "it was written by Keras before 3.6, which states no layer names: load it into its network "
+    "and save that as .keras"
+)
+
 
 def read_h5(path: Path) -> Weights:
     """Read `.weights.h5`, or a legacy `.h5` (layers by name, as in keras.applications' files)."""
@@ -40,7 +49,7 @@ def read_h5(path: Path) -> Weights:
         require_one_piece(tensors, [name.rsplit("/", 1)[-1] for name in tensors], str(path))
     # These formats state no preprocessing; the published files are known by their names.
     preprocessing = ImagePreprocessing.caffe() if path.name in _CAFFE_FILES else None
-    return Weights(tensors, str(path), preprocessing, note)
+    return Weights(tensors, str(path), preprocessing, note).with_note(_names_note(tensors))
 
 
 def read_archive(path: Path) -> Weights:
@@ -51,7 +60,7 @@ def read_archive(path: Path) -> Weights:
         content = io.BytesIO(archive.read("model.weights.h5"))
         config = json.loads(archive.read("config.json"))
         with h5py.File(content, "r") as file:
-            return _saved_network(_tensors(file), config, str(path))
+            return _saved_network(_tensors(file, config), config, str(path))
 
 
 def read_folder(folder: Path) -> Weights:
@@ -61,7 +70,7 @@ def read_folder(folder: Path) -> Weights:
     with _opening(config_path, "no configuration of Keras"):
         config = json.loads(config_path.read_text(encoding="utf-8"))
     with _opening(weights_path), h5py.File(weights_path, "r") as file:
-        return _saved_network(_tensors(file), config, str(folder))
+        return _saved_network(_tensors(file, config), config, str(folder))
 
 
 def is_preset(folder: Path) -> bool:
@@ -81,7 +90,7 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
     objects = list(_objects(config))
     layers = [o for o in objects if o.get("class_name") == "ImagePreprocessing"]
     preprocessing = _preprocessing(layers[0]) if len(layers) == 1 else None
-    lrn = any(o.get("class_name") == "LocalResponseNormalization" for o in objects)
+    classes = {str(o.get("class_name")) for o in objects}
     activations = {
         str(o["name"]): o["activation"] for o in objects if "name" in o and "activation" in o
     }
@@ -97,11 +106,12 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
         source,
         preprocessing,
         note,
-        lrn=lrn,
+        lrn="LocalResponseNormalization" in classes,
         logits=activation == "linear",
         several_labels=activation == "sigmoid",
         grey=grey,
-    )
+        max_pooling="GlobalMaxPooling2D" in classes,
+    ).with_note(_names_note(tensors))
 
 
 def _takes_grey(objects: list[Mapping[str, Any]]) -> bool:
@@ -131,7 +141,10 @@ def read_preset(folder: Path) -> Weights:
         if path.is_file():
             require_hdf5(path)
             with _opening(path), h5py.File(path, "r") as file:
-                tensors |= _by_layer(_tensors(file))
+                stored = _tensors(file)
+            if note := _names_note(stored):
+                raise ValueError(f"{path}: {note}")
+            tensors |= _by_layer(stored, path)
     preprocessing = None
     path = folder / "preprocessor.json"
     if path.is_file():
@@ -140,13 +153,13 @@ def read_preset(folder: Path) -> Weights:
     return Weights(tensors, str(folder), preprocessing)
 
 
-def _by_layer(tensors: Tensors) -> Tensors:
+def _by_layer(tensors: Tensors, path: Path) -> Tensors:
     """Return the tensors by the names of their layers alone."""
     layers: Tensors = {}
     for name, values in tensors.items():
         layer = name.rsplit("/", 1)[-1]
         if layer in layers:
-            raise ValueError(f"two layers of it are called {layer}")
+            raise ValueError(f"two layers of {path} are called {layer}")
         layers[layer] = values
     return layers
 
@@ -198,10 +211,13 @@ def _opening(
         raise ValueError(f"{path} is damaged, or {kind}: {reason}") from error
 
 
-def _tensors(file: h5py.File) -> Tensors:
-    """Return the weights of each layer; a layer inside a layer has the names of both."""
+def _tensors(file: h5py.File, config: Any = None) -> Tensors:
+    """Return the weights of each layer; a layer inside a layer has the names of both.
+
+    A layer whose name neither the file nor the configuration states has its path and "/vars".
+    """
     model = _model(file)
-    return _legacy(model) if "layer_names" in model.attrs else _keras3(model)
+    return _legacy(model) if "layer_names" in model.attrs else _keras3(model, config)
 
 
 def _model(file: h5py.File) -> h5py.Group:
@@ -242,7 +258,7 @@ def _strings(item: h5py.HLObject, attribute: str) -> list[str]:
     return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
 
 
-def _keras3(model: h5py.Group) -> Tensors:
+def _keras3(model: h5py.Group, config: Any) -> Tensors:
     groups: dict[str, h5py.Group] = {}  # by the path of the layer; the network's own is ""
 
     def visit(path: str, item: h5py.Group | h5py.Dataset) -> None:
@@ -252,20 +268,67 @@ def _keras3(model: h5py.Group) -> Tensors:
             groups[layer] = item
 
     model.visititems(visit)
+    layer_names = {p: str(g.attrs["name"]) for p, g in groups.items() if "name" in g.attrs}
+    if not layer_names:
+        layer_names = _names_in_order(groups, config)
     tensors: Tensors = {}
     for path, group in groups.items():
         if not len(group):
             continue
         parts = path.split("/")
         outer = ["/".join(parts[:i]) for i in range(1, len(parts))]
-        names = [
-            str(groups[p].attrs["name"]) for p in outer if p in groups and "name" in groups[p].attrs
-        ]
-        name = "/".join([*names, str(group.attrs.get("name", f"{path}/vars"))])
+        names = [layer_names[p] for p in outer if p in layer_names]
+        name = "/".join([*names, layer_names.get(path, f"{path}/vars")])
         if name in tensors:
             raise ValueError(f"two layers of it are called {name}")
         tensors[name] = [_values(group, str(key)) for key in sorted(group, key=int)]
     return tensors
+
+
+def _names_in_order(paths: Iterable[str], config: Any) -> dict[str, str]:
+    """Return the names of layers by their paths in a file of Keras before 3.6.
+
+    Such a file states a layer's class and a number, as in layers/conv2d and layers/conv2d_1, and
+    the configuration states the names in the same order. TensorFlow 2.13 counts each layer with
+    weights twice, so the order decides, not the number.
+    """
+    numbered = collections.defaultdict(list)  # by the path of the network and the class
+    for path in paths:
+        parent, _, last = path.rpartition("/")
+        network, _, container = parent.rpartition("/")
+        match = re.fullmatch(r"(.+?)(?:_([0-9]+))?", last)
+        if container in _CONTAINERS and match:
+            numbered[network, match[1]].append((int(match[2] or 0), path))
+    names: dict[str, str] = {}
+
+    def visit(layer: Any, network: str) -> None:
+        values = layer.get("config") if isinstance(layer, Mapping) else None
+        inner = values.get("layers") if isinstance(values, Mapping) else None
+        by_class = collections.defaultdict(list)
+        for child in inner if isinstance(inner, list) else []:
+            by_class[_snake_case(str(child["class_name"]))].append(child)
+        for kind, children in by_class.items():
+            places = sorted(numbered[network, kind])
+            if len(places) != len(children):
+                continue
+            for (_, path), child in zip(places, children, strict=True):
+                names[path] = str(child["config"]["name"])
+                visit(child, path)
+
+    visit(config, "")
+    return names
+
+
+def _snake_case(class_name: str) -> str:
+    """Return a class's name as Keras' files write it: max_pooling2d for MaxPooling2D."""
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", class_name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _names_note(tensors: Tensors) -> str:
+    """Return why no VGG is found in a file that states no layer names; "" for another file."""
+    is_vgg = any(is_base(name.rsplit("/", 1)[-1]) for name in tensors)
+    return _NO_NAMES if not is_vgg and any(n.endswith("/vars") for n in tensors) else ""
 
 
 def _objects(config: Any) -> Iterator[Mapping[str, Any]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_vgg.architecture import get_configuration
 from keras_vgg.backend import as_array
 from keras_vgg.containers import require_archive
 from keras_vgg.finite import is_finite
@@ -61,9 +62,20 @@ def read_weights(path: str | Path, include_top: bool = True) -> Weights:
     if repository is not None:
         weights = dataclasses.replace(weights, source=f"hf://{repository}")
     if not include_top:
-        weights = weights.base()
+        weights = _base(weights)
     check(weights)
     return weights
+
+
+def _base(weights: Weights) -> Weights:
+    """Return the weights without any head; raise a ValueError if nothing is left."""
+    base = weights.base()
+    if weights.tensors and not base.tensors:
+        reason = weights.note or base.note
+        raise ValueError(
+            f"{weights.source} holds no convolutions of VGG (block1_conv1 ...): {reason}"
+        )
+    return base
 
 
 def _reader(path: Path) -> Callable[[Path], Weights]:
@@ -105,13 +117,20 @@ def obtain(
     """Return the weights that a builder's `weights=` names: a published checkpoint's or a file's.
 
     Raises:
-        ValueError, OSError: as `find`, `fetch` and `read_weights`.
+        ValueError, OSError: as `find`, `fetch` and `read_weights`; the file is of a network with
+            local response normalisation, and the configuration has none.
     """
     if weights in NAMES:
         from keras_vgg.weights.download import fetch  # loads network clients
 
         weights = fetch(find(str(weights), configuration, batch_norm, include_top))
-    return read_weights(weights, include_top)
+    loaded = read_weights(weights, include_top)
+    if loaded.lrn and not get_configuration(configuration).lrn:
+        raise ValueError(
+            f"{loaded.source} is of a network with local response normalisation, and "
+            f"configuration {configuration!r} has none: build configuration 'A-LRN'"
+        )
+    return loaded
 
 
 def load_weights(model: keras.Model, path: str | Path, drop: Sequence[str] = ()) -> Weights:

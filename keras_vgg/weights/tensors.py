@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -28,12 +29,14 @@ _KINDS = tuple(np.dtype(kind) for kind in ("float16", "float32", "float64"))
 class Weights:
     """The weights of a file by layer name; each layer's weights are in Keras' order.
 
-    `preprocessing` is that of the training images, or None if the file does not state it. `note`
-    says what is unusual in the file and what was done about it; commands print it, and errors end
-    with it. `lrn`, `logits` and `grey` are known only from a file that holds the network: whether
-    it has response normalisation, whether it ends without soft-max, and whether it takes images of
-    one channel, which its preprocessing repeats. So is `several_labels`, whether it ends in
-    sigmoids in place of a soft-max; a .safetensors file of this package states that too.
+    `preprocessing` is that of the training images, or None if the file does not state it. It is
+    `assumed` if the file does not state it, and most files of that kind have it. `note` says what
+    is unusual in the file and what was done about it; commands print it, and errors end with it.
+    `lrn`, `logits`, `grey` and `max_pooling` are known only from a file that holds the network:
+    whether it has response normalisation, whether it ends without soft-max, whether it takes images
+    of one channel, which its preprocessing repeats, and whether it pools the whole map by the
+    maximum. So is `several_labels`, whether it ends in sigmoids in place of a soft-max. A
+    .safetensors file of this package states `lrn` and `several_labels` too.
     """
 
     tensors: Tensors
@@ -44,10 +47,21 @@ class Weights:
     logits: bool = False
     several_labels: bool = False
     grey: bool = False
+    assumed: bool = False
+    max_pooling: bool = False
 
     def with_note(self, note: str) -> Weights:
         """Return the weights with one more note."""
         return dataclasses.replace(self, note="; ".join(filter(None, (self.note, note))))
+
+    def input_advice(self, include_top: bool) -> str:
+        """Return what to do about a file that does not state the input of its network."""
+        option = "" if include_top else " --no-include-top"
+        return (
+            f"{self.source} does not say which input its network was trained on: state it once "
+            f"with keras-vgg convert {shlex.quote(self.source)} FILE.keras{option} "
+            "--preprocessing caffe (as keras.applications) or torchvision, and use FILE.keras"
+        )
 
     def sha256(self) -> str:
         """Return the hash of the numbers, which does not depend on the file's format."""
@@ -126,7 +140,7 @@ def require_one_piece(tensors: Tensors, order: Sequence[str], source: str) -> No
 
 
 def check(weights: Weights) -> None:
-    """Refuse weights that no trained network has.
+    """Refuse weights that no trained network has. A single integer is a counter, and is allowed.
 
     Raises:
         ValueError: there are no weights, an array is empty, values are not finite or not
@@ -138,7 +152,7 @@ def check(weights: Weights) -> None:
         f"{name} ({value.dtype})"
         for name, values in weights.tensors.items()
         for value in values
-        if value.dtype not in _KINDS
+        if value.dtype not in _KINDS and not (value.ndim == 0 and value.dtype.kind in "iu")
     }
     if wrong:
         raise ValueError(

@@ -32,7 +32,10 @@ _WRAPPERS = ("module", "_orig_mod")  # of DataParallel and of torch.compile
 
 
 def read_safetensors(path: Path) -> Weights:
-    """Read a .safetensors file; its metadata may state the preprocessing and the activation."""
+    """Read a .safetensors file; its metadata may state the preprocessing and parts of the network.
+
+    `write_safetensors` writes this metadata.
+    """
     try:
         with safe_open(path, "np") as file:
             state = {name: _widened(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
@@ -42,7 +45,11 @@ def read_safetensors(path: Path) -> Weights:
     except Exception as error:  # an unknown type, a damaged header, names that are not UTF-8
         raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
     weights = _weights(state, str(path), metadata.get("preprocessing"))
-    return dataclasses.replace(weights, several_labels=metadata.get("activation") == "sigmoid")
+    return dataclasses.replace(
+        weights,
+        several_labels=metadata.get("activation") == "sigmoid",
+        lrn=metadata.get("lrn") == "true",
+    )
 
 
 def _widened(value: np.ndarray) -> np.ndarray:
@@ -265,7 +272,11 @@ def _weights(
 ) -> Weights:
     state, names_note = _unwrapped(state, source)
     tensors = from_torch(state, source)
-    preprocessing: ImagePreprocessing | None = ImagePreprocessing.torchvision()
+    preprocessing = None
+    # torchvision and timm publish networks for RGB; a network for other images has another input.
+    assumed = not preprocessing_json and tensors["block1_conv1"][0].shape[2] == 3
+    if assumed:
+        preprocessing = ImagePreprocessing.torchvision()
     if preprocessing_json:
         try:
             values = json.loads(preprocessing_json)
@@ -289,4 +300,5 @@ def _weights(
             "as torchvision's vgg16_features, for include_top=False"
         )
     notes = (note, names_note, broken_note)
-    return Weights(tensors, source, preprocessing, "; ".join(filter(None, notes)))
+    note = "; ".join(filter(None, notes))
+    return Weights(tensors, source, preprocessing, note, assumed=assumed)

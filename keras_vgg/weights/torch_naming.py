@@ -22,6 +22,7 @@ NAMINGS = {
 }
 _BATCH_NORM = ("weight", "bias", "running_mean", "running_var")
 _COUNTER = "num_batches_tracked"  # PyTorch has this tensor in batch norm, Keras does not
+_COUNTERS = (_COUNTER, "n_averaged")  # the second is of torch.optim.swa_utils.AveragedModel
 
 
 def from_torch(state: Mapping[str, np.ndarray], source: str) -> Tensors:
@@ -32,7 +33,7 @@ def from_torch(state: Mapping[str, np.ndarray], source: str) -> Tensors:
     Raises:
         ValueError: names or shapes are not VGG's in either naming. The error lists them.
     """
-    rest = {name: value for name, value in state.items() if not name.endswith(_COUNTER)}
+    rest = {name: value for name, value in state.items() if not name.endswith(_COUNTERS)}
     convolutions, has_norm = [], False
     for name, value in rest.items():
         match = re.fullmatch(r"features\.([0-9]{1,3})\.weight", name)
