@@ -566,6 +566,8 @@ def test_a_folders_digest_depends_on_names_and_contents(tmp_path: Path) -> None:
         ({"labels": LABELS[:3]}, r"labels are \(3,\) for 35 images"),
         ({"tolerance": -1}, "tolerance must be 0 or more"),
         ({"tolerance": math.nan}, "tolerance must be 0 or more"),
+        ({"top": 0}, "top must be at least 1 class, not 0"),
+        ({"top": -1}, "top must be at least 1 class, not -1"),
         ({"formats": []}, "one or more of saved_model, .*, litert"),
         ({"formats": ["litert", "litert"]}, "each once"),
         ({"images": IMAGES[:0]}, "no images"),
@@ -602,6 +604,27 @@ def test_a_package_that_is_missing_is_named(
     message = rf"{format} needs {package}: pip install 'keras-vgg\[{format}\]'"
     with pytest.raises(ValueError, match=message):
         export(model, NAMES, tmp_path / "export", images=IMAGES, formats=[format])
+
+
+def test_answers_are_compared_if_no_image_has_a_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_labels(bias: float) -> keras.Model:
+        options = {
+            "kernel_initializer": "zeros",
+            "bias_initializer": keras.initializers.Constant(bias),
+        }
+        head = layers.Dense(4, activation="sigmoid", **options)
+        return keras.Sequential([keras.Input((32, 32, 3)), layers.GlobalAvgPool2D(), head])
+
+    unlabelled = np.zeros((35, 4), np.uint8)
+    arguments = {"images": IMAGES, "labels": unlabelled, "formats": ["litert_dynamic"]}
+    monkeypatch.setattr(exporting, "folded", lambda model: of_labels(9))
+    with pytest.raises(ExportError, match=r"other labels than the model, by 100\.00 perc"):
+        export(of_labels(-9), NAMES, tmp_path / "export", **arguments)
+    export(of_labels(-9), NAMES, tmp_path / "export", tolerance=100, **arguments)
+    record = json.loads((tmp_path / "export" / "export.json").read_text())
+    assert record["model"]["mean_average_precision"] is None
 
 
 def test_a_model_with_two_outputs_is_refused(tmp_path: Path) -> None:

@@ -180,6 +180,15 @@ def test_a_file_states_what_it_expects(run: Run, exported: Path):
     assert stated["steps"] == record["steps"]
 
 
+@pytest.mark.parametrize("damaged", [b"PK\x01\x02", b'"class_names"'])  # the index; the content
+def test_a_damaged_statement_is_one_line(damaged: bytes, exported: Path, tmp_path: Path):
+    content = (exported / "model.tflite").read_bytes()
+    path = tmp_path / "bad.tflite"
+    path.write_bytes(content.replace(damaged, b"?" * len(damaged)))
+    with pytest.raises(ValueError, match=r"bad\.tflite is damaged: Bad "):
+        Predictor(path)
+
+
 def test_a_calibrated_file_answers_like_the_calibrated_run(run: Run, exported: Path, photo: Path):
     images = [photo, *pictures_of(open_split(run, "validation"))[:3]]
     expected = Predictor(run, unknown=0.95)(images)

@@ -12,18 +12,20 @@ import pytest
 from keras_vgg.export import folder
 from keras_vgg.export.folder import whole_folder
 
+RECORD = '{"artifacts": []}'
+
 
 def fill(directory: Path, text: str, overwrite: bool = True) -> None:
     with whole_folder(directory, "marker", overwrite) as built:
         (built.parent / "scratch").mkdir()
-        (built / "marker").write_text("")
+        (built / "marker").write_text(RECORD)
         (built / "content").write_text(text)
 
 
 def test_it_appears_when_it_is_whole(tmp_path: Path) -> None:
     directory = tmp_path / "a" / "b"
     with whole_folder(directory, "marker", overwrite=False) as built:
-        (built / "marker").write_text("")
+        (built / "marker").write_text(RECORD)
         assert not directory.exists()
 
     assert [path.name for path in directory.iterdir()] == ["marker"]
@@ -60,6 +62,25 @@ def test_a_folder_without_the_marker_is_never_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [thesis.parent]
 
 
+@pytest.mark.parametrize("record", ["", "[1]", '"artifacts"', '{"name": "my page"}', "[" * 99_999])
+def test_a_folder_with_another_programs_record_is_never_replaced(
+    record: str, tmp_path: Path
+) -> None:
+    page = tmp_path / "page"
+    page.mkdir()
+    (page / "marker").write_text(record)
+
+    began = False
+    with (
+        pytest.raises(FileExistsError, match=r"not an export \(its marker lists no artifacts\)"),
+        whole_folder(page, "marker", True),
+    ):
+        began = True
+    assert not began
+    assert (page / "marker").read_text() == record
+    assert list(tmp_path.iterdir()) == [page]
+
+
 KILLED = """
 import importlib.util, os, shutil, signal, sys
 from pathlib import Path
@@ -84,7 +105,7 @@ os.replace, os.open, shutil.rmtree = map(counted, (os.replace, os.open, shutil.r
 with folder.whole_folder(directory, "marker", True) as built:
     counted(lambda: None)()
     (built.parent / "scratch").mkdir()
-    (built / "marker").write_text("")
+    (built / "marker").write_text('{"artifacts": []}')
     (built / "content").write_text("new")
     counted(lambda: None)()
 print("finished")
@@ -127,7 +148,7 @@ def test_two_at_a_time_are_refused(
     monkeypatch.setattr(folder, "_locked", lock)  # _locked_file: as on Windows
     directory = tmp_path / "export"
     with whole_folder(directory, "marker", True) as built:
-        (built / "marker").write_text("")
+        (built / "marker").write_text(RECORD)
         with pytest.raises(BlockingIOError, match=r"another process is exporting to .*export"):
             fill(directory, "second")
         assert (built / "marker").exists()

@@ -39,11 +39,10 @@ def network(**options: object) -> keras.Model:
     return vgg(
         "A",
         weights=None,
-        input_shape=(32, 32, 3),
         classes=3,
         width_multiplier=1 / 16,
         include_preprocessing=True,
-        **{"hidden_units": 8} | options,
+        **{"input_shape": (32, 32, 3), "hidden_units": 8} | options,
     )
 
 
@@ -95,6 +94,37 @@ def test_a_weight_file_is_proved_on_a_source(tmp_path: Path) -> None:
     assert artifact.images == 20
     assert artifact.top1 is not None
     assert (tmp_path / "out" / "class_names.txt").read_text().split() == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("options", "stated", "side"),
+    [
+        ({"head": "gap"}, 64, 64),
+        ({"head": "gap"}, None, 224),
+        ({"head": "fc"}, 72, 72),  # fc1 sees two pixels a side, as at 64
+        ({"head": "conv", "train_size": (64, 64)}, 128, 64),  # it comes back as fc
+    ],
+)
+def test_the_input_has_the_size_that_a_keras_file_states(
+    options: dict, stated: int | None, side: int, tmp_path: Path, told: dict
+) -> None:
+    network(input_shape=(stated, stated, 3), **options).save(tmp_path / "model.keras")
+
+    runs.export_weights(tmp_path / "model.keras", source(), tmp_path / "out", images=1)
+
+    assert told["model"].input_shape == (None, side, side, 3)
+    assert told["images"].shape == (1, side, side, 3)
+    scale = 256 if side == 224 else side
+    assert told["transform"].keywords == {"size": side, "scale": scale}
+
+
+def test_a_file_that_states_no_size_has_the_papers(tmp_path: Path, told: dict) -> None:
+    network(head="gap", input_shape=(64, 64, 3)).save(tmp_path / "model.keras")
+    convert.convert_weights(tmp_path / "model.keras", tmp_path / "t.safetensors", "torchvision")
+
+    runs.export_weights(tmp_path / "t.safetensors", source(), tmp_path / "out", images=1)
+
+    assert told["model"].input_shape == (None, 224, 224, 3)
 
 
 def test_logits_become_probabilities(tmp_path: Path, told: dict) -> None:
@@ -236,6 +266,16 @@ def test_an_untrained_run_is_refused(tmp_path: Path, run: Run) -> None:
 def test_no_images_prove_nothing(run: Run, count: int) -> None:
     with pytest.raises(ValueError, match=f"at least 1 image, not {count}"):
         runs.export_run(run, images=count)
+
+
+def test_classify_names_at_least_one_class(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        exporting, "_verification_images", lambda *_: pytest.fail("images are read")
+    )
+    with pytest.raises(ValueError, match="top must be at least 1 class, not 0"):
+        runs.export_run(run, top=0)
+    with pytest.raises(ValueError, match="top must be at least 1 class, not -1"):
+        runs.export_weights(run.model_path, source(), "nowhere", top=-1)
 
 
 @pytest.fixture

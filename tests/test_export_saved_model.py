@@ -18,7 +18,7 @@ from PIL import Image
 
 from keras_vgg import augment
 from keras_vgg.data import load_image
-from keras_vgg.export.saved_model import write_saved_model
+from keras_vgg.export.saved_model import _last_feature_map, write_saved_model
 from keras_vgg.models import vgg
 from keras_vgg.transfer import feature_extractor
 from tests import bombs
@@ -350,3 +350,22 @@ def test_a_model_of_any_size_and_without_a_map(tmp_path: Path) -> None:
     assert classify(served, FILES["png"])["classes"].shape == (1, 2)
     wide = served.signatures["features"](images=tf.zeros([1, 64, 96, 3]))
     assert wide["features"].shape == (1, 32)
+
+
+def test_the_last_map_is_found_beside_an_inner_network_and_in_a_sequential() -> None:
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, name="first")(inputs)
+    pooled = [keras.layers.GlobalAveragePooling2D()(x), keras.layers.GlobalMaxPooling2D()(x)]
+    inner = keras.Model(x, {"mean": pooled[0], "most": pooled[1]}, name="inner")
+    pair = inner(x)
+    outputs = keras.layers.Dense(2)(keras.layers.Concatenate()([pair["mean"], pair["most"]]))
+    model = keras.Model(inputs, outputs)
+    assert _last_feature_map(model) == "first"
+    assert feature_extractor(model, "first", "avg")(IMAGES[:1, :8, :8])["first"].shape == (1, 4)
+
+    def sequential(*first: keras.layers.Layer) -> keras.Model:
+        last = [keras.layers.Flatten(), keras.layers.Dense(2)]
+        return keras.Sequential([keras.Input((8, 8, 3)), *first, *last])
+
+    assert _last_feature_map(sequential(keras.layers.Conv2D(4, 3, name="only"))) == "only"
+    assert _last_feature_map(sequential()) is None

@@ -67,7 +67,7 @@ class Candidates:
         (folder / format).write_text(name)
         made = artifact(format, folder / format, *figures)
         (folder / "export.json").write_text(
-            json.dumps({"model": {"top1": MODEL_TOP1}, "tolerance": tolerance})
+            json.dumps({"model": {"top1": MODEL_TOP1}, "tolerance": tolerance, "artifacts": []})
         )
         return [made]
 

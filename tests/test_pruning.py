@@ -18,7 +18,8 @@ from keras_vgg.cli.prune import Prune
 from keras_vgg.export import prune
 from keras_vgg.fit import describe, load_source
 from keras_vgg.models import vgg
-from keras_vgg.run import Run, read_fields
+from keras_vgg.recipe import Recipe
+from keras_vgg.run import Run, claim, read_fields
 from keras_vgg.runs import (
     explain_files,
     export_run,
@@ -236,6 +237,47 @@ def test_images_that_have_moved_are_named(
     (recipe,) = trained
     assert recipe.source == f"folder:{tmp_path / 'moved'}"
     assert recipe.filters == open_pruning(tmp_path / "pruned").steps[0].filters
+
+
+def test_a_training_goes_on_when_its_images_have_moved(
+    made_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(recipe: Recipe, directory: Path, verbose: Any) -> Run:
+        (directory / "checkpoints").mkdir(parents=True)
+        (directory / "checkpoints" / "epoch-0001.npz").write_bytes(b"")
+        Run(directory, recipe.with_absolute_paths()).write_recipe()
+        shutil.copy(made_run.directory / "data.json", directory)
+        raise KeyboardInterrupt
+
+    def resumed(recipe: Recipe, directory: Path, verbose: Any) -> Run:
+        with claim(directory, recipe.with_absolute_paths()) as (step, is_new):
+            assert not is_new
+            step.write_json("results.json", {"validation_accuracy": 0.75})
+            return step
+
+    options: dict[str, Any] = {"steps": 1, "criterion": "l1", "images": 2, "verbose": 0}
+    monkeypatch.setattr(prune, "answers", Passes())
+    monkeypatch.setattr(sensitivity, "as_arrays", two_images)
+    monkeypatch.setattr(pruning, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prune_run(made_run, tmp_path / "pruned", **options)
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    moved = f"folder:{tmp_path / 'moved'}"
+    monkeypatch.setattr(pruning, "train", resumed)
+    with pytest.raises(ValueError, match=r"another recipe \(batch_size"):
+        prune_run(made_run, tmp_path / "pruned", **options, source=moved, batch_size=3)
+    done = prune_run(made_run, tmp_path / "pruned", **options, source=moved)
+    assert done.steps[0].validation == 0.75
+    assert done.run.recipe.source == moved
+
+
+def test_a_new_place_leaves_out_what_names_parts_of_the_first(made_run: Run) -> None:
+    splits = {"train_split": "train[:90%]", "validation_split": "train[90%:]"}
+    recipe = made_run.recipe.replace(source="cifar10", validation_fraction=0.0, **splits)
+    moved = pruning._in_place(Run(made_run.directory, recipe), made_run.recipe.source).recipe
+    assert moved.source == made_run.recipe.source
+    assert moved.train_split is None
+    assert moved.validation_split is None
 
 
 @pytest.mark.slow

@@ -116,6 +116,12 @@ def check_tolerance(tolerance: float) -> None:
         raise ValueError(f"tolerance must be 0 or more percentage points, not {tolerance}")
 
 
+def check_top(top: int) -> None:
+    """Raise ValueError if `classify` would name no class."""
+    if top < 1:
+        raise ValueError(f"top must be at least 1 class, not {top}")
+
+
 def square_side(model: keras.Model) -> int:
     """Return the side of a model's square input. ValueError: the input has no fixed square size."""
     height, width = model.input_shape[1:3]

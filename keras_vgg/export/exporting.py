@@ -24,6 +24,7 @@ from keras_vgg.export.checks import (
     check_model,
     check_thresholds,
     check_tolerance,
+    check_top,
     square_side,
 )
 from keras_vgg.export.fold import folded, in_float32
@@ -111,8 +112,8 @@ def export(
         images: [n, size, size, 3] RGB in [0, 255], n >= 1: real images, such as the validation
             split.
         labels: [n] integers, the classes of the images; of a map, [n, height, width]; for a model
-            that ends in sigmoids, uint8 of the output's shape, 1 for each label. None: no accuracy
-            is stated.
+            that ends in sigmoids, uint8 of the output's shape, 1 for each label. None, or no
+            image with a label: no accuracy is stated.
         calibration: [n, size, size, 3], some hundred images of the training split. Only
             litert_int8 and litert_int16 need them.
         calibration_method: How the calibration images give the range of each layer's values in
@@ -130,7 +131,7 @@ def export(
             to the model's size and take the centre, in grey for such a model.
         bit_depth: How `classify` decodes a 16-bit PNG: which of its bits carry the image, as
             `Recipe.bit_depth`.
-        top: How many classes `classify` names; all, for a model that ends in sigmoids.
+        top: How many classes `classify` names, 1 or more; all, for a model that ends in sigmoids.
         temperature: The number by which the model's scores are divided, for the files to state.
             The model must do that itself: see `keras_vgg.export.fold.with_temperature`.
         unknown_below: Share of the validation images -> the probability that this share reaches,
@@ -169,8 +170,12 @@ def export(
     needs_calibration = next((f for f in INTEGER_FORMATS if f in formats), None)
     check_images(model, images, labels, calibration, needs_calibration)
     check_tolerance(tolerance)
+    check_top(top)
     label_thresholds = check_thresholds(model, thresholds, len(class_names))
-    top = top if label_thresholds is None else len(class_names)
+    if label_thresholds is not None:
+        top = len(class_names)
+        if labels is not None and not np.any(labels):  # then average precision is not defined
+            labels = None
     transform = _default_transform(model) if transform is None else transform
     description = descriptions.describe(
         class_names,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ def whole_folder(directory: Path, marker: str, overwrite: bool) -> Iterator[Path
     killed process left is removed, or put back, by the next one.
 
     Args:
-        marker: A file that only such folders have. No other folder is ever replaced.
+        marker: The JSON file of such a folder, which lists its `artifacts`. No other folder is ever
+            replaced.
         overwrite: Replace an earlier folder.
 
     Raises:
@@ -106,6 +108,20 @@ def _check(directory: Path, marker: str, overwrite: bool) -> None:
         raise FileExistsError(
             f"{directory} is not an export (it has no {marker}), so it is not overwritten"
         )
+    if not _lists_artifacts(directory / marker):
+        raise FileExistsError(
+            f"{directory} is not an export (its {marker} lists no artifacts), so it is not"
+            " overwritten"
+        )
+
+
+def _lists_artifacts(record: Path) -> bool:
+    """Return whether a JSON file is an export's record: another program's has other fields."""
+    try:
+        content = json.loads(record.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "artifacts" in content
 
 
 def _put_in_place(new_folder: Path, directory: Path, aside: Path) -> None:

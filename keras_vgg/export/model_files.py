@@ -15,6 +15,7 @@ from keras_vgg.evaluation.multilabel import THRESHOLD
 from keras_vgg.export import description as descriptions
 from keras_vgg.export.checks import activation_name
 from keras_vgg.export.packages import require_packages
+from keras_vgg.files import is_of_the_disk
 from keras_vgg.native_stderr import without_native_stderr
 
 _PREPROCESSING = ("ImagePreprocessing", "Rescaling", "Normalization")
@@ -155,13 +156,22 @@ def _open_litert(path: Path) -> Opened:
             images = np.rint(images).astype(np.uint8)
         return serve(images=images)["probabilities"]
 
-    content = None
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if descriptions.NAME in archive.namelist():
-                content = archive.read(descriptions.NAME)
     shape = [int(side) for side in image["shape"][1:]]
-    return Network(shape, classes, answer), _stated(path, content), ()
+    return Network(shape, classes, answer), _stated(path, _appended(path)), ()
+
+
+def _appended(path: Path) -> bytes | None:
+    """Return what the archive at the end of a LiteRT file states; None without an archive."""
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            has_description = descriptions.NAME in archive.namelist()
+            return archive.read(descriptions.NAME) if has_description else None
+    except Exception as error:  # zipfile raises many errors for a damaged archive
+        if is_of_the_disk(error):
+            raise
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _open_onnx(path: Path) -> Opened:

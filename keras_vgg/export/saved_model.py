@@ -195,5 +195,12 @@ def _table(class_names: Sequence[str], path: Path) -> tf.lookup.StaticHashTable:
 
 def _last_feature_map(model: keras.Model) -> str | None:
     """Return the name of the layer with the last feature map: block5_pool for a VGG."""
-    maps = [layer.name for layer in model.layers[1:] if len(layer.output.shape) == 4]
+    maps = [layer.name for layer in model.layers if _gives_a_map(layer)]
     return "block5_pool" if "block5_pool" in maps else maps[-1] if maps else None
+
+
+def _gives_a_map(layer: keras.Layer) -> bool:
+    """Return whether a layer's one output has 4 dimensions; a dict or list of outputs has none."""
+    if isinstance(layer, keras.layers.InputLayer):
+        return False
+    return len(getattr(layer.output, "shape", ())) == 4

@@ -11,11 +11,13 @@ import numpy as np
 
 from keras_vgg import augment, convert, data, export
 from keras_vgg.builder_checks import DEFAULT_SIZE
+from keras_vgg.export.checks import check_top
 from keras_vgg.export.exporting import own_answers
 from keras_vgg.export.fold import with_temperature
 from keras_vgg.files import write_json
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.imagenet import class_names as imagenet_names
+from keras_vgg.layers import load_keras_file
 from keras_vgg.run import Run, read_fields
 from keras_vgg.runs.calibration import read_calibration, require_calibration
 from keras_vgg.runs.compressing import compressed_options
@@ -105,7 +107,7 @@ def export_run(
             positive; `fine_tune_steps` with a network or images that do not allow to compress.
     """
     target = target_of(target_latency, target_size)
-    _check(images, formats, compress, fine_tune_steps, target)
+    _check(images, formats, compress, fine_tune_steps, target, options)
     if pruned is not None and (target is None or compress or calibrated):
         raise ValueError(
             f"pruned={str(pruned)!r} gives candidates for target_latency or target_size, without"
@@ -208,6 +210,7 @@ def export_weights(
 ) -> list[export.Artifact]:
     """Export the network of a weight file, verified on the validation images of a source.
 
+    The images have the size that a .keras file states, or that the classifier fits; else 224x224.
     An image's smallest side is rescaled to 256 for a network of 224x224, as in the paper, and to
     the network's own size for any other; then the centre is cropped. If the source has as many
     classes as the network, they are assumed to be the same, in the same order, and accuracy is
@@ -228,7 +231,7 @@ def export_weights(
         OSError: the file does not exist.
     """
     target = target_of(target_latency, target_size)
-    _check(images, formats, compress, fine_tune_steps, target)
+    _check(images, formats, compress, fine_tune_steps, target, options)
     weights = read_weights(path)
     network = convert.recognise(weights)
     if not network.include_top:
@@ -250,10 +253,12 @@ def export_weights(
         raise ValueError(
             f"source {source.name} has no validation split to verify an export on; choose another"
         )
-    side = network.side or DEFAULT_SIZE
+    side = _side(path, network)
     scale = 256 if side == DEFAULT_SIZE else side
     return _export(
-        _with_softmax(convert.build(weights, include_preprocessing=True), weights.logits),
+        _with_softmax(
+            convert.build(weights, include_preprocessing=True, side=side), weights.logits
+        ),
         class_names,
         directory,
         _selected(source.validation, images),
@@ -267,6 +272,30 @@ def export_weights(
         target=target,
         **options,
     )
+
+
+def _side(path: str | Path, network: convert.Network) -> int:
+    """Return the side of a network's images: that of its file, else that of its classifier.
+
+    A convolutional head becomes dense layers, which fit the size that they were trained on alone.
+    """
+    stated = _stated_side(Path(path))
+    trained = network.side  # a multiple of 32: fc1 does not show more
+    if stated is None or (trained is not None and stated // 32 * 32 != trained):
+        return trained or DEFAULT_SIZE
+    return stated
+
+
+def _stated_side(path: Path) -> int | None:
+    """Return the side of the square images that a .keras file takes; None if it states none."""
+    if path.suffix != ".keras":
+        return None
+    try:
+        shape = load_keras_file(path).input_shape
+    except ValueError:  # Its tensors can be read, but Keras lacks a layer of it.
+        return None
+    is_square = isinstance(shape, tuple) and len(shape) == 4 and shape[1] == shape[2]
+    return shape[1] if is_square else None
 
 
 def _export(
@@ -372,6 +401,7 @@ def _check(
     compress: bool,
     fine_tune_steps: int,
     target: Target | None,
+    options: Mapping[str, Any],
 ) -> None:
     """Check the arguments before any data is read or a network is built."""
     if formats is not None:
@@ -382,6 +412,8 @@ def _check(
         raise ValueError(f"fine_tune_steps={fine_tune_steps} needs compress; set both or neither")
     if images is not None and images < 1:
         raise ValueError(f"an export is verified on at least 1 image, not {images}")
+    if "top" in options:
+        check_top(options["top"])
 
 
 def _selected(split: data.Split, count: int | None) -> data.Split:

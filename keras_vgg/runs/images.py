@@ -139,7 +139,7 @@ def open_images(
         raise ValueError("unknown_classes is for another set; name the set with --source")
     if source is None:
         return RunImages(_own_split(run, own_split), own_split)
-    recipe = _recipe_of(run, source)
+    recipe = recipe_of(run, source)
     whole = _without_held_out(recipe)
     moved = _moved(run, recipe, whole)
     if moved is not None:
@@ -161,7 +161,7 @@ def open_split(run: Run, name: str, source: str | None = None) -> data.Split:
     """
     if source is None:
         return _own_split(run, name)
-    recipe = _recipe_of(run, source)
+    recipe = recipe_of(run, source)
     moved = _moved(run, recipe, _without_held_out(recipe))
     if moved is None:
         raise ValueError(
@@ -210,7 +210,7 @@ def _named_split(source: data.Source, name: str) -> data.Split:
     return split
 
 
-def _recipe_of(run: Run, source: str) -> Recipe:
+def recipe_of(run: Run, source: str) -> Recipe:
     """Return the run's recipe with another source; what names parts of the first is left out."""
     changes: dict[str, Any] = {"source": source}
     if source != run.recipe.source:

@@ -19,7 +19,7 @@ from keras_vgg.fit import train
 from keras_vgg.plotting import INK, LINE, SERIES
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, read_fields
-from keras_vgg.runs.images import open_split
+from keras_vgg.runs.images import open_split, recipe_of
 from keras_vgg.runs.sensitivity import as_fields, run_sensitivities, sensitivity_file
 
 if TYPE_CHECKING:
@@ -264,13 +264,16 @@ def _first_stays(recipe: Recipe) -> bool:
 
 def _in_place(run: Run, source: str) -> Run:
     """Return a run whose images are now at another source."""
-    return Run(run.directory, run.recipe.replace(source=source).with_absolute_paths())
+    return Run(run.directory, recipe_of(run, source))
 
 
 def _trained(recipe: Recipe, directory: Path, verbose: int | str, *, has_moved: bool) -> Run:
-    """Train a step. One that finished before its images moved is the same run in a new place."""
-    if has_moved and (directory / "results.json").is_file():
-        return _in_place(Run.open(directory), recipe.source)
+    """Train a step. One that began before its images moved is the same run in a new place."""
+    if has_moved and Run(directory, recipe).begun:
+        step = _in_place(Run.open(directory), recipe.source)
+        if step.finished:
+            return step
+        step.write_recipe()  # `prune_run` has compared the images, and `train` compares the rest.
     return train(recipe, directory, verbose)
 
 
