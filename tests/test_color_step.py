@@ -12,25 +12,13 @@ import tensorflow as tf
 from keras_vgg import augment
 from keras_vgg.fit import color_step, fit, inputs
 from keras_vgg.recipe import Recipe
+from tests import test_fit
 from tests.other_backends import passes_on
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
 STRENGTHS = {"brightness": 0.2, "contrast": 0.3, "saturation": 0.4, "hue": 0.1}
-TINY = Recipe(
-    width_multiplier=1 / 16,
-    hidden_units=8,
-    dropout=0.0,
-    validation_fraction=0.1,
-    test_fraction=0.8,
-    batch_size=32,
-    epochs=1,
-    rgb_shift=0.1,
-    brightness=0.2,
-    contrast=0.3,
-    saturation=0.4,
-    hue=0.1,
-)
+TINY = test_fit.TINY.replace(dropout=0.0, epochs=1, **STRENGTHS)
 
 
 @pytest.mark.parametrize("channels", [3, 1])

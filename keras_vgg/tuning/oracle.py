@@ -20,13 +20,6 @@ from keras_tuner.engine.trial import Trial
 
 from keras_vgg.files import write_atomically, write_json
 
-TUNERS = {
-    "random": keras_tuner.oracles.RandomSearchOracle,
-    "bayesian": keras_tuner.oracles.BayesianOptimizationOracle,
-    "hyperband": keras_tuner.oracles.HyperbandOracle,
-    "grid": keras_tuner.oracles.GridSearchOracle,
-}
-
 _SIGN_INTERVAL = 2.0  # seconds between two signs of life of a worker
 
 
@@ -135,6 +128,18 @@ class DurableBayesianOracle(DurableOracle, keras_tuner.oracles.BayesianOptimizat
         return response
 
 
+class DurableRandomOracle(DurableOracle, keras_tuner.oracles.RandomSearchOracle):
+    """A random search."""
+
+
+TUNERS: dict[str, Callable[..., DurableOracle]] = {
+    "random": DurableRandomOracle,
+    "bayesian": DurableBayesianOracle,
+    "hyperband": DurableHyperbandOracle,
+    "grid": DurableGridOracle,
+}
+
+
 def make_oracle(
     tuner: str,
     hyperparameters: keras_tuner.HyperParameters,
@@ -153,7 +158,7 @@ def make_oracle(
     options: dict[str, Any] = {"max_epochs": max_epochs} if tuner == "hyperband" else {}
     if tuner != "hyperband":
         options["max_trials"] = max_trials or 1_000_000
-    oracle = _DURABLE[tuner](
+    oracle = TUNERS[tuner](
         objective=keras_tuner.Objective("val_accuracy", "max"),
         hyperparameters=hyperparameters,
         allow_new_entries=False,
@@ -165,18 +170,6 @@ def make_oracle(
     oracle.max_trials = max_trials
     oracle.verbose = 0
     return oracle
-
-
-class DurableRandomOracle(DurableOracle, keras_tuner.oracles.RandomSearchOracle):
-    """A random search."""
-
-
-_DURABLE: dict[str, Callable[..., DurableOracle]] = {
-    "random": DurableRandomOracle,
-    "bayesian": DurableBayesianOracle,
-    "hyperband": DurableHyperbandOracle,
-    "grid": DurableGridOracle,
-}
 
 
 @contextmanager
