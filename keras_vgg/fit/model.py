@@ -208,10 +208,11 @@ def compile_model(
 
     Loss and metrics use the weights of validation images.
     """
+    optimizer = optimizer_for(recipe)
     fuse(model)
-    shorten_weight_decay(model)
+    shorten_weight_decay(model, optimizer)
     model.compile(
-        optimizer=optimizer_for(recipe),
+        optimizer=optimizer,
         loss=loss_for(recipe, several_labels),
         weighted_metrics=metrics_for(recipe, model.output_shape[-1], several_labels),
         # Keras annotates its default, "auto", and documents True and False.
