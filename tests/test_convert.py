@@ -16,11 +16,18 @@ from tests.test_models import FULL, keras_applications
 SMALL = {"width_multiplier": 1 / 16, "hidden_units": 8, "classes": 7, "input_shape": (64, 64, 3)}
 
 
+UNEVEN = {"filters": (3, 9, 5, 7, 6, 8, 4, 2), "width_multiplier": 1}  # as of a pruned network
+
+
 # C has convolutions of 1 x 1, E the most layers.
 @pytest.mark.parametrize(
-    ("suffix", "configuration"), list(zip(convert.SUFFIXES, "ACECE", strict=True))
+    ("suffix", "configuration", "options"),
+    [
+        *((s, c, SMALL) for s, c in zip(convert.SUFFIXES, "ACECE", strict=True)),
+        *((suffix, "A", SMALL | UNEVEN) for suffix in (".keras", ".safetensors")),
+    ],
 )
-def test_every_format_keeps_every_number(tmp_path, configuration, suffix):
+def test_every_format_keeps_every_number(tmp_path, configuration, suffix, options):
     if suffix == ".pth":
         pytest.importorskip("torch")
     model = keras_vgg.vgg(
@@ -28,12 +35,13 @@ def test_every_format_keeps_every_number(tmp_path, configuration, suffix):
         weights=None,
         batch_norm=True,
         include_preprocessing=keras_vgg.ImagePreprocessing.torchvision(),
-        **SMALL,
+        **options,
     )
     model.save(tmp_path / "first.keras")
-    convert.convert_weights(tmp_path / "first.keras", tmp_path / f"middle{suffix}")
+    network = convert.convert_weights(tmp_path / "first.keras", tmp_path / f"middle{suffix}")
+    assert network.filters == options.get("filters", ())
     again = keras_vgg.vgg(
-        configuration, weights=tmp_path / f"middle{suffix}", batch_norm=True, **SMALL
+        configuration, weights=tmp_path / f"middle{suffix}", batch_norm=True, **options
     )
     for a, b in zip(model.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -47,7 +55,7 @@ def test_every_format_keeps_every_number(tmp_path, configuration, suffix):
         ("B", {"include_top": False}),
         ("C", {"head": "gap"}),
         ("D", {"width_multiplier": 0.1, "classes": 3}),
-        ("A", {"filters": (3, 9, 5, 7, 6, 8, 4, 2), "width_multiplier": 1, "classes": 3}),
+        ("A", UNEVEN | {"classes": 3}),
         ("E", {"input_shape": (32, 32, 1)}),
     ],
     ids=str,
@@ -299,3 +307,11 @@ def test_kernels_of_one_dimension_are_no_vgg():
     }
     with pytest.raises(ValueError, match="none of the paper's"):
         convert.recognise(weights.Weights(tensors, "audio"))
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (1, 4, 5)])
+def test_a_classifier_whose_kernel_has_no_two_sides_is_named(shape):
+    model = keras_vgg.vgg("A", weights=None, head="gap", classes=5, width_multiplier=1 / 16)
+    tensors = weights.tensors_of(model) | {"predictions": [np.ones(shape), np.ones(5)]}
+    with pytest.raises(ValueError, match=r"damaged.h5 is not a complete VGG: predictions is \("):
+        convert.recognise(weights.Weights(tensors, "damaged.h5"))

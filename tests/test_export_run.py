@@ -327,3 +327,33 @@ def test_export_of_a_run_with_source_is_not_that_of_a_weight_file(
     arguments = ["export", str(run.directory), "--source", other_digits, "--seed", "3"]
     assert cli.main(arguments) == cli.BAD_INPUT
     assert "leave out the options of the source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "verified_on"),
+    [([], "3 validation images;"), (["--source", "folder:set"], "3 images of folder:set;")],
+)
+def test_the_table_names_the_images(
+    options: list[str],
+    verified_on: str,
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    figures = {"bytes": 9, "top1": 1.0, "top5": 1.0}
+    artifact = export.Artifact(
+        format="litert",
+        path=tmp_path / "model.tflite",
+        sha256="",
+        images=3,
+        agreement=1.0,
+        max_difference=0.0,
+        latency_ms={1: (1.0, 1.0), 2: (1.0, 1.0)},
+        peak_bytes=None,
+        **figures,
+    )
+    (tmp_path / "export.json").write_text(json.dumps({"model": figures}))
+    monkeypatch.setattr(runs, "export_run", lambda *_, **__: [artifact])
+    assert cli.main(["export", str(run.directory), *options]) == cli.OK
+    assert f"verified on {verified_on}" in capsys.readouterr().out

@@ -16,7 +16,8 @@ from keras_vgg import cli
 from keras_vgg.cli import main
 from keras_vgg.cli.prune import Prune
 from keras_vgg.export import prune
-from keras_vgg.fit import describe, load_source
+from keras_vgg.fit import describe, distillation, load_source
+from keras_vgg.fit.model import initial_weights
 from keras_vgg.models import vgg
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, claim, read_fields
@@ -239,36 +240,80 @@ def test_images_that_have_moved_are_named(
     assert recipe.filters == open_pruning(tmp_path / "pruned").steps[0].filters
 
 
-def test_a_training_goes_on_when_its_images_have_moved(
-    made_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(recipe: Recipe, directory: Path, verbose: Any) -> Run:
-        (directory / "checkpoints").mkdir(parents=True)
-        (directory / "checkpoints" / "epoch-0001.npz").write_bytes(b"")
-        Run(directory, recipe.with_absolute_paths()).write_recipe()
-        shutil.copy(made_run.directory / "data.json", directory)
-        raise KeyboardInterrupt
+def killed_training(recipe: Recipe, directory: Path, verbose: Any) -> Run:
+    """Stands in for `train`: writes what a training has after its first epoch, and is killed."""
+    (directory / "checkpoints").mkdir(parents=True)
+    (directory / "checkpoints" / "epoch-0001.npz").write_bytes(b"")
+    step, teacher = Run(directory, recipe.with_absolute_paths()), Run.open(recipe.teachers[0])
+    step.write_recipe()
+    shutil.copy(teacher.directory / "data.json", directory)
+    initial = initial_weights(recipe)
+    assert initial is not None
+    step.write_json("init.json", {"source": recipe.init, "sha256": initial.sha256()})
+    step.write_json(distillation.FILE, distillation.describe([teacher]))
+    raise KeyboardInterrupt
 
-    def resumed(recipe: Recipe, directory: Path, verbose: Any) -> Run:
-        with claim(directory, recipe.with_absolute_paths()) as (step, is_new):
-            assert not is_new
-            step.write_json("results.json", {"validation_accuracy": 0.75})
-            return step
 
+def resumed_training(recipe: Recipe, directory: Path, verbose: Any) -> Run:
+    with claim(directory, recipe.with_absolute_paths()) as (step, is_new):
+        assert not is_new
+        step.write_json("results.json", {"validation_accuracy": 0.75})
+        return step
+
+
+@pytest.fixture
+def options_of_killed(made_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The options of a pruning in tmp_path / "pruned" whose training was killed."""
     options: dict[str, Any] = {"steps": 1, "criterion": "l1", "images": 2, "verbose": 0}
     monkeypatch.setattr(prune, "answers", Passes())
     monkeypatch.setattr(sensitivity, "as_arrays", two_images)
-    monkeypatch.setattr(pruning, "train", killed)
+    monkeypatch.setattr(pruning, "train", killed_training)
     with pytest.raises(KeyboardInterrupt):
         prune_run(made_run, tmp_path / "pruned", **options)
+    monkeypatch.setattr(pruning, "train", resumed_training)
+    return options
+
+
+def test_a_training_goes_on_when_its_images_have_moved(
+    made_run: Run, tmp_path: Path, options_of_killed: dict
+) -> None:
+    options = options_of_killed
     (tmp_path / "photos").rename(tmp_path / "moved")
     moved = f"folder:{tmp_path / 'moved'}"
-    monkeypatch.setattr(pruning, "train", resumed)
     with pytest.raises(ValueError, match=r"another recipe \(batch_size"):
         prune_run(made_run, tmp_path / "pruned", **options, source=moved, batch_size=3)
     done = prune_run(made_run, tmp_path / "pruned", **options, source=moved)
     assert done.steps[0].validation == 0.75
     assert done.run.recipe.source == moved
+
+
+def test_a_pruning_goes_on_when_its_networks_have_moved(
+    made_run: Run, tmp_path: Path, options_of_killed: dict
+) -> None:
+    for finished in (False, True):
+        run = Run.open(shutil.move(made_run.directory, tmp_path / f"run-{finished}"))
+        moved = Path(shutil.move(tmp_path / "pruned", tmp_path / f"pruned-{finished}"))
+        assert Run.open(moved / "step-1").finished == finished
+        done = prune_run(run, moved, **options_of_killed)
+        assert done.run.recipe.teachers == (str(run.directory),)
+        assert done.run.recipe.init == str(moved / "step-1.keras")
+        assert read_fields(moved / pruning.FILE)["run"] == str(run.directory)
+        shutil.move(run.directory, made_run.directory)
+        shutil.move(moved, tmp_path / "pruned")
+    save_network(made_run, {})  # trained anew
+    with pytest.raises(ValueError, match=r"another pruning, of the network that .*run-True had"):
+        prune_run(made_run, tmp_path / "pruned", **options_of_killed)
+
+
+def test_other_networks_in_place_of_those_that_have_moved_are_refused(
+    made_run: Run, tmp_path: Path, options_of_killed: dict
+) -> None:
+    moved = Path(shutil.move(tmp_path / "pruned", tmp_path / "moved"))
+    before = (moved / "step-1" / "recipe.json").read_text()
+    shutil.copy(made_run.model_path, moved / "step-1.keras")
+    with pytest.raises(ValueError, match=r"the weights of .* have changed since .*step-1 began"):
+        prune_run(made_run, moved, **options_of_killed)
+    assert (moved / "step-1" / "recipe.json").read_text() == before
 
 
 def test_a_new_place_leaves_out_what_names_parts_of_the_first(made_run: Run) -> None:
@@ -354,6 +399,26 @@ def test_the_network_that_torch_pruning_sees_is_the_same() -> None:
     with torch.no_grad():
         theirs = twin(torch.tensor(inside.transpose(0, 3, 1, 2))).numpy()
     np.testing.assert_allclose(theirs, logits, atol=1e-4)
+
+
+def test_a_second_call_of_the_script_keeps_the_rows_of_the_first(tmp_path: Path) -> None:
+    script_of_pruning = script("prune_cifar10")
+
+    def row(network: str, macs: int, top1: float) -> dict[str, Any]:
+        file = {"bytes": macs, "latency_ms": {"2": [macs / 1e6, 1.0]}, "top1": top1}
+        figures = {"test": top1 + 0.1, "test_interval": (0.0, 1.0), "parameters": 1}
+        files = dict.fromkeys(script_of_pruning.FORMATS, file)
+        return {"network": network, "macs": macs, "files": files, **figures}
+
+    original = row("original", 4_000_000, 0.8)
+    half, quarter = row("half", 2_000_000, 0.7), row("quarter", 1_000_000, 0.6)
+    theirs = [row(f"half, torch-pruning{end}", 1_900_000, 0.5) for end in ("", "-taylor")]
+    rows = script_of_pruning.together([original, half], [original, quarter, *theirs])
+    assert rows == [original, half, *theirs, quarter]
+    *_, last = script_of_pruning.table(rows).splitlines()
+    assert "70.00% (0.00% to 100.00%) | 1.00 ms, 0.25; 60.00% |" in last
+    script_of_pruning.draw(rows, tmp_path / "pruned.png")
+    assert (tmp_path / "pruned.png").stat().st_size > 10_000
 
 
 @pytest.mark.slow

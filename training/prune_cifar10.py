@@ -4,11 +4,12 @@
     python training/prune_cifar10.py RUN --out DIR --shares 0.5 --epochs 8 --torch-pruning
 
 Each share is one call of `keras-vgg prune`. With --torch-pruning, the package torch-pruning
-(`pip install torch-pruning`) chooses the filters too, by its group L2 norm over the whole network;
-these are removed from the same weights, to no more multiply-accumulates, and the network is trained
-by the same recipe. Every network is then tested once on the run's test split and exported as litert
-and litert_int8, whose latency at batch 1 is measured. DIR gets pruned.json, pruned.png and a
-Markdown table. Repeat the command after an interruption.
+(`pip install torch-pruning`) chooses the filters too, by its group L2 norm over the whole network,
+or with `--torch-pruning taylor` by how 1,000 training images say that the loss changes; these are
+removed from the same weights, to no more multiply-accumulates, and the network is trained by the
+same recipe. Every network is then tested once on the run's test split and exported as litert and
+litert_int8, whose latency at batch 1 is measured. DIR gets pruned.json, pruned.png and a Markdown
+table, with the networks of earlier calls too. Repeat the command after an interruption.
 
 Measured with a half and a quarter of the multiply-accumulates; training/README.md has the figures.
 """
@@ -30,17 +31,23 @@ from keras_vgg import hardware
 from keras_vgg.files import write_json
 
 FORMATS = ("litert", "litert_int8")
-TORCH_PRUNING = ", torch-pruning"  # the end of the name of a network of its filters
+# An importance of torch-pruning -> what ends the name of a network with its filters.
+TORCH_PRUNING = {"l2": "torch-pruning", "taylor": "torch-pruning-taylor"}
 
 
-def chosen_by_torch_pruning(model: Any, limit: float, macs: Any) -> dict[str, np.ndarray]:
+def chosen_by_torch_pruning(
+    model: Any, limit: float, macs: Any, examples: tuple[np.ndarray, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """Return the filters that torch-pruning keeps: layer -> their numbers, ascending.
 
     Args:
         model: A VGG of this package with `head="gap"`.
         limit: The most multiply-accumulates allowed.
         macs: A function from the number of filters of each layer to the multiply-accumulates.
+        examples: Training images and their classes, for the importance by the loss. None: by the
+            L2 norm.
     """
+    import keras
     import torch
     import torch_pruning  # pyright: ignore[reportMissingImports]
 
@@ -52,16 +59,27 @@ def chosen_by_torch_pruning(model: Any, limit: float, macs: Any) -> dict[str, np
         zip(convolutions, (layer.name for layer in prune.convolutions(model)), strict=True)
     )
     side = model.input_shape[1]
+    importances, batches = torch_pruning.importance, []
+    if examples is not None:  # the network that PyTorch sees begins behind the preprocessing
+        inside = keras.Model(model.inputs, model.get_layer("block1_conv1").input)
+        inputs = np.transpose(inside(examples[0]), (0, 3, 1, 2))
+        batches = [torch.tensor(a).split(100) for a in (inputs, np.asarray(examples[1], np.int64))]
     pruner = torch_pruning.pruner.BasePruner(
         twin,
         torch.zeros(1, convolutions[0].in_channels, side, side),
-        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        importance=importances.GroupTaylorImportance()
+        if batches
+        else importances.GroupMagnitudeImportance(p=2),
         global_pruning=True,
         pruning_ratio=0.95,
         iterative_steps=200,
         ignored_layers=[twin[-1]],
     )
     while macs([len(kept) for kept in numbers.values()]) > limit:
+        twin.zero_grad()
+        for pictures, labels in zip(*batches, strict=True):
+            loss = torch.nn.functional.cross_entropy(twin(pictures), labels, reduction="sum")
+            loss.backward()
         for group in pruner.step(interactive=True):
             dependency, indices = group[0]
             layer = dependency.target.module
@@ -113,25 +131,31 @@ def as_torch(model: Any) -> tuple[Any, list[Any]]:
     return nn.Sequential(*stack).eval(), convolutions
 
 
-def with_torch_prunings_filters(run: Any, reference: Any, folder: Path) -> Any:
+def with_torch_prunings_filters(run: Any, reference: Any, folder: Path, importance: str) -> Any:
     """Train the run without the filters that torch-pruning removes, by the recipe of `reference`.
 
     Args:
         run: The original run.
         reference: The run of `keras-vgg prune`, which gives the recipe and the cost.
         folder: Where to write.
+        importance: A key of TORCH_PRUNING.
     """
     from keras_vgg import train
     from keras_vgg.export import prune
     from keras_vgg.files import write_atomically
+    from keras_vgg.fit import evaluation_transform
+    from keras_vgg.runs.images import as_arrays, open_split
     from keras_vgg.runs.pruning import macs_of
 
     macs = partial(macs_of, run.recipe, len(run.class_names))
     path = folder / "network.keras"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        model = run.model()
-        kept = chosen_by_torch_pruning(model, macs(reference.recipe.filters), macs)
+        model, examples = run.model(), None
+        if importance == "taylor":
+            few = open_split(run, "train").spread(1000)
+            examples = as_arrays(few, evaluation_transform(run.recipe))
+        kept = chosen_by_torch_pruning(model, macs(reference.recipe.filters), macs, examples)
         write_atomically(path, prune.remove_filters(model, kept).save)
     import keras
 
@@ -152,7 +176,7 @@ def measured(name: str, run: Any, folder: Path, images: int) -> dict[str, Any]:
     record = folder / "export.json"
     if not record.is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        export_run(run, folder, formats=FORMATS, images=images, tolerance=2.0)
+        export_run(run, folder, formats=FORMATS, images=images)
     totals = architecture.totals(run.recipe.layers(len(run.class_names)))
     test = run.results["test"]
     files = {file["format"]: file for file in read_fields(record)["artifacts"]}
@@ -168,17 +192,31 @@ def measured(name: str, run: Any, folder: Path, images: int) -> dict[str, Any]:
     }
 
 
+def together(
+    earlier: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """Return the rows of earlier calls and of this one, the network with the most work first."""
+    by_name = {row["network"]: row for row in (*earlier, *rows)}
+    return sorted(by_name.values(), key=lambda row: row["macs"], reverse=True)
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as a Markdown table; latencies at two threads, as shares of the first row."""
+    """Return the rows as a Markdown table.
+
+    Of each file: the latency at two threads, also as a share of the first row's, and the accuracy
+    on the validation images that verified the file.
+    """
+    titles = (f"{name}: latency, validation accuracy" for name in FORMATS)
     lines = [
-        "| network | MACs | parameters | test accuracy | " + " | ".join(FORMATS) + " |",
+        "| network | MACs | parameters | test accuracy | " + " | ".join(titles) + " |",
         "|---|---|---|---|" + "---|" * len(FORMATS),
     ]
     for row in rows:
         cells = []
         for name in FORMATS:
             latency, first = (latency_of(r, name) for r in (row, rows[0]))
-            cells.append(f"{latency:.2f} ms, {latency / first:.2f}")
+            accuracy = row["files"][name]["top1"]
+            cells.append(f"{latency:.2f} ms, {latency / first:.2f}; {accuracy:.2%}")
         low, high = row["test_interval"]
         lines.append(
             f"| {row['network']} | {row['macs'] / 1e6:,.1f} million,"
@@ -200,12 +238,13 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     figure, (left, right) = plotting.new_figure(10, 4.2, columns=2, sharey=True)
     original = rows[0]
-    own = [row for row in rows if not row["network"].endswith(TORCH_PRUNING)]
-    theirs = [original, *(row for row in rows if row not in own)]
+    # What ends a name, or "" for keras-vgg prune -> the original and the networks of that name.
+    ways: dict[str, list[Mapping[str, Any]]] = {"": [original]}
+    for row in rows[1:]:
+        _, comma, way = row["network"].partition(",")
+        ways.setdefault(comma + way, [original]).append(row)
     for number, name in enumerate(FORMATS):
-        for series, style, suffix in ((own, "o-", ""), (theirs, "o:", TORCH_PRUNING)):
-            if len(series) == 1 and suffix:
-                continue
+        for (suffix, series), style in zip(ways.items(), ("o-", "o:", "o--"), strict=False):
             accuracies = [100 * row["test"] for row in series]
             sizes = [row["files"][name]["bytes"] / 1e6 for row in series]
             latencies = [latency_of(row, name) for row in series]
@@ -234,15 +273,16 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=None)
     parser.add_argument("--criterion", default="taylor")
     parser.add_argument("--images", type=int, default=1000, help="images that verify an export")
-    parser.add_argument("--torch-pruning", action="store_true")
+    parser.add_argument("--torch-pruning", nargs="?", const="l2", choices=TORCH_PRUNING)
     arguments = parser.parse_args()
     if arguments.torch_pruning and importlib.util.find_spec("torch_pruning") is None:
         sys.exit("error: --torch-pruning needs `pip install torch-pruning`")
     hardware.prepare_environment()
-    from keras_vgg.run import Run
+    from keras_vgg.run import Run, read_fields
     from keras_vgg.runs import prune_run
 
-    run = Run.open(arguments.run)
+    run, record = Run.open(arguments.run), arguments.out / "pruned.json"
+    earlier = read_fields(record)["rows"] if record.is_file() else []
     exports, images = arguments.out / "exports", arguments.images
     rows = [measured("original", run, exports / "original", images)]
     for share in arguments.shares:
@@ -258,13 +298,15 @@ def main() -> None:
         ).run
         rows.append(measured(name, pruned, exports / f"share-{share:g}", images))
         if arguments.torch_pruning:
-            folder = arguments.out / f"torch-pruning-{share:g}"
-            other = with_torch_prunings_filters(run, pruned, folder)
-            rows.append(measured(f"{name}{TORCH_PRUNING}", other, exports / folder.name, images))
-        write_json(arguments.out / "pruned.json", {"rows": rows})
-        (arguments.out / "pruned.md").write_text(table(rows), encoding="utf-8")
-        draw(rows, arguments.out / "pruned.png")
-    print(table(rows))
+            way = TORCH_PRUNING[arguments.torch_pruning]
+            folder = arguments.out / f"{way}-{share:g}"
+            other = with_torch_prunings_filters(run, pruned, folder, arguments.torch_pruning)
+            rows.append(measured(f"{name}, {way}", other, exports / folder.name, images))
+        all_rows = together(earlier, rows)
+        write_json(record, {"rows": all_rows})
+        (arguments.out / "pruned.md").write_text(table(all_rows), encoding="utf-8")
+        draw(all_rows, arguments.out / "pruned.png")
+    print(table(together(earlier, rows)))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ class Export:
     """Percentage points of top-1 accuracy that a format of less than float32 may lose. A float32
     format must answer like the model."""
     images: int | None = None
-    """Number of validation images to verify with, evenly spaced (default: all of them)."""
+    """Number of images to verify with, evenly spaced (default: all validation images, or all that
+    --source gives)."""
     top: int = 5
     """Number of classes that the SavedModel's signature classify names."""
     compress: bool = False
@@ -70,9 +71,10 @@ class Export:
     overwrite: bool = False
     """Replace an existing export."""
     source: str | None = None
-    """Source of images to verify on: digits, folder:PATH, records:PATH, idx:PATH or a TFDS name. A
-    run's recipe says how they come to the network; their classes are matched by name (default for
-    a run: its own validation images)."""
+    """Source of images to verify on: digits, folder:PATH, csv:FILE, records:PATH, idx:PATH or a
+    TFDS name. A run's recipe says how they come to the network; their classes are matched by name;
+    its test images are read, or all if it has no splits (default for a run: its own validation
+    images)."""
     source_options: FlatSourceOptions = DEFAULT_OPTIONS
 
     def __call__(self) -> None:
@@ -160,8 +162,9 @@ class Export:
         if "mean_average_precision" in model:  # several labels an image
             names, headers = ("mean_average_precision",), (headers[0], "mean AP", *headers[3:])
         figures = [percent(model[name]) for name in names]
+        of = "validation images" if self.source is None else f"images of {self.source}"
         table = new_table(
-            f"verified on {artifacts[0].images:,} validation images; ms: median (95th percentile)",
+            f"verified on {artifacts[0].images:,} {of}; ms: median (95th percentile)",
             *("format", *headers, "peak MB"),
         )
         table.add_row("the model, float32", f"{model['bytes'] / 1e6:.2f}", *figures)

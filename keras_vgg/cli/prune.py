@@ -19,7 +19,7 @@ class Prune:
     Validation images say how many filters each convolution can lose. The least important filters
     are removed, and the narrower network is trained on the run's data, with the run as teacher. The
     result in DIR/step-1 is an ordinary run, to evaluate, explain and export. pruning.json and
-    pruning.png show what was measured. Repeat the command to resume.
+    pruning.png show what was measured. Repeat the command to resume, also if RUN or DIR has moved.
     """
 
     run: tyro.conf.Positional[Path]
@@ -29,8 +29,9 @@ class Prune:
     macs: float = 0.5
     """Share of the multiply-accumulates to keep, above 0 and below 1."""
     steps: int = 1
-    """Prune in so many steps, each followed by a training. Several small steps lose less than one
-    large step, and take longer."""
+    """Prune in so many steps, each followed by a training. Several small steps take longer, and may
+    lose less than one large step: the literature reports that where much is removed (Han et al.,
+    arXiv:1506.02626, for single weights). It was not measured here."""
     criterion: Literal["taylor", "l1", "batch_norm"] = "taylor"
     """What makes a filter important. taylor: how much the loss changes without it. l1: its absolute
     weights. batch_norm: the scale of its batch normalisation."""

@@ -137,7 +137,8 @@ def compress(
 
     The ranks come from the spectra: for each of `energies`, the ranks that keep that share of both
     layers' energy. The networks are tested from the smallest on. The first network that loses at
-    most `max_drop` is chosen if the next one does too; one alone may pass by chance.
+    most `max_drop` is chosen if the next one does too; one alone may pass by chance. The largest
+    network has no next one, and is chosen if it alone passes.
 
     Args:
         model: A VGG with head="fc".

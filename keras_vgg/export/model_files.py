@@ -16,6 +16,7 @@ from keras_vgg.export import description as descriptions
 from keras_vgg.export.checks import activation_name
 from keras_vgg.export.packages import require_packages
 from keras_vgg.files import is_of_the_disk
+from keras_vgg.memory_errors import unread_file
 from keras_vgg.native_stderr import without_native_stderr
 
 _PREPROCESSING = ("ImagePreprocessing", "Rescaling", "Normalization")
@@ -142,6 +143,8 @@ def _open_litert(path: Path) -> Opened:
 
     try:
         interpreter = Interpreter(model_path=str(path))
+        with without_native_stderr():  # It names the delegate that it makes.
+            interpreter.allocate_tensors()
         serve = interpreter.get_signature_runner("serving_default")
         image = serve.get_input_details()["images"]
         classes = int(serve.get_output_details()["probabilities"]["shape"][-1])
@@ -168,6 +171,8 @@ def _appended(path: Path) -> bytes | None:
         with zipfile.ZipFile(path) as archive:
             has_description = descriptions.NAME in archive.namelist()
             return archive.read(descriptions.NAME) if has_description else None
+    except MemoryError as error:
+        raise unread_file(path, error) from error
     except Exception as error:  # zipfile raises many errors for a damaged archive
         if is_of_the_disk(error):
             raise

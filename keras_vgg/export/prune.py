@@ -27,7 +27,7 @@ CRITERIA = ("taylor", "l1", "batch_norm")
 _CONVOLUTION = re.compile(r"block\d_conv\d")
 _BATCH = 32
 _STEPS = 8  # numbers of filters that the sensitivity analysis tries for a layer, at most
-_WIDE = 64  # a layer of so many filters keeps a multiple of 8, which processors compute fastest
+_WIDE = 64  # a layer of so many filters loses multiples of 8: processors compute those fastest
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ def importance(
     Args:
         model: A VGG that gives probabilities.
         criterion: "taylor": how much the loss changes without the filter, to first order: the
-            square of the sum of gradient times weight, summed over batches of 32 images (Molchanov
-            et al., arXiv:1906.10771). "l1": the sum of the kernel's absolute values (Li et al.,
-            arXiv:1608.08710). "batch_norm": the absolute scale of its batch normalisation (Liu et
-            al., arXiv:1708.06519).
+            square of the sum of gradient times weight, summed over batches of 32 images; the last
+            one counts by its images (Molchanov et al., arXiv:1906.10771). "l1": the sum of the
+            kernel's absolute values (Li et al., arXiv:1608.08710). "batch_norm": the absolute scale
+            of its batch normalisation (Liu et al., arXiv:1708.06519).
         images: [n, height, width, channels] RGB in [0, 255]. Only "taylor" reads them.
         labels: [n] class numbers, or [n, classes] zeros and ones for several labels an image.
 
@@ -301,7 +301,10 @@ def _taylor(
     images: np.ndarray,
     labels: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Return the sum over batches of (the sum over a filter's weights of gradient x weight)^2."""
+    """Return the sum over batches of (the sum over a filter's weights of gradient x weight)^2.
+
+    The gradient is of the sum of the images' losses, over `_BATCH`.
+    """
     require_backend("taylor")
     import tensorflow as tf
 
@@ -332,9 +335,11 @@ def _taylor(
     totals = {name: np.zeros(values[0].shape[-1]) for name, values in scales.items()}
     for start in range(0, len(images), _BATCH):
         batch = slice(start, start + _BATCH)
+        # The loss is a mean: in a smaller batch, each image would count more.
+        share = len(images[batch]) / _BATCH
         products = changes(tf.constant(images[batch]), tf.constant(labels[batch]))
         for name, product in products.items():
-            totals[name] += product.numpy().astype(np.float64) ** 2
+            totals[name] += (share * product.numpy().astype(np.float64)) ** 2
     return totals
 
 

@@ -119,7 +119,7 @@ def _decibels(signal: float, noise: float) -> float | None:
 
 
 def _layer(tensor: str, layer_names: Sequence[str]) -> str:
-    """Return the longest name of a layer among the parts of a tensor's name, else that name.
+    """Return the shortest name of a layer among the parts of a tensor's name, else the first part.
 
     TensorFlow adds a number to a name that it has seen before.
     """

@@ -158,12 +158,21 @@ def require_unchanged(run: Run) -> None:
     with notes_dropped():  # the training prints them
         source = load_source(run.recipe)
     require_same_data(run, describe(source))
+    require_same_networks(run)
+
+
+def require_same_networks(run: Run) -> None:
+    """Require that the first weights and the teachers did not change since a run began.
+
+    Raises:
+        ValueError, OSError: one of them has changed, or is missing.
+    """
     initial = initial_weights(run.recipe)
     if initial is not None:
         _require_same_weights(run, initial)
     if run.recipe.teachers:
         teachers = distillation.open_teachers(
-            run.recipe.teachers, source.class_names, source.several_labels
+            run.recipe.teachers, run.class_names, run.several_labels
         )
         distillation.require_same_teachers(run, teachers)
 

@@ -16,9 +16,10 @@ from keras_vgg import architecture, plotting
 from keras_vgg.export import prune
 from keras_vgg.files import sha256_of, whole_names, write_atomically, write_json
 from keras_vgg.fit import train
+from keras_vgg.fit.preparation import require_same_networks
 from keras_vgg.plotting import INK, LINE, SERIES
 from keras_vgg.recipe import Recipe
-from keras_vgg.run import Run, read_fields
+from keras_vgg.run import Run, directory_of_run, read_fields
 from keras_vgg.runs.images import open_split, recipe_of
 from keras_vgg.runs.sensitivity import as_fields, run_sensitivities, sensitivity_file
 
@@ -90,8 +91,8 @@ def prune_run(
     data, with the run as teacher (`Recipe.teachers`). Every step is an ordinary run, whose recipe
     has `filters`. The test split is not read.
 
-    Repeat the call to resume after a kill. The sensitivity of each layer is kept in
-    step-N.sensitivity.json until its step has its filters.
+    Repeat the call to resume after a kill; the run and the directory may be at other paths then.
+    The sensitivity of each layer is kept in step-N.sensitivity.json until its step has its filters.
 
     Args:
         run: A finished run.
@@ -117,7 +118,7 @@ def prune_run(
             criterion does not fit the network or Keras' backend; `source` does not hold the run's
             own images.
     """
-    workdir = Path(workdir)
+    workdir = directory_of_run(workdir)
     _check(macs, steps, criterion, images)
     if decided := {"filters", "init", "teachers"} & fields.keys():
         raise ValueError(f"the pruning decides {', '.join(sorted(decided))}; leave it out")
@@ -162,9 +163,10 @@ def open_pruning(workdir: str | Path) -> Pruning:
         FileNotFoundError: the directory holds no pruning.json.
         ValueError: the file cannot be read.
     """
-    record = read_fields(Path(workdir) / FILE)
+    workdir = directory_of_run(workdir)
+    record = read_fields(workdir / FILE)
     original, steps = record["original"], record["steps"]
-    return Pruning(Path(workdir), record["figure"], _stage(original), tuple(map(_stage, steps)))
+    return Pruning(workdir, record["figure"], _stage(original), tuple(map(_stage, steps)))
 
 
 def stand_ins(run: Run, workdir: str | Path) -> dict[str, Run]:
@@ -268,38 +270,60 @@ def _in_place(run: Run, source: str) -> Run:
 
 
 def _trained(recipe: Recipe, directory: Path, verbose: int | str, *, has_moved: bool) -> Run:
-    """Train a step. One that began before its images moved is the same run in a new place."""
-    if has_moved and Run(directory, recipe).begun:
-        step = _in_place(Run.open(directory), recipe.source)
-        if step.finished:
-            return step
-        step.write_recipe()  # `prune_run` has compared the images, and `train` compares the rest.
+    """Train a step. One that began before something moved is the same run in a new place.
+
+    `has_moved`: the images have; whether networks have is in the step's recipe.
+    """
+    if Run(directory, recipe).begun:
+        step = _with_networks_in_place(Run.open(directory), recipe)
+        if has_moved:
+            step = _in_place(step, recipe.source)
+            if step.finished:
+                return step
+            # `prune_run` has compared the images, and `train` compares the rest.
+            step.write_recipe()
     return train(recipe, directory, verbose)
 
 
+def _with_networks_in_place(step: Run, recipe: Recipe) -> Run:
+    """Return a step whose first weights and teacher are where a recipe of it says.
+
+    Raises:
+        ValueError, OSError: they are not the networks that the step began with.
+    """
+    places = {"init": recipe.init, "teachers": recipe.teachers}
+    placed = Run(step.directory, step.recipe.replace(**places))
+    begins_again = not step.finished and not step.checkpoints  # with what the recipe says
+    if placed.recipe == step.recipe or begins_again:
+        return step
+    require_same_networks(placed)
+    placed.write_recipe()
+    return placed
+
+
 def _begin(run: Run, workdir: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of pruning.json, which is that of the same pruning or new."""
-    identity = {
-        "run": str(run.directory.resolve()),
-        "model_sha256": sha256_of(run.model_path),
-        "settings": dict(settings),
-    }
+    """Return the content of pruning.json, which is that of the same pruning or new.
+
+    The network and the settings make it the same, wherever the run is now.
+    """
+    identity = {"model_sha256": sha256_of(run.model_path), "settings": dict(settings)}
+    place = {"run": str(run.directory.resolve())}
     if (workdir / FILE).is_file():
         record = read_fields(workdir / FILE)
         differ = [name for name, value in identity.items() if record[name] != value]
         if not differ:
+            record |= place
             return record
         if record["steps"]:  # otherwise nothing is lost
-            name = differ[0]
-            raise ValueError(
-                f"{workdir} holds another pruning, with {name} {record[name]}, not"
-                f" {identity[name]}; choose another workdir"
-            )
+            what = f"with settings {record['settings']}, not {identity['settings']}"
+            if "model_sha256" in differ:
+                what = f"of the network that {record['run']} had"
+            raise ValueError(f"{workdir} holds another pruning, {what}; choose another workdir")
     elif workdir.exists() and (not workdir.is_dir() or whole_names(workdir)):
         raise ValueError(f"{workdir} exists and holds no pruning; choose another workdir")
     original = _figures(run.recipe, len(run.class_names)) | {"validation": _validation(run)}
     name = "validation pr_auc" if run.several_labels else "validation accuracy"
-    record = {**identity, "figure": name, "original": original, "steps": []}
+    record = {**place, **identity, "figure": name, "original": original, "steps": []}
     write_json(workdir / FILE, record)  # so that a kill in the first step leaves a pruning
     return record
 
