@@ -71,8 +71,9 @@ def vgg(
         weights: None for random weights; "imagenet" for the best-known published checkpoint of the
             configuration; "torchvision" for torchvision's; or the path of a weight file, or
             "hf://OWNER/NAME", as `keras_vgg.weights.read_weights` takes them. Without the top, a
-            file's head is left out, whatever it is. For the input that a checkpoint expects, see
-            `include_preprocessing`; for other than three channels, `input_shape`.
+            file's head is left out, whatever it is; the `note` of `read_weights` names it. For the
+            input that a checkpoint expects, see `include_preprocessing`; for other than three
+            channels, `input_shape`.
         input_tensor: A Keras tensor to use as the input.
         input_shape: (height, width, channels), or (channels, height, width) if that is Keras'
             data format; at least 32x32. With the top and `head="fc"`, height and width must be

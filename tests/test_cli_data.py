@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vgg import cli, console, data
+from keras_vgg import cli, console, data, recipe_for, runs
+from keras_vgg.recipe import Recipe
 from tests.test_cli import error_of
 
 
@@ -55,6 +56,15 @@ def test_check_says_what_is_left_out_equal_or_flat(
     assert "left out 2: 2 no image (.txt): " in out
     assert "8 test images also in train: " in out
     assert "1 of 1 16-bit files that were looked at use few of their levels" in out
+    inventory = json.loads(report.read_text())["inventory"]
+    notes = [str(tmp_path / "set" / part / "a" / "notes.txt") for part in ("test", "train")]
+    assert inventory["left_out"] == [
+        {"reason": "no image (.txt)", "count": 2, "first": notes},
+    ]
+    (equal,) = inventory["equal"]
+    first, *_ = equal.pop("first")
+    assert equal == {"earlier": "train", "later": "test", "count": 8}
+    assert first == [str(tmp_path / "set" / part / "a" / "0.jpg") for part in ("train", "test")]
 
 
 def test_check_of_a_damaged_set(
@@ -131,6 +141,20 @@ def test_a_pack_is_written_checked_and_shown(
     found = capsys.readouterr()
     assert "cannot be decoded" in found.err or "SHA-256" in found.err
     assert json.loads(report.read_text())["source"] == f"records:{out}"
+
+
+def test_show_takes_the_recipe_that_train_takes(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Recipe] = []
+    monkeypatch.setattr(runs, "show_augmentation", lambda recipe, *_, **__: drawn.append(recipe))
+    for source in (f"folder:{photos}", "digits"):
+        words = ["data", "show", source, "--out", str(tmp_path / "sheet.png"), *FRACTIONS]
+        assert cli.main(words) == cli.OK
+    fractions = {"validation_fraction": 0.25, "test_fraction": 0.0}
+    assert drawn == [recipe_for(source, **fractions) for source in (f"folder:{photos}", "digits")]
+    assert [recipe.horizontal_flip for recipe in drawn] == [True, False]
+    assert capsys.readouterr().out.count("defaults for photographs: image_size 32") == 1
 
 
 def test_check_of_many_classes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -96,6 +96,23 @@ def test_a_short_training_keeps_a_model_that_is_as_right_as_training_was(tmp_pat
     assert run.results["training_accuracy"] > best["accuracy"] - 0.05
 
 
+def test_a_short_training_keeps_estimates_and_goes_on_with_its_own_averages(tiny_run: Run) -> None:
+    model = tiny_run.model()
+    convolution = keras.Model(model.inputs, model.get_layer("block1_conv1").output)
+    train = load_source(tiny_run.recipe).train
+    batches = data.evaluation_dataset(train, 64, evaluation_transform(tiny_run.recipe))
+    images = np.concatenate([images for images, _ in batches.as_numpy_iterator()])
+    variance = convolution.predict(images, verbose=0).var(axis=(0, 1, 2))
+    kept = model.get_layer("block1_conv1_bn").moving_variance.numpy()
+    np.testing.assert_allclose(kept, variance, rtol=0.15)
+    (path,) = (tiny_run.directory / "checkpoints").glob("*.npz")
+    with np.load(path) as arrays:
+        (name,) = (n for n in arrays.files if n.endswith("block1_conv1_bn/moving_variance"))
+        own = arrays[name]
+    # After nine steps, it still holds 39 % of its first value, 1.
+    assert not np.allclose(own, variance, rtol=0.15)
+
+
 def test_the_kept_network_is_tested_on_some_training_images(
     tiny_run: Run, measured_images: int, monkeypatch
 ) -> None:
@@ -244,6 +261,27 @@ def test_after_one_epoch_the_loss_has_had_no_time_to_move() -> None:
 def test_advice_follows_the_loss_and_training_accuracy(accuracies, losses, expected) -> None:
     history = [{"accuracy": a, "loss": b} for a, b in zip(accuracies, losses, strict=True)]
     assert expected in verdict.advice(Recipe(learning_rate=0.01), history, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"initialization": "glorot"}, "(a network as deep as D does not begin to learn "),
+        ({"initialization": "normal:0.01"}, "(a network as deep as D does not begin to learn "),
+        ({"initialization": "he_uniform"}, "(a network as deep as D may not begin to learn "),
+        ({"initialization": "runs/a"}, None),
+        ({"configuration": "B"}, None),
+        ({"init": "imagenet"}, None),
+        ({"batch_norm": True}, None),
+    ],
+)
+def test_advice_names_nothing_that_the_recipe_has(changes, expected) -> None:
+    recipe = Recipe(configuration="D", batch_norm=False).replace(**changes)
+    history = [{"accuracy": 0.1, "loss": 2.3}] * 2
+    said = verdict.advice(recipe, history, 0.1)
+    assert "another --learning-rate" in said
+    assert ("--batch-norm" in said) == ("begin to learn" in said) == (expected is not None)
+    assert (expected or "") in said
 
 
 @pytest.mark.slow

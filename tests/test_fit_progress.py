@@ -14,7 +14,9 @@ from keras_vgg.fit import TrainingDiverged, fit, learning_rate, progress
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.progress import TrainingProgress
 from keras_vgg.fit.timing import Timing, seconds_left
+from keras_vgg.fit.verdict import Commonest
 from keras_vgg.recipe import Recipe
+from tests.test_console import WIDTHS
 from tests.test_fit import TINY, fit_interrupted
 from tests.test_fit_transfer import FIXED
 
@@ -237,6 +239,20 @@ def test_the_bar_says_all_and_fits(width, monkeypatch):
         assert part in text
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_is_said_of_a_useless_run_is_not_cut(width, monkeypatch):
+    shown, _, recorder = shown_by_hand(monkeypatch, width)
+    recorder.commonest = Commonest("3", 15 / 145, 145)
+    figures = dict.fromkeys(("loss", "accuracy", "val_loss", "images_per_second", "seconds"), 1.0)
+    recorder.history = [figures | {"epoch": 1, "val_accuracy": 15 / 145, "learning_rate": 0.01}]
+    with shown:
+        shown.on_epoch_begin(0)
+        shown.on_epoch_end(0)
+    lines = lines_on(shown._console)
+    assert max(map(cell_len, lines)) <= width
+    assert recorder.commonest.line(15 / 145, 1) in " ".join(map(str.strip, lines))
+
+
 def test_the_bar_says_nothing_of_what_is_not_known_yet(monkeypatch):
     shown, _, recorder = shown_by_hand(monkeypatch, 120)
     with shown:
@@ -367,6 +383,7 @@ def test_a_run_on_a_terminal(tmp_path, capsys, screen):
     assert out[0].startswith("digits: 319 training")
     assert out[1].startswith("vgg11: ")
     assert out[2].startswith("this network is of no use")  # after two epochs
+    assert out[2 : 2 + len(run.results["remarks"])] == run.results["remarks"]
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from keras_vgg import data
+from keras_vgg.data.hold_out import hold_out
 from keras_vgg.data.left_out import short_name
 from keras_vgg.data.listing import image_files
+from keras_vgg.data.split import Split
 from keras_vgg.fit import train
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
@@ -111,6 +113,15 @@ def test_what_is_left_out_is_counted_and_named(
     assert line.startswith(f"left out 1: 1 {reason}: {photos}")
 
 
+def test_a_linked_class_does_not_read_the_others_through_a_link_back(photos: Path) -> None:
+    cats = (photos / "cat").rename(photos.parent / "cats")
+    (photos / "cat").symlink_to(cats)
+    (cats / "back").symlink_to(photos)
+    source = data.load_source(f"folder:{photos}")
+    assert source.class_counts() == {"train": [7, 7], "validation": [1, 1], "test": [2, 2]}
+    assert reasons(source) == {"link to an enclosing folder": 1}
+
+
 def test_a_class_without_images_says_what_it_holds(photos: Path) -> None:
     for name in ("1.heic", "2.heic"):
         write(photos / "phone/deep" / name, b"\0\0\0\x18ftypheic" + bytes(40))
@@ -128,8 +139,22 @@ def test_a_name_that_claims_an_image_is_a_damaged_image(photos: Path) -> None:
     assert bad == [str(path)]
 
 
+def test_names_that_are_not_utf8_are_read_and_named(photos: Path) -> None:
+    strange, bad = (photos / "cat" / os.fsdecode(name) for name in (b"caf\xe9.png", b"bad\xe9.png"))
+    draw(strange, 500)
+    write(bad, b"x")
+    train = data.load_source(f"folder:{photos}", validation_fraction=0, test_fraction=0).train
+    with pytest.raises(ValueError, match=r"1 of 22 images of .*cat/bad\\xe9\.png: "):
+        data.raise_for_bad_images(train)
+    one = train.take(np.flatnonzero(train.paths == str(strange)))
+    ((image, _),) = data.evaluation_dataset(one, None, lambda image: image)
+    assert image.shape == (8, 9, 3)
+
+
 @pytest.mark.slow
-def test_names_that_are_not_utf8_are_read(photos: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_set_with_names_that_are_not_utf8_is_used(
+    photos: Path, capsys: pytest.CaptureFixture
+) -> None:
     strange = os.fsdecode(b"caf\xe9.png")
     draw(photos / "cat" / strange, 500)
     draw(photos / os.fsdecode(b"\xe9t\xe9") / "1.png", 501)
@@ -189,6 +214,41 @@ def test_a_drawn_split_keeps_equal_files_on_one_side(photos: Path) -> None:
         for split in source.splits().values():
             assert set(split.labels) == {0, 1}
         assert sum(split.size for split in source.splits().values()) == 38
+
+
+class CountedList(list[str]):
+    """A list that counts how often it is walked through."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.walks += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("kind", ["one label", "several labels", "groups"])
+def test_many_equal_files_are_looked_at_once(kind: str) -> None:
+    """Not once for each of them, which takes seconds for thousands."""
+    names = np.array([f"{i}.png" for i in range(300)], dtype=object)
+    labels = np.arange(300) // 100
+    several = kind == "several labels"
+    split = Split(
+        "all",
+        300,
+        labels=np.eye(3, dtype=np.uint8)[labels] if several else labels.astype(np.int32),
+        paths=names,
+        groups=names if kind == "groups" else None,
+    )
+    mixed, same = CountedList(names[50:150]), CountedList(names[220:260])
+    equal = {path: paths for paths in (mixed, same) for path in paths}
+    for paths in (mixed, same):
+        paths.walks = 0
+    rest, held = hold_out(split, 0.5, "held", np.random.default_rng(0), equal)
+    assert held is not None
+    assert {*rest.paths} | {*held.paths} == {*names}
+    for paths in (mixed, same):
+        assert paths.walks <= 1
+        assert len({path in held.paths for path in paths}) == 1
 
 
 def test_folds_and_tables_keep_equal_files_on_one_side_too(photos: Path) -> None:
@@ -364,7 +424,7 @@ def test_a_flat_test_folder_is_said_and_leaves_no_test_split(split_photos: Path)
         (split_photos / "test" / name).rmdir()
     source = data.load_source(f"folder:{split_photos}")
     assert source.test is None
-    assert reasons(source) == {"in no class folder": 8}
+    assert reasons(source) == {"in no class folder (keras-vgg predict classifies them)": 8}
 
 
 def test_at_most_five_lines(split_photos: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -251,6 +252,21 @@ def test_a_training_has_no_word_of_tensorflow(tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert not re.search(LOG_LINE, done.stderr, re.MULTILINE), done.stderr
     assert (tmp_path / "run" / "results.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_demo_has_no_word_of_tensorflow(tmp_path) -> None:
+    """`make demo`, with a tiny network."""
+    recipe = tmp_path / "tiny.py"
+    recipe.write_text(
+        "from keras_vgg import Recipe\n"
+        "RECIPE = Recipe(width_multiplier=1 / 16, hidden_units=8, epochs=3, test_fraction=0.8)\n"
+    )
+    script = Path(__file__).parents[1] / "training" / "demo.py"
+    options = ("--recipe", str(recipe), "--workdir", str(tmp_path / "run"))
+    done = python(str(script), *options)
+    assert done.returncode == 0, done.stderr
+    assert not re.search(f"{LOG_LINE}|XNNPACK", done.stderr, re.MULTILINE), done.stderr
 
 
 @pytest.mark.slow

@@ -163,6 +163,22 @@ def test_check_files(files: Split, tmp_path: Path) -> None:
     np.testing.assert_array_equal(files.labels, before)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
+def test_a_damaged_header_is_counted_or_named(kind: str, tmp_path: Path) -> None:
+    """What the decoder still takes has a format, and all else a reason."""
+    whole = encoded(kind, 10, 12)
+    for place in range(30):
+        damaged = bytearray(whole)
+        damaged[place] ^= 255
+        (tmp_path / f"{place:02}").write_bytes(damaged)
+    paths = np.array(sorted(map(str, tmp_path.iterdir())), dtype=object)
+    split = Split("train", 30, labels=np.zeros(30, np.int32), paths=paths)
+    found = check(source_of(split))["splits"]["train"]
+    assert sum(found["formats"].values()) + len(found["bad"]) == 30
+    if kind == "BMP":
+        assert str(tmp_path / "14") not in dict(found["bad"])  # the header's own size, unused
+
+
 def test_check_names_16_bit_files_that_use_few_of_their_levels(tmp_path: Path) -> None:
     ramp = np.linspace(0, 1, 80).reshape(8, 10, 1)
     for name, low, high in (("dark", 1000, 1200), ("half", 0, 2**15), ("flat", 9, 9)):

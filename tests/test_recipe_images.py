@@ -13,7 +13,7 @@ from keras_vgg import export, runs
 from keras_vgg.demo import Answerer
 from keras_vgg.explain import draw
 from keras_vgg.export.saved_model import write_saved_model
-from keras_vgg.fit import Run, describe, fit, load_source
+from keras_vgg.fit import Run, describe, evaluation_transform, fit, load_source
 from keras_vgg.recipe import Recipe
 from tests.test_decode import png_of_16_bits
 
@@ -96,6 +96,24 @@ def require_equal(
         assert [name for name, _ in answer] == [name for name, _ in other]
         shares = [[share for _, share in ranked] for ranked in (answer, other)]
         np.testing.assert_allclose(*shares, atol=1e-5)
+
+
+@pytest.mark.parametrize(("resize", "sees_it"), [("crop", False), ("squash", True), ("pad", True)])
+def test_whether_the_ends_of_a_long_image_are_seen(
+    resize: str, sees_it: bool, varied_run: Run
+) -> None:
+    run = Run(varied_run.directory, varied_run.recipe.replace(resize=resize))
+    image = np.zeros((40, 300, 3), np.uint8)
+    image[5:35, 2:60] = 255
+    view = evaluation_transform(run.recipe)(image)
+    assert (np.max(view) > 200) == sees_it
+    answer = Answerer(run).of_image(image)
+    assert (answer.seen > 0.75) == sees_it
+    assert (answer.seen < 0.3) == (not sees_it)
+    probabilities = np.asarray(run.model()(view[np.newaxis]))[0]
+    name, probability = answer.classes[0]
+    assert name == run.class_names[probabilities.argmax()]
+    assert probability == pytest.approx(probabilities.max(), abs=1e-5)
 
 
 @pytest.mark.slow

@@ -37,8 +37,9 @@ def test_remarks(tmp_path, accuracy, is_useless):
         "1 test image also in train: y.png = x.png",
         "left out 2: 2 TIFF (.tif): a.tif, b.tif",
     ]
-    assert len(remarks) == 4 + is_useless
+    assert len(remarks) == 4 + 2 * is_useless
     if is_useless:
+        assert remarks[5] == "more --epochs than 1"
         assert "is of no use: its best validation accuracy, 82.00%" in remarks[4]
         assert "always answering 'cat' (80.00% of 100 images)" in remarks[4]
 
@@ -51,9 +52,17 @@ def test_the_figure_that_selects_is_compared(tmp_path, balanced, is_useless):
     rows = "epoch,accuracy,loss,val_accuracy,val_loss,val_balanced_accuracy\n1,0.9,0.1,0.78,0.2,"
     (run.directory / "metrics.csv").write_text(f"{rows}{balanced}\n")
     remarks = remarks_on(run)
-    assert len(remarks) == 4 + is_useless
+    assert len(remarks) == 4 + 2 * is_useless
     if is_useless:
         assert "best validation balanced accuracy, 55.00%, is no better than guessing" in remarks[4]
+
+
+def test_a_finished_run_keeps_what_its_training_said(tmp_path):
+    run = run_of(tmp_path, 0.82, inventory=INVENTORY)
+    run.write_json("results.json", {"remarks": ["training reported 100.00%, but"]})
+    remarks = remarks_on(run)
+    assert remarks[3].startswith("left out 2")
+    assert remarks[4:] == ["training reported 100.00%, but"]
 
 
 def test_too_few_images_and_earlier_runs(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 import keras_vgg
-from keras_vgg import cli, models, weights
+from keras_vgg import cli, convert, models, weights
 
 SHAPE = (32, 32, 3)
 BASE = {"include_top": False, "width_multiplier": 1 / 16, "input_shape": SHAPE}
@@ -284,6 +284,31 @@ def test_a_pool_by_the_maximum_does_not_become_an_average(tmp_path, capsys):
     assert "VGG11 (configuration A), width 0.0625, no classifier" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("pooling", "head"), [("max", "gap"), ("avg", "fc"), ("max", "fc")])
+def test_a_head_behind_another_pooling_is_not_loaded(tmp_path, pooling, head):
+    vgg = models.vgg("A", weights=None, pooling=pooling, **BASE)
+    x = vgg.output
+    for name in ("fc1", "fc2") if head == "fc" else ():
+        x = layers.Dense(8, activation="relu", name=name)(x)
+    path = tmp_path / "mine.keras"
+    keras.Model(vgg.input, layers.Dense(5, name="predictions")(x)).save(path)
+    found = weights.read_weights(path)
+    assert found.pooling == pooling
+    with pytest.raises(ValueError, match="pools "):
+        convert.recognise(found)
+    options = BASE | {"include_top": True, "classes": 5, "hidden_units": 8}
+    with pytest.raises(ValueError, match=f"predictions stands behind a global {pooling} pooling"):
+        models.vgg("A", weights=path, head=head, **options)
+
+
+@pytest.mark.parametrize(("head", "pooling"), [("gap", "avg"), ("fc", None), ("conv", None)])
+def test_a_head_of_our_own_is_loaded(tmp_path, head, pooling):
+    options = BASE | {"include_top": True, "classes": 5, "hidden_units": 8, "head": head}
+    models.vgg("A", weights=None, **options).save(tmp_path / "mine.keras")
+    assert weights.read_weights(tmp_path / "mine.keras").pooling == pooling
+    models.vgg("A", weights=tmp_path / "mine.keras", **options)
+
+
 def test_the_command_converts_a_base(tmp_path, capsys):
     model = flat()
     model.save(tmp_path / "mine.h5")
@@ -439,25 +464,27 @@ def test_checkpoints_that_are_refused(tmp_path, state, wrap, message):
 
 
 @pytest.mark.skipif(torch is None, reason="PyTorch's files do not depend on the backend")
-def test_a_broken_classifier_is_refused_with_the_top_only(tmp_path, state):
-    """torchvision's vgg16_features in .safetensors, and a classifier of which a part is broken."""
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_broken_classifier_is_refused_with_the_top_only(tmp_path, state, suffix):
+    """torchvision's vgg16_features, and a classifier of which a part is broken."""
     from safetensors.torch import save_file
 
+    save = save_file if suffix == ".safetensors" else torch.save
     nan = float("nan")
     head = {
         **{f"classifier.{i}.weight": torch.full((8, n), nan) for i, n in ((0, 32), (3, 8), (6, 8))},
         **{f"classifier.{i}.bias": torch.full((8,), nan) for i in (0, 3, 6)},
     }
-    save_file(state | head, tmp_path / "features.safetensors")
+    save(state | head, tmp_path / f"features{suffix}")
     options = {"width_multiplier": 1 / 16, "input_shape": SHAPE, "hidden_units": 8, "classes": 8}
     with pytest.raises(ValueError, match=r"missing fc1.*hold nothing but NaN.*include_top=False"):
-        models.vgg("A", weights=tmp_path / "features.safetensors", **options)
-    models.vgg("A", weights=tmp_path / "features.safetensors", **BASE)
+        models.vgg("A", weights=tmp_path / f"features{suffix}", **options)
+    models.vgg("A", weights=tmp_path / f"features{suffix}", **BASE)
     head["classifier.0.weight"] = torch.zeros(8, 32)
-    save_file(state | head, tmp_path / "broken.safetensors")
+    save(state | head, tmp_path / f"broken{suffix}")
     with pytest.raises(ValueError, match="not finite in fc1, fc2, predictions"):
-        models.vgg("A", weights=tmp_path / "broken.safetensors", **options)
-    models.vgg("A", weights=tmp_path / "broken.safetensors", **BASE)
-    save_file(state | {"features.0.bias": torch.full((4,), nan)}, tmp_path / "base.safetensors")
+        models.vgg("A", weights=tmp_path / f"broken{suffix}", **options)
+    models.vgg("A", weights=tmp_path / f"broken{suffix}", **BASE)
+    save(state | {"features.0.bias": torch.full((4,), nan)}, tmp_path / f"base{suffix}")
     with pytest.raises(ValueError, match="not finite in block1_conv1"):
-        models.vgg("A", weights=tmp_path / "base.safetensors", **BASE)
+        models.vgg("A", weights=tmp_path / f"base{suffix}", **BASE)

@@ -192,7 +192,8 @@ class DataShow:
     """Source of images: digits, folder:PATH, csv:FILE, records:PATH, idx:PATH or a TFDS
     name."""
     recipe: Path | None = None
-    """A recipe file, or a run's recipe.json (default: the recipe of the digits)."""
+    """A recipe file, or a run's recipe.json (default: the recipe that train takes for the
+    source)."""
     out: Path = Path("contact_sheet.png")
     """The PNG to write."""
     images: int = 6
@@ -208,12 +209,22 @@ class DataShow:
     def __call__(self) -> None:
         from keras_vgg.runs import show_augmentation
 
-        recipe = load_recipe(self.recipe) if self.recipe else Recipe()
+        show_augmentation(self._recipe(), self.out, images=self.images, views=self.views)
+        show(str(self.out))
+
+    def _recipe(self) -> Recipe:
+        from keras_vgg.fit import describe_defaults, recipe_for
+
+        defaults = dataclasses.asdict(DEFAULT_OPTIONS)
+        options = dataclasses.asdict(self.source_options)
+        options = {name: value for name, value in options.items() if value != defaults[name]}
+        if self.recipe is None:
+            recipe = recipe_for(self.source, **options)
+            if self.source != "digits":
+                show(describe_defaults(recipe))
+            return recipe
+        recipe = load_recipe(self.recipe)
         if recipe.source != self.source:  # The recipe's split names belong to its own source.
             splits = dict.fromkeys(("train_split", "validation_split", "test_split"))
             recipe = recipe.replace(source=self.source, **splits)
-        options = dataclasses.asdict(self.source_options)
-        defaults = dataclasses.asdict(DEFAULT_OPTIONS)
-        recipe = recipe.replace(**{k: v for k, v in options.items() if v != defaults[k]})
-        show_augmentation(recipe, self.out, images=self.images, views=self.views)
-        show(str(self.out))
+        return recipe.replace(**options)

@@ -25,6 +25,8 @@ from keras_vgg.data.left_out import (
 )
 from keras_vgg.data.split import Source, Split, labels_of
 
+_LOOSE = "in no class folder"
+_UNLABELLED = f"{_LOOSE} (keras-vgg predict classifies them)"
 _EXACT = ("train", "val", "validation", "test")
 # The names of the splits' folders, in small letters.
 _PARTS: dict[str, str] = {
@@ -167,9 +169,10 @@ def _known_classes(
     root: Path, name: str, class_names: tuple[str, ...], left_out: _LeftOutFiles, skip_bad: bool
 ) -> Split | None:
     """Return the images of a folder whose classes are training's; None where it has none."""
-    _note_loose_files(root, left_out)
     labels = {class_name: label for label, class_name in enumerate(class_names)}
     folders = _class_folders(root, left_out)
+    has_labels = folders or name != "test"
+    _note_loose_files(root, left_out, _LOOSE if has_labels else _UNLABELLED)
     known = [folder for folder in folders if printable(folder) in labels]
     for folder in folders:
         if folder not in known:
@@ -189,11 +192,11 @@ def with_groups(split: Split, root: str | os.PathLike[str], pattern: str | None)
     return replace(split, groups=group_names(relative, pattern))
 
 
-def _note_loose_files(root: Path, left_out: _LeftOutFiles) -> None:
+def _note_loose_files(root: Path, left_out: _LeftOutFiles, of_an_image: str = _LOOSE) -> None:
     with os.scandir(root) as entries:
         for path in sorted(entry.path for entry in entries if not _is_folder(entry)):
             reason = _why_left_out(path)
-            left_out.add("in no class folder" if reason is None else reason, path)
+            left_out.add(of_an_image if reason is None else reason, path)
 
 
 def _class_folders(root: Path, left_out: _LeftOutFiles) -> list[str]:
@@ -224,8 +227,10 @@ def _split(
 
 def _images(folder: Path, left_out: _LeftOutFiles) -> Iterator[tuple[str, bool]]:
     """Yield (path, True) for each image at any depth, by name, and note what is left out."""
-    # A link to an enclosing folder would bring the other classes' images.
-    enclosing = {_identity(parent) for parent in folder.resolve().parents}
+    # A link to an enclosing folder would bring the other classes' images. A class folder that is a
+    # link lies in two places.
+    parents = {*folder.resolve().parents, *Path(os.path.abspath(folder)).parents}
+    enclosing = {_identity(parent) for parent in parents}
     seen: set[tuple[int, int]] = set()
 
     def walk(path: str) -> Iterator[str]:

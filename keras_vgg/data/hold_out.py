@@ -27,8 +27,9 @@ def hold_out(
     stay on one side, and the shares are then as even as groups allow.
 
     Args:
-        equal_paths: Path -> all paths of the same content, for files that have an equal one. Such
-            files stay on one side; in the rest where their classes differ.
+        equal_paths: Path -> all paths of the same content, one list for all of them, for files that
+            have an equal one (`equal_file_groups`). Such files stay on one side; in the rest where
+            their classes differ.
     """
     if fraction == 0:
         return split, None
@@ -66,7 +67,7 @@ def _draw_by_labels(
     """Return which images to hold out, bool [n], for labels [n, classes]."""
     groups = np.arange(len(labels))
     for position, members in equal.items():
-        groups[position] = min(members)
+        groups[position] = members[0]
     return draw_by_labels(labels, fraction, rng, groups)
 
 
@@ -88,22 +89,29 @@ def unit_numbers(split: Split, equal_paths: Mapping[str, Sequence[str]]) -> np.n
     """Return int [n]: images of one group, and equal files, have the same number."""
     equal = None
     if equal_paths and split.paths is not None:
-        equal = [min(equal_paths.get(str(path), ()), default=None) for path in split.paths]
+        # Equal files share one list, so its first path stands for all of them.
+        equal = [equal_paths.get(str(path), (None,))[0] for path in split.paths]
     return units(split.size, split.groups, equal)
 
 
 def _equal_positions(
     split: Split, equal_paths: Mapping[str, Sequence[str]]
 ) -> dict[int, list[int]]:
-    """Return position -> the positions of all equal files in the split, where there are several."""
+    """Return position -> the positions of all equal files in the split, where there are several.
+
+    They ascend, and all positions of equal files have the same list: a set may have thousands.
+    """
     if not equal_paths or split.paths is None:
         return {}
     positions = {str(path): position for position, path in enumerate(split.paths)}
-    groups = {}
+    groups: dict[int, list[int]] = {}
     for path, position in positions.items():
-        group = [positions[other] for other in equal_paths.get(path, ()) if other in positions]
+        if position in groups:
+            continue
+        equal = equal_paths.get(path, ())
+        group = sorted(positions[other] for other in equal if other in positions)
         if len(group) > 1:
-            groups[position] = group
+            groups.update(dict.fromkeys(group, group))
     return groups
 
 
@@ -116,12 +124,16 @@ def _hold_groups(
 ) -> None:
     """Mark about `count` images of a class as held out: in this order, equal ones together."""
     taken = 0
+    passed = held.copy()
     spare: list[int] | None = None  # a group that is too large, if no smaller one fits
     for position in order.tolist():
         if taken >= count:
             return
+        if passed[position]:
+            continue
         group = equal.get(position, [position])
-        if held[position] or len(set(labels[group].tolist())) > 1:
+        passed[group] = True
+        if len(set(labels[group].tolist())) > 1:
             continue
         if taken + len(group) <= count:
             held[group] = True

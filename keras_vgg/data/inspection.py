@@ -23,7 +23,7 @@ from keras_vgg.data.decode import (
     why_bad,
 )
 from keras_vgg.data.inventory import take_inventory
-from keras_vgg.data.left_out import HEAD_BYTES, READ_FORMATS, kind_of, listed, printable
+from keras_vgg.data.left_out import HEAD_BYTES, READ_FORMATS, listed, marked_kind, printable
 from keras_vgg.data.options import untuned
 from keras_vgg.data.sides import Sizes, range_of_16_bit, sizes_of, uses_few_levels
 from keras_vgg.data.split import Records, Source, Split, class_counts, labels_of, pictures_of
@@ -170,7 +170,7 @@ class _Scan:
         progress(split.size)
 
     def _count(self, position: int, head: bytes, components: int) -> None:
-        kind = kind_of(head)
+        kind = marked_kind(head)
         assert kind in READ_FORMATS, "it was decoded"
         self.formats[f"{kind}, {_COMPONENTS[components]}" if components else kind] += 1
         if self.split.paths is not None:

@@ -50,10 +50,16 @@ _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # their sizes in bytes
 
 def kind_of(head: bytes) -> str | None:
     """Return the format of a file's first `HEAD_BYTES`, such as "TIFF"; None: not known."""
+    kind = marked_kind(head)
+    is_text = kind == "BMP" and int.from_bytes(head[14:18], "little") not in _BMP_HEADERS
+    return None if is_text else kind
+
+
+def marked_kind(head: bytes) -> str | None:
+    """Return `kind_of` for a file that decodes: its mark alone decides, as for the decoder."""
     for place, mark, kind in _FORMATS:
         if head[place : place + len(mark)] == mark:
-            is_text = kind == "BMP" and int.from_bytes(head[14:18], "little") not in _BMP_HEADERS
-            return None if is_text else kind
+            return kind
     return None
 
 

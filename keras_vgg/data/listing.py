@@ -20,7 +20,8 @@ class ImageFiles:
 
     Attributes:
         paths: Each file once.
-        left_out: What the folders hold besides images, and the rows of tables without a path.
+        left_out: What the folders hold besides images, folders without images, and the rows of
+            tables without a path.
         repeated: How many times an argument named a file again.
     """
 
@@ -33,9 +34,9 @@ def image_files(arguments: Iterable[str | os.PathLike[str]], columns: str = "") 
     """Return the image files that arguments name.
 
     A folder stands for the images below it, at any depth, as in a folder: source: a file's bytes
-    say whether it is an image. A file that an argument names is taken as an image, whatever it is,
-    but for a table (.csv, .tsv, .jsonl), which stands for the paths in its column of paths,
-    whether there is a file at a path or not.
+    say whether it is an image. A folder without images is left out. A file that an argument names
+    is taken as an image, whatever it is, but for a table (.csv, .tsv, .jsonl), which stands for the
+    paths in its column of paths, whether there is a file at a path or not.
 
     Args:
         arguments: Files, folders, patterns and tables.
@@ -43,20 +44,18 @@ def image_files(arguments: Iterable[str | os.PathLike[str]], columns: str = "") 
 
     Raises:
         FileNotFoundError: there is nothing at a path, or nothing matches a pattern.
-        ValueError: a folder has no image, a table cannot be read, or there is no argument.
+        ValueError: the arguments name no image at all, or a table cannot be read.
     """
     paths: dict[str, str] = {}
     left_out: list[LeftOut] = []
+    empty: dict[str, tuple[LeftOut, ...]] = {}
     named = 0
     for argument in existing_paths(arguments):
         if os.path.isdir(argument):
             files, others = find_images(argument)
             left_out += others
             if not files:
-                raise ValueError(
-                    f"folder {printable(argument)} has no image (JPEG, PNG, BMP, GIF, WebP) at any"
-                    f" depth{what_is_there(others)}"
-                )
+                empty[argument] = others
         elif argument.lower().endswith(TABLES):
             files, others = _of_table(argument, columns)
             left_out += others
@@ -65,6 +64,14 @@ def image_files(arguments: Iterable[str | os.PathLike[str]], columns: str = "") 
         named += len(files)
         for file in files:
             paths.setdefault(os.path.abspath(file), file)
+    if empty and not named:
+        folder, others = next(iter(empty.items()))
+        raise ValueError(
+            f"folder {printable(folder)} has no image (JPEG, PNG, BMP, GIF, WebP) at any depth"
+            f"{what_is_there(others)}"
+        )
+    if empty:
+        left_out.append(LeftOut.of("folder without images", list(empty)))
     if not named:
         raise ValueError("there is no image to classify; name at least one image file or folder")
     return ImageFiles(tuple(paths.values()), tuple(left_out), named - len(paths))

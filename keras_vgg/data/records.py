@@ -23,7 +23,7 @@ from keras_vgg.data.inspection import find_bad_images
 from keras_vgg.data.left_out import LeftOut, printable
 from keras_vgg.data.options import untuned
 from keras_vgg.data.split import Records, Shard, Source, Split, labels_of, pictures_of
-from keras_vgg.files import PARTIAL, sha256_of, whole_file, whole_names
+from keras_vgg.files import remove_leftovers, sha256_of, whole_file, whole_names
 from keras_vgg.image_paths import expanded
 
 _FORMAT = {"format": "keras_vgg records", "version": 1}
@@ -261,8 +261,7 @@ def _claim(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     elif out.exists() and whole_names(out):
         raise ValueError(f"{out} is not empty and holds no pack; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
-    for leftover in out.glob(f"{PARTIAL}*"):
-        leftover.unlink()
+    remove_leftovers(out)
     _write_json(out / _PROGRESS, {**plan, "done": done})
     return done
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_vgg.plotting import drawable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -110,7 +112,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         # parse_math: a class called "$5" is a name, not the start of a formula.
         at = left / width, 1 - bottom / height
         style = {"va": "bottom", "color": _INK, "fontsize": 9, "parse_math": False, **style}
-        figure.text(*at, text, **style)
+        figure.text(*at, drawable(text), **style)
 
     for left, head in zip(lefts, ["evaluation", *range(1, 1 + views)], strict=True):
         write(left + _CELL / 2, _MARGIN + _LINE - 0.05, f"{head}", ha="center", weight="bold")

@@ -38,7 +38,7 @@ def initial_weights(recipe: Recipe) -> weight_files.Weights | None:
             is neither an initializer nor a run.
     """
     name = recipe.initialization
-    if _initializer(name) is not None:
+    if initializer_of(name) is not None:
         if recipe.init is None:
             return None
         return weight_files.obtain(
@@ -75,7 +75,7 @@ def _keeps_head(recipe: Recipe) -> bool:
     return recipe.init_head not in ("none", "probe")
 
 
-def _initializer(name: str) -> str | dict | None:
+def initializer_of(name: str) -> str | dict | None:
     """Return an initializer's name or configuration for Keras; None: `name` is no initializer."""
     if name == "glorot":
         return "glorot_uniform"
@@ -109,7 +109,7 @@ def _deviation(name: str) -> float:
 def _first_initializer(recipe: Recipe) -> str | dict:
     """Return the initializer that `recipe.initialization`, or the run of that name, states."""
     name = recipe.initialization
-    while (initializer := _initializer(name)) is None:
+    while (initializer := initializer_of(name)) is None:
         name = Run.open(name).recipe.initialization
     return initializer
 

@@ -15,7 +15,7 @@ from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.inputs import evaluation_transform
 from keras_vgg.fit.metrics import metrics_for
 from keras_vgg.fit.preparation import Prepared
-from keras_vgg.fit.schedule import best_row, compared_column, figure_column, selecting_column
+from keras_vgg.fit.schedule import best_row, figure_column, selecting_column
 from keras_vgg.run import Run
 
 _MEASURED_IMAGES = 1000  # training images that the kept model is tested on
@@ -49,19 +49,23 @@ def write_results(
     columns = dict.fromkeys([figure_column(best), selecting])
     validation = {column.replace("val_", "validation_"): best[column] for column in columns}
     training = figure_column(best).replace("val_", "training_")
+    evaluated = _training_figure(run, prepared)
+    remarks = _remarks(run, recorder, prepared, evaluated)
     run.add_results(
         epochs=len(history),
         best_epoch=best["epoch"],
         **validation,
         validation_loss=best["val_loss"],
-        **{training: _training_figure(run, prepared)},
+        **{training: evaluated},
         parameters=prepared.full_model.count_params(),
         training_seconds=round(sum(row["seconds"] for row in history), 1),
         peak_memory=hardware.peak_memory(engine),
+        remarks=remarks,
         **{"finished_early_at_epoch": len(history)} if finished_early else {},
     )
     if verbose:
-        _print_verdict(run, recorder, prepared)
+        for line in remarks:
+            print(line)
 
 
 def _training_figure(run: Run, prepared: Prepared) -> float:
@@ -96,25 +100,16 @@ def _training_figure(run: Run, prepared: Prepared) -> float:
     return float(right / total)
 
 
-def _print_verdict(run: Run, recorder: Recorder, prepared: Prepared) -> None:
-    """Say what a user should know of a run that has ended, where there is something to say."""
+def _remarks(run: Run, recorder: Recorder, prepared: Prepared, evaluated: float) -> list[str]:
+    """Return what a user should know of a run that has ended; `evaluated`: `_training_figure`."""
     recipe, best = run.recipe, best_row(recorder.history, run.recipe)
-    if 0 < recorder.commonest.share < 1 and not recorder.commonest.can_be_beaten:
-        print(recorder.commonest.too_few_line())
-    column = figure_column(best)
-    compared = best[compared_column(best)]
-    if recorder.commonest.explains(compared):
-        print(recorder.commonest.final_line(compared))
-        if not recorder.commonest.leaves_open(compared):
-            print(verdict.advice(recipe, recorder.history, recorder.commonest.share))
+    lines = verdict.final_lines(recipe, recorder.history, recorder.commonest)
     batches = int(best["epoch"]) * recorder.steps_per_epoch * recipe.gradient_accumulation
     images = min(prepared.source.train.size, _MEASURED_IMAGES)
-    training = column.removeprefix("val_")
-    evaluated = run.results[f"training_{training}"]
+    training = figure_column(best).removeprefix("val_")
     taken = 0 if recipe.ema_momentum else batches
     estimated = hosts.count() == 1 and bool(unsettled(prepared.full_model, taken))
     gap = verdict.gap_line(
         recipe, best[training], evaluated, images, batches, training, estimated=estimated
     )
-    if gap:
-        print(gap)
+    return [*lines, gap] if gap else lines

@@ -221,9 +221,9 @@ class TrainingProgress(keras.callbacks.Callback):
         figures = epoch_figures(self._recorder.history[-1], epochs, left, self._at_most)
         if self._live is not None:
             if not self._headed:
-                self._print_above(table_row(figures, headings=True))
+                self._print_row(table_row(figures, headings=True))
                 self._headed = True
-            self._print_above(table_row(figures))
+            self._print_row(table_row(figures))
         elif self._lines:
             print(log_line(figures), flush=True)
         if not is_last and is_due(epoch + 1, self._recorder.run.recipe):
@@ -236,16 +236,18 @@ class TrainingProgress(keras.callbacks.Callback):
             return
         line = self._recorder.commonest.line(value, epoch)
         if self._live is not None:
-            self._print_above(line)
+            from rich.text import Text
+
+            self._live.console.print(Text(line))  # above the bar, on as many lines as it needs
         elif self._lines:
             print(line, flush=True)
 
-    def _print_above(self, line: str) -> None:
-        """Print above the bar, cut at the terminal's width."""
+    def _print_row(self, row: str) -> None:
+        """Print a row of the table above the bar, cut at the terminal's width."""
         from rich.text import Text
 
         assert self._live is not None, "the bar is shown"
-        self._live.console.print(Text(line), no_wrap=True, overflow="crop", crop=True)
+        self._live.console.print(Text(row), no_wrap=True, overflow="crop", crop=True)
 
     def _draw_if_due(self, now: float) -> None:
         if self._live is not None and now - self._drawn >= REDRAWN:

@@ -11,6 +11,8 @@ import numpy as np
 
 from keras_vgg.architecture import get_configuration
 from keras_vgg.fit.inputs import describe_crops
+from keras_vgg.fit.model import initializer_of
+from keras_vgg.fit.schedule import best_row, compared_column
 from keras_vgg.recipe import Recipe
 
 _LEVEL = 0.05  # of the one-sided binomial test
@@ -222,6 +224,21 @@ def is_due(epoch: int, recipe: Recipe) -> bool:
     return since >= 0 and (since + 1) & since == 0  # 1, 2, 4, 8 ... epochs after warm-up began
 
 
+def final_lines(
+    recipe: Recipe, history: Sequence[Mapping[str, float]], guess: Baseline
+) -> list[str]:
+    """Return what to say of the best epoch at a run's end, and what to change; [] if it is good."""
+    if not guess.can_be_beaten:
+        return [guess.too_few_line()] if 0 < guess.share < 1 else []
+    best = best_row(history, recipe)
+    figure = best[compared_column(best)]
+    if not guess.explains(figure):
+        return []
+    if guess.leaves_open(figure):
+        return [guess.final_line(figure)]
+    return [guess.final_line(figure), advice(recipe, history, guess.share)]
+
+
 def advice(recipe: Recipe, history: Sequence[Mapping[str, float]], share: float) -> str:
     """Return what to change in a recipe whose run has learned nothing."""
     changes = []
@@ -234,10 +251,12 @@ def advice(recipe: Recipe, history: Sequence[Mapping[str, float]], share: float)
             "check that the validation images have the right labels, add images or augmentation"
         )
     deep = get_configuration(recipe.configuration).name in _DEEP
-    if deep and not recipe.batch_norm and recipe.init is None:
+    starts_at_random = recipe.init is None and initializer_of(recipe.initialization) is not None
+    if deep and not recipe.batch_norm and starts_at_random:
+        does_not = "may not" if recipe.initialization.lower().startswith("he") else "does not"
         changes.append(
             "--batch-norm True, or --initialization RUN with a trained run of configuration A "
-            f"(a network as deep as {recipe.configuration} does not begin to learn otherwise)"
+            f"(a network as deep as {recipe.configuration} {does_not} begin to learn otherwise)"
         )
     first, last = history[0]["loss"], history[-1]["loss"]
     if len(history) == 1:

@@ -18,12 +18,14 @@ import numpy as np
 
 from keras_vgg.containers import require_archive, require_hdf5
 from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.memory_errors import unread_file
 from keras_vgg.weights.published import CHECKPOINTS
 from keras_vgg.weights.tensors import (
     TOP,
     Tensors,
     Weights,
     is_base,
+    pooling_of,
     require_one_piece,
     unnested,
 )
@@ -110,7 +112,7 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
         logits=activation == "linear",
         several_labels=activation == "sigmoid",
         grey=grey,
-        max_pooling="GlobalMaxPooling2D" in classes,
+        pooling=pooling_of(classes, tensors),
     ).with_note(_names_note(tensors))
 
 
@@ -204,8 +206,8 @@ def _opening(
     """Turn the errors of h5py, zipfile and json about a damaged file into a ValueError."""
     try:
         yield
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise unread_file(path, error) from error
     except Exception as error:  # h5py, zipfile, zlib and json raise many types of errors
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} is damaged, or {kind}: {reason}") from error

@@ -17,7 +17,7 @@ from keras_vgg.containers import require_archive
 from keras_vgg.finite import is_finite
 from keras_vgg.weights import keras_format, torch_format
 from keras_vgg.weights.published import NAMES, find, hub_repository
-from keras_vgg.weights.tensors import Tensors, Weights, check
+from keras_vgg.weights.tensors import Tensors, Weights, check, pooling_of
 
 _FORMATS = (
     "Keras .h5, .weights.h5 or .keras, .safetensors, PyTorch .pth, a KerasHub preset's folder, "
@@ -30,7 +30,7 @@ def read_weights(path: str | Path, include_top: bool = True) -> Weights:
 
     A VGG inside another network is found, and wrappers of PyTorch checkpoints are opened: a key
     such as state_dict, and names such as module. before every tensor. `note` of the result says
-    so.
+    so, and names what is left out.
 
     Args:
         path: Keras' legacy `.h5`, `.weights.h5` or `.keras`; `.safetensors` or PyTorch's `.pth` in
@@ -181,8 +181,9 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
         drop: Layers to ignore, in the model and in the weights.
 
     Raises:
-        ValueError: layers are missing, left over or of another shape, or their values are too large
-            for the model's type. The error lists them.
+        ValueError: layers are missing, left over or of another shape; their values are too large
+            for the model's type; or the file says that its classifier pools the map in another way.
+            The error lists them.
     """
     layers = {layer.name: layer for layer in model.layers if layer.weights}
     tensors = weights.tensors
@@ -195,6 +196,11 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
     tensors = {name: values for name, values in tensors.items() if name not in drop}
     problems = [f"missing {name}" for name in layers if name not in tensors]
     problems += [f"left over {name}" for name in tensors if name not in layers]
+    if "predictions" in layers.keys() & tensors.keys() and _pools_otherwise(model, weights):
+        problems.append(
+            f"predictions stands behind a global {weights.pooling} pooling, and the model has none"
+            " of that kind"
+        )
     plan = []
     for name in layers.keys() & tensors.keys():
         expected = [tuple(w.shape) for w in layers[name].weights]
@@ -220,6 +226,14 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
         )
     for weight, value in plan:
         weight.assign(value)
+
+
+def _pools_otherwise(model: keras.Model, weights: Weights) -> bool:
+    """Return whether a file's classifier pools the whole map, and the model's does otherwise."""
+    classes = {type(layer).__name__ for layer in model.layers}
+    own = pooling_of(classes, {layer.name: layer.weights for layer in model.layers})
+    has_head = own is not None or "Flatten" in classes
+    return weights.pooling is not None and has_head and own != weights.pooling
 
 
 def _overflows(values: np.ndarray, weight: keras.Variable) -> bool:

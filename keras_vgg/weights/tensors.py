@@ -6,13 +6,15 @@ import dataclasses
 import hashlib
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from keras_vgg.layers import ImagePreprocessing
 
 Tensors = dict[str, list[np.ndarray]]
+Pooling = Literal["avg", "max"]
 
 # The names of the classifier's layers in every head.
 TOP = ("fc1", "fc2", "predictions")
@@ -32,10 +34,10 @@ class Weights:
     `preprocessing` is that of the training images, or None if the file does not state it. It is
     `assumed` if the file does not state it, and most files of that kind have it. `note` says what
     is unusual in the file and what was done about it; commands print it, and errors end with it.
-    `lrn`, `logits`, `grey` and `max_pooling` are known only from a file that holds the network:
-    whether it has response normalisation, whether it ends without soft-max, whether it takes images
-    of one channel, which its preprocessing repeats, and whether it pools the whole map by the
-    maximum. So is `several_labels`, whether it ends in sigmoids in place of a soft-max. A
+    `lrn`, `logits`, `grey` and `pooling` are known only from a file that holds the network: whether
+    it has response normalisation, whether it ends without soft-max, whether it takes images of one
+    channel, which its preprocessing repeats, and how it pools the whole map (see `pooling_of`). So
+    is `several_labels`, whether it ends in sigmoids in place of a soft-max. A
     .safetensors file of this package states `lrn` and `several_labels` too.
     """
 
@@ -48,7 +50,7 @@ class Weights:
     several_labels: bool = False
     grey: bool = False
     assumed: bool = False
-    max_pooling: bool = False
+    pooling: Pooling | None = None
 
     def with_note(self, note: str) -> Weights:
         """Return the weights with one more note."""
@@ -82,6 +84,21 @@ class Weights:
         """
         head = tuple(name for name in self.tensors if not is_base(name))
         return self.without(head).with_note(f"left out: {listed(head)}") if head else self
+
+
+def pooling_of(classes: Container[str], weights: Mapping[str, Sequence[Any]]) -> Pooling | None:
+    """Return how a network pools the whole map in front of its classifier; None: it does not.
+
+    Args:
+        classes: The classes of the network's layers.
+        weights: The weights of each layer by its name. A classifier of convolutions has the average
+            of its scores behind it.
+    """
+    if "GlobalMaxPooling2D" in classes:
+        return "max"
+    is_convolutional = "fc1" in weights and len(weights["fc1"][0].shape) == 4
+    is_pooled = "GlobalAveragePooling2D" in classes and "Flatten" not in classes
+    return "avg" if is_pooled and not is_convolutional else None
 
 
 def is_base(layer: str) -> bool:

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from keras_vgg.containers import require_archive, require_plausible_size
 from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.memory_errors import unread_file
 from keras_vgg.weights.tensors import TOP, Tensors, Weights, listed
 from keras_vgg.weights.torch_naming import from_torch, to_torch
 
@@ -40,8 +41,8 @@ def read_safetensors(path: Path) -> Weights:
         with safe_open(path, "np") as file:
             state = {name: _widened(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise unread_file(path, error) from error
     except Exception as error:  # an unknown type, a damaged header, names that are not UTF-8
         raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
     weights = _weights(state, str(path), metadata.get("preprocessing"))
@@ -90,8 +91,8 @@ def read_pth(path: Path) -> Weights:
             f"{path} is refused: it is damaged, or its pickle asks for objects that are not "
             "tensors, which could run code. Use the same weights as .safetensors"
         ) from error
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise unread_file(path, error) from error
     except Exception as error:  # a damaged pickle can raise any type of error
         raise ValueError(f"{path} is damaged, or no PyTorch file: {error}") from error
     state, note = _state_dict(content, path)
