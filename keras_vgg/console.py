@@ -188,20 +188,32 @@ def _narrow_table(table: Table, columns: Sequence[_Measured], width: int) -> Tab
 
 
 def show(content: str | Table) -> None:
-    """Print a line or a table on stdout. No table is cut: see `FittedTable`."""
-    from rich.console import Console
+    """Print a line or a table on stdout. No table is cut: see `FittedTable`.
 
+    Raises:
+        BrokenPipeError: the reader of stdout has closed the pipe.
+    """
     if isinstance(content, str):
-        Console(markup=False, highlight=False).print(content, soft_wrap=True)
+        _console().print(content, soft_wrap=True)
         return
-    # A pipe has no width. Without markup, a class may have a name such as [red].
-    width = None if sys.stdout.isatty() else max(120, _needed_width(content))
-    console = Console(width=width, markup=False, highlight=False)
+    # A pipe has no width.
+    console = _console(None if sys.stdout.isatty() else max(120, _needed_width(content)))
     if content.title:
         # rich folds a title to its table's width, but a path in a title must stay on one line.
         console.print(content.title, style="italic", soft_wrap=True)
         content.title = None
     console.print(FittedTable(content))
+
+
+def _console(width: int | None = None) -> Console:
+    """Return a console for stdout. Without markup, a class may have a name such as [red]."""
+    from rich.console import Console
+
+    class RaisingConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich itself would exit with status 1; the command line has its own
+
+    return RaisingConsole(width=width, markup=False, highlight=False)
 
 
 def percent(share: float | None) -> str:

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 from keras_vgg.files import is_of_the_disk
+from keras_vgg.memory_errors import unread_file
 
 # Keras, PyTorch and safetensors do not compress weights, and weights hardly compress. But zeros
 # compress well, such as those of an optimiser before its first step, so the factor is not 1.
@@ -26,7 +27,8 @@ LEAST_SECONDS = 30
 BYTES_PER_SECOND = 10_000_000
 
 _PROGRAM = Path(__file__).with_name("hdf5_check.py")
-_FAULT = 3  # the same as in that program, which this module does not import
+_FAULT, _NO_MEMORY = 3, 4  # the same as in that program, which this module does not import
+_KILL = -9  # the status after SIGKILL, which the system sends where memory has run out
 
 
 def most_bytes(path: Path) -> int:
@@ -55,6 +57,8 @@ def require_archive(path: Path) -> list[str]:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
+        except MemoryError as error:
+            raise unread_file(path, error) from error
         except Exception as error:  # zipfile raises many errors for a damaged archive
             if is_of_the_disk(error):
                 raise
@@ -77,6 +81,7 @@ def require_hdf5(path: Path, member: str = "") -> None:
         OSError: the file cannot be opened, or no process can be started.
         ValueError: the file is damaged, claims more than `most_bytes`, refers to other files, or
             takes longer than the limit. The error names the file.
+        MemoryError: the memory that is left is too small for a file of this size.
     """
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
@@ -105,6 +110,11 @@ def _check_hdf5(path: Path, member: str, state: tuple[int, ...]) -> None:
         reason = process.stdout.decode("utf-8", "backslashreplace")
         raise ValueError(
             f"{path} is damaged, or no Keras weight file (.h5, .weights.h5, .keras): {reason}"
+        )
+    if process.returncode in (_NO_MEMORY, _KILL):
+        raise MemoryError(
+            f"the memory is too small to check {path}, which has {state[0]:,} bytes: end what else "
+            "holds memory"
         )
     # A crash gives a negative status on POSIX, and a status with these bits on Windows.
     if process.returncode < 0 or process.returncode >= 0xC0000000:

@@ -50,8 +50,8 @@ def recognise(weights: Weights) -> Network:
     """Return the VGG that the weights belong to.
 
     Raises:
-        ValueError: none of the paper's configurations has these layers, or the head pools by the
-            maximum.
+        ValueError: none of the paper's configurations has these layers, or its classifier
+            pools the map in another way than the head of the same layers.
     """
     tensors = weights.tensors
     kernels = {
@@ -68,11 +68,15 @@ def recognise(weights: Weights) -> Network:
         top = [n for n in TOP if n in tensors]
         if top not in ([], ["predictions"], list(TOP)):
             raise ValueError(f"{weights.source} has only {', '.join(top)} of the classifier")
-        if top == ["predictions"] and weights.max_pooling:
+        if top == ["predictions"] and weights.pooling == "max":
             raise ValueError(
                 f"{weights.source} pools by the maximum, and the gap head by the average"
             )
         has_all = len(top) == len(TOP)
+        if has_all and weights.pooling:
+            raise ValueError(
+                f"{weights.source} pools the whole map in front of fc1, and the fc head flattens it"
+            )
         _check_shapes(weights, [n for n, _, _ in expected])
         return Network(
             configuration=name,
@@ -111,10 +115,14 @@ def _check_shapes(weights: Weights, convolution_names: list[str]) -> None:
     inputs = channels
     for name in (n for n in TOP if n in tensors):
         kernel = tensors[name][0].shape
+        if len(kernel) not in (2, 4):
+            raise ValueError(
+                f"{weights.source} is not a complete VGG: {name} is {kernel}, which is no kernel"
+            )
         kernel_inputs = int(np.prod(kernel[:-1]))
         # fc1 sees a feature map of any size. A convolution's kernel states its channels.
         fits = kernel_inputs % inputs == 0 if name == "fc1" else kernel_inputs == inputs
-        if not fits or len(kernel) not in (2, 4) or (len(kernel) == 4 and kernel[2] != inputs):
+        if not fits or (len(kernel) == 4 and kernel[2] != inputs):
             problems.append(f"{name} is {kernel}, for {inputs} channels")
         expected[name] = [kernel, (kernel[-1],)]
         inputs = kernel[-1]

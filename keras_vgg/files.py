@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import struct
 import tempfile
 import tokenize
@@ -31,12 +32,13 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Give a path to write to. At the end, move its file to `path`; after an error, remove it.
 
     The file is in the folder of `path` and has the same suffix, because Keras chooses a format by
-    the suffix.
+    the suffix. Its name has the number of this process, for `remove_leftovers`.
 
     Raises:
         OSError: the file cannot be written or moved.
     """
-    handle, name = tempfile.mkstemp(prefix=PARTIAL, suffix=path.name, dir=path.parent)
+    prefix = f"{PARTIAL}{os.getpid()}-"
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.name, dir=path.parent)
     os.close(handle)
     try:
         yield Path(name)
@@ -46,6 +48,32 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the incomplete files that a kill left in a folder, at any depth.
+
+    Those of another process that runs on this machine stay: it may be writing them. Processes of
+    other machines are not seen.
+    """
+    for leftover in folder.rglob(f"{PARTIAL}*"):
+        writer = re.match(f"{PARTIAL}([0-9]+)-", leftover.name)
+        if writer is None or not _is_another_process(int(writer[1])):
+            with contextlib.suppress(PermissionError):  # Windows does not delete an open file
+                leftover.unlink(missing_ok=True)  # another command may have ended with it
+
+
+def _is_another_process(number: int) -> bool:
+    """Return whether a process of this number runs, and is not this one; False on Windows."""
+    if number == os.getpid() or os.name == "nt":  # os.kill of Windows ends the process
+        return False
+    try:
+        os.kill(number, 0)
+    except PermissionError:  # it is another user's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:

@@ -6,10 +6,15 @@ oneDNN's does on AVX-512, and then the output is finite for any input.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+
+_EXPECTED = " is expected; "  # in the warnings of `check_range`
 
 
 def is_finite(values: Any) -> bool:
@@ -102,12 +107,20 @@ def check_range(
     small = lowest == 0 and highest >= 32 and low < high <= 1
     message = (
         f"{subject} have values from {low:.4g} to {high:.4g}, but "
-        f"[{lowest:g}, {highest:g}] is expected; {advice}"
+        f"[{lowest:g}, {highest:g}]{_EXPECTED}{advice}"
     )
     if refuse and (outside or signed):
         raise ValueError(message)
     if warn and ((signed and low < high) or small):
         warnings.warn(message, stacklevel=3)
+
+
+@contextlib.contextmanager
+def range_warnings_dropped() -> Iterator[None]:
+    """Drop the warnings of `check_range`, such as for the mirror images of checked ones."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", rf".*{re.escape(_EXPECTED)}", UserWarning)
+        yield
 
 
 def _is_known(images: Any) -> bool:

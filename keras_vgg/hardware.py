@@ -28,8 +28,6 @@ _FLOAT16_CAPABILITY = (7, 0)
 _BFLOAT16_CAPABILITY = (8, 0)
 # Flags of x86 processors. Without one of these, a processor emulates bfloat16.
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
-# TensorFlow calls these exhausted resources, as it calls a lack of memory.
-NO_MEMORY_FAULTS = ("No space left", "Disk quota exceeded", "Too many open files")
 _BACKENDS = ("tensorflow", "jax", "torch", "numpy", "openvino")  # those of Keras
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO = Path("/proc/meminfo")
@@ -239,6 +237,13 @@ def peak_memory(engine: Engine) -> int | None:
     names = [name for name in engine.devices if name.startswith("gpu")]
     peaks = [tf.config.experimental.get_memory_info(name.upper())["peak"] for name in names]
     return max(peaks, default=None)
+
+
+def own_cores() -> int:
+    """Return how many cores this process may use: a job may have fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def available_memory() -> int | None:

@@ -1,7 +1,8 @@
 """A separate program that reads all of an HDF5 file, or prints the fault of the file.
 
 `python hdf5_check.py FILE MEMBER MOST_BYTES SECONDS` ends with status 0 for a sound file. For
-another file, the status is 3, and the program prints the fault. Damage can make HDF5 loop without
+another file, the status is 3, and the program prints the fault. It is 4 where the machine has too
+little memory for a sound file of this size. Damage can make HDF5 loop without
 end or crash, and Python runs no signal handler then. So `keras_vgg.containers` starts this program
 with a limit. The program imports little, because it starts for every file that is read.
 """
@@ -16,8 +17,10 @@ import zipfile
 from typing import Any
 
 import h5py
+import numpy as np
 
 FAULT = 3  # exit status: the file is not sound
+NO_MEMORY = 4  # exit status: the machine has too little memory for a sound file
 _ALLOWANCE = 2**30  # bytes for Python, NumPy and HDF5, besides the arrays
 
 
@@ -88,6 +91,15 @@ def _limit_itself(most_bytes: int, seconds: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
+def _has_room(size: int) -> bool:
+    """Return whether this program could still get as many bytes as the file may claim."""
+    try:
+        np.empty(size, np.uint8)
+    except MemoryError:
+        return False
+    return True
+
+
 def main(path: str, member: str, most_bytes: int, seconds: int) -> int:
     """Check a file, or a member of a zip archive; return the exit status."""
     _limit_itself(most_bytes, seconds)
@@ -99,6 +111,9 @@ def main(path: str, member: str, most_bytes: int, seconds: int) -> int:
         with h5py.File(content, "r") as file:
             require_sound(file, most_bytes)
     except MemoryError:
+        content = None
+        if not _has_room(most_bytes):
+            return NO_MEMORY
         reason = "reading it takes more memory than a file of its size needs"
     except Exception as error:  # noqa: BLE001  the starting process raises it
         reason = str(error) or type(error).__name__

@@ -15,6 +15,14 @@ def expanded(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def unless_literal(path: str | os.PathLike[str]) -> Path:
+    """Return a path as `expanded` does, unless something is at the path as it is.
+
+    A shell leaves the ~ of --workdir=~/run as it is, so that a folder may be called ~, too.
+    """
+    return Path(path) if os.path.lexists(path) else expanded(path)
+
+
 def existing_paths(arguments: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Return the files and folders that the arguments name, in their order.
 

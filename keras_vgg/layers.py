@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_vgg.containers import require_archive, require_hdf5
 from keras_vgg.finite import check_range
+from keras_vgg.memory_errors import first_line, is_out_of_memory, unread_file
 
 
 @keras.saving.register_keras_serializable("keras_vgg")
@@ -247,16 +248,16 @@ def load_keras_file(path: Path) -> Any:
     Raises:
         OSError: the file cannot be opened.
         ValueError: the file is damaged, holds no model, or needs layers of another package.
+        MemoryError: memory does not hold the model.
     """
     require_archive(path)
     require_hdf5(path, "model.weights.h5")
     try:
         model = keras.saving.load_model(path, compile=False)
-    except MemoryError:
-        raise
     except Exception as error:  # Keras raises many errors for a damaged archive
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} cannot be read: {lines[0]}") from error
+        if is_out_of_memory(error):
+            raise unread_file(path, error) from error
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(model, keras.Model):
         raise ValueError(f"{path} is damaged: it holds a {type(model).__name__}")
     return model

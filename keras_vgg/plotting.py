@@ -7,9 +7,11 @@ global state, and may need a display.
 
 from __future__ import annotations
 
+import functools
 import io
+import itertools
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -170,9 +172,32 @@ def to_svg(figure: Figure, label: str, name: str) -> str:
     return svg
 
 
-def drawable_characters() -> set[str]:
-    """Return the characters that the fonts of figures have: a box stands for any other."""
+def drawable(text: str) -> str:
+    """Return a text with a ? for characters that the fonts of figures do not have, as in Chinese.
+
+    Matplotlib itself draws a box for each, and warns.
+    """
+    if text.isascii():
+        return text
+    runs = itertools.groupby(text, _drawable_characters().__contains__)
+    return "".join("".join(run) if is_drawable else "?" for is_drawable, run in runs)
+
+
+def drawable_class(name: str, number: int) -> str:
+    """Return a class's name, or its number if the fonts of figures cannot write the name."""
+    return name if _drawable_characters().issuperset(name) else str(number)
+
+
+def _drawable_characters() -> frozenset[str]:
+    from matplotlib.font_manager import FontProperties
+
+    return _characters_of(tuple(FontProperties().get_family()))
+
+
+@functools.cache
+def _characters_of(family: Sequence[str]) -> frozenset[str]:
+    """Return the characters that the fonts of a family have."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    fonts = [findfont(FontProperties(family=[name])) for name in FontProperties().get_family()]
-    return {chr(code) for font in fonts for code in get_font(font).get_charmap()}
+    fonts = [findfont(FontProperties(family=[name])) for name in family]
+    return frozenset(chr(code) for font in fonts for code in get_font(font).get_charmap())

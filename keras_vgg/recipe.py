@@ -9,7 +9,7 @@ import os
 import runpy
 import typing
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from keras_vgg import recipe_checks
@@ -418,6 +418,19 @@ class Recipe:
         if self.teachers:
             changes["teachers"] = tuple(map(_absolute, self.teachers))
         return self.replace(**changes) if changes else self
+
+    def without_folders(self) -> Recipe:
+        """Return a recipe for others, which does not name the folders of this machine."""
+        kind, colon, path = self.source.partition(":")
+        changes: dict[str, Any] = {"data_dir": None, "manual_dir": None}
+        if colon and kind in PATH_SOURCES:
+            changes["source"] = f"{kind}:{PurePath(path).name}"
+        for name in ("init", "initialization"):
+            value = getattr(self, name)
+            if value is not None and "/" in value and not value.startswith("hf://"):
+                changes[name] = PurePath(value).name
+        changes["teachers"] = tuple(PurePath(teacher).name for teacher in self.teachers)
+        return self.replace(**changes)
 
     def differences(self, other: Recipe) -> dict[str, tuple[Any, Any]]:
         """Return the fields in which two recipes differ, with both values.

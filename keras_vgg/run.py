@@ -16,8 +16,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from keras_vgg.containers import require_archive, require_hdf5
-from keras_vgg.files import PARTIAL, whole_names, write_atomically, write_json
-from keras_vgg.image_paths import expanded
+from keras_vgg.files import remove_leftovers, whole_names, write_atomically, write_json
+from keras_vgg.image_paths import expanded, unless_literal
 from keras_vgg.recipe import Recipe
 
 _LOCK = ".lock"
@@ -37,6 +37,7 @@ _FIELD_TYPES: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
         "validation_pr_auc": _NUMBER,
         "validation_loss": _NUMBER,
         "training_seconds": _NUMBER,
+        "remarks": list,
     },
     "thresholds.json": {"model_sha256": str, "thresholds": dict},
 }
@@ -109,6 +110,11 @@ class Run:
         """
         directory = directory_of_run(directory)
         path = directory / "recipe.json"
+        if holds_folds(directory):
+            raise FileNotFoundError(
+                f"{directory} holds the runs of a cross-validation: name one of them, such as "
+                f"{directory / 'fold-1'}; `keras-vgg evaluate {directory}` shows the figures of all"
+            )
         if not path.is_file():
             raise FileNotFoundError(f"{directory} is not a run directory: it has no recipe.json")
         try:
@@ -255,18 +261,19 @@ class Run:
 
 
 def directory_of_run(path: str | Path) -> Path:
-    """Return a path with ~ replaced by the home folder if a run is there, and none at the path.
+    """Return the path of a run, or of a directory for one, with ~ replaced by the home folder.
 
-    A shell leaves the ~ of --workdir=~/run as it is, so that a folder may be called ~, too.
+    What is at the path as it is comes first (`keras_vgg.image_paths.unless_literal`), but for a
+    folder without a run where the home folder has one.
     """
     home = expanded(path)
     is_at_home = (home / "recipe.json").is_file() and not (Path(path) / "recipe.json").is_file()
-    return home if is_at_home else Path(path)
+    return home if is_at_home else unless_literal(path)
 
 
 def holds_folds(directory: str | Path) -> bool:
     """Return whether a directory holds the runs of a cross-validation, finished or not."""
-    path = Path(directory)
+    path = directory_of_run(directory)
     return (path / "fold-1" / "recipe.json").is_file() and not (path / "recipe.json").is_file()
 
 
@@ -307,8 +314,7 @@ def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
         is_new = not run.begun or (not run.finished and not run.checkpoints)
         if not is_new:
             _require_same_recipe(run)
-        for leftover in directory.rglob(f"{PARTIAL}*"):
-            leftover.unlink(missing_ok=True)  # another command may have ended with it
+        remove_leftovers(directory)
         yield run, is_new
     finally:
         try:

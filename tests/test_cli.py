@@ -46,6 +46,28 @@ def test_names_that_are_no_text_are_printed(monkeypatch):
     assert sys.stdout.read().splitlines()[-1] == "caf\\udce9"
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["summary", "D"], ["summary", "D", "--format", "json"], ["summary", "-h"], ["-h"], ["-V"]],
+    ids=" ".join,
+)
+def test_a_closed_pipe_has_its_own_status(arguments, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert cli.main(arguments) == cli.PIPE_CLOSED
+
+
+def test_ctrl_c_names_the_commands_that_resume(capsys, monkeypatch):
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Summary, "__call__", interrupted)
+    assert cli.main(["summary"]) == cli.INTERRUPTED
+    assert "calibrate, report, prune, search, data pack, or stylize" in capsys.readouterr().err
+
+
 def test_a_name_that_begins_with_a_tilde(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~copy.jpg").write_bytes(b"")

@@ -9,15 +9,15 @@ import pytest
 from keras_vgg import cli
 from keras_vgg.cli.arguments import is_model
 from keras_vgg.cli.convert import Convert
-from keras_vgg.cli.rows import row_format
+from keras_vgg.cli.rows import require_no_input, row_format
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of photographs, two run directories, a LiteRT file and a weight file."""
+    """A folder of photographs, two runs, a cross-validation, a LiteRT file and a weight file."""
     monkeypatch.chdir(tmp_path)
-    for run in ("run", "other"):
-        (tmp_path / run).mkdir()
+    for run in ("run", "other", "cv/fold-1"):
+        (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "recipe.json").write_text("{}")
     (tmp_path / "photos").mkdir()
     for name in ("photos/a.png", "model.tflite", "weights.h5"):
@@ -40,6 +40,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("evaluate", "evaluate needs at least one run directory"),
         ("report run ./run", "run is given twice"),
         ("report photos", "photos is not a run directory: it has no recipe.json"),
+        ("report run cv", "cv holds the runs of a cross-validation: name one of them, such as "),
+        ("calibrate cv", "such as cv/fold-1; `keras-vgg evaluate cv` shows the figures of all"),
         ("report run --out page.pdf", "--out page.pdf must end in .html"),
         ("data check folder:photos --report a.csv", "--report a.csv must end in .json"),
         ("data show digits --out a.jpg", "--out a.jpg must end in .png"),
@@ -83,6 +85,14 @@ def test_what_a_model_is(folder: Path, path: str, expected: bool) -> None:
     assert is_model(folder / path) is expected
 
 
+def test_an_annotation_of_a_photograph_is_no_model(folder: Path) -> None:
+    annotation = folder / "photos" / "a.xml"
+    annotation.write_text("<annotation/>")
+    assert not is_model(annotation)
+    annotation.with_suffix(".bin").write_bytes(b"weights")
+    assert is_model(annotation)
+
+
 @pytest.mark.parametrize(
     ("format", "name", "message"),
     [
@@ -112,6 +122,33 @@ def test_a_format_and_a_name_that_disagree(tmp_path: Path, format, name: str, me
 )
 def test_a_name_decides_the_format(tmp_path: Path, format, name: str, expected: str) -> None:
     assert row_format(format, tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("predict run list.csv --out list.csv", "--out list.csv"),
+        ("predict run l*.csv --out ./list.csv", "--out list.csv"),
+        ("predict run photos --classes list.csv --out list.csv", "--out list.csv"),
+        ("compare photos list.csv --out list.csv", "--out list.csv"),
+        ("search photos list.csv --out list.csv", "--out list.csv"),
+        ("search run photos/a.png --picture photos/a.png", "--picture photos/a.png"),
+        ("search photos list.csv --picture photos/a.png", "--picture photos/a.png"),
+    ],
+)
+def test_an_output_is_no_input(
+    folder: Path, command: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "list.csv").write_text("path\nphotos/a.png\n")
+    assert cli.main(command.split()) == cli.BAD_INPUT
+    expected = f"{option} would replace a file that the command reads: name another file"
+    assert expected in capsys.readouterr().err
+
+
+def test_an_earlier_output_may_be_replaced(folder: Path) -> None:
+    for name in ("photos/answers.csv", "answers.csv", "found.png"):
+        (folder / name).write_text("")
+        require_no_input("--out", folder / name, [folder / "photos", folder / "weights.h5"])
 
 
 @pytest.mark.parametrize("command", ["predict run photos", "compare photos photos"])

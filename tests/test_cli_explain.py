@@ -16,6 +16,7 @@ from keras_vgg.fit import Run
 from keras_vgg.models import vgg
 from keras_vgg.runs import explain as explaining
 from keras_vgg.runs import explain_files
+from keras_vgg.runs.calibration import Calibration
 from keras_vgg.runs.explain import place_heat
 from tests.test_cli import error_of
 
@@ -166,8 +167,18 @@ def test_no_picture_is_overwritten_but_by_itself(run, photo, tmp_path):
 def test_a_title_names_folder_file_and_class(run, photo, tmp_path, monkeypatch):
     titles = []
     monkeypatch.setattr(draw, "draw_heats", lambda path, *rest, title, **more: titles.append(title))
+    # All ten classes are nearly as probable as each other then, as `predict` would say.
+    monkeypatch.setattr(explaining, "read_calibration", lambda run: Calibration(1e6, {}))
     explain_files(run, [photo], methods=["saliency"], out=tmp_path, class_name="7")
-    assert titles[0].startswith(f"{photo.parent.name}/photo.jpg: 7 ")
+    assert titles[0].startswith(f"{photo.parent.name}/photo.jpg: 7 10.0%")
+
+
+def test_a_class_that_the_font_cannot_write_has_its_number():
+    cat = "\N{CJK UNIFIED IDEOGRAPH-732B}"
+    names, shares = ("dog", cat, cat), np.array([0.1, 0.2, 0.7])
+    assert explaining._title(names, shares, [2]) == "2 70.0%"
+    assert explaining._title(names, shares, [0, 1]) == "dog 10.0%, 1 20.0% (2 70.0%)"
+    assert explaining._heat_name(names, "grad-cam", 1, [1, 2]) == "1: grad-cam"
 
 
 @pytest.mark.slow

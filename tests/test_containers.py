@@ -140,6 +140,45 @@ def test_a_crash_and_a_failure_of_the_check_are_told_apart(
         containers.require_hdf5(path)
 
 
+@pytest.mark.parametrize("end", ["sys.exit(4)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_too_little_memory_for_the_check_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    program = tmp_path / "program.py"
+    monkeypatch.setattr(containers, "_PROGRAM", program)
+    program.write_text(f"import os, signal, sys; {end}")
+    path = layer_file(tmp_path / "a.h5", data=np.zeros(9, "f4"))
+    with pytest.raises(MemoryError, match=r"memory is too small to check .*a.h5, which has"):
+        containers.require_hdf5(path)
+
+
+@pytest.mark.parametrize(("has_room", "status"), [(True, 3), (False, 4)])
+def test_a_lack_of_memory_is_the_machines_or_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool, status: int, capfdbinary
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(hdf5_check, "_limit_itself", lambda *_: None)
+    monkeypatch.setattr(hdf5_check, "require_sound", exhausted)
+    path = layer_file(tmp_path / "a.h5", data=np.zeros(9, "f4"))
+    most_bytes = 1000 if has_room else 2**62
+    assert hdf5_check.main(str(path), "", most_bytes, 9) == status
+    assert bool(capfdbinary.readouterr().out) == has_room
+
+
+def test_an_archive_that_memory_does_not_hold_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    path = zeros_archive(tmp_path / "a.keras", 1)
+    monkeypatch.setattr(containers.zipfile, "ZipFile", exhausted)
+    with pytest.raises(MemoryError, match=r"memory is too small to read .*a.keras \(MemoryError\)"):
+        containers.require_archive(path)
+
+
 def test_a_file_is_checked_again_when_it_has_changed(tmp_path: Path) -> None:
     path = layer_file(tmp_path / "a.h5", data=np.zeros(9, "f4"))
     before = containers._check_hdf5.cache_info().misses
@@ -153,6 +192,7 @@ def test_a_file_is_checked_again_when_it_has_changed(tmp_path: Path) -> None:
 
 def test_the_program_and_its_caller_agree() -> None:
     assert containers._FAULT == hdf5_check.FAULT
+    assert containers._NO_MEMORY == hdf5_check.NO_MEMORY
     assert Path(hdf5_check.__file__) == containers._PROGRAM
 
 

@@ -695,14 +695,30 @@ def test_examples(run):
 def test_examples_download_and_prepare_nothing(monkeypatch):
     asked = []
 
-    def load_source(recipe):
-        asked.append((recipe.source, recipe.data_dir, recipe.download, recipe.manual_dir))
+    def load_source(recipe, bad):
+        asked.append((recipe.source, recipe.data_dir, recipe.download, recipe.manual_dir, bad))
         raise ValueError("not prepared")
 
     monkeypatch.setattr("keras_vgg.demo.answer.load_source", load_source)
     recipe = TINY.replace(source="tfds:cifar10", data_dir="d", download=True, manual_dir="m")
+    recipe = recipe.replace(on_bad_image="skip")  # which would decode all images
     assert Examples(SimpleNamespace(recipe=recipe), 3).thumbnails == []
-    assert asked == [("tfds:cifar10", "d", False, None)]
+    assert asked == [("tfds:cifar10", "d", False, None, "error")]
+
+
+def test_no_examples_of_other_images_than_those_of_the_run(run):
+    described = run.read_json("data.json")
+    described["splits"]["train"]["images"] -= 1  # a damaged one was skipped
+    changed = SimpleNamespace(recipe=run.recipe, read_json=lambda name: described)
+    assert Examples(changed, 3).thumbnails == []
+
+
+def test_the_page_does_not_say_where_the_images_are():
+    from keras_vgg.demo.page import _about  # late: it imports Gradio
+
+    recipe = TINY.replace(source="folder:/home/me/patients")
+    run = SimpleNamespace(recipe=recipe, results={}, class_names=("a", "b"), finished=False)
+    assert "Trained on folder:patients, 2 classes" in _about(run, "a title", ())
 
 
 # In the browser.

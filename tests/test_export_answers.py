@@ -148,6 +148,7 @@ def test_calibrate_prints_what_it_keeps(run: Run, tmp_path: Path, capsys):
     assert "are from few validation images" in out
     assert calibration_remarks(Run.open(copy))[0].startswith("calibration.json: the temperature")
     kept = json.loads((copy / "calibration.json").read_text())
+    assert set(kept["thresholds"]) == {"0.7", "0.8", "0.9", "0.95", "0.99"}  # 0.8 is from before
     # A file of an earlier version does not say how few its images were.
     earlier = {name: value for name, value in kept.items() if name != "few_images"}
     for fields in (earlier, kept | {"few_images": ""}, kept | {"model_sha256": "0" * 64}):
@@ -203,8 +204,16 @@ def test_a_calibrated_file_answers_like_the_calibrated_run(run: Run, exported: P
         ValueError, match=r"states a threshold for 0\.8, 0\.9, 0\.95, 0\.99, not for"
     ):
         Predictor(exported / "model.tflite", unknown=0.5)
-    with pytest.raises(ValueError, match="cannot be calibrated"):
-        Predictor(exported / "model.tflite", calibrated=True)
+    (of_calibrated,) = Predictor(exported / "model.tflite", calibrated=True)([photo])
+    np.testing.assert_array_equal(array(of_calibrated), array(answers[0]))
+
+
+def test_a_temperature_inside_a_file_is_said_and_stays(exported: Path, photo: Path, capsys):
+    command = ["predict", str(exported / "model.tflite"), str(photo), "--format", "csv"]
+    assert cli.main(command) == 0
+    assert "probabilities are calibrated: temperature" in capsys.readouterr().err
+    assert cli.main([*command, "--no-calibrated"]) == cli.BAD_INPUT
+    assert "predict with the run, or export without --calibrated" in capsys.readouterr().err
 
 
 def test_ten_lines_without_this_package(
@@ -247,6 +256,6 @@ def test_every_format_states_the_same(run: Run, photo: Path, tmp_path: Path):
     ):
         predictor = Predictor(folder / name, unknown=0.95)
         (answer,) = predictor([photo])
-        assert predictor.notes == ()
+        assert [note.split(":")[0] for note in predictor.notes] == ["probabilities are calibrated"]
         assert answer.class_names == run.class_names
         np.testing.assert_allclose(array(answer), array(expected), atol=bound)

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from keras_vgg.containers import require_archive
-from keras_vgg.files import read_arrays, write_atomically
+from keras_vgg.files import read_arrays, remove_leftovers, whole_file, write_atomically
 
 
 def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
@@ -39,6 +40,26 @@ def test_what_succeeds_replaces_it_and_can_be_read_by_all(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "new"
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process is not looked for there")
+def test_only_leftovers_that_no_other_process_writes_are_removed(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "a.json") as own:
+        assert own.name.startswith(f".partial-{os.getpid()}-")
+    (tmp_path / "a.json").unlink()
+    (tmp_path / "deep").mkdir()
+    # The first process of a container has the number of the one that was killed.
+    ended = ("", "4194305-", f"{os.getpid()}-", "9999999999999999999-")  # Linux has at most 2^22
+    for writer in ended:
+        (tmp_path / f".partial-{writer}x.json").write_text("half")
+    with subprocess.Popen(["sleep", "60"]) as other:
+        kept = tmp_path / "deep" / f".partial-{other.pid}-x.json"
+        kept.write_text("half")
+        remove_leftovers(tmp_path)
+        other.kill()
+    assert list(tmp_path.rglob("*.json")) == [kept]
+    remove_leftovers(tmp_path)
+    assert not kept.exists()
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

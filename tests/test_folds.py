@@ -292,13 +292,15 @@ def test_the_paired_tests_equal_a_direct_computation(tmp_path: Path) -> None:
     assert "majority_share" in compared.figures
 
 
-def test_several_labels_are_compared_over_folds(tmp_path: Path) -> None:
+def test_several_labels_are_compared_over_folds(tmp_path: Path, capsys) -> None:
     labels = (np.random.default_rng(0).random((80, 3)) < 0.5).astype(np.uint8)
     one = write_folds(tmp_path / "one", 1, 0.5, labels, several=True)
     other = write_folds(tmp_path / "other", 2, 0.7, labels, several=True)
     compared = runs.compare_cross_validations(one, other)
     assert compared.images is None
     assert "exact_match" in compared.figures
+    assert cli.main(["evaluate", str(tmp_path / "one")]) == cli.OK
+    assert "F1 and exact match: each fold by its own thresholds" in capsys.readouterr().out
 
 
 def test_other_folds_are_not_compared(tmp_path: Path, capsys) -> None:

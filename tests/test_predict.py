@@ -20,6 +20,7 @@ from PIL import Image
 from keras_vgg import Predictor, cli, runs
 from keras_vgg.data.listing import image_files
 from keras_vgg.data.split import pictures_of
+from keras_vgg.export.model_files import open_model_file
 from keras_vgg.image_paths import existing_paths
 from keras_vgg.models import vgg
 from keras_vgg.run import Run
@@ -121,6 +122,11 @@ def test_folders_at_any_depth_and_each_file_once(photos: Path):
     (photos / "empty").mkdir()
     with pytest.raises(ValueError, match="empty has no image"):
         image_files([photos / "empty"])
+    files = image_files([f"{photos}/[ae]*"])
+    assert files.paths == (str(photos / "a.png"),)
+    assert [str(left_out) for left_out in files.left_out] == [
+        f"1 folder without images: {photos / 'empty'}"
+    ]
     with pytest.raises(ValueError, match="no image to classify"):
         image_files([])
 
@@ -230,7 +236,7 @@ def test_all_bad_is_an_error_and_leaves_no_file(
         (["--top", "0"], "--top must be at least 1, or all, not 0"),
         (["--top", "some"], "some"),
         (["--unknown", "0.95"], "keras-vgg calibrate"),
-        (["--eval-scale", "40"], "leave out classes, eval_scale and resize"),
+        (["--eval-scale", "40"], "leave out classes, eval_scale, resize and bit_depth"),
         (["--classes", "nowhere.txt"], "--classes nowhere.txt: there is no such file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -336,6 +342,25 @@ def test_a_foreign_file_says_what_it_does_not_state(network: Path, photos: Path,
     assert "does not state" not in err
 
 
+def test_dark_16_bit_files_are_said_and_a_depth_brightens_them(
+    run: Run, network: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    values = np.linspace(1000, 2500, 2304).reshape(48, 48).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    rows = []
+    for depth, said in (("16", True), ("12", False)):
+        status, out, err = output_of(
+            *(capsys, network, tmp_path / "deep.png"),
+            *("--format", "csv", "--bit-depth", depth),
+        )
+        assert status == 0
+        assert ("set bit_depth (--bit-depth), such as 12" in err) == said
+        rows.append(out)
+    assert rows[0] != rows[1]
+    *_, err = output_of(capsys, run.directory, tmp_path / "deep.png")
+    assert "by the bit_depth of its recipe: train with another, such as 12" in err
+
+
 def test_a_file_that_ends_in_sigmoids_gives_several_labels(photos: Path, tmp_path: Path):
     model = of_three_classes(classifier_activation="sigmoid")
     bias = np.array([4, -4, 2], "float32")
@@ -358,6 +383,42 @@ def test_a_file_in_a_run_directory_is_not_the_runs_network(run: Run, network: Pa
     assert Predictor(directory / "other.keras").class_names == ("0", "1", "2")
 
 
+def test_litert_says_nothing_of_its_delegate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    """It does once in a process, when it first allocates memory; so this is not LiteRT itself."""
+
+    class Interpreter:
+        allocated = False
+
+        def __init__(self, model_path: str) -> None:
+            pass
+
+        def allocate_tensors(self) -> None:
+            if not self.allocated:
+                os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n")
+            self.allocated = True
+
+        def get_signature_runner(self, name: str) -> Interpreter:
+            return self
+
+        def get_input_details(self) -> dict[str, dict[str, Any]]:
+            return {"images": {"shape": [1, 32, 32, 3], "dtype": np.float32}}
+
+        def get_output_details(self) -> dict[str, dict[str, Any]]:
+            return {"probabilities": {"shape": [1, 2]}}
+
+        def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+            self.allocate_tensors()
+            return {"probabilities": np.full((len(images), 2), 0.5, np.float32)}
+
+    monkeypatch.setattr("ai_edge_litert.interpreter.Interpreter", Interpreter)
+    (tmp_path / "a.tflite").write_bytes(b"")
+    network, _, _ = open_model_file(tmp_path / "a.tflite")
+    assert network(np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 2)
+    assert "XNNPACK" not in capfd.readouterr().err
+
+
 def test_wrong_arguments_of_a_predictor(run: Run, network: Path, tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="nowhere is not a run directory"):
         Predictor(tmp_path / "nowhere")
@@ -373,6 +434,8 @@ def test_wrong_arguments_of_a_predictor(run: Run, network: Path, tmp_path: Path)
         Predictor(network, class_names=["a", "b"])
     with pytest.raises(ValueError, match="eval_scale must be at least 32"):
         Predictor(network, eval_scale=20)
+    with pytest.raises(ValueError, match="cannot be calibrated"):
+        Predictor(network, calibrated=True)
     with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
         Predictor(network, batch_size=0)
     predictor = Predictor(network)

@@ -13,7 +13,8 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from keras_vgg import plotting, report
-from keras_vgg.explain.draw import _drawable, draw_heats
+from keras_vgg.explain.draw import draw_heats
+from keras_vgg.plotting import drawable
 
 ROWS = [
     {
@@ -181,7 +182,7 @@ def test_an_explanation_has_no_boxes(tmp_path: Path) -> None:
     draw_heats(tmp_path / "a.png", image, heats, title=f"a.png: {cat} 97.0%")  # and no warning
 
     assert (tmp_path / "a.png").is_file()
-    assert _drawable(f"{cat}{cat}: été 97.0%") == "?: été 97.0%"
+    assert drawable(f"{cat}{cat}: été 97.0%") == "?: été 97.0%"
 
 
 def test_confusion_colours_are_shares_of_the_row(drawn: list[Figure]) -> None:

@@ -1,18 +1,21 @@
 """A damaged file of a run is one line that names it, and nothing else of the run is lost."""
 
 import io
+import re
 import shutil
 import zipfile
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from keras_vgg import cli
 from keras_vgg.fit import Run
 from keras_vgg.run import claim, read_fields
-from keras_vgg.runs import run_of
+from keras_vgg.runs import cross_validate, run_of
+from keras_vgg.tuning import search
 
 NOT_FIELDS = {
     "list": "[]",
@@ -66,11 +69,28 @@ def test_a_run_in_the_home_folder(run, tmp_path, monkeypatch):
     with claim("~/run", run.recipe) as (claimed, is_new):
         assert (claimed.directory, is_new) == (run.directory, False)
     assert run_of("~/nowhere") is None
-    with pytest.raises(FileNotFoundError, match="~/nowhere is not a run directory"):
+    nowhere = re.escape(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match=f"{nowhere} is not a run directory"):
         Run.open("~/nowhere")
     # A folder that is called ~ is found, too: a shell leaves --workdir=~/run as it is.
     shutil.copytree(run.directory, tmp_path / "empty" / "~" / "run")
     assert Run.open("~/run").directory.resolve() == tmp_path / "empty" / "~" / "run"
+
+
+def test_a_new_run_in_the_home_folder(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with claim("~/new", run.recipe) as (claimed, is_new):
+        assert (claimed.directory, is_new) == (tmp_path / "new", True)
+    with pytest.raises(ValueError, match="holds a run without folds"):
+        cross_validate(run.recipe.replace(folds=2), "~/run")
+    with pytest.raises(ValueError, match="exists and is not a search"):
+        search(run.recipe, "~/run", tuner="grid")
+    command = cli._with_home(cli._parse("train", ["--workdir=~/new"]))
+    assert command.workdir == tmp_path / "new"
+    assert not list((tmp_path / "empty").iterdir())
 
 
 @pytest.mark.parametrize("text", NOT_FIELDS.values(), ids=NOT_FIELDS)
@@ -158,4 +178,21 @@ def test_an_archive_of_something_else_is_no_model(run, monkeypatch):
     assert isinstance(run.model(), keras.Model)
     monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: keras.layers.Dense(2))
     with pytest.raises(ValueError, match=r"model\.keras is damaged: it holds a Dense"):
+        run.model()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nmore"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+    ],
+)
+def test_a_model_that_memory_does_not_hold_is_not_called_damaged(run, monkeypatch, error):
+    def exhausted(*_, **__):
+        raise error
+
+    monkeypatch.setattr(keras.saving, "load_model", exhausted)
+    with pytest.raises(MemoryError, match=r"memory is too small to read .*model\.keras \("):
         run.model()

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from keras_vgg import cli, retrieval, vgg
-from keras_vgg.runs import photo_index, search_answers, similar
+from keras_vgg.runs import photo_index, predictor, search_answers, similar
 from keras_vgg.runs.photo_index import PhotoIndex, open_index, update_index
 from keras_vgg.runs.similar import Description, Match, PhotoSearch, SearchAnswer, _fitted
 
@@ -181,6 +182,12 @@ def test_an_index_of_something_else_is_refused(photographs, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match=r"i.npz is the index of .*all, not of "):
         open_index(path, tmp_path / "other", {"size": 64})
+    # Another folder whose files have the same names, as cameras give them.
+    names = shutil.copytree(folder, tmp_path / "names")
+    for photograph in names.rglob("*.*"):
+        photograph.write_bytes(b"another")
+    with pytest.raises(ValueError, match=r"i.npz is the index of .*all, not of "):
+        open_index(path, names, {"size": 64})
     moved = shutil.copytree(folder, tmp_path / "moved")
     assert len(open_index(path, moved, {"size": 64}).files) == 5
     np.savez(path, listing=np.frombuffer(b'{"format": 1, "files": [[1]]}', "uint8"))
@@ -294,6 +301,30 @@ def test_dollars_in_the_names_of_files_are_no_formula(tmp_path):
     answers = [SearchAnswer("$x_$.jpg", (Match("$5_$.png", 0.5, 100, False),))]
     search_answers.draw_search(answers, lambda path: np.zeros((9, 9, 3), "u1"), tmp_path / "a.png")
     assert (tmp_path / "a.png").is_file()
+
+
+def test_names_that_the_font_cannot_write_have_no_boxes(tmp_path):
+    cat = "\N{CJK UNIFIED IDEOGRAPH-732B}.jpg"
+    answers = [SearchAnswer(cat, (Match(cat, 0.5, 100, False),))]
+    image = np.zeros((9, 9, 3), "u1")
+    search_answers.draw_search(answers, lambda _: image, tmp_path / "a.png")  # and no warning
+    assert (tmp_path / "a.png").is_file()
+
+
+def test_files_are_read_by_as_many_threads_as_the_process_has_cores(monkeypatch):
+    asked = []
+
+    def pool(threads):
+        asked.append(threads)
+        return ThreadPoolExecutor(threads)
+
+    for module in (similar, predictor):
+        monkeypatch.setattr(module, "own_cores", lambda: 3)
+        monkeypatch.setattr(module, "ThreadPoolExecutor", pool)
+    bad = SimpleNamespace(_image_or_reason=lambda path: "bad")
+    assert PhotoSearch._describe(bad, ["a.png"])[2] == {"a.png": "bad"}
+    assert list(predictor.Predictor.stream(SimpleNamespace(), [])) == []
+    assert asked == [3, 3]
 
 
 def test_near_duplicates_come_before_more_similar_photographs(tmp_path):

@@ -71,8 +71,9 @@ def commands_page() -> str:
         "# Commands",
         "This page shows what `keras-vgg COMMAND --help` prints. `keras-vgg --version` prints the "
         "version. `--debug` after any command shows an error's traceback. The exit status is 0 for "
-        "success, 1 if the loss diverged, 2 for wrong input (with one line on stderr), 130 after "
-        "Ctrl-C, and 143 after SIGTERM.",
+        "success, 1 if the loss diverged, 2 for wrong input (with one line on stderr), 3 if "
+        "`predict`, `search` or `compare` could not read some files, 130 after Ctrl-C, 141 if the "
+        "reader of the output closed the pipe, and 143 after SIGTERM.",
     ]
     for command in cli.COMMANDS:
         anchor = command.replace(" ", "-")

@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -37,6 +38,7 @@ from keras_vgg.cli.train import Train
 from keras_vgg.cli.tune import Tune
 from keras_vgg.cli.weights import Weights
 from keras_vgg.console import notes_once
+from keras_vgg.image_paths import unless_literal
 from keras_vgg.recipe import Recipe, load_recipe
 
 # The optional packages, by the extra that installs them: pip install 'keras-vgg[EXTRA]'.
@@ -81,9 +83,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    The status is 0 for success, 1 if the loss diverged, 2 for bad input, 3 if predict or search
-    could not read some files, 130 after Ctrl-C, and 141 if the reader of the output closed the
-    pipe. SIGTERM ends a training with 143.
+    The status is 0 for success, 1 if the loss diverged, 2 for bad input, 3 if predict, search or
+    compare could not read some files, 130 after Ctrl-C, and 141 if the reader of the output closed
+    the pipe. SIGTERM ends a training with 143.
     """
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -114,28 +116,14 @@ def _backend(command: object) -> str | None:
 def _run(arguments: list[str], *, owns_stderr: bool = False) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    if arguments in (["--version"], ["-V"]):
-        print(f"keras-vgg {__version__}")
-        return OK
     try:
-        name, options = _split_name(arguments)
-        if name is not None:
-            command = _parse(name, options)
-            if hasattr(command, "check"):
-                command.check()  # before TensorFlow is imported, which takes seconds
-            if isinstance(command, Summary) or command == Weights():  # tables only
-                return command() or OK
-            from keras_vgg import hardware
-
-            hardware.prepare_environment(_backend(command))
-            dropped = hardware.without_messages_about_images
-            with notes_once(), dropped() if owns_stderr else contextlib.nullcontext():
-                return command() or OK
-        return _help(arguments)
+        status = _status_of(arguments, owns_stderr)
+        sys.stdout.flush()  # A closed pipe must raise here, not when Python exits.
+        return status
     except KeyboardInterrupt:
         print(
             "keras-vgg: interrupted; repeat the command to resume it, if it is train, finetune, "
-            "tune, evaluate, prune, search or stylize",
+            "tune, evaluate, calibrate, report, prune, search, data pack, or stylize PHOTO STYLE",
             file=sys.stderr,
         )
         return INTERRUPTED
@@ -157,6 +145,27 @@ def _run(arguments: list[str], *, owns_stderr: bool = False) -> int:
             raise
         print(f"keras-vgg: error: {' '.join(str(error).split())}", file=sys.stderr)
         return DIVERGED if isinstance(error, ArithmeticError) else BAD_INPUT
+
+
+def _status_of(arguments: list[str], owns_stderr: bool) -> int:
+    """Run one command, or print the version or the help, and return the exit status."""
+    if arguments in (["--version"], ["-V"]):
+        print(f"keras-vgg {__version__}")
+        return OK
+    name, options = _split_name(arguments)
+    if name is None:
+        return _help(arguments)
+    command = _with_home(_parse(name, options))
+    if hasattr(command, "check"):
+        command.check()  # before TensorFlow is imported, which takes seconds
+    if isinstance(command, Summary) or command == Weights():  # tables only
+        return command() or OK
+    from keras_vgg import hardware
+
+    hardware.prepare_environment(_backend(command))
+    dropped = hardware.without_messages_about_images
+    with notes_once(), dropped() if owns_stderr else contextlib.nullcontext():
+        return command() or OK
 
 
 def _show_warning(
@@ -230,6 +239,13 @@ def _parse(name: str, arguments: list[str]):
     return _parse_with_tyro(name, arguments, tyro_options)
 
 
+def _with_home(command: Any) -> Any:
+    """Return a command with ~ replaced in its paths; a shell leaves the ~ of --out=~/x as it is."""
+    fields = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
+    paths = {k: unless_literal(v) for k, v in fields.items() if isinstance(v, Path)}
+    return dataclasses.replace(command, **paths)
+
+
 def _fields_without_option(arguments: list[str]) -> tuple[str, ...]:
     """Return the fields of the recipe that a source may decide, as no option of train does.
 
@@ -255,6 +271,7 @@ def _parse_with_tyro(name: str, arguments: list[str], tyro_options: dict[str, An
             )
     except SystemExit as exit:
         if exit.code in (0, None):
+            sys.stdout.flush()  # as in `_run`
             raise
         text = _text_in_box(stderr.getvalue())
         raise ValueError(_too_many(name, text) or text) from None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from keras_vgg.image_paths import expanded
 
-_MODEL_SUFFIXES = (".keras", ".tflite", ".onnx", ".xml")
+_MODEL_SUFFIXES = (".keras", ".tflite", ".onnx")
 _SOURCE = re.compile(r"(folder|csv|records|idx):|digits$")
 
 
@@ -20,8 +20,12 @@ def is_run(path: Path) -> bool:
 def is_model(path: Path) -> bool:
     """Return whether a path is what `predict` takes as a model: a run or a file of a network."""
     path = expanded(path)
-    is_file = path.suffix.lower() in _MODEL_SUFFIXES and path.is_file()
-    return is_file or is_run(path) or (path / "saved_model.pb").is_file()
+    suffix = path.suffix.lower()
+    # OpenVINO writes two files. An .xml file alone may be the annotation of a photograph.
+    is_network = suffix in _MODEL_SUFFIXES or (
+        suffix == ".xml" and path.with_suffix(".bin").is_file()
+    )
+    return (is_network and path.is_file()) or is_run(path) or (path / "saved_model.pb").is_file()
 
 
 def looks_like_source(text: str) -> bool:
@@ -76,7 +80,7 @@ def require_runs(command: str, runs: Sequence[Path], *, folds: bool = False) -> 
         ValueError: there is no argument, or a run is named twice.
         FileNotFoundError: an argument is no run.
     """
-    from keras_vgg.run import holds_folds
+    from keras_vgg.run import Run, holds_folds
 
     if not runs:
         raise ValueError(f"{command} needs at least one run directory")
@@ -84,6 +88,8 @@ def require_runs(command: str, runs: Sequence[Path], *, folds: bool = False) -> 
     for path in [] if some_folds else runs:
         if is_run(path):
             continue
+        if holds_folds(path):
+            Run.open(path)  # this raises, and names a fold
         if not path.exists():
             raise FileNotFoundError(f"{path} is not a run directory: it does not exist")
         other = next(filter(is_run, runs), Path("RUN"))

@@ -22,8 +22,9 @@ class Calibrate:
     run: tyro.conf.Positional[Path]
     """The run directory."""
     unknown: tuple[float, ...] = ()
-    """More shares of the validation images that are to be known, such as 0.8; 0.9, 0.95 and 0.99
-    are always kept. `predict --unknown SHARE` answers "unknown" below the share's threshold."""
+    """More shares of the validation images that are to be known, such as 0.8; 0.9, 0.95 and 0.99,
+    and those of an earlier call, are always kept. `predict --unknown SHARE` answers "unknown" below
+    the share's threshold."""
 
     source: str | None = None
     """Where the run's images are now if they have moved, such as folder:PATH."""

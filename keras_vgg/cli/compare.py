@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from keras_vgg.cli.rows import RowFormat, note, row_format, text_file
+from keras_vgg.cli.rows import RowFormat, note, require_no_input, row_format, text_file
 from keras_vgg.console import new_table, show
 from keras_vgg.image_paths import expanded
 
@@ -61,7 +61,7 @@ class Compare:
 
         Raises:
             FileNotFoundError: there is nothing at a path.
-            ValueError: options contradict each other.
+            ValueError: options contradict each other, or --out names an input.
         """
         row_format(self.format, self.out)
         if not self.metrics or len(set(self.metrics)) != len(self.metrics):
@@ -69,6 +69,7 @@ class Compare:
         for path in (self.first, self.second):
             if not expanded(path).exists():
                 raise FileNotFoundError(f"{path}: no such image file or folder")
+        require_no_input("--out", self.out, (self.first, self.second))
 
     def __call__(self) -> int:
         format = row_format(self.format, self.out)

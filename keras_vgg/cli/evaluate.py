@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from keras_vgg.run import Run
     from keras_vgg.runs import Recorded
 
-_SPECIFICITY = 0.95
-
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
@@ -52,8 +50,9 @@ class Evaluate:
     unknown_classes: Literal["error", "skip"] = "error"
     """If another set has classes that the run does not know: stop with an error, or skip their
     images."""
-    specificity: float = _SPECIFICITY
-    """Specificity at which the sensitivity for the second of two classes is stated."""
+    specificity: float | None = None
+    """Specificity at which the sensitivity for the second of two classes is stated (default:
+    0.95)."""
     protocol: Literal["center", "dense", "multi-crop", "both"] = "center"
     """How to test an image. center: one central crop; dense: the classifier as convolutions over
     the whole image; multi-crop: a 5 x 5 grid of crops; both: the average of dense and multi-crop.
@@ -77,11 +76,11 @@ class Evaluate:
         if any(map(holds_folds, self.runs)):
             self._evaluate_folds()
             return
-        if not 0 < self.specificity < 1:
+        if self.specificity is not None and not 0 < self.specificity < 1:
             raise ValueError(
                 f"--specificity must be in (0, 1), such as 0.95, not {self.specificity:g}"
             )
-        if self.specificity != _SPECIFICITY and (len(self.runs) > 1 or self.tables):
+        if self.specificity is not None and (len(self.runs) > 1 or self.tables):
             raise ValueError("--specificity is for the figures of one run; leave it out")
         scales = self._scales()
         from keras_vgg import runs as evaluating
@@ -108,7 +107,7 @@ class Evaluate:
             names = evaluating.run_names(runs)
             self._compare(names, evaluating.evaluate_runs(runs, **options))
             return
-        recorded = evaluating.record_evaluation(runs[0], **options, specificity=self.specificity)
+        recorded = evaluating.record_evaluation(runs[0], **options, **self._figure_options())
         self._show_figures(recorded)
         self._show_classes(recorded.evaluation)
         confusion = runs[0].directory / f"confusion_{recorded.key}.png"
@@ -122,7 +121,7 @@ class Evaluate:
 
         if self.tables:
             raise ValueError("--tables has top-1 and top-5 errors, which need one label an image")
-        if self.specificity != _SPECIFICITY:
+        if self.specificity is not None:
             raise ValueError("--specificity needs two classes, one for each image; leave it out")
         if len(runs) > 1:
             raise ValueError(
@@ -183,7 +182,7 @@ class Evaluate:
     def _show_figures(self, recorded: Recorded) -> None:
         """Print each figure with its interval, and a remark where it is no better than a guess."""
         evaluation = recorded.evaluation
-        figures = evaluation.figures(self.specificity)
+        figures = evaluation.figures(**self._figure_options())
         baseline = figures.pop("majority_share")
         top1 = dataclasses.replace(
             baseline,
@@ -228,7 +227,7 @@ class Evaluate:
         rows = [*zip(names, evaluations, strict=True)]
         for name, evaluation in [*rows, ("all, fused", fuse(evaluations))]:
             low, high = evaluation.interval()
-            balanced = evaluation.figures(self.specificity)["balanced_accuracy"].value
+            balanced = evaluation.figures()["balanced_accuracy"].value
             cells = [f"{evaluation.top1:.2%}", f"{low:.2%} to {high:.2%}", percent(balanced)]
             cells += [percent(evaluation.top5), f"{evaluation.loss:.4f}"]
             if evaluation is not evaluations[0]:
@@ -237,11 +236,15 @@ class Evaluate:
                 cells.append(f"{comparison.difference:+.2%} ({low:+.2%} to {high:+.2%})")
                 cells.append(f"{comparison.p_value:.2g}")
             table.add_row(name, *cells)
-        baseline = evaluations[0].figures(self.specificity)["majority_share"]
+        baseline = evaluations[0].figures()["majority_share"]
         table.add_row(baseline.title, percent(baseline.value))
         show(table)
         if evaluations[0].over:
             show(f"intervals {evaluations[0].over}; p takes images as independent")
+
+    def _figure_options(self) -> dict[str, Any]:
+        """Return what differs from the defaults of `Evaluation.figures`."""
+        return {} if self.specificity is None else {"specificity": self.specificity}
 
     def _images(self) -> str:
         """Return the images of several runs in words."""

@@ -26,7 +26,7 @@ class Finetune:
 
     source: tyro.conf.Positional[str]
     """A folder with a folder for each class, or such folders in train/, val/ and test/. Also
-    records:PATH or idx:PATH."""
+    csv:FILE (one label an image), records:PATH or idx:PATH."""
     workdir: Path | None = None
     """The run directory: new, empty, or of the same fine-tuning (default: runs/ and the folder's
     name)."""
@@ -47,9 +47,9 @@ class Finetune:
     freeze_until: Literal["block2", "block3", "block4", "block5"] | None = None
     """The first block to train (default: block5; no block for few images)."""
     epochs: int | None = None
-    """Passes over the training images (default: 6)."""
+    """Passes over the training images (default: 6; 3 if only the classifier is trained)."""
     learning_rate: float | None = None
-    """Learning rate (default: 0.0005)."""
+    """Learning rate (default: 0.0005; 0.00001 if only the classifier is trained)."""
     resize: Literal["crop", "squash", "pad"] | None = None
     """How an image comes to the input's shape (default: crop)."""
     class_weights: str | None = None

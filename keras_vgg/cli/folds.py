@@ -22,6 +22,8 @@ def show_cross_validation(result: CrossValidation) -> None:
         values = (figure.mean, figure.standard_deviation, *figure.values)
         table.add_row(figure.title, *(_number(value, figure.is_share) for value in values))
     show(table)
+    if result.several_labels:
+        show("F1 and exact match: each fold by its own thresholds, of its validation images")
     show(str(result.directory / "out_of_fold.csv"))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from keras_vgg.cli.arguments import require_model_first
-from keras_vgg.cli.rows import RowFormat, note, row_format, text_file
+from keras_vgg.cli.rows import RowFormat, note, require_no_input, row_format, text_file
 from keras_vgg.console import new_table, percent, show
 from keras_vgg.image_paths import expanded
 
@@ -47,7 +47,7 @@ class Predict:
     out: Path | None = None
     """File to write csv or jsonl into; it appears complete or not at all (default: print)."""
     calibrated: bool = True
-    """Use the temperature of `keras-vgg calibrate`, if the run has one."""
+    """Use the temperature of `keras-vgg calibrate`, if the run has one. A file has it inside."""
     unknown: float | None = None
     """Answer "unknown" where the most probable class is below the probability that this share of
     the validation images reaches, such as 0.95. Needs `keras-vgg calibrate`."""
@@ -60,13 +60,16 @@ class Predict:
     centre crop."""
     resize: Literal["crop", "squash", "pad"] | None = None
     """For a file that does not state it: how an image comes to the scale."""
+    bit_depth: Literal["16", "14", "12", "10", "stretch"] | None = None
+    """For a file that does not state it: which bits of a 16-bit PNG file carry the image, as in a
+    recipe (default: 16)."""
 
     def check(self) -> None:
         """Check paths and options, without TensorFlow.
 
         Raises:
             FileNotFoundError: there is nothing at a path, or nothing matches a pattern.
-            ValueError: options contradict each other.
+            ValueError: options contradict each other, or --out names an input.
         """
         self._format()
         if not self.images:
@@ -78,11 +81,14 @@ class Predict:
         require_model_first("predict", self.model, self.images)
         from keras_vgg.image_paths import existing_paths
 
-        existing_paths(self.images)
+        inputs = [self.model, *existing_paths(self.images), *([self.classes] * bool(self.classes))]
+        require_no_input("--out", self.out, inputs)
 
     def __call__(self) -> int:
         format, names = self._format(), self._class_names()
         from keras_vgg.data.listing import image_files
+        from keras_vgg.runs.classifier import run_of
+        from keras_vgg.runs.few_levels import ADVICE, ADVICE_FOR_A_RUN, few_levels_line
         from keras_vgg.runs.predictor import Predictor
 
         files = image_files(self.images, self.columns)
@@ -95,10 +101,14 @@ class Predict:
             class_names=names,
             eval_scale=self.eval_scale,
             resize=self.resize,
+            bit_depth=self.bit_depth,
             calibrated=None if self.calibrated else False,
             unknown=self.unknown,
         )
         for line in predictor.notes:
+            note(line)
+        advice = ADVICE if run_of(self.model) is None else ADVICE_FOR_A_RUN
+        if line := few_levels_line(files.paths, predictor.bit_depth, advice):
             note(line)
         answers = predictor.stream(files.paths, verbose=sys.stderr.isatty())
         if format == "table":

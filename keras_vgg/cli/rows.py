@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TextIO
+
+from keras_vgg.image_paths import expanded
 
 RowFormat = Literal["table", "csv", "jsonl"]
 
@@ -53,6 +55,24 @@ def row_format(format: RowFormat | None, out: Path | None) -> RowFormat:
     raise ValueError(
         f"--out {out} needs --format csv or --format jsonl, or a name that ends in .csv or .jsonl"
     )
+
+
+def require_no_input(option: str, out: Path | None, inputs: Iterable[Path | str]) -> None:
+    """Raise ValueError if a command would replace one of its inputs by its output.
+
+    Args:
+        option: The option that names the output, such as "--out".
+        out: The output; None: the command writes no file.
+        inputs: Files, and folders, whose images the command reads.
+    """
+    if out is None or not out.exists():
+        return
+    for path in map(expanded, inputs):
+        is_image_below = out.suffix.lower() == ".png" and path.resolve() in out.resolve().parents
+        if is_image_below or (path.exists() and path.samefile(out)):
+            raise ValueError(
+                f"{option} {out} would replace a file that the command reads: name another file"
+            )
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from keras_vgg.cli.rows import RowFormat, note, row_format, text_file
+from keras_vgg.cli.rows import RowFormat, note, require_no_input, row_format, text_file
 from keras_vgg.console import new_table, show
 from keras_vgg.image_paths import expanded
 
@@ -70,7 +70,7 @@ class Search:
 
         Raises:
             FileNotFoundError: there is nothing at a path, or nothing matches a pattern.
-            ValueError: options contradict each other.
+            ValueError: options contradict each other, or --out or --picture names an input.
         """
         row_format(self.format, self.out)
         if self.top < 1:
@@ -85,7 +85,9 @@ class Search:
             raise FileNotFoundError(f"there is no folder for --picture {self.picture}")
         from keras_vgg.image_paths import existing_paths
 
-        existing_paths(self.queries)
+        inputs = [self.folder, *existing_paths(self.queries)]
+        require_no_input("--out", self.out, inputs)
+        require_no_input("--picture", self.picture, inputs)
 
     def __call__(self) -> int:
         format = row_format(self.format, self.out)

@@ -14,6 +14,7 @@ import numpy as np
 from keras_vgg import data, evaluation, explain
 from keras_vgg.augment.geometry import central_window
 from keras_vgg.data.decode import MAX_UPLOAD_PIXELS
+from keras_vgg.data.sources import without_decoding
 from keras_vgg.evaluation.temperature import apply_temperature
 from keras_vgg.fit import evaluation_transform, load_source
 from keras_vgg.run import Run
@@ -165,8 +166,8 @@ class Examples:
     """Some validation images of a run, evenly spaced, to try the page with.
 
     `thumbnails` holds (uint8 [h, w, 3], class name or names) for each image. It is empty if the
-    run's source cannot be opened on this machine, has no validation images, or holds a damaged
-    image.
+    run's source cannot be opened on this machine, has changed, has no validation images, or holds
+    a damaged image.
     """
 
     def __init__(self, run: Run, count: int) -> None:
@@ -175,9 +176,17 @@ class Examples:
         if count < 1:
             return
         try:
-            # A missing data set must not be downloaded or prepared: the page would come late.
-            source = load_source(run.recipe.replace(download=False, manual_dir=None))
-            if source.validation is not None:
+            # The page would come late if a missing data set were downloaded or prepared, or if all
+            # images were decoded to skip damaged ones.
+            source = load_source(
+                run.recipe.replace(download=False, manual_dir=None),
+                without_decoding(run.recipe.source, run.recipe.on_bad_image),
+            )
+            # With damaged images, other ones may be held out: the splits have other sizes then.
+            known = run.read_json("data.json")["splits"]
+            sizes = {name: split.size for name, split in source.splits().items()}
+            is_same = sizes == {name: split["images"] for name, split in known.items()}
+            if source.validation is not None and is_same:
                 self._split = source.validation.spread(count)
                 self.thumbnails = [
                     (_thumbnail(image), _names(source.class_names, label))

@@ -218,8 +218,8 @@ def _table(caption: str, answer: Answer) -> str:
 
 
 def _about(run: Run, title: str, notes: Sequence[str]) -> str:
-    recipe, results = run.recipe, run.results
-    facts = [f"Trained on {recipe.source}, {len(run.class_names)} classes"]
+    source, results = run.recipe.without_folders().source, run.results
+    facts = [f"Trained on {source}, {len(run.class_names)} classes"]
     facts.append(validation_text(results) if run.finished else "training has not finished")
     if "top1" in results.get("test", {}):
         facts.append(f"test accuracy {results['test']['top1']:.2%}")

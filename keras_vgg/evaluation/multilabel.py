@@ -12,7 +12,6 @@ from keras_vgg.evaluation.figure import Figure, to_fields
 from keras_vgg.evaluation.resampling import (
     Counted,
     Ranking,
-    all_or_none_interval,
     interval_of,
     mean_over_classes,
     rank_resamplings,
@@ -199,7 +198,7 @@ class MultiLabelEvaluation(Counted):
     def _interval(self, key: str, values: np.ndarray) -> tuple[float, float] | None:
         """Return the interval of a figure from its value and those of its resamplings."""
         if key == "exact_match" and values[0] in (0.0, 1.0):
-            return all_or_none_interval(float(values[0]), self.group_count or self.count)
+            return self._all_or_none_interval(float(values[0]))
         return interval_of(values[1:])
 
     @cached_property

@@ -87,6 +87,14 @@ class Counted:
             return "over the images of one group: intervals come out too narrow"
         return "" if self.group_count is None else groups_text(self.group_count)
 
+    def _all_or_none_interval(self, share: float, level: float = 0.95) -> tuple[float, float]:
+        """Return Clopper and Pearson's exact interval of a share of the images that is 0 or 1.
+
+        All resamplings of such images are alike, so that the bootstrap interval has no width.
+        """
+        bound = ((1 - level) / 2) ** (1 / (self.group_count or self.count))
+        return (bound, 1.0) if share else (0.0, 1 - bound)
+
     @cached_property
     def _group_of(self) -> np.ndarray | None:
         return group_numbers(self.groups, self.count)
@@ -145,20 +153,6 @@ def interval_of(values: np.ndarray, level: float = 0.95) -> tuple[float, float] 
         return None
     low, high = np.quantile(defined, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
-
-
-def all_or_none_interval(share: float, units: int, level: float = 0.95) -> tuple[float, float]:
-    """Return Clopper and Pearson's exact interval of a share that is 0 or 1.
-
-    All resamplings of such images are alike, so that the bootstrap interval has no width.
-
-    Args:
-        share: 0.0 or 1.0.
-        units: Number of images or groups.
-        level: As for `interval_of`.
-    """
-    bound = ((1 - level) / 2) ** (1 / units)
-    return (bound, 1.0) if share else (0.0, 1 - bound)
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray | float) -> np.ndarray:

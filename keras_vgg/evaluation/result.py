@@ -13,7 +13,6 @@ from keras_vgg.evaluation.figure import SPECIFICITY, Figure, figures, to_fields
 from keras_vgg.evaluation.multilabel import MultiLabelEvaluation
 from keras_vgg.evaluation.resampling import (
     Counted,
-    all_or_none_interval,
     group_numbers,
     interval_of,
     resampled_means,
@@ -186,7 +185,7 @@ class Evaluation(Counted):
         if accuracy is None:
             raise ValueError(f"there is no top-{top} accuracy for {len(self.class_names)} classes")
         if accuracy in (0.0, 1.0):
-            return all_or_none_interval(accuracy, self.group_count or self.count, level)
+            return self._all_or_none_interval(accuracy, level)
         if self._group_of is not None:
             bounds = interval_of(resampled_means(self._hits(top), self._group_of), level)
             assert bounds is not None, "each draw has images"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_vgg.explain.heat import overlay
-from keras_vgg.plotting import DPI, INK, drawable_characters, save_png
+from keras_vgg.plotting import DPI, INK, drawable, save_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -171,15 +170,4 @@ def _write(figure: Figure, left: float, top: float, text: str, fontsize: float) 
     w, h = figure.get_size_inches()
     # parse_math: a class called "$x_1$" is a name, not a formula.
     style = {"fontsize": fontsize, "color": INK, "va": "top", "parse_math": False}
-    figure.text(left / w, 1 - top / h, _drawable(text), **style)
-
-
-def _drawable(text: str) -> str:
-    """Return a text with a ? for characters that the fonts of figures do not have, as in Chinese.
-
-    Matplotlib itself draws a box for each, and warns.
-    """
-    if text.isascii():
-        return text
-    runs = itertools.groupby(text, drawable_characters().__contains__)
-    return "".join("".join(run) if is_drawable else "?" for is_drawable, run in runs)
+    figure.text(left / w, 1 - top / h, drawable(text), **style)

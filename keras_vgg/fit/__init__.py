@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import keras
-import tensorflow as tf
 
 from keras_vgg import hardware
 from keras_vgg.backend import backend_name
@@ -28,8 +27,9 @@ from keras_vgg.fit.model import build_model, compile_model
 from keras_vgg.fit.rate_finder import find_learning_rate
 from keras_vgg.fit.schedule import best_row, learning_rate, plateau_drops
 from keras_vgg.fit.training import run_training
+from keras_vgg.memory_errors import first_line, is_exhausted, is_of_disk
 from keras_vgg.recipe import Recipe
-from keras_vgg.run import Run, RunInUse, claim
+from keras_vgg.run import Run, RunInUse, claim, directory_of_run
 
 __all__ = [
     "Run",
@@ -204,7 +204,7 @@ def _claimed(workdir: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
         if "error" in claim_result:
             raise ValueError(claim_result["error"])
         hosts.require_same("recipe", recipe.to_json())
-        yield Run(Path(workdir), recipe), claim_result["is_new"]
+        yield Run(directory_of_run(workdir), recipe), claim_result["is_new"]
         return
     with contextlib.ExitStack() as stack:
         try:
@@ -222,16 +222,15 @@ def _memory_error_explained(recipe: Recipe) -> Iterator[None]:
     """Turn out-of-memory errors of both backends into MemoryError, a full disk into OSError."""
     try:
         yield
-    except (tf.errors.ResourceExhaustedError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except Exception as error:
+        if not is_exhausted(error):
             raise
-        message = getattr(error, "message", str(error)).splitlines()[0]
-        if any(reason in message for reason in hardware.NO_MEMORY_FAULTS):
-            raise OSError(message) from error
+        if is_of_disk(error):
+            raise OSError(first_line(error)) from error
         raise MemoryError(
             f"the memory is too small for batches of {recipe.part_size}; try a smaller "
             "--batch-size or --width-multiplier, or a larger --gradient-accumulation "
-            f"({message})"
+            f"({first_line(error)})"
         ) from error
 
 

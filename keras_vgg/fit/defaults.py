@@ -12,7 +12,7 @@ from keras_vgg.console import notes_dropped
 from keras_vgg.data.sources import without_decoding
 from keras_vgg.fit.inputs import describe_crops, load_source
 from keras_vgg.recipe import Recipe
-from keras_vgg.run import Run
+from keras_vgg.run import Run, directory_of_run
 
 IMAGENET_SIZE = 224
 _GRANULE = 32  # the five max-poolings halve a side five times
@@ -51,7 +51,7 @@ def recipe_for(source: str, *, workdir: str | Path | None = None, **fields: Any)
     defaults = [name for name in SOURCE_FIELDS if name not in fields]
     if source == "digits" or not defaults:
         return recipe
-    if workdir is not None and (Path(workdir) / "recipe.json").is_file():
+    if workdir is not None and (directory_of_run(workdir) / "recipe.json").is_file():
         earlier = Run.open(workdir).recipe
         if earlier.source in (source, recipe.with_absolute_paths().source):
             return recipe.replace(**{name: getattr(earlier, name) for name in defaults})

@@ -11,7 +11,7 @@ from keras_vgg import architecture, data, hardware
 from keras_vgg.fit.defaults import IMAGENET_SIZE, look_at, size_for
 from keras_vgg.fit.inputs import describe_crops
 from keras_vgg.recipe import Recipe
-from keras_vgg.run import Run
+from keras_vgg.run import Run, directory_of_run
 
 # ImageNet's filters see too little of an object in smaller images. CIFAR-10's images of 32 pixels
 # are enlarged to 128: a linear classifier is 1.4 points better than at 96.
@@ -90,7 +90,7 @@ def plan_finetuning(
                 "leave out one of them"
             )
         asked["freeze_until"] = "all"
-    if workdir is not None and (Path(workdir) / "recipe.json").is_file():
+    if workdir is not None and (directory_of_run(workdir) / "recipe.json").is_file():
         run = Run.open(workdir)
         if run.finished or run.checkpoints:  # without them, a run begins again
             recipe = run.recipe.replace(**asked)

@@ -24,7 +24,7 @@ from keras_vgg.fit.distribution import scope
 from keras_vgg.fit.preparation import prepare
 from keras_vgg.fit.training import datasets
 from keras_vgg.recipe import Recipe
-from keras_vgg.run import Run
+from keras_vgg.run import Run, directory_of_run
 
 STEPS = 100
 RANGES = {"sgd": (1e-5, 10.0), "adamw": (1e-6, 1.0), "muon": (1e-6, 1.0)}
@@ -99,7 +99,7 @@ def find_learning_rate(
         ValueError, OSError: as `keras_vgg.train`; the loss did not fall at any rate; the recipe
             trains several networks, or begins with a linear classifier; the folder holds a run.
     """
-    recipe, folder = recipe.with_absolute_paths(), Path(folder)
+    recipe, folder = recipe.with_absolute_paths(), directory_of_run(folder)
     _require_one_training(recipe)
     _require_no_run(folder)
     sweep = _swept(recipe, verbose)

@@ -91,10 +91,8 @@ def confusion_figure(confusion: np.ndarray, side: float) -> Figure:
 
 
 def _label_classes(axes: Axes, class_names: Sequence[str]) -> None:
-    characters = plotting.drawable_characters()
     names = [
-        _shortened(name) if characters.issuperset(name) else str(number)
-        for number, name in enumerate(class_names)
+        _shortened(plotting.drawable_class(name, number)) for number, name in enumerate(class_names)
     ]
     size = 10 if len(names) <= MOST_COUNTS else 7
     rotation = 0 if max(map(len, names)) <= 3 else 90

@@ -67,7 +67,8 @@ def calibrate_run(
     The file has the temperature; the negative log-likelihood and the expected calibration error
     before and after; the SHA-256 of the model; for each share the threshold that this share of the
     validation images reach, with the temperature and without it; and a line if there are fewer than
-    100 validation images, or fewer than 10 of a class.
+    100 validation images, or fewer than 10 of a class. The shares of an earlier calibration of the
+    same model stay.
 
     Args:
         run: A finished run with one label an image.
@@ -98,7 +99,7 @@ def calibrate_run(
             "calibrated": threshold_that_keeps(share, calibrated),
             "uncalibrated": threshold_that_keeps(share, evaluation.probabilities),
         }
-        for share in sorted({*SHARES, *shares})
+        for share in sorted({*SHARES, *shares, *_known_shares(run)})
     }
     content: dict[str, Any] = {
         "temperature": temperature.value,
@@ -117,6 +118,16 @@ def calibrate_run(
     }
     run.write_json(FILE, content)
     return temperature
+
+
+def _known_shares(run: Run) -> tuple[float, ...]:
+    """Return the shares of an earlier calibration of the run's model; none if it is damaged."""
+    try:
+        calibration = read_calibration(run)
+    except ValueError:  # the file is about to be replaced
+        return ()
+    known = () if calibration is None else calibration.thresholds
+    return tuple(share for share in known if 0 < share <= 1)
 
 
 def read_calibration(run: Run) -> Calibration | None:

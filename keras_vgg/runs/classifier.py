@@ -33,7 +33,8 @@ class Classifier:
         class_names: One name for each output.
         bit_depth: As `keras_vgg.data.decode`.
         size: The side of an image in pixels.
-        threshold: The largest probability of an image that is known; None: every image is known.
+        threshold: The least probability of the best class of an image that is known; None: every
+            image is known.
         notes: What a user must know about the answers.
         label_thresholds: With several labels an image, [classes]: an image has a label from here
             on. None: an image has one label.
@@ -57,11 +58,13 @@ class Overrides:
         class_names: One name for each output.
         eval_scale: The scale of the images, as in `Recipe`.
         resize: How an image comes to the scale, as in `Recipe`.
+        bit_depth: What becomes of 16-bit files, as in `Recipe`.
     """
 
     class_names: Sequence[str] | None = None
     eval_scale: int | None = None
     resize: augment.Resize | None = None
+    bit_depth: BitDepth | None = None
 
 
 def run_of(path: str | Path) -> Run | None:
@@ -83,29 +86,38 @@ def open_classifier(
     Args:
         model: The run or the path.
         overrides: For files: what they do not state.
-        calibrated: Divide a run's scores by its temperature. None: if the run has one.
+        calibrated: Divide a run's scores by its temperature. None: if the run has one. A file's
+            scores are divided inside the file, or not at all.
         unknown: The share of the validation images that are to be known.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
         ValueError: it is none of these, or damaged; no epoch of the run has ended; there is no
-            temperature or threshold; an override does not fit.
+            temperature or threshold; `calibrated` is not as the file is; an override does not fit.
     """
     run = model if isinstance(model, Run) else run_of(model)
     if run is not None:
         if overrides != Overrides():
             raise ValueError(
                 f"{run.directory} is a run, which knows its classes and how images come to their"
-                " scale; leave out classes, eval_scale and resize"
+                " scale; leave out classes, eval_scale, resize and bit_depth"
             )
         return _of_run(run, calibrated, unknown)
     path = expanded(str(model))
     network, stated, notes = open_model_file(path)
-    if calibrated:
+    temperature = stated.get("temperature")
+    if temperature is None and calibrated:
         raise ValueError(
             f"{path} cannot be calibrated; a temperature comes from a run, also into an export"
             " (keras-vgg export RUN --calibrated)"
         )
+    if temperature is not None:
+        if calibrated is False:
+            raise ValueError(
+                f"the temperature is inside {path}; predict with the run, or export without"
+                " --calibrated"
+            )
+        notes = (*notes, f"probabilities are calibrated: temperature {temperature:.4g}, in {path}")
     return _of_file(path, network, stated, notes, overrides, unknown)
 
 
@@ -208,7 +220,7 @@ def _of_file(
         network,
         transform,
         tuple(names),
-        stated.get("bit_depth", "16"),
+        overrides.bit_depth or stated.get("bit_depth", "16"),
         size,
         threshold,
         tuple(notes),

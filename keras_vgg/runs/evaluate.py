@@ -49,8 +49,8 @@ def evaluate_run(
 
     Args:
         run: The run.
-        split: "test", "validation" or "train". None: "test", or all images of another set that has
-            no splits.
+        split: "test", "validation" or "train"; "all" of another set that has no splits. None:
+            "test", or "all" of such a set.
         verbose: Show a progress bar.
         protocol: "center", one crop an image; "dense", the classifier as convolutions over the
             whole image; "multi-crop", a 5 x 5 grid of crops; "both", the average of dense and

@@ -16,12 +16,15 @@ from PIL import Image
 from keras_vgg import data, explain
 from keras_vgg.augment.geometry import Window, central_window, snapped, visible
 from keras_vgg.data.left_out import short_name
+from keras_vgg.evaluation.temperature import apply_temperature
 from keras_vgg.explain import cam, draw
 from keras_vgg.explain.heat import resized, scaled
 from keras_vgg.explain.network import Network, opened
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.image_paths import expanded
+from keras_vgg.plotting import drawable_class
 from keras_vgg.run import Run
+from keras_vgg.runs.calibration import read_calibration
 from keras_vgg.runs.several_labels import read_thresholds
 
 HEATS = ("grad-cam", "grad-cam++", "occlusion", "saliency", "smoothgrad")
@@ -48,9 +51,11 @@ def explain_files(
     """Draw explanations of what a run's best model answers on image files.
 
     A picture of heat shows the whole image, upright, and beside it each method's heat over the
-    part that the model saw, as evaluation crops it; the rest is grey. The image is drawn at its own
-    size. It is scaled down if its longer side has more than 1600 pixels; with fewer than 256, each
-    pixel becomes a square of pixels.
+    part that the model saw, as evaluation crops it; the rest is grey. The title has the
+    probability, calibrated if the run has a temperature. The image is drawn at its own size. It is
+    scaled down if its longer side has more than 1600 pixels; with fewer than 256, each pixel
+    becomes a square of pixels. A class whose name the font cannot write, such as one in Chinese,
+    has its number.
 
     Args:
         run: A finished run.
@@ -71,7 +76,8 @@ def explain_files(
 
     Raises:
         ValueError: no epoch of the run has ended; an unknown method, layer or class; a file
-            is not an image; a method needs an image. Then nothing is written.
+            is not an image; a method needs an image; calibration.json is of another model, or
+            damaged. Then nothing is written.
         OSError: a file does not exist, or cannot be written.
     """
     methods = _known_methods(methods, has_images=bool(paths))
@@ -80,6 +86,7 @@ def explain_files(
         paths = ()
     for path in paths:
         data.load_image(path)  # This raises for a damaged file, before anything is written.
+    calibration = read_calibration(run) if paths and not run.several_labels else None
     model = run.model()
     network = opened(model)
     if layer is not None:
@@ -93,6 +100,8 @@ def explain_files(
         picture = data.load_image(source, bit_depth=run.recipe.bit_depth)
         image = evaluation_transform(run.recipe)(picture).numpy()
         probabilities = network.probabilities(image[np.newaxis], 1)[0]
+        if calibration is not None:
+            probabilities = apply_temperature(probabilities, calibration.temperature)
         explained = _labels_of(run, probabilities) if class_number is None else [class_number]
         options["image"] = _digest(Path(source))
         options["class"] = explained[0] if len(explained) == 1 else explained
@@ -228,7 +237,7 @@ def _filters(
     filters = list(range(min(count, _FILTERS)))
     images = explain.activation_maximization(model, layer, filters, seed=seed)
     classes = run.class_names if place.output is network.output else None
-    names = [classes[i] if classes else f"filter {i}" for i in filters]
+    names = [drawable_class(classes[i], i) if classes else f"filter {i}" for i in filters]
     identity = _identity(run, methods=["filters"], layer=place.path, seed=seed)
     path = _free_path(out, f"filters_{place.path.replace('/', '_')}", "", identity, {})
     title = f"what {place.path} answers to most"
@@ -259,15 +268,17 @@ def _labels_of(run: Run, probabilities: np.ndarray) -> list[int]:
 def _heat_name(
     class_names: Sequence[str], method: str, number: int, explained: Sequence[int]
 ) -> str:
-    return method if len(explained) == 1 else f"{class_names[number]}: {method}"
+    name = drawable_class(class_names[number], number)
+    return method if len(explained) == 1 else f"{name}: {method}"
 
 
 def _title(class_names: Sequence[str], probabilities: np.ndarray, explained: Sequence[int]) -> str:
     best = int(probabilities.argmax())
-    title = ", ".join(f"{class_names[i]} {probabilities[i]:.1%}" for i in explained)
-    if best in explained:
-        return title
-    return f"{title} ({class_names[best]} {probabilities[best]:.1%})"
+    texts = {
+        i: f"{drawable_class(class_names[i], i)} {probabilities[i]:.1%}" for i in (*explained, best)
+    }
+    title = ", ".join(texts[i] for i in explained)
+    return title if best in explained else f"{title} ({texts[best]})"
 
 
 def _identity(run: Run, **options: Any) -> str:

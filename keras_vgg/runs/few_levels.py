@@ -13,9 +13,18 @@ from keras_vgg.image_paths import expanded
 
 _DEPTHS = (10, 12, 14)
 
+# What to do, with {} for a depth that fits; of a run, the recipe decides.
+ADVICE = "set bit_depth (--bit-depth), such as {}"
+ADVICE_FOR_A_RUN = (
+    "a run reads them by the bit_depth of its recipe: train with another, such as {}, or make 8-bit"
+    " files of them"
+)
+
 
 def few_levels_line(
-    paths: Sequence[str | os.PathLike[str]], bit_depth: BitDepth = "16"
+    paths: Sequence[str | os.PathLike[str]],
+    bit_depth: BitDepth = "16",
+    advice: str = ADVICE,
 ) -> str | None:
     """Return a line on files that become almost one grey with this `bit_depth`; None if none do.
 
@@ -24,6 +33,7 @@ def few_levels_line(
     Args:
         paths: Image files; those that cannot be read are passed over.
         bit_depth: As `keras_vgg.data.decode`.
+        advice: ADVICE or ADVICE_FOR_A_RUN.
     """
     if not paths:
         return None
@@ -34,6 +44,6 @@ def few_levels_line(
     if sizes is None or not sizes.few_levels:
         return None
     largest = max(row[2] for row in sizes.few_levels)
-    advice = next((str(depth) for depth in _DEPTHS if largest < 2**depth), "stretch")
+    fitting = next((str(depth) for depth in _DEPTHS if largest < 2**depth), "stretch")
     text = few_levels_text(sizes.few_levels, sizes.deep)
-    return f"{text}; set bit_depth (--bit-depth), such as {advice}"
+    return f"{text}; {advice.format(fitting)}"

@@ -10,7 +10,7 @@ from keras_vgg.fit import train
 from keras_vgg.fit.finetuning import plan_finetuning
 from keras_vgg.image_paths import expanded
 from keras_vgg.recipe import PATH_SOURCES
-from keras_vgg.run import Run
+from keras_vgg.run import Run, directory_of_run
 from keras_vgg.runs.evaluate import evaluate_run
 from keras_vgg.runs.report import report_runs
 from keras_vgg.weights.published import NAMES
@@ -49,7 +49,7 @@ def finetune(
     Raises:
         ValueError, OSError, MemoryError: as `keras_vgg.train`.
     """
-    workdir = Path(workdir)
+    workdir = directory_of_run(workdir)
     plan = plan_finetuning(
         _source_name(source), init=_absolute(init), head_only=head_only, workdir=workdir, **fields
     )

@@ -16,7 +16,7 @@ from keras_vgg.console import notes_once
 from keras_vgg.files import PARTIAL, write_json
 from keras_vgg.fit import hosts, train
 from keras_vgg.recipe import Recipe
-from keras_vgg.run import Run, holds_folds, read_fields
+from keras_vgg.run import Run, directory_of_run, holds_folds, read_fields
 from keras_vgg.runs.evaluate import record_evaluation
 from keras_vgg.runs.out_of_fold import Answers, read_table, write_table
 from keras_vgg.runs.several_labels import evaluate_labels
@@ -132,7 +132,7 @@ def cross_validate(
         )
     if hosts.count() > 1:
         raise ValueError("a cross-validation runs on one host; give each host a fold of its own")
-    directory = Path(workdir)
+    directory = directory_of_run(workdir)
     _require_directory_of_folds(directory)
     tested = []
     paths = _fold_paths(directory, recipe.folds)
@@ -155,7 +155,7 @@ def open_cross_validation(directory: str | Path) -> CrossValidation:
         FileNotFoundError: the directory holds no folds.
         ValueError: not all folds are finished, or a file cannot be read.
     """
-    directory = Path(directory)
+    directory = directory_of_run(directory)
     if not holds_folds(directory):
         raise FileNotFoundError(f"{directory} has no runs of folds")
     if not (directory / SUMMARY).is_file():

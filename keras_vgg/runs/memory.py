@@ -6,11 +6,8 @@ import contextlib
 from collections.abc import Iterator
 
 from keras_vgg.backend import is_torch
-from keras_vgg.hardware import NO_MEMORY_FAULTS, available_memory, find_machine
-
-# What TensorFlow and PyTorch call their errors; JAX and PyTorch on a CPU have words in others.
-_NAMES = ("ResourceExhaustedError", "OutOfMemoryError")
-_WORDS = ("RESOURCE_EXHAUSTED", "can't allocate memory", "not enough memory")
+from keras_vgg.hardware import available_memory, find_machine
+from keras_vgg.memory_errors import first_line, is_exhausted, is_of_disk
 
 
 @contextlib.contextmanager
@@ -19,12 +16,9 @@ def memory_error_explained(advice: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        text = str(error)
-        named = type(error).__name__ in _NAMES or any(words in text for words in _WORDS)
-        if not named or any(words in text for words in NO_MEMORY_FAULTS):
+        if not is_exhausted(error) or is_of_disk(error):
             raise
-        first = (text.strip().splitlines() or [type(error).__name__])[0]
-        raise MemoryError(f"the memory is too small: {advice} ({first})") from error
+        raise MemoryError(f"the memory is too small: {advice} ({first_line(error)})") from error
 
 
 def require_memory(needed: float, what: str, advice: str) -> None:

@@ -112,8 +112,7 @@ def open_index(path: Path, folder: Path, settings: Mapping[str, Any]) -> PhotoIn
         ]
         raise ValueError(f"{path} is an index with {', '.join(differ)}: {advice}")
     # A folder may have moved with its photographs, but then some of them are the same.
-    same = any(os.path.exists(os.path.join(absolute, file.path)) for file in files)
-    if known_folder != absolute and not same:
+    if known_folder != absolute and not any(_is_unchanged(absolute, file) for file in files):
         raise ValueError(f"{path} is the index of {known_folder}, not of {folder}: {advice}")
     return PhotoIndex(absolute, settings, files, bad, descriptors, hashes)
 
@@ -204,6 +203,14 @@ def _state(folder: str, path: str) -> IndexedFile:
     status = os.stat(path)
     relative = os.path.relpath(path, folder).replace(os.sep, "/")
     return IndexedFile(relative, status.st_size, status.st_mtime_ns)
+
+
+def _is_unchanged(folder: str, file: IndexedFile) -> bool:
+    """Return whether a folder has a file of the same path, size and time."""
+    try:
+        return _state(folder, os.path.join(folder, *file.path.split("/"))) == file
+    except OSError:
+        return False
 
 
 def _kept(index: PhotoIndex, present: Mapping[str, IndexedFile]) -> PhotoIndex:

@@ -16,12 +16,14 @@ import numpy as np
 from keras_vgg.console import progress_bars
 from keras_vgg.data.image_loader import ImageLoader
 from keras_vgg.finite import check_range, require_finite_images
+from keras_vgg.hardware import own_cores
 from keras_vgg.run import Run
 from keras_vgg.runs.classifier import Overrides, open_classifier
 from keras_vgg.runs.memory import memory_error_explained
 
 if TYPE_CHECKING:
     from keras_vgg.augment import Resize
+    from keras_vgg.data import BitDepth
 
 UNKNOWN = "unknown"
 _PIXELS = 2**21  # in a batch at most, as in an evaluation
@@ -96,8 +98,10 @@ class Predictor:
         eval_scale: Of a file that does not state it: the smallest side to which an image is
             rescaled.
         resize: Of a file that does not state it: "crop", "squash" or "pad", as in `Recipe`.
+        bit_depth: Of a file that does not state it: what becomes of 16-bit PNG files, as in
+            `Recipe`.
         calibrated: Divide a run's scores by the temperature in its calibration.json. None: if there
-            is one.
+            is one. An exported file has the temperature inside, or none.
         unknown: A share of the validation images, such as 0.95. An image is unknown if its most
             probable class is below the probability that this share reaches.
         batch_size: The most images that run together; fewer if they are large.
@@ -105,12 +109,14 @@ class Predictor:
     Attributes:
         class_names: One name for each class.
         several_labels: Whether an image may have several labels: see `Answer.labels`.
+        bit_depth: Which bits of a 16-bit PNG file carry the image.
         notes: What a user must know about the answers, such as what a file does not state.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
         ValueError: the path is none of these, or is damaged; no epoch of the run has ended;
-            calibration.json is missing or of another model; an argument does not fit.
+            calibration.json is missing or of another model; `calibrated` is not as an exported file
+            is; an argument does not fit.
 
     Example:
         ```python
@@ -138,6 +144,7 @@ class Predictor:
         class_names: Sequence[str] | None = None,
         eval_scale: int | None = None,
         resize: Resize | None = None,
+        bit_depth: BitDepth | None = None,
         calibrated: bool | None = None,
         unknown: float | None = None,
         batch_size: int = 32,
@@ -146,11 +153,12 @@ class Predictor:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         classifier = open_classifier(
             model if isinstance(model, Run) else Path(model),
-            Overrides(class_names, eval_scale, resize),
+            Overrides(class_names, eval_scale, resize, bit_depth),
             calibrated=calibrated,
             unknown=unknown,
         )
         self.class_names, self.notes = classifier.class_names, classifier.notes
+        self.bit_depth: BitDepth = classifier.bit_depth
         self._network, self._threshold = classifier.run, classifier.threshold
         self._label_thresholds = classifier.label_thresholds
         self._batch_size = min(batch_size, max(1, _PIXELS // classifier.size**2))
@@ -189,7 +197,7 @@ class Predictor:
             raise ValueError("images must be a list of images; put the one image into a list")
         if total is None and isinstance(images, (Sequence, np.ndarray)):
             total = len(images)
-        threads = min(8, os.cpu_count() or 1)
+        threads = min(8, own_cores())
         with ThreadPoolExecutor(threads) as pool, progress_bars(verbose) as progress:
             task = progress.add_task("classifying", total=total)
             waiting: collections.deque[Future] = collections.deque()

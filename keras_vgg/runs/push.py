@@ -7,7 +7,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub
@@ -15,7 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from keras_vgg import __version__, architecture
-from keras_vgg.recipe import PATH_SOURCES, Recipe
+from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 
 # The members of a .keras archive: as a folder, they are how Keras saves a network on the hub.
@@ -100,7 +100,7 @@ def _write_files(run: Run, repository: str, folder: Path) -> None:
             raise ValueError(f"{run.model_path} is damaged: it has no {', '.join(missing)}")
         for name in _MEMBERS:
             archive.extract(name, folder)
-    recipe = _without_folders(run.recipe)
+    recipe = run.recipe.without_folders()
     documents = {
         "recipe.json": dataclasses.asdict(recipe),
         "results.json": _own_results(run),
@@ -109,21 +109,6 @@ def _write_files(run: Run, repository: str, folder: Path) -> None:
     for name, content in documents.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(model_card(run, repository), encoding="utf-8")
-
-
-def _without_folders(recipe: Recipe) -> Recipe:
-    """Return a recipe that does not name the folders of this machine."""
-    kind, colon, path = recipe.source.partition(":")
-    changes: dict[str, Any] = {"data_dir": None, "manual_dir": None}
-    if colon and kind in PATH_SOURCES:
-        changes["source"] = f"{kind}:{PurePath(path).name}"
-    for name in ("init", "initialization"):
-        value = getattr(recipe, name)
-        if value is not None and "/" in value and not value.startswith("hf://"):
-            changes[name] = PurePath(value).name
-    changes["teachers"] = tuple(PurePath(teacher).name for teacher in recipe.teachers)
-    # A recipe is checked as it is made, and a run's name alone is no initialization that exists.
-    return dataclasses.replace(recipe, **changes)
 
 
 def _own_results(run: Run) -> dict[str, Any]:
@@ -137,7 +122,7 @@ def _own_results(run: Run) -> dict[str, Any]:
 
 def model_card(run: Run, repository: str) -> str:
     """Return the model card of a run as Markdown, with the metadata that the hub reads."""
-    recipe, results = _without_folders(run.recipe), _own_results(run)
+    recipe, results = run.recipe.without_folders(), _own_results(run)
     name = repository.partition("/")[2]
     figures = list(_figures(results))
     several = "validation_pr_auc" in results

@@ -53,9 +53,9 @@ def report_runs(
         runs: The runs. Several runs must have the same classes and images.
         path: The page to write. None: report.html, in the directory of a single run, or in the
             current directory for several. An earlier report is replaced; a missing folder is made.
-        split: "validation", "test" or "train". None: the test split if the central crops of every
-            run have been evaluated on it, else the validation split. So a report alone never reads
-            the test split.
+        split: "validation", "test" or "train"; "all" of another set that has no splits. None: the
+            test split if the central crops of every run have been evaluated on it, else the
+            validation split, or "all" of such a set. So a report alone never reads the test split.
         images: How many mistakes, and how many hits, to show for each run.
         verbose: Show progress bars.
         source, unknown_classes: As `evaluate_run`: where the runs' images are now, or another set.

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from keras_vgg.data.left_out import printable
-from keras_vgg.plotting import BEST, INK, new_figure, save_png
+from keras_vgg.plotting import BEST, INK, drawable, new_figure, save_png
 from keras_vgg.retrieval import NO_STRUCTURE
 from keras_vgg.runs.similar import SearchAnswer
 
@@ -122,7 +122,7 @@ def draw_search(
 
 def _write_title(axes: Axes, title: str, **style: Any) -> None:
     # parse_math: a file called "$5_1$.png" has a name, not a formula.
-    axes.set_title(title, fontsize=6, parse_math=False, **style)
+    axes.set_title(drawable(title), fontsize=6, parse_math=False, **style)
 
 
 def _small(image: np.ndarray) -> np.ndarray:

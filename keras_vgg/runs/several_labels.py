@@ -131,9 +131,10 @@ def thresholds_and_notes(run: Run) -> tuple[np.ndarray, tuple[str, ...]]:
     """
     thresholds = read_thresholds(run)
     if thresholds is None:
+        # The demo shows this to everyone, so it does not say where the run is.
         note = (
-            f"an image gets a label from a probability of 0.5 on: `keras-vgg evaluate"
-            f" {run.directory}` chooses a threshold for each label"
+            "an image gets a label from a probability of 0.5 on: `keras-vgg evaluate` of the run"
+            " chooses a threshold for each label"
         )
         return np.full(len(run.class_names), THRESHOLD), (note,)
     few = few_images_of_thresholds(run)

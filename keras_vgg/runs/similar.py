@@ -23,6 +23,7 @@ from keras_vgg.data import BitDepth
 from keras_vgg.data.image_loader import ImageLoader
 from keras_vgg.features import channel_axis
 from keras_vgg.files import cache_folder
+from keras_vgg.hardware import own_cores
 from keras_vgg.image_paths import expanded
 from keras_vgg.runs.memory import memory_error_explained
 from keras_vgg.runs.photo_index import open_index, update_index
@@ -204,7 +205,7 @@ class PhotoSearch:
 
     def _describe(self, paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
         """Return the descriptors and hashes of files, and the reason for each bad one."""
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, own_cores())) as pool:
             loaded = list(pool.map(self._image_or_reason, paths))
         reasons = {
             path: image for path, image in zip(paths, loaded, strict=True) if type(image) is str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
@@ -11,7 +12,11 @@ from keras import ops
 
 from keras_vgg.backend import as_array
 from keras_vgg.features import channel_axis, feature_extractor
-from keras_vgg.finite import require_finite_images, require_finite_weights
+from keras_vgg.finite import (
+    range_warnings_dropped,
+    require_finite_images,
+    require_finite_weights,
+)
 from keras_vgg.transfer.pooling import generalized_mean, region_maxima
 
 Pooling = Literal["avg", "max", "gem", "rmac"]
@@ -187,7 +192,7 @@ def _views(
                     batch = ops.image.resize(
                         batch, shape, antialias=True, data_format="channels_last"
                     )
-                yield scale, numbers, _outputs(extractor, batch, layer, flip)
+                yield scale, numbers, _outputs(extractor, batch, layer, flip, warn=scale == 0)
                 progress.add(len(numbers))
 
 
@@ -222,14 +227,21 @@ def _rescaled(shape: Sequence[int], size: int | None) -> tuple[int, int]:
     return max(size, round(height * scale)), max(size, round(width * scale))
 
 
-def _outputs(extractor: keras.Model, batch: Any, layer: str, flip: bool) -> list[Any]:
-    """Return the layer's output for images [n, h, w, channels], and for their mirror images."""
+def _outputs(
+    extractor: keras.Model, batch: Any, layer: str, flip: bool, *, warn: bool
+) -> list[Any]:
+    """Return the layer's output for images [n, h, w, channels], and for their mirror images.
+
+    With `warn`, the preprocessing may warn of the images' range, and not again of the mirror
+    images'.
+    """
     views = [batch, ops.flip(batch, axis=2)] if flip else [batch]
     outputs: list[Any] = []
-    for view in views:
+    for number, view in enumerate(views):
         first = channel_axis() == 1
         view = ops.convert_to_tensor(ops.moveaxis(view, -1, 1) if first else view)
-        output: Any = ops.cast(extractor(view, training=False)[layer], "float32")
+        with contextlib.nullcontext() if warn and number == 0 else range_warnings_dropped():
+            output: Any = ops.cast(extractor(view, training=False)[layer], "float32")
         outputs.append(ops.moveaxis(output, 1, -1) if first and len(output.shape) == 4 else output)
     return outputs
 

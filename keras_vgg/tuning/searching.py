@@ -12,7 +12,7 @@ import keras_tuner
 
 from keras_vgg.files import write_json
 from keras_vgg.recipe import Recipe
-from keras_vgg.run import read_fields
+from keras_vgg.run import directory_of_run, read_fields
 from keras_vgg.tuning.hypermodel import Limits, VGGHyperModel
 from keras_vgg.tuning.live_table import LiveTable
 from keras_vgg.tuning.oracle import make_oracle, quiet_keras_tuner
@@ -78,7 +78,8 @@ def search(
         RuntimeError: a trial ended with an error that is neither the data's nor the network's.
         TimeoutError: a worker's chief has not started.
     """
-    workdir = Path(workdir).resolve()  # keras-tuner needs the folder's name, which "." lacks.
+    # keras-tuner needs the folder's name, which "." lacks.
+    workdir = directory_of_run(workdir).resolve()
     hypermodel = VGGHyperModel(recipe, space, directory=workdir, limits=limits)
     hyperparameters = keras_tuner.HyperParameters()
     hypermodel.declare_hyperparameters(hyperparameters)
