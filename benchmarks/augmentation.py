@@ -12,7 +12,10 @@ pipelines run one after another for some seconds, each in a new process.
 
 --operations applies every operation of both policies, at several levels and both signs, to the
 photographs at 224x224, and compares mean, smallest and largest value of each channel of each image.
-This needs PyTorch and torchvision.
+It also draws the fields of a recipe that move pixels, and compares the pixels on tensors: with one
+call of torchvision's affine, of the matrix that the documentation of these fields states, or for a
+crop that is not turned with resized_crop, antialiased if the crop is shrunk more than twofold. This
+needs PyTorch and torchvision.
 """
 
 from __future__ import annotations
@@ -33,6 +36,20 @@ ROTATION, SHEAR, TRANSLATION = 15.0, 0.1, 0.1
 CASES = ("crop", "trivial", "rand", "affine")
 BACKENDS = ("keras_vgg", "torchvision, Pillow", "torchvision, tensors")
 LEVELS = (9, 30)  # of 0 to 30
+DRAWS = 8  # of each field
+ENLARGED = (280, 280)
+FIELDS: dict[str, dict[str, Any]] = {
+    "rotation": {"rotation": ROTATION},
+    "shear": {"shear": SHEAR},
+    "translation": {"translation": TRANSLATION},
+    "vertical_flip": {"vertical_flip": True},
+    "all of these, and scale": {
+        "rotation": ROTATION, "shear": SHEAR, "translation": TRANSLATION, "vertical_flip": True,
+        "scale": ENLARGED,
+    },
+    "scale": {"scale": ENLARGED},
+    "crop_area, crop_ratio": {"crop_area": AREA, "crop_ratio": RATIO},
+}  # fmt: skip
 
 # torchvision's name of each operation.
 NAMES = {
@@ -164,12 +181,9 @@ def compare_operations(files: list[str], levels: Sequence[int]) -> dict[str, Any
             transforms.RandAugment()._augmentation_space(policies.LEVELS, (SIZE, SIZE)),
         ),
     }
-    images = []
-    for path in files:
-        photograph = tf.io.decode_jpeg(tf.io.read_file(path), 3)
-        pixels = np.rint(augment.eval_image(photograph, size=SIZE, scale=256))
-        images.append(pixels.astype(np.uint8))
-    images = np.stack(images)
+    photographs = [tf.io.decode_jpeg(tf.io.read_file(path), 3).numpy() for path in files]
+    squares = [np.rint(augment.eval_image(p, size=SIZE, scale=256)) for p in photographs]
+    images = np.stack(squares).astype(np.uint8)
     pixels = tf.data.Dataset.from_tensor_slices(images)
     torch.set_num_threads(1)
     table: dict[str, Any] = {}
@@ -199,7 +213,18 @@ def compare_operations(files: list[str], levels: Sequence[int]) -> dict[str, Any
             cells = " | ".join(f"{mean:.2f} | {extreme:.0f}" for mean, extreme in largest)
             print(f"| {policy_name}, {name} | {cells} |", flush=True)
             table[f"{policy_name}, {name}"] = largest.tolist()
-    return {"photographs": len(files), "largest_difference": table}
+    print("\nPixels' mean absolute difference from torchvision on tensors, of the worst image\n")
+    print(f"| field, {DRAWS} draws | mean absolute difference |\n|---|---|")
+    fields = {}
+    for name in FIELDS:
+        sources = photographs if "crop_area" in FIELDS[name] else images
+        fields[name] = max(field_differences(name, image) for image in sources)
+        print(f"| {name} | {fields[name]:.3f} |", flush=True)
+    return {
+        "photographs": len(files),
+        "largest_difference": table,
+        "largest_mean_difference_of_pixels": fields,
+    }
 
 
 def peers(images, name: str, magnitude: float) -> Iterator:
@@ -229,6 +254,70 @@ def differences(images, others) -> tuple[float, float]:
         for extreme in (np.min, np.max)
     ]
     return abs(means).max(), max(abs(difference).max() for difference in extremes)
+
+
+def field_differences(name: str, image) -> float:
+    """Return the largest mean absolute difference of the draws of a field; uint8 [h, w, 3]."""
+    import numpy as np
+    import torch
+    from torchvision.transforms import (  # pyright: ignore[reportMissingImports]
+        InterpolationMode,
+        _functional_tensor,
+    )
+    from torchvision.transforms.v2 import functional  # pyright: ignore[reportMissingImports]
+
+    from keras_vgg import augment
+
+    tensor, worst = torch.from_numpy(image).permute(2, 0, 1), 0.0
+    for number in range(DRAWS):
+        drawn = {"size": SIZE, "flip": False, **FIELDS[name]}
+        seed: Any = [number, 0]
+        result = augment.train_image(image, seed, **drawn).numpy()
+        window = augment.train_window(image.shape[:2], seed, **drawn)
+        ratio = image.shape[:2] / window.scaled.numpy()
+        start = ratio * window.start.numpy()
+        if name in ("scale", "crop_area, crop_ratio"):
+            first, last = (np.rint(start + ratio * side).astype(int) for side in (0, SIZE))
+            theirs = functional.resized_crop(
+                tensor, *first, *(last - first), [SIZE, SIZE], InterpolationMode.BILINEAR,
+                antialias=bool((ratio > 2).any()),
+            )  # fmt: skip
+        else:
+            places = inverse_map(number, **FIELDS[name])
+            places = ratio[:, None] * places + np.stack([0 * start, 0 * start, start], axis=1)
+            # From the centre on, x before y.
+            places[:, 2] += places[:, :2].sum(1) * SIZE / 2 - SIZE / 2
+            matrix = places[::-1, [1, 0, 2]].ravel().tolist()
+            theirs = _functional_tensor.affine(tensor, matrix, "bilinear", None)
+        difference = np.abs(result.astype(int) - theirs.permute(1, 2, 0).numpy()).mean()
+        worst = max(worst, float(difference))
+    return worst
+
+
+def inverse_map(
+    number: int,
+    rotation: float = 0.0,
+    shear: float = 0.0,
+    translation: float = 0.0,
+    vertical_flip: bool = False,
+    **_: Any,
+):
+    """Return (row, column) of a crop -> that in the window: float64 [2, 3], as documented."""
+    import numpy as np
+
+    from keras_vgg.augment import training
+
+    draws = training._view_draws([number, 0]).numpy().astype(float)  # pyright: ignore[reportArgumentType]
+    signed = 2 * draws - 1
+    cosine, sine = (f(np.radians(rotation * signed[0])) for f in (np.cos, np.sin))
+    mirror = np.diag([-1.0 if vertical_flip and draws[5] < 0.5 else 1.0, 1.0])
+    up, left = np.eye(2), np.eye(2)
+    up[0, 1], left[1, 0] = -shear * signed[1], -shear * signed[2]
+    counterclockwise = np.array([[cosine, -sine], [sine, cosine]])
+    inverse = np.linalg.inv(counterclockwise @ left @ up @ mirror)
+    center = np.full(2, SIZE / 2)
+    offset = center - inverse @ (center + translation * SIZE * signed[3:5])
+    return np.concatenate([inverse, offset[:, None]], axis=1)
 
 
 def main() -> None:

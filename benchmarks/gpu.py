@@ -160,7 +160,7 @@ def _claims_jobs(options: Options, cifar: Path) -> Iterator[Job]:
 
 
 def _fashion_jobs(options: Options, folder: Path) -> Iterator[Job]:
-    for name in ("fashion_mnist_224", "fashion_mnist_long"):
+    for name in ("fashion_mnist_224", "fashion_mnist_half_width"):
         recipe = [str(ROOT / "training" / "recipes" / f"{name}.py"), "--source", f"idx:{folder}"]
         yield _training(options, f"fashion_mnist:{name}", recipe, 6)
 

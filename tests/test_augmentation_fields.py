@@ -1,7 +1,9 @@
 """The recipe's fields of augmentation: what is refused, and what reaches the images."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from keras_vgg import Recipe, augment
@@ -101,3 +103,19 @@ def test_every_field_reaches_the_images_and_a_file() -> None:
 def test_a_frozen_base_computes_no_features_once_where_images_change(name: str) -> None:
     fixed = {} if name == "crop_area" else {"train_scale": (32, 32)}
     assert frozen.varies(Recipe(**fixed, eval_scale=32, **{name: FIELDS[name]})) == [name]
+
+
+def test_the_benchmark_compares_the_maps_that_are_documented(monkeypatch) -> None:
+    """Rotation, shear, translation and mirror images, in NumPy and from the same draws."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import augmentation
+
+    flipped, fields = set(), augmentation.FIELDS["all of these, and scale"]
+    for number in range(6):
+        view = augment.train_window(
+            [224, 224], [number, 0], size=augmentation.SIZE, flip=False, **fields
+        ).view
+        places = augmentation.inverse_map(number, **fields)
+        np.testing.assert_allclose(places, view.map, atol=1e-3)
+        flipped.add(bool(view.mirrored[0]))
+    assert flipped == {False, True}

@@ -15,7 +15,15 @@ import tensorflow as tf
 
 from keras_vgg import data, hardware, runs
 from keras_vgg import fit as fitting
-from keras_vgg.fit import Run, TrainingDiverged, checkpoint, fit, preparation, training
+from keras_vgg.fit import (
+    Run,
+    TrainingDiverged,
+    callbacks,
+    checkpoint,
+    fit,
+    preparation,
+    training,
+)
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.recipe import Recipe
 from keras_vgg.versions import package_versions
@@ -418,6 +426,31 @@ def test_callbacks_see_epochs_that_are_kept(tmp_path):
 
     assert seen == [(1, True, True), (2, True, True)]
     assert run.results["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    "callback", [keras.callbacks.LearningRateScheduler(abs), keras.callbacks.ReduceLROnPlateau()]
+)
+def test_callbacks_that_would_have_no_effect_are_refused(callback, tmp_path):
+    message = f"{type(callback).__name__} would have no effect, because the recipe decides"
+    with pytest.raises(ValueError, match=message):
+        fit(TINY, tmp_path / "run", verbose=0, callbacks=[callback])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_speed_is_that_of_the_steps_that_were_taken(tiny_run, monkeypatch):
+    """Another callback has ended the epoch after two of nine steps, of a second each."""
+    clock = types.SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(callbacks, "time", clock)
+    recorder = Recorder(tiny_run, steps_per_epoch=9)
+    recorder.set_model(types.SimpleNamespace(optimizer=types.SimpleNamespace()))
+    recorder.on_epoch_begin(0)
+    assert recorder._images_per_second() == 0.0
+    for batch in range(2):
+        recorder.on_train_batch_begin(batch)
+        clock.now += 1.0
+        recorder.on_train_batch_end(batch, {"loss": 1.0})
+    assert recorder._images_per_second() == tiny_run.recipe.batch_size
 
 
 @pytest.mark.parametrize("fault", ["a.log; No space left on device", "a.png; Too many open files"])

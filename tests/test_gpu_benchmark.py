@@ -84,6 +84,15 @@ def test_the_table_compares_the_steps(gpu) -> None:
     assert "| 128 | not measured |  | not measured |  |" in text
 
 
+def test_the_trainings_are_of_recipes_that_exist(gpu, tmp_path: Path) -> None:
+    options = gpu.Options(tmp_path, 1.0, gpu.PARTS, tmp_path, tmp_path, tiny=False)
+    jobs = list(gpu.jobs_of(options))
+    files = {word for job in jobs for words in job.commands for word in words if ".py" in word}
+    assert all(Path(file).is_file() for file in files)
+    # The best of the table in training/README.md.
+    assert str(ROOT / "training" / "recipes" / "fashion_mnist_half_width.py") in files
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -25,7 +25,8 @@ pytestmark = pytest.mark.usefixtures("blank_plots")
 TINY = test_fit.TINY.replace(dropout=0.0, epochs=2, rgb_shift=0.0)
 ADAMW = TINY.replace(optimizer="adamw", learning_rate=0.002, weight_decay=0.05)
 MUON = TINY.replace(optimizer="muon", learning_rate=0.002, weight_decay=0.05, nesterov=True)
-NESTEROV = TINY.replace(learning_rate=0.01, nesterov=True)
+MOMENTUM = TINY.replace(learning_rate=0.01)
+NESTEROV = MOMENTUM.replace(nesterov=True)
 
 
 def small_network(recipe: Recipe) -> keras.Model:
@@ -40,7 +41,9 @@ def small_network(recipe: Recipe) -> keras.Model:
     return keras.Model(inputs, x)
 
 
-@pytest.mark.parametrize("recipe", [NESTEROV, ADAMW], ids=["nesterov", "adamw"])
+@pytest.mark.parametrize(
+    "recipe", [MOMENTUM, NESTEROV, ADAMW], ids=["momentum", "nesterov", "adamw"]
+)
 def test_a_hundred_steps_are_pytorchs(recipe: Recipe) -> None:
     """Kernels decay; biases, gamma and beta do not. Both take the gradients of the loss alone."""
     torch = pytest.importorskip("torch")

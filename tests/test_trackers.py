@@ -32,14 +32,19 @@ for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
 
 
 @pytest.mark.slow
-def test_mlflow_gets_every_epoch(tmp_path):
-    """A folder of plain files keeps the figures: no server, no network."""
+@pytest.mark.parametrize("store", ["files", "sqlite"])
+def test_mlflow_gets_every_epoch(tmp_path, store):
+    """A folder of plain files or a database keeps the figures: no server, no network."""
     if importlib.util.find_spec("mlflow") is None and not (FOLDER / "mlflow").is_dir():
         pytest.skip(f"mlflow is not installed, nor at {FOLDER} (KERAS_VGG_PACKAGES)")
-    variables = {"MLFLOW_ALLOW_FILE_STORE": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    variables = {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    address = f"sqlite:///{(tmp_path / 'mlflow.db').as_posix()}"
+    if store == "files":
+        address = (tmp_path / "store").as_uri()
+        variables["MLFLOW_ALLOW_FILE_STORE"] = "true"
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, FOLDER, (tmp_path / "store").as_uri(), tmp_path / "run"],
-        cwd=ROOT,
+        [sys.executable, "-c", SCRIPT, FOLDER, address, tmp_path / "run"],
+        cwd=tmp_path,  # MLflow puts files that are no figures there, if a database has the figures
         env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", **variables},
         capture_output=True,
         text=True,

@@ -78,7 +78,8 @@ def train(
             terminal, show a progress bar there and a row an epoch above the bar; otherwise as 2.
         callbacks: Called after the run's own callbacks, so an epoch's model.keras and metrics.csv
             are written when these callbacks see its end; its checkpoint may still be on its way. A
-            resume does not restore the state of these callbacks.
+            resume does not restore the state of these callbacks. The recipe decides the learning
+            rate of each step, so callbacks of Keras that set it are refused.
 
     Returns:
         The finished run.
@@ -165,6 +166,12 @@ def _on_first_host(begin: Callable[[], tuple[Recipe, list[str]]]) -> tuple[Recip
     return recipe, lines
 
 
+_SETS_LEARNING_RATE = (
+    keras.callbacks.LearningRateScheduler,
+    keras.callbacks.ReduceLROnPlateau,
+)
+
+
 def _train(
     recipe: Recipe,
     workdir: str | Path,
@@ -176,6 +183,13 @@ def _train(
         raise ValueError(
             f"training runs on Keras' tensorflow or jax backend, not on {backend_name()}"
         )
+    for callback in callbacks:
+        if isinstance(callback, _SETS_LEARNING_RATE):
+            raise ValueError(
+                f"{type(callback).__name__} would have no effect, because the recipe decides the "
+                "learning rate of each step: use its fields schedule, step_epochs, decay_factor "
+                "and plateau_patience"
+            )
     with (
         hosts.ended_together(),
         _claimed(workdir, recipe) as (run, is_new),

@@ -65,6 +65,7 @@ class Recorder(keras.callbacks.Callback):
         self._resumed = checkpoint.Progress()
         self._epoch = 0
         self._drops = 0
+        self._parts = 0  # batches of this epoch in this process
         self._sums: tuple[np.ndarray, ...] = ()
         self._saved_at = time.perf_counter()
         # On JAX, what is to do after a step is done before the next one; the losses are looked at
@@ -94,6 +95,7 @@ class Recorder(keras.callbacks.Callback):
             for variable, value in sums:
                 variable.assign(value)
         self.learning_rate = self._rate_of(-1 if self.first_step else 0)
+        self._parts = 0
         self._started = time.perf_counter()
         self._last_step = self._started
 
@@ -107,6 +109,7 @@ class Recorder(keras.callbacks.Callback):
             if batch % _LOOKED_AT == 0:
                 self._look_at_losses()
             self._end_step(batch - 1, self.losses)
+        self._parts = batch + 1
         self.learning_rate = self._rate_of(batch // self.run.recipe.gradient_accumulation)
         if not self._rate_is_carried:
             self._trained().optimizer.learning_rate = self.learning_rate
@@ -156,12 +159,10 @@ class Recorder(keras.callbacks.Callback):
         # The last step may have made weights NaN, and a ReLU may hide NaN from the validation.
         self._require_finite(logs, f"after epoch {epoch + 1}")
         self._require_finite_variables(f"after epoch {epoch + 1}")
-        images = (self.steps_per_epoch - self.first_step) * recipe.batch_size
-        training_seconds = self._last_step - self._started
         row: dict[str, float] = {"epoch": epoch + 1}
         row |= {name: float(value) for name, value in (logs or {}).items()}
         row["learning_rate"] = self.learning_rate
-        row["images_per_second"] = round(images / training_seconds, 1) if training_seconds else 0.0
+        row["images_per_second"] = round(self._images_per_second(), 1)
         row["seconds"] = round(self._seconds(), 3)
         self.history.append(row)
         is_best = best_row(self.history, recipe) is row
@@ -173,6 +174,12 @@ class Recorder(keras.callbacks.Callback):
         self._keeper.write_history(self.history)
         if is_over(recipe, self.history):
             self._trained().stop_training = True
+
+    def _images_per_second(self) -> float:
+        """Return the speed of this epoch's steps, which another callback may have ended early."""
+        training_seconds = self._last_step - self._started
+        images = self._parts * self.run.recipe.part_size
+        return images / training_seconds if training_seconds else 0.0
 
     def _seconds(self) -> float:
         """Return the seconds of this epoch so far, in this process and earlier ones."""
