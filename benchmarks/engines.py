@@ -3,8 +3,8 @@
 python benchmarks/engines.py [--cases NAME ...]
 
 Each case has a process of its own, in which every precision and compiler trains the network on
-random images for about two seconds after its first steps, and again in a second turn. The output is
-images a second, of the better turn.
+random images for about two seconds after its first steps, and again in a second turn, if the memory
+has room. The output is images a second, of the better turn.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         OSError: the file cannot be written or moved.
     """
     prefix = f"{PARTIAL}{os.getpid()}-"
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.name, dir=path.parent)
+    suffix = "".join(path.suffixes)[-20:]  # of a name that may be as long as names may be
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=suffix, dir=path.parent)
     os.close(handle)
     try:
         yield Path(name)

@@ -7,14 +7,15 @@ oneDNN's does on AVX-512, and then the output is finite for any input.
 from __future__ import annotations
 
 import contextlib
-import re
 import warnings
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
-_EXPECTED = " is expected; "  # in the warnings of `check_range`
+# The warnings that `one_range_warning` counts; None: all are given.
+_given: ContextVar[list[str] | None] = ContextVar("given", default=None)
 
 
 def is_finite(values: Any) -> bool:
@@ -107,20 +108,31 @@ def check_range(
     small = lowest == 0 and highest >= 32 and low < high <= 1
     message = (
         f"{subject} have values from {low:.4g} to {high:.4g}, but "
-        f"[{lowest:g}, {highest:g}]{_EXPECTED}{advice}"
+        f"[{lowest:g}, {highest:g}] is expected; {advice}"
     )
     if refuse and (outside or signed):
         raise ValueError(message)
     if warn and ((signed and low < high) or small):
+        given = _given.get()
+        if given:
+            return
+        if given is not None:
+            given.append(message)
         warnings.warn(message, stacklevel=3)
 
 
 @contextlib.contextmanager
-def range_warnings_dropped() -> Iterator[None]:
-    """Drop the warnings of `check_range`, such as for the mirror images of checked ones."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", rf".*{re.escape(_EXPECTED)}", UserWarning)
+def one_range_warning(given: list[str]) -> Iterator[None]:
+    """Let `check_range` warn once, although the same images come in parts and as mirror images.
+
+    Args:
+        given: The warnings so far, of one call of a user; a warning is put there.
+    """
+    token = _given.set(given)
+    try:
         yield
+    finally:
+        _given.reset(token)
 
 
 def _is_known(images: Any) -> bool:

@@ -13,6 +13,8 @@ _DISK_FAULTS = ("No space left", "Disk quota exceeded", "Too many open files")
 
 def is_exhausted(error: BaseException) -> bool:
     """Return whether a backend ran out of memory, or of what `is_of_disk` names."""
+    if isinstance(error, MemoryError):  # Python's own, or one that `unread_file` has explained
+        return False
     return type(error).__name__ in _NAMES or any(words in str(error) for words in _WORDS)
 
 

@@ -189,15 +189,17 @@ def drawable_class(name: str, number: int) -> str:
 
 
 def _drawable_characters() -> frozenset[str]:
-    from matplotlib.font_manager import FontProperties
+    """Return the characters that matplotlib can draw with the fonts that it has now."""
+    from matplotlib.font_manager import FontProperties, findfont
 
-    return _characters_of(tuple(FontProperties().get_family()))
+    families = FontProperties().get_family()
+    return _characters_of(tuple(findfont(FontProperties(family=[name])) for name in families))
 
 
 @functools.cache
-def _characters_of(family: Sequence[str]) -> frozenset[str]:
-    """Return the characters that the fonts of a family have."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
+def _characters_of(fonts: Sequence[str]) -> frozenset[str]:
+    """Return the characters of font files, and the line break, which no font has."""
+    from matplotlib.font_manager import get_font
 
-    fonts = [findfont(FontProperties(family=[name])) for name in family]
-    return frozenset(chr(code) for font in fonts for code in get_font(font).get_charmap())
+    characters = (chr(code) for font in fonts for code in get_font(font).get_charmap())
+    return frozenset((*characters, "\n"))

@@ -133,7 +133,9 @@ def test_a_name_decides_the_format(tmp_path: Path, format, name: str, expected: 
         ("compare photos list.csv --out list.csv", "--out list.csv"),
         ("search photos list.csv --out list.csv", "--out list.csv"),
         ("search run photos/a.png --picture photos/a.png", "--picture photos/a.png"),
-        ("search photos list.csv --picture photos/a.png", "--picture photos/a.png"),
+        ("predict run photos --format csv --out photos/a.png", "--out photos/a.png"),
+        ("predict run list.csv --format csv --out photos/a.png", "--out photos/a.png"),
+        ("compare photos photos --format csv --out photos/a.png", "--out photos/a.png"),
     ],
 )
 def test_an_output_is_no_input(
@@ -145,10 +147,18 @@ def test_an_output_is_no_input(
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["photos/a.png", "photos/found.png"])
+def test_a_picture_of_what_was_found_is_not_in_the_folder_to_search(
+    folder: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["search", "photos", "list.csv", "--picture", name]) == cli.BAD_INPUT
+    assert f"--picture {name} is inside the folder to search" in capsys.readouterr().err
+
+
 def test_an_earlier_output_may_be_replaced(folder: Path) -> None:
-    for name in ("photos/answers.csv", "answers.csv", "found.png"):
+    for name in ("photos/answers.csv", "answers.csv"):
         (folder / name).write_text("")
-        require_no_input("--out", folder / name, [folder / "photos", folder / "weights.h5"])
+        require_no_input("--out", folder / name, [folder / "photos", folder / "photos/a.png"])
 
 
 @pytest.mark.parametrize("command", ["predict run photos", "compare photos photos"])

@@ -177,7 +177,7 @@ def test_networks_that_wait_leave_memory_to_the_others(monkeypatch) -> None:
     speeds = {"float32": [500, 510], "mixed_bfloat16": [600, 610]}
     monkeypatch.setattr(hardware, "available_memory", lambda: 20_000)
     rows = timed(monkeypatch, speeds)
-    assert rows == [("float32", 500), ("mixed_bfloat16", 600), ("float32", 510)]
+    assert rows == [("float32", 500), ("mixed_bfloat16", 600), ("mixed_bfloat16", 610)]
     monkeypatch.setattr(hardware, "available_memory", lambda: None)
     assert len(timed(monkeypatch, speeds)) == 4
 

@@ -35,7 +35,7 @@ def test_what_succeeds_replaces_it_and_can_be_read_by_all(tmp_path: Path) -> Non
         path.write_text("new")
 
     write_atomically(tmp_path / "a.json", write)
-    assert names[0].endswith("a.json")
+    assert names[0].endswith(".json")
     assert names[0].startswith(".partial-")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "new"

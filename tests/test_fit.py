@@ -431,11 +431,14 @@ def test_callbacks_see_epochs_that_are_kept(tmp_path):
 @pytest.mark.parametrize(
     "callback", [keras.callbacks.LearningRateScheduler(abs), keras.callbacks.ReduceLROnPlateau()]
 )
-def test_callbacks_that_would_have_no_effect_are_refused(callback, tmp_path):
+def test_callbacks_that_would_have_no_effect_are_refused(callback, tmp_path, finished):
     message = f"{type(callback).__name__} would have no effect, because the recipe decides"
     with pytest.raises(ValueError, match=message):
         fit(TINY, tmp_path / "run", verbose=0, callbacks=[callback])
     assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=message):
+        fitting.extend(finished.directory, 1, callbacks=[callback])
+    assert Run.open(finished.directory).finished
 
 
 def test_the_speed_is_that_of_the_steps_that_were_taken(tiny_run, monkeypatch):

@@ -122,6 +122,14 @@ def test_a_linked_class_does_not_read_the_others_through_a_link_back(photos: Pat
     assert reasons(source) == {"link to an enclosing folder": 1}
 
 
+def test_a_path_that_goes_back_behind_a_link(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its link/.., the path would lead to another folder, which does not exist."""
+    (photos.parent / "work").mkdir()
+    monkeypatch.chdir(photos.parent / "work")
+    Path("link").symlink_to(photos / "cat")
+    assert len(image_files(["link/../dog"]).paths) == 10
+
+
 def test_a_class_without_images_says_what_it_holds(photos: Path) -> None:
     for name in ("1.heic", "2.heic"):
         write(photos / "phone/deep" / name, b"\0\0\0\x18ftypheic" + bytes(40))

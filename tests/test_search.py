@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from keras_vgg import cli, retrieval, vgg
+from keras_vgg import cli, plotting, retrieval, vgg
 from keras_vgg.runs import photo_index, predictor, search_answers, similar
 from keras_vgg.runs.photo_index import PhotoIndex, open_index, update_index
 from keras_vgg.runs.similar import Description, Match, PhotoSearch, SearchAnswer, _fitted
@@ -309,6 +309,7 @@ def test_names_that_the_font_cannot_write_have_no_boxes(tmp_path):
     image = np.zeros((9, 9, 3), "u1")
     search_answers.draw_search(answers, lambda _: image, tmp_path / "a.png")  # and no warning
     assert (tmp_path / "a.png").is_file()
+    assert plotting.drawable(f"été, {cat}\n0.5") == "été, ?.jpg\n0.5"
 
 
 def test_files_are_read_by_as_many_threads_as_the_process_has_cores(monkeypatch):

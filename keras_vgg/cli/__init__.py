@@ -118,7 +118,7 @@ def _run(arguments: list[str], *, owns_stderr: bool = False) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         status = _status_of(arguments, owns_stderr)
-        sys.stdout.flush()  # A closed pipe must raise here, not when Python exits.
+        _flush()  # A closed pipe must raise here, not when Python exits.
         return status
     except KeyboardInterrupt:
         print(
@@ -145,6 +145,11 @@ def _run(arguments: list[str], *, owns_stderr: bool = False) -> int:
             raise
         print(f"keras-vgg: error: {' '.join(str(error).split())}", file=sys.stderr)
         return DIVERGED if isinstance(error, ArithmeticError) else BAD_INPUT
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # as with >&-
+        sys.stdout.flush()
 
 
 def _status_of(arguments: list[str], owns_stderr: bool) -> int:
@@ -271,7 +276,7 @@ def _parse_with_tyro(name: str, arguments: list[str], tyro_options: dict[str, An
             )
     except SystemExit as exit:
         if exit.code in (0, None):
-            sys.stdout.flush()  # as in `_run`
+            _flush()  # as in `_run`
             raise
         text = _text_in_box(stderr.getvalue())
         raise ValueError(_too_many(name, text) or text) from None

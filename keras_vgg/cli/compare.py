@@ -79,11 +79,13 @@ class Compare:
         from keras_vgg.runs.few_levels import few_levels_line
 
         files = pair_files(self.first, self.second)
+        paths = [path for pair in files.pairs for path in pair]
+        require_no_input("--out", self.out, paths)
         for path in files.unmatched:
             note(f"not compared: {printable(path)} has no partner")
         for left_out in files.left_out:
             note(f"not read: {left_out}")
-        if line := few_levels_line([path for pair in files.pairs for path in pair], self.bit_depth):
+        if line := few_levels_line(paths, self.bit_depth):
             note(line)
         layer = (
             None if self.preprocessing is None else getattr(ImagePreprocessing, self.preprocessing)

@@ -73,7 +73,8 @@ class Export:
     source: str | None = None
     """Source of images to verify on: digits, folder:PATH, csv:FILE, records:PATH, idx:PATH or a
     TFDS name. A run's recipe says how they come to the network; their classes are matched by name;
-    its test images are read, or all if it has no splits (default for a run: its own validation
+    its test images are read, or all if it has no splits, but the validation images for a weight
+    file, and of the run's own images in a new place (default for a run: its own validation
     images)."""
     source_options: FlatSourceOptions = DEFAULT_OPTIONS
 

@@ -92,6 +92,7 @@ class Predict:
         from keras_vgg.runs.predictor import Predictor
 
         files = image_files(self.images, self.columns)
+        require_no_input("--out", self.out, files.paths)
         for left_out in files.left_out:
             note(f"not read: {left_out}")
         if files.repeated:

@@ -63,13 +63,12 @@ def require_no_input(option: str, out: Path | None, inputs: Iterable[Path | str]
     Args:
         option: The option that names the output, such as "--out".
         out: The output; None: the command writes no file.
-        inputs: Files, and folders, whose images the command reads.
+        inputs: The files that the command reads; folders among them are passed over.
     """
     if out is None or not out.exists():
         return
     for path in map(expanded, inputs):
-        is_image_below = out.suffix.lower() == ".png" and path.resolve() in out.resolve().parents
-        if is_image_below or (path.exists() and path.samefile(out)):
+        if path.exists() and path.samefile(out):
             raise ValueError(
                 f"{option} {out} would replace a file that the command reads: name another file"
             )

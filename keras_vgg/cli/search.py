@@ -83,11 +83,16 @@ class Search:
             raise ValueError(f"--picture {self.picture} must end in .png")
         if self.picture is not None and not self.picture.parent.is_dir():
             raise FileNotFoundError(f"there is no folder for --picture {self.picture}")
+        if self.picture is not None and _is_below(self.picture, expanded(self.folder)):
+            raise ValueError(
+                f"--picture {self.picture} is inside the folder to search, where the next search "
+                "would find it: name a file elsewhere"
+            )
         from keras_vgg.image_paths import existing_paths
 
-        inputs = [self.folder, *existing_paths(self.queries)]
-        require_no_input("--out", self.out, inputs)
-        require_no_input("--picture", self.picture, inputs)
+        queries = existing_paths(self.queries)
+        require_no_input("--out", self.out, queries)
+        require_no_input("--picture", self.picture, queries)
 
     def __call__(self) -> int:
         format = row_format(self.format, self.out)
@@ -114,6 +119,7 @@ class Search:
         )
         _note_index(search, self.folder)
         indexed = [self.folder.joinpath(file.path) for file in search.index.files]
+        require_no_input("--out", self.out, [*files.paths, *indexed])
         if line := few_levels_line([*files.paths, *indexed], self.bit_depth):
             note(line)
         answers = list(search(files.paths, self.top))
@@ -133,6 +139,10 @@ class Search:
             load = partial(load_image, bit_depth=self.bit_depth)
             draw_search(answers, load, self.picture, on_line=note)
         return SOME_BAD if bad or search.index.bad else 0
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
 
 
 def _note_index(search: PhotoSearch, folder: Path) -> None:

@@ -229,7 +229,9 @@ def _images(folder: Path, left_out: _LeftOutFiles) -> Iterator[tuple[str, bool]]
     """Yield (path, True) for each image at any depth, by name, and note what is left out."""
     # A link to an enclosing folder would bring the other classes' images. A class folder that is a
     # link lies in two places.
-    parents = {*folder.resolve().parents, *Path(os.path.abspath(folder)).parents}
+    own = folder.resolve()
+    reached = own if folder.name in ("", "..") else folder.parent.resolve() / folder.name
+    parents = {*own.parents, *reached.parents}
     enclosing = {_identity(parent) for parent in parents}
     seen: set[tuple[int, int]] = set()
 

@@ -126,6 +126,7 @@ def extend(
     Raises:
         ValueError, OSError: as `train`; the run has not finished, or has no checkpoints.
     """
+    _require_callbacks_with_effect(callbacks)  # before the results are put aside
     with hosts.ended_together():
         recipe, lines = _on_first_host(partial(begin_extension, workdir, epochs, learning_rate))
     if verbose and not hosts.index():
@@ -172,6 +173,16 @@ _SETS_LEARNING_RATE = (
 )
 
 
+def _require_callbacks_with_effect(callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    for callback in callbacks:
+        if isinstance(callback, _SETS_LEARNING_RATE):
+            raise ValueError(
+                f"{type(callback).__name__} would have no effect, because the recipe decides the "
+                "learning rate of each step: use its fields schedule, step_epochs, decay_factor "
+                "and plateau_patience"
+            )
+
+
 def _train(
     recipe: Recipe,
     workdir: str | Path,
@@ -183,13 +194,7 @@ def _train(
         raise ValueError(
             f"training runs on Keras' tensorflow or jax backend, not on {backend_name()}"
         )
-    for callback in callbacks:
-        if isinstance(callback, _SETS_LEARNING_RATE):
-            raise ValueError(
-                f"{type(callback).__name__} would have no effect, because the recipe decides the "
-                "learning rate of each step: use its fields schedule, step_epochs, decay_factor "
-                "and plateau_patience"
-            )
+    _require_callbacks_with_effect(callbacks)
     with (
         hosts.ended_together(),
         _claimed(workdir, recipe) as (run, is_new),

@@ -284,8 +284,9 @@ def _timed(job: dict[str, Any]) -> Iterator[Speed]:
         best = max(best, reached)
         waiting = [row for row in [*waiting, (trial, reached)] if row[1] > _HOPELESS * best]
         room = _WAITING_SHARE * (hardware.available_memory() or math.inf)
-        while waiting and sum(trial.bytes for trial, _ in waiting) > room:
-            waiting.pop()
+        while waiting and sum(waits.bytes for waits, _ in waiting) > room:
+            waiting.remove(min(waiting, key=lambda row: row[1]))
+        del trial  # one that does not wait leaves the memory
     for trial, _ in waiting:
         yield Speed(trial.precision, trial.jit_compile, trial.speed())
 
@@ -317,11 +318,12 @@ class _Trial:
         first = self._seconds(1)
         if first >= _TIMED_SECONDS:
             return self._size / first
+        three = self._seconds(3)
         # The difference leaves out what `fit` does before the first step. It may be 0 by chance.
-        step = max((self._seconds(3) - first) / 2, 1e-9)
+        step = max((three - first) / 2, 1e-9)
         if self._size / step < _HOPELESS * best:
             return None
-        self._steps = min(max(round(_TIMED_SECONDS / step), 2), 200)
+        self._steps = min(max(round(_TIMED_SECONDS / max(step, three / 3)), 2), 200)
         return self.speed()
 
     def speed(self) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from keras_vgg.containers import require_archive
 from keras_vgg.files import read_arrays, write_atomically
 from keras_vgg.finite import is_finite
+from keras_vgg.image_paths import expanded
 
 _FLAT = 1e-6  # the share of the largest variance below which a direction holds rounding errors
 
@@ -69,8 +70,9 @@ def load_whitening(path: str | Path) -> Whitening:
         ValueError: the file is damaged, claims more memory than its size explains, or holds
             something else.
     """
-    require_archive(Path(path))
-    arrays: dict[str, Any] = read_arrays(Path(path))
+    path = expanded(path)
+    require_archive(path)
+    arrays: dict[str, Any] = read_arrays(path)
     mean, projection = arrays.get("mean"), arrays.get("projection")
     if (
         set(arrays) != {"mean", "projection"}

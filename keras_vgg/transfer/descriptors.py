@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
@@ -12,11 +11,7 @@ from keras import ops
 
 from keras_vgg.backend import as_array
 from keras_vgg.features import channel_axis, feature_extractor
-from keras_vgg.finite import (
-    range_warnings_dropped,
-    require_finite_images,
-    require_finite_weights,
-)
+from keras_vgg.finite import one_range_warning, require_finite_images, require_finite_weights
 from keras_vgg.transfer.pooling import generalized_mean, region_maxima
 
 Pooling = Literal["avg", "max", "gem", "rmac"]
@@ -183,6 +178,7 @@ def _views(
         )
     groups = [_by_shape(model, images, size) for size in sides]  # raises errors before the work
     progress = keras.utils.Progbar(len(images) * len(sides), verbose=verbose, unit_name="image")
+    warned: list[str] = []
     for scale, (size, shapes) in enumerate(zip(sides, groups, strict=True)):
         for shape, members in shapes.items():
             for start in range(0, len(members), batch_size):
@@ -192,7 +188,9 @@ def _views(
                     batch = ops.image.resize(
                         batch, shape, antialias=True, data_format="channels_last"
                     )
-                yield scale, numbers, _outputs(extractor, batch, layer, flip, warn=scale == 0)
+                with one_range_warning(warned):
+                    outputs = _outputs(extractor, batch, layer, flip)
+                yield scale, numbers, outputs
                 progress.add(len(numbers))
 
 
@@ -227,21 +225,14 @@ def _rescaled(shape: Sequence[int], size: int | None) -> tuple[int, int]:
     return max(size, round(height * scale)), max(size, round(width * scale))
 
 
-def _outputs(
-    extractor: keras.Model, batch: Any, layer: str, flip: bool, *, warn: bool
-) -> list[Any]:
-    """Return the layer's output for images [n, h, w, channels], and for their mirror images.
-
-    With `warn`, the preprocessing may warn of the images' range, and not again of the mirror
-    images'.
-    """
+def _outputs(extractor: keras.Model, batch: Any, layer: str, flip: bool) -> list[Any]:
+    """Return the layer's output for images [n, h, w, channels], and for their mirror images."""
     views = [batch, ops.flip(batch, axis=2)] if flip else [batch]
     outputs: list[Any] = []
-    for number, view in enumerate(views):
+    for view in views:
         first = channel_axis() == 1
         view = ops.convert_to_tensor(ops.moveaxis(view, -1, 1) if first else view)
-        with contextlib.nullcontext() if warn and number == 0 else range_warnings_dropped():
-            output: Any = ops.cast(extractor(view, training=False)[layer], "float32")
+        output: Any = ops.cast(extractor(view, training=False)[layer], "float32")
         outputs.append(ops.moveaxis(output, 1, -1) if first and len(output.shape) == 4 else output)
     return outputs
 

@@ -15,6 +15,7 @@ from keras_vgg.architecture import get_configuration
 from keras_vgg.backend import as_array
 from keras_vgg.containers import require_archive
 from keras_vgg.finite import is_finite
+from keras_vgg.image_paths import expanded
 from keras_vgg.weights import keras_format, torch_format
 from keras_vgg.weights.published import NAMES, find, hub_repository
 from keras_vgg.weights.tensors import Tensors, Weights, check, pooling_of
@@ -55,7 +56,7 @@ def read_weights(path: str | Path, include_top: bool = True) -> Weights:
         from keras_vgg.weights.download import fetch_repository  # loads network clients
 
         path = fetch_repository(repository)
-    path = Path(path)
+    path = expanded(path)
     if not path.exists():
         raise FileNotFoundError(f"no weight file at {path}")
     weights = _reader(path)(path)

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from keras_vgg.containers import require_archive, require_plausible_size
 from keras_vgg.layers import ImagePreprocessing
-from keras_vgg.memory_errors import unread_file
+from keras_vgg.memory_errors import is_out_of_memory, unread_file
 from keras_vgg.weights.tensors import TOP, Tensors, Weights, listed
 from keras_vgg.weights.torch_naming import from_torch, to_torch
 
@@ -91,9 +91,9 @@ def read_pth(path: Path) -> Weights:
             f"{path} is refused: it is damaged, or its pickle asks for objects that are not "
             "tensors, which could run code. Use the same weights as .safetensors"
         ) from error
-    except MemoryError as error:
-        raise unread_file(path, error) from error
     except Exception as error:  # a damaged pickle can raise any type of error
+        if is_out_of_memory(error):
+            raise unread_file(path, error) from error
         raise ValueError(f"{path} is damaged, or no PyTorch file: {error}") from error
     state, note = _state_dict(content, path)
     key_types = {type(name).__name__ for name in state if not isinstance(name, str)}
