@@ -7,11 +7,13 @@ explains.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from keras_vgg.files import is_of_the_disk
@@ -45,6 +47,27 @@ def require_plausible_size(path: Path, declared_bytes: int) -> None:
         )
 
 
+@contextlib.contextmanager
+def open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Give a zip archive to read. Its faults name the file, also those found while it is read.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the archive is damaged.
+        MemoryError: memory does not hold it.
+    """
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                yield archive
+        except MemoryError as error:
+            raise unread_file(path, error) from error
+        except Exception as error:  # zipfile raises many errors for a damaged archive
+            if is_of_the_disk(error):
+                raise
+            raise ValueError(f"{path} is damaged: {error or type(error).__name__}") from error
+
+
 def require_archive(path: Path) -> list[str]:
     """Check a zip archive's declared sizes and return its members' names.
 
@@ -53,16 +76,8 @@ def require_archive(path: Path) -> list[str]:
         ValueError: the file is not a zip archive, needs another version of zip, or its members
             claim more than `most_bytes`. The error names the file.
     """
-    with path.open("rb") as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
-        except MemoryError as error:
-            raise unread_file(path, error) from error
-        except Exception as error:  # zipfile raises many errors for a damaged archive
-            if is_of_the_disk(error):
-                raise
-            raise ValueError(f"{path} is damaged: {error or type(error).__name__}") from error
+    with open_archive(path) as archive:
+        members = archive.infolist()
     require_plausible_size(path, sum(member.file_size for member in members))
     return [member.filename for member in members]
 

@@ -50,7 +50,7 @@ def keep(directory: Path, file: Path) -> None:
         raise ValueError(f"{directory} has several labels an image, which the file cannot state")
     weights = read_weights(directory)
     tensors = {name: _in_float16(name, values) for name, values in weights.tensors.items()}
-    recipe = _without_folders(run.recipe)
+    recipe = run.recipe.without_folders().replace(source="folder:DIR")
     data = run.read_json("data.json")
     data = {name: data[name] for name in ("class_names", "splits")}
     results = {ACCURACY: run.results[ACCURACY]}
@@ -62,22 +62,6 @@ def keep(directory: Path, file: Path) -> None:
     write_atomically(
         file,
         lambda path: write_safetensors(tensors, path, "torchvision", weights.preprocessing, stated),
-    )
-
-
-def _without_folders(recipe: Recipe) -> Recipe:
-    """Return the recipe without the folders of one machine; of other files, the names stay."""
-
-    def named(value: str) -> str:
-        return Path(value).name if Path(value).is_absolute() else value
-
-    return recipe.replace(
-        source="folder:DIR",
-        data_dir=None,
-        manual_dir=None,
-        init=recipe.init and named(recipe.init),
-        initialization=named(recipe.initialization),
-        teachers=tuple(map(named, recipe.teachers)),
     )
 
 

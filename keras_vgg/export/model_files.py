@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from keras_vgg import evaluation
+from keras_vgg.containers import open_archive
 from keras_vgg.evaluation.multilabel import THRESHOLD
 from keras_vgg.export import description as descriptions
 from keras_vgg.export.checks import activation_name
 from keras_vgg.export.packages import require_packages
-from keras_vgg.files import is_of_the_disk
-from keras_vgg.memory_errors import unread_file
 from keras_vgg.native_stderr import without_native_stderr
 
 _PREPROCESSING = ("ImagePreprocessing", "Rescaling", "Normalization")
@@ -167,16 +166,9 @@ def _appended(path: Path) -> bytes | None:
     """Return what the archive at the end of a LiteRT file states; None without an archive."""
     if not zipfile.is_zipfile(path):
         return None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            has_description = descriptions.NAME in archive.namelist()
-            return archive.read(descriptions.NAME) if has_description else None
-    except MemoryError as error:
-        raise unread_file(path, error) from error
-    except Exception as error:  # zipfile raises many errors for a damaged archive
-        if is_of_the_disk(error):
-            raise
-        raise ValueError(f"{path} is damaged: {error}") from error
+    with open_archive(path) as archive:
+        has_description = descriptions.NAME in archive.namelist()
+        return archive.read(descriptions.NAME) if has_description else None
 
 
 def _open_onnx(path: Path) -> Opened:
