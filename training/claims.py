@@ -12,7 +12,8 @@ images that each network classified correctly. The table combines all such files
 several machines can run the seeds.
 
 Several processes can share the runs of a seed. For networks this small, one core for each process
-is faster: `taskset -c 0 python training/claims.py DIR --train A B ...`, then the plain command.
+is faster: `taskset -c 0 python training/claims.py DIR --nets A B ... --train-only`, then the plain
+command.
 
 A seed decides the split too. A tenth of the test images of two seeds are the same, but the
 intervals treat all images as different, so the intervals are a little too narrow. They describe
@@ -37,13 +38,25 @@ from keras_vgg.files import write_atomically
 
 hardware.prepare_environment()  # before TensorFlow is imported below
 
+import keras  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from keras_vgg import data  # noqa: E402
 from keras_vgg.evaluation import Evaluation, compare  # noqa: E402
-from keras_vgg.fit import Run, TrainingDiverged, fit  # noqa: E402
+from keras_vgg.fit import (  # noqa: E402
+    Run,
+    TrainingDiverged,
+    build_model,
+    evaluation_transform,
+    fit,
+    load_source,
+)
 from keras_vgg.recipe import Recipe, load_recipe  # noqa: E402
 from keras_vgg.runs import evaluate_runs, paper_scales  # noqa: E402
 
 NETS = ("A", "A-LRN", "B", "C", "D", "E")
-RUNS = (*NETS, "D jitter", "D from A", "D Glorot")
+NORMALIZED = ("B batch norm", "D batch norm")
+RUNS = (*NETS, "D jitter", "D from A", "D Glorot", *NORMALIZED)
 
 
 def recipes(base: Recipe, workdir: Path, seed: int) -> dict[str, Recipe]:
@@ -59,6 +72,9 @@ def recipes(base: Recipe, workdir: Path, seed: int) -> dict[str, Recipe]:
     # The paper does not divide pixels by their deviation. With divided pixels, the signal after 13
     # layers is so small that D was at chance after 4 epochs.
     by_name["D Glorot"] = d.replace(initialization="glorot", std_rgb=(1.0, 1.0, 1.0))
+    # These tell whether depth itself harms, or only the training of deep networks without it.
+    for name in NORMALIZED:
+        by_name[name] = base.replace(configuration=name[0], batch_norm=True)
     return by_name
 
 
@@ -96,6 +112,12 @@ CLAIMS = (
     Claim("1 deeper: B beats A", "29.6 to 28.7", ("A", "single"), ("B", "single")),
     Claim("1 deeper: D beats B", "28.7 to 27.0", ("B", "single"), ("D", "single")),
     Claim("1 deeper: E beats D", "27.0 to 27.3", ("D", "single"), ("E", "single")),
+    Claim(
+        "1 deeper, with batch norm: D beats B",
+        "no figure",
+        ("B batch norm", "single"),
+        ("D batch norm", "single"),
+    ),
     Claim("2 LRN does not help", "29.6 to 29.7", ("A", "single"), ("A-LRN", "single"), equal=True),
     Claim("3 non-linearity: C beats B", "28.7 to 28.1", ("B", "single"), ("C", "single")),
     Claim("3 context: D beats C", "28.1 to 27.0", ("C", "single"), ("D", "single")),
@@ -154,6 +176,8 @@ def save(
     nets = {
         name: {
             "differs": _differences(base, run.recipe),
+            # With augmentation and dropout.
+            "training_accuracy": [row["accuracy"] for row in run.history],
             "validation_accuracy": [row["val_accuracy"] for row in run.history],
             "right": {how: _packed(results[name, how]) for how in TESTS if (name, how) in results},
         }
@@ -207,6 +231,53 @@ def _differences(base: Recipe, recipe: Recipe) -> dict[str, Any]:
         recipe = recipe.replace(initialization=Path(recipe.initialization).name)
     base_fields = _fields(base)
     return {"seed": recipe.seed} | {k: v for k, v in _fields(recipe).items() if v != base_fields[k]}
+
+
+def gradients(base: Recipe, run: Run, trained: bool, images: int = 512) -> dict[str, float]:
+    """Return the size of each convolution's gradient by the size of its weights (norms).
+
+    The loss is that of the first validation images, without dropout, in float32; `trained`: with
+    the run's weights, in place of those at the start.
+    """
+    source = load_source(run.recipe.replace(source=base.source))
+    assert source.validation is not None
+    if trained:
+        model = run.model()
+    else:
+        keras.utils.set_random_seed(run.recipe.seed)
+        statistics = data.statistics(source.train)
+        model = build_model(run.recipe, len(source.class_names), statistics)
+    dataset = data.evaluation_dataset(source.validation, images, evaluation_transform(run.recipe))
+    pixels, labels = next(iter(dataset))
+    pixels = tf.cast(pixels, tf.float32)
+    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    kernels = [layer.kernel.value for layer in layers]
+    with tf.GradientTape() as tape:
+        errors = keras.losses.sparse_categorical_crossentropy(labels, model(pixels))
+        loss = tf.reduce_mean(errors)
+    found = tape.gradient(loss, kernels)
+    return {
+        layer.name: float(tf.norm(gradient) / tf.norm(kernel))
+        for layer, gradient, kernel in zip(layers, found, kernels, strict=True)
+    }
+
+
+def gradients_table(base: Recipe, workdir: Path, seeds: Sequence[int], nets: Sequence[str]) -> str:
+    """Return a Markdown table of `gradients`, medians of the seeds: at the start, and after."""
+    columns = {}
+    for net in nets:
+        runs = [Run.open(directory(workdir, net, seed)) for seed in seeds]
+        for when in (False, True):
+            by_seed = [gradients(base, run, when) for run in runs]
+            columns[f"{net}, {'after' if when else 'before'} training"] = {
+                layer: float(np.median([found[layer] for found in by_seed])) for layer in by_seed[0]
+            }
+    layers = list(max(columns.values(), key=len))
+    lines = [f"| layer | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for layer in layers:
+        cells = [f"{found[layer]:.2g}" if layer in found else "" for found in columns.values()]
+        lines.append(f"| {layer} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def pooled(
@@ -326,23 +397,33 @@ def main() -> None:
         "--results", type=Path, help="folder of seed-K.json and the table (default: workdir)"
     )
     parser.add_argument(
-        "--train",
+        "--nets",
         nargs="+",
         choices=RUNS,
+        default=RUNS,
         metavar="NET",
-        help=f"only train these networks, and test none: {', '.join(RUNS)}",
+        help=f"only these networks: {', '.join(RUNS)}",
+    )
+    parser.add_argument("--train-only", action="store_true", help="test no network")
+    parser.add_argument(
+        "--gradients",
+        action="store_true",
+        help="print each layer's gradient at the start and after training, of trained networks",
     )
     options = parser.parse_args()
     base = load_recipe(options.recipe).replace(source=f"folder:{options.data}")
-    if options.train:
+    if options.gradients:
+        print(gradients_table(base, options.workdir, options.seeds, options.nets))
+        return
+    if options.train_only:
         for seed in options.seeds:
-            train(base, options.workdir, seed, options.train)
+            train(base, options.workdir, seed, options.nets)
         return
     folder = options.results or options.workdir
     for seed in options.seeds:
         path = folder / f"seed-{seed}.json"
         if not path.exists():
-            runs = train(base, options.workdir, seed)
+            runs = train(base, options.workdir, seed, options.nets)
             save(path, base, runs, test(base.replace(seed=seed), runs))
     results = {
         (*which, int(path.stem.removeprefix("seed-"))): evaluation

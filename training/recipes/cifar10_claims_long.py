@@ -1,0 +1,26 @@
+"""CIFAR-10 as in cifar10_claims, until the validation images stop improving.
+
+training/claims.py varies this recipe.
+
+command:  python training/claims.py DIR --recipe training/recipes/cifar10_claims_long.py \
+              --nets A B D --workdir runs/claims_long
+          (DIR holds CIFAR-10's images as <class>/<image>)
+hardware: 2 CPU cores
+result:   three seeds; training/README.md has their table
+
+The learning rate falls to a tenth after three epochs without a better validation accuracy, twice,
+and the training ends in place of a third fall, or after 30 epochs. 5,000 images decide this,
+because 1,000 are right or wrong by more than an epoch's gain.
+"""
+
+from pathlib import Path
+
+from keras_vgg.recipe import load_recipe
+
+RECIPE = load_recipe(Path(__file__).with_name("cifar10_claims.py")).replace(
+    validation_fraction=1 / 9,
+    epochs=30,
+    schedule="plateau",
+    plateau_patience=3,
+    plateau_drops=2,
+)
