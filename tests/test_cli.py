@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vgg import cli, console
+from keras_vgg import cli, console, runs
+from keras_vgg.cli.export import Export
 from keras_vgg.fit import Run
 from keras_vgg.image_paths import existing_paths
 
@@ -281,6 +283,7 @@ def test_help_and_version(capsys):
         (["predict", "nowhere", "a.png"], "nowhere is not a run directory"),
         (["predict"], "PATH"),
         (["export", "nowhere"], "nowhere is not a run directory"),
+        (["export", "hf://a/b"], "hf://a/b is not a run directory; name images to verify on with"),
         (["summary", "F"], "unknown VGG configuration 'F'"),
         (["summary", "D", "--input-size", "28"], "at least 32x32"),
         (["summary", "D", "--classes", "-5"], "classes must be a positive whole number"),
@@ -294,6 +297,25 @@ def test_bad_input(arguments, message, capsys, tmp_path, monkeypatch):
     found = error_of(capsys, *arguments)
     assert any(part in found for part in message.split("|"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_place_of_an_export(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runs, "export_run", lambda _, output, **__: asked.append(output))
+    monkeypatch.setattr(
+        runs, "export_weights", lambda *places: asked.append((places[0], places[2]))
+    )
+    for path, opened in ((run.directory, run), (run.model_path, run), ("hf://a/b", None)):
+        Export(Path(path), source="digits")._artifacts(opened, {})
+    Export(Path("f/a.h5"), source="digits")._artifacts(None, {})
+    Export(Path("hf://a/b"), source="digits", output=Path("x"))._artifacts(None, {})
+    assert asked == [
+        None,  # export/ in the run directory
+        run.directory / "model.keras.export",
+        ("hf://a/b", Path("b.export")),
+        ("f/a.h5", Path("f/a.h5.export")),
+        ("hf://a/b", Path("x")),
+    ]
 
 
 def test_bad_input_to_a_run(run, tmp_path, capsys):

@@ -63,6 +63,17 @@ def test_even_values_keep_nearly_their_whole_range(choose) -> None:
     np.testing.assert_allclose(choose(counts, low, high), (low, high), atol=0.06)
 
 
+@pytest.mark.parametrize("channels", [1, 15, 16])
+def test_a_sample_has_values_of_every_channel(
+    channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.ones((1, 128, 128, 1)) * np.arange(channels)  # a channel has one value
+    monkeypatch.setattr(ranges, "values_on", lambda *_: [(0, values)])
+    limits = {0: (np.zeros(1), np.full(1, 15.0))}
+    counts = ranges._histograms(b"", IMAGES, [0], limits)[0]
+    assert np.count_nonzero(counts) == channels
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("quantised")

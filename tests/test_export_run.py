@@ -18,6 +18,7 @@ from keras_vgg.export import compress as compression
 from keras_vgg.fit import Run
 from keras_vgg.models import vgg
 from keras_vgg.runs import export as exporting
+from keras_vgg.weights import read_weights
 
 NAMES = ("a", "b", "c")
 
@@ -116,6 +117,16 @@ def test_the_input_has_the_size_that_a_keras_file_states(
     assert told["images"].shape == (1, side, side, 3)
     scale = 256 if side == 224 else side
     assert told["transform"].keywords == {"size": side, "scale": scale}
+
+
+def test_the_input_has_the_size_that_keras_files_in_a_folder_state(
+    tmp_path: Path, told: dict
+) -> None:
+    model = network(head="gap", input_shape=(64, 64, 3))
+    keras.saving.save_model(model, tmp_path / "hub", zipped=False)  # as a push does
+    runs.export_weights(tmp_path / "hub", source(), tmp_path / "out", images=1)
+    assert told["model"].input_shape == (None, 64, 64, 3)
+    assert read_weights(tmp_path / "hub").side == 64
 
 
 def test_a_file_that_states_no_size_has_the_papers(tmp_path: Path, told: dict) -> None:

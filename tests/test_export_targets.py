@@ -16,6 +16,7 @@ from keras_vgg.export.exporting import own_answers
 from keras_vgg.files import sha256_of
 from keras_vgg.fit import Run
 from keras_vgg.models import vgg
+from keras_vgg.runs import compressing
 from keras_vgg.runs import export as exporting
 from keras_vgg.runs.export_candidates import SLOWEST, candidates_of, installed_formats
 from keras_vgg.runs.export_targets import (
@@ -79,7 +80,12 @@ class Candidates:
         return [
             group
             for network, formats in networks.items()
-            for group in groups_of(formats, network, partial(self.write, network))
+            for group in groups_of(
+                formats,
+                network,
+                partial(self.write, network),
+                network.removesuffix(" and compressed") if " and " in network else None,
+            )
         ]
 
 
@@ -131,6 +137,29 @@ def test_the_most_accurate_file_of_the_first_group_that_meets_the_target_is_kept
     names = [Attempt(row["format"], row["network"]).name for row in search["tried"]]
     assert names == candidates.written
     assert {*search["not_tried"]} == {*FIGURES} - {*candidates.written}
+
+
+def test_a_pruned_network_is_compressed_if_it_keeps_the_accuracy(tmp_path: Path) -> None:
+    figures = {
+        "litert": (4.0, 8.0, 0.9),
+        "litert, pruned to 50%": (2.0, 4.0, 0.9),
+        "litert, pruned to 25%": (1.0, 2.0, 0.7),
+        "litert, compressed": (3.0, 8.0, 0.9),
+        "litert, pruned to 50% and compressed": (0.8, 4.0, 0.898),
+        "litert, pruned to 25% and compressed": (0.5, 2.0, 0.9),
+    }
+    candidates = Candidates(figures)
+    (kept,) = export_for_target(
+        candidates.groups(), Target(size_mb=0.9), tmp_path / "a", tolerance=0.5
+    )
+    assert kept.path.read_text() == "litert, pruned to 50% and compressed"
+
+    candidates = Candidates(figures)
+    with pytest.raises(TargetError) as caught:
+        export_for_target(candidates.groups(), Target(size_mb=0.6), tmp_path / "b", tolerance=0.5)
+    assert candidates.written == list(figures)[:-1]
+    reason = "the network pruned to 25% alone loses more than 0.5 percentage points"
+    assert [row["refused"] for row in caught.value.tried] == [*[None] * 5, reason]
 
 
 def test_each_attempt_says_what_speaks_against_it(tmp_path: Path) -> None:
@@ -209,7 +238,7 @@ def test_a_missed_target_says_what_was_not_tried(
             Target(5),
             tmp_path / "export",
             tolerance=0.5,
-            not_installed=["openvino needs the package openvino"],
+            left_out=["openvino needs the package openvino"],
         )
 
     def missed(*_: object, **__: object) -> None:
@@ -305,9 +334,8 @@ def tiny_network(**options: object) -> keras.Model:
         weights=None,
         input_shape=(32, 32, 3),
         classes=10,
-        width_multiplier=1 / 16,
         include_preprocessing=True,
-        **{"head": "fc", "hidden_units": 8, **options},
+        **{"width_multiplier": 1 / 16, "head": "fc", "hidden_units": 8, **options},
     )
 
 
@@ -316,6 +344,7 @@ def tiny_network(**options: object) -> keras.Model:
     [
         ((None, 5.0), {}, (SLOWEST,), None),
         ((None, 0.01), {}, (), "litert_int16 is left out: its weights, of one byte each, have "),
+        ((None, 0.01), {"frozen": True}, (), "litert_int16 is left out: its weights, of one byte"),
         ((5.0, 5.0), {}, (), "litert_int16 is left out: LiteRT has no fast code for it"),
         ((None, 5.0), {"compress": True}, (), "only the unchanged network is tried in it"),
         ((None, 5.0), {"formats": ["litert"]}, (), None),
@@ -332,8 +361,10 @@ def test_what_is_left_out_has_a_reason(limits, options, last, reason) -> None:
         "labelled": True,
         "several_labels": False,
     }
-    target = target_of(*limits)
-    candidates = candidates_of(tiny_network(), target=target, **(asked | options))
+    target, model = target_of(*limits), tiny_network()
+    model.trainable = "frozen" not in options
+    given = {name: options[name] for name in options.keys() & asked.keys()}
+    candidates = candidates_of(model, target=target, **(asked | given))
     assert candidates.last == last
     assert SLOWEST not in candidates.formats
     reasons = [line for line in candidates.left_out if line not in installed_formats()[1]]
@@ -363,7 +394,7 @@ def test_nothing_to_compress_is_said_and_needs_no_training_images(
     runs.export_run(run, **options)
 
     reason = "the network has no dense layers fc1 and fc2"
-    assert asked["not_installed"] == (f"compressed networks are left out: {reason}",)
+    assert asked["left_out"] == (f"compressed networks are left out: {reason}",)
     with pytest.raises(ValueError, match=f"fine_tune_steps=200 trains .*: {reason}; leave"):
         runs.export_run(run, fine_tune_steps=200, **options)
     for changes in ({"formats": ["litert_int8"]}, {"model": tiny_network()}):
@@ -398,9 +429,22 @@ def test_a_pruned_network_states_its_own_thresholds(
         "pruned to 50%": {0.95: 0.7},
         "pruned to 25%": None,
         "compressed": {0.95: 0.5},
+        "pruned to 50% and compressed": {0.95: 0.7},
+        "pruned to 25% and compressed": None,
     }
     network = asked["groups"][1].write.keywords["stand_in"](tmp_path)
     assert network.count_params() == steps[0].model().count_params()
+    last = asked["groups"][-1]
+    assert last.based_on == "pruned to 25%"
+    assert len(last.write.keywords["images"]) == 1  # the other one chooses the ranks
+    factorised: list[object] = []
+    monkeypatch.setattr(Run, "model", lambda step: step.directory)
+    monkeypatch.setattr(
+        compressing.compression, "compress", lambda model, *_, **__: factorised.append(model)
+    )
+    with pytest.raises(AttributeError):  # nothing was compressed
+        last.write.keywords["stand_in"](tmp_path)
+    assert factorised == [steps[1].directory]
 
 
 def test_a_pruned_network_of_several_labels_states_its_own_thresholds(
@@ -463,14 +507,30 @@ def test_a_target_that_nothing_meets_shows_every_candidate(run: Run, capsys) -> 
 
 
 @pytest.mark.slow
-def test_a_run_is_compressed_if_nothing_else_is_small_enough(run: Run, capsys) -> None:
-    options = {"width_multiplier": 1 / 16, "hidden_units": 64, "include_preprocessing": True}
-    model = vgg("A", weights=None, input_shape=(32, 32, 3), classes=10, **options)
-    model.save(run.model_path)
+def test_networks_are_compressed_if_nothing_else_is_small_enough(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Run.open(shutil.copytree(run.directory, tmp_path / "step-1"))
+    tiny_network(hidden_units=64).save(run.model_path)
+    narrow = tiny_network(hidden_units=64, width_multiplier=1 / 32)
+    narrow.save(step.model_path)
+    monkeypatch.setattr(exporting, "stand_ins", lambda *_: {"pruned to 25%": step})
     # The file of all weights is larger than they are, by some kilobytes.
-    size = 4 * model.count_params() / 1e6
-    arguments = ["export", str(run.directory), "--format", "litert", "--tolerance", "100"]
-    assert cli.main([*arguments, "--target-size", f"{size}"]) == cli.OK
-    assert "Chosen: litert, compressed has " in capsys.readouterr().out
-    names = {path.name for path in (run.directory / "export").iterdir()}
+    options = {"target_size": 4 * narrow.count_params() / 1e6, "formats": ["litert"]}
+
+    (artifact,) = runs.export_run(run, pruned=tmp_path, tolerance=100, images=40, **options)
+
+    assert artifact.images == 20
+    folder = run.directory / "export"
+    search = json.loads((folder / "export.json").read_text())["target"]
+    assert search["chosen"] == "litert, pruned to 25% and compressed"
+    assert [row["network"] for row in search["tried"]] == [
+        UNCHANGED,
+        "pruned to 25%",
+        "compressed",
+        "pruned to 25% and compressed",
+    ]
+    original = json.loads((folder / "compression.json").read_text())["original"]
+    assert original["parameters"] == narrow.count_params()
+    names = {path.name for path in folder.iterdir()}
     assert names >= {"model.tflite", "compression.json", "compression.png", "export.json"}

@@ -388,6 +388,11 @@ def test_what_cannot_be_pushed(hub, tiny_run, tmp_path, capsys):
     (directory / "model.keras").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"model\.keras is damaged"):
         push_run(Run.open(directory), REPOSITORY)
+    content = bytearray(tiny_run.model_path.read_bytes())
+    content[content.index(b'"registered_name"')] ^= 1  # in config.json
+    (directory / "model.keras").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.keras is damaged: Bad CRC-32 .*config\.json"):
+        push_run(Run.open(directory), REPOSITORY)
     (directory / "model.keras").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.keras is missing"):
         push_run(Run.open(directory), REPOSITORY)

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vgg import cli
+from keras_vgg import cli, plotting
 from keras_vgg.cli import main
 from keras_vgg.cli.prune import Prune
 from keras_vgg.export import prune
+from keras_vgg.files import sha256_of, write_json
 from keras_vgg.fit import describe, distillation, load_source
 from keras_vgg.fit.model import initial_weights
 from keras_vgg.models import vgg
@@ -368,6 +369,20 @@ def test_a_kill_in_the_first_step_leaves_a_pruning_that_goes_on(
         pruning.stand_ins(tiny_run, workdir)
 
 
+def test_a_step_without_its_network_is_refused_before_any_work(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    step = Run.open(shutil.copytree(tiny_run.directory, tmp_path / "step-1"))
+    stage = {"filters": [], "macs": 1, "parameters": 1, "validation": 0.5}
+    record = {"model_sha256": sha256_of(tiny_run.model_path), "settings": {"steps": 1}}
+    stages = {"figure": "", "original": stage, "steps": [stage]}
+    write_json(tmp_path / "pruning.json", {**record, **stages})
+    assert list(pruning.stand_ins(tiny_run, tmp_path)) == ["pruned to 100%"]
+    step.model_path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"step-1/model\.keras is missing"):
+        pruning.stand_ins(tiny_run, tmp_path)
+
+
 def test_runs_and_folders_that_do_not_fit_are_refused(tiny_run: Run, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("precious")
     with pytest.raises(ValueError, match="exists and holds no pruning"):
@@ -401,7 +416,9 @@ def test_the_network_that_torch_pruning_sees_is_the_same() -> None:
     np.testing.assert_allclose(theirs, logits, atol=1e-4)
 
 
-def test_a_second_call_of_the_script_keeps_the_rows_of_the_first(tmp_path: Path) -> None:
+def test_a_second_call_of_the_script_keeps_the_rows_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script_of_pruning = script("prune_cifar10")
 
     def row(network: str, macs: int, top1: float) -> dict[str, Any]:
@@ -417,8 +434,43 @@ def test_a_second_call_of_the_script_keeps_the_rows_of_the_first(tmp_path: Path)
     assert rows == [original, half, *theirs, quarter]
     *_, last = script_of_pruning.table(rows).splitlines()
     assert "70.00% (0.00% to 100.00%) | 1.00 ms, 0.25; 60.00% |" in last
+    drawn: dict[str, list[float]] = {}
+
+    def note(figure: Any, path: Path) -> None:
+        save_png(figure, path)
+        for line in figure.axes[0].lines:
+            drawn[str(line.get_label())] = [round(y) for y in line.get_ydata()]
+
+    save_png = plotting.save_png
+    monkeypatch.setattr(plotting, "save_png", note)
+    quarter["files"] = {**quarter["files"], "litert_int8": original["files"]["litert"]}
     script_of_pruning.draw(rows, tmp_path / "pruned.png")
     assert (tmp_path / "pruned.png").stat().st_size > 10_000
+    assert drawn["litert"] == [80, 70, 60]
+    assert drawn["litert_int8"] == [80, 70, 80]  # each file has an accuracy of its own
+
+
+def test_the_script_refuses_figures_of_another_run(tmp_path: Path) -> None:
+    require_same = script("prune_cifar10").require_same
+    identity = {"model_sha256": "abc", "images": 1000}
+    require_same(tmp_path, {"rows": []}, identity)  # as earlier versions wrote it
+    require_same(tmp_path, {**identity, "rows": []}, identity)
+    with pytest.raises(ValueError, match=r"figures of another RUN \(model_sha256 def, not abc\)"):
+        require_same(tmp_path, {**identity, "model_sha256": "def"}, identity)
+    with pytest.raises(ValueError, match=r"another number of --images \(images 500, not 1000\)"):
+        require_same(tmp_path, {**identity, "images": 500}, identity)
+
+
+def test_a_network_in_bfloat16_gives_the_script_float32() -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = network(configuration="A", head="gap")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    pictures = images(model)[:2]
+    inputs = script("prune_cifar10").preprocessed(model, pictures)
+    assert inputs.dtype == np.float32
+    assert inputs.shape == (2, 3, *pictures.shape[1:3])
 
 
 @pytest.mark.slow

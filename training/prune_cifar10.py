@@ -9,7 +9,8 @@ or with `--torch-pruning taylor` by how 1,000 training images say that the loss 
 removed from the same weights, to no more multiply-accumulates, and the network is trained by the
 same recipe. Every network is then tested once on the run's test split and exported as litert and
 litert_int8, whose latency at batch 1 is measured. DIR gets pruned.json, pruned.png and a Markdown
-table, with the networks of earlier calls too. Repeat the command after an interruption.
+table, with the networks of earlier calls of the same RUN too. Repeat the command after an
+interruption.
 
 Measured with a half and a quarter of the multiply-accumulates; training/README.md has the figures.
 """
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from keras_vgg import hardware
-from keras_vgg.files import write_json
+from keras_vgg.files import sha256_of, write_json
 
 FORMATS = ("litert", "litert_int8")
 # An importance of torch-pruning -> what ends the name of a network with its filters.
@@ -47,7 +48,6 @@ def chosen_by_torch_pruning(
         examples: Training images and their classes, for the importance by the loss. None: by the
             L2 norm.
     """
-    import keras
     import torch
     import torch_pruning  # pyright: ignore[reportMissingImports]
 
@@ -60,9 +60,8 @@ def chosen_by_torch_pruning(
     )
     side = model.input_shape[1]
     importances, batches = torch_pruning.importance, []
-    if examples is not None:  # the network that PyTorch sees begins behind the preprocessing
-        inside = keras.Model(model.inputs, model.get_layer("block1_conv1").input)
-        inputs = np.transpose(inside(examples[0]), (0, 3, 1, 2))
+    if examples is not None:
+        inputs = preprocessed(model, examples[0])
         batches = [torch.tensor(a).split(100) for a in (inputs, np.asarray(examples[1], np.int64))]
     pruner = torch_pruning.pruner.BasePruner(
         twin,
@@ -86,6 +85,21 @@ def chosen_by_torch_pruning(
             numbers[layer] = np.delete(numbers[layer], indices)
             group.prune()
     return {names[layer]: kept for layer, kept in numbers.items()}
+
+
+def preprocessed(model: Any, pictures: np.ndarray) -> np.ndarray:
+    """Return what the first convolution of a VGG gets: [n, channels, side, side] float32.
+
+    The network that PyTorch sees begins there. NumPy has no bfloat16, and PyTorch refuses the type
+    that stands for it.
+
+    Args:
+        pictures: [n, side, side, channels] in [0, 255].
+    """
+    import keras
+
+    inside = keras.Model(model.inputs[0], model.get_layer("block1_conv1").input)
+    return np.asarray(inside(pictures)).astype(np.float32).transpose(0, 3, 1, 2)
 
 
 def as_torch(model: Any) -> tuple[Any, list[Any]]:
@@ -193,6 +207,20 @@ def measured(name: str, run: Any, folder: Path, images: int) -> dict[str, Any]:
     }
 
 
+def require_same(path: Path, record: Mapping[str, Any], identity: Mapping[str, str | int]) -> None:
+    """Raise ValueError if pruned.json holds figures of another network or other images.
+
+    A file of an earlier version states neither, and is accepted.
+    """
+    words = {"model_sha256": "another RUN", "images": "another number of --images"}
+    for name, value in identity.items():
+        if name in record and record[name] != value:
+            raise ValueError(
+                f"{path} holds figures of {words[name]} ({name} {record[name]}, not {value}):"
+                " repeat what was named then, or name another --out"
+            )
+
+
 def together(
     earlier: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
@@ -233,7 +261,11 @@ def latency_of(row: Mapping[str, Any], name: str) -> float:
 
 
 def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw accuracy against the file's size and its latency; numbers are shares of the MACs."""
+    """Draw each file's accuracy against its size and its latency.
+
+    The accuracy is that on the validation images that verified the file. Numbers are shares of the
+    MACs.
+    """
     from keras_vgg import plotting
     from keras_vgg.plotting import INK, SERIES
 
@@ -246,7 +278,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         ways.setdefault(comma + way, [original]).append(row)
     for number, name in enumerate(FORMATS):
         for (suffix, series), style in zip(ways.items(), ("o-", "o:", "o--"), strict=False):
-            accuracies = [100 * row["test"] for row in series]
+            accuracies = [100 * row["files"][name]["top1"] for row in series]
             sizes = [row["files"][name]["bytes"] / 1e6 for row in series]
             latencies = [latency_of(row, name) for row in series]
             for axes, values in ((left, sizes), (right, latencies)):
@@ -257,7 +289,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                     axes.annotate(share, (x, y), (5, 4), textcoords="offset points", fontsize=7)
     left.set_xlabel("file (MB)")
     right.set_xlabel("latency at batch 1, two threads (ms)")
-    left.set_ylabel("test accuracy (%)")
+    left.set_ylabel("validation accuracy of the file (%)")
     for axes in (left, right):
         axes.set_xlim(0)
     lines = left.get_legend_handles_labels()
@@ -283,7 +315,14 @@ def main() -> None:
     from keras_vgg.runs import prune_run
 
     run, record = Run.open(arguments.run), arguments.out / "pruned.json"
-    earlier = read_fields(record)["rows"] if record.is_file() else []
+    run.require_finished()
+    run.require_model()
+    identity = {"model_sha256": sha256_of(run.model_path), "images": arguments.images}
+    before = read_fields(record) if record.is_file() else {}
+    require_same(record, before, identity)
+    earlier = before.get("rows", [])
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_json(record, {**identity, "rows": earlier})  # DIR is this run's from now on
     exports, images = arguments.out / "exports", arguments.images
     rows = [measured("original", run, exports / "original", images)]
     for share in arguments.shares:
@@ -304,7 +343,7 @@ def main() -> None:
             other = with_torch_prunings_filters(run, pruned, folder, arguments.torch_pruning)
             rows.append(measured(f"{name}, {way}", other, exports / folder.name, images))
         all_rows = together(earlier, rows)
-        write_json(record, {"rows": all_rows})
+        write_json(record, {**identity, "rows": all_rows})
         (arguments.out / "pruned.md").write_text(table(all_rows), encoding="utf-8")
         draw(all_rows, arguments.out / "pruned.png")
     print(table(together(earlier, rows)))

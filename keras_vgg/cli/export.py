@@ -29,14 +29,15 @@ class Export:
     """
 
     run: tyro.conf.Positional[Path]
-    """The run directory, or a weight file with its classifier."""
+    """The run directory, or a weight file with its classifier, or hf://OWNER/NAME."""
     format: str | None = None
     """Comma-separated formats: saved_model, saved_model_bfloat16 (TensorFlow Serving); litert,
     litert_float16, litert_dynamic, litert_int8, litert_int16 (LiteRT, formerly TFLite); onnx;
     openvino (default: saved_model,litert; with --compress litert_int8; with a target, the choice is
     among all that are installed)."""
     output: Path | None = None
-    """Folder to write into (default: export/ in the run directory, or beside the weight file)."""
+    """Folder to write into (default: export/ in the run directory; for a weight file FILE.export
+    beside it; for hf://OWNER/NAME NAME.export in the working directory)."""
     tolerance: float = 0.5
     """Percentage points of top-1 accuracy that a format of less than float32 may lose. A float32
     format must answer like the model."""
@@ -53,7 +54,8 @@ class Export:
     """Choose one file: the most accurate one that answers an image within this many milliseconds on
     this machine (median, batch 1, two threads). The float32 formats are measured first; if none is
     fast enough, the others; then the networks of --pruned; then the network with fc1 and fc2
-    compressed. --format and --compress restrict the choice."""
+    compressed; then those of --pruned with fc1 and fc2 compressed. --format and --compress restrict
+    the choice."""
     target_size: float | None = None
     """Choose one file: the most accurate one of at most this many megabytes. As --target-latency,
     and litert_int16 is tried last; with both, the file meets both."""
@@ -107,22 +109,28 @@ class Export:
             "verbose": True,
         }
         run = runs.run_of(self.run)
-        output = self.output
-        if output is None and self.run.is_file():
-            output = self.run.with_name(f"{self.run.name}.export")
         try:
-            artifacts = self._artifacts(run, output, options)
+            artifacts = self._artifacts(run, options)
         except runs.TargetError as error:
             _show_attempts(error.tried)
             _show_left_out(error.left_out)
             raise
         self._show(artifacts)
 
-    def _artifacts(self, run: Run | None, output: Path | None, options: dict[str, Any]) -> Sequence:
+    def _artifacts(self, run: Run | None, options: dict[str, Any]) -> Sequence:
         """Return the artifacts of an export of a run, or of a weight file."""
         from keras_vgg import runs
+        from keras_vgg.run import directory_of_run
+        from keras_vgg.weights import hub_repository
 
-        if run is not None and (self.run.is_dir() or self.source is not None):
+        path, repository = directory_of_run(self.run), hub_repository(self.run)
+        # A Path has one slash where the text has two.
+        name = str(path) if repository is None else f"hf://{repository}"
+        output = self.output
+        if output is None and (run is None or path.is_file()):  # a run directory has its export/
+            file = path if repository is None else Path(repository.rpartition("/")[2])
+            output = file.with_name(f"{file.name}.export")
+        if run is not None and (path.is_dir() or self.source is not None):
             data_dir = self.source_options.data_dir
             if dataclasses.replace(self.source_options, data_dir=None) != DEFAULT_OPTIONS:
                 raise ValueError(
@@ -139,17 +147,17 @@ class Export:
                 **options,
             )
         if self.source is None:
-            if self.run.is_file():
+            if path.is_file() or repository is not None:
                 raise ValueError(
-                    f"{self.run} is not a run directory; name images to verify on with --source"
+                    f"{name} is not a run directory; name images to verify on with --source"
                 )
-            raise FileNotFoundError(f"{self.run} is not a run directory: it has no recipe.json")
-        for name in ("calibrated", "pruned"):
-            if getattr(self, name):
-                raise ValueError(f"--{name} needs a run, which {self.run} is not")
+            raise FileNotFoundError(f"{path} is not a run directory: it has no recipe.json")
+        for option in ("calibrated", "pruned"):
+            if getattr(self, option):
+                raise ValueError(f"--{option} needs a run, which {name} is not")
         source = self.source_options.open(self.source)
-        output = output or self.run.with_name(f"{self.run.name}.export")
-        return runs.export_weights(self.run, source, output, **options)
+        assert output is not None  # there is no run
+        return runs.export_weights(name, source, output, **options)
 
     def _show(self, artifacts: Sequence) -> None:
         headers = ("MB", "top-1", "top-5", "agreement", "max |Δp|", "ms, 1 thread", "2 threads")
@@ -242,7 +250,7 @@ def _show_choice(search: Mapping[str, Any]) -> None:
     show(f"Chosen: {search['cost']}")
     if search["not_tried"]:
         show(f"Not tried, because others met the target first: {'; '.join(search['not_tried'])}")
-    _show_left_out(search["not_installed"])
+    _show_left_out(search["left_out"])
 
 
 def _show_left_out(reasons: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ values then make all steps large. The other methods cut extreme values off.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -106,8 +107,11 @@ def _histograms(
     """Return how often each tensor has values in each of the parts of its range."""
     counts = {tensor: np.zeros(_BINS) for tensor in tensors}
     for tensor, values in values_on(calibrated, images, tensors):
-        # An odd step visits every channel: layers have even numbers of channels.
-        step = max(1, values.size // _SAMPLE) | 1
+        # The channels are the last axis. A step that shares no factor with their number visits all
+        # of them; pruned layers have odd numbers of channels, too.
+        step = max(1, values.size // _SAMPLE)
+        while math.gcd(step, values.shape[-1]) > 1:
+            step += 1
         low, high = (float(limit[0]) for limit in limits[tensor])
         if high > low:
             sample = np.clip(values.reshape(-1)[::step], low, high)

@@ -46,24 +46,27 @@ def compressed_options(
     training: Callable[[], np.ndarray],
     tolerance: float,
     fine_tune_steps: int,
+    network: Callable[[], keras.Model] | None = None,
 ) -> dict[str, Any]:
-    """Return the options of `export.export` that factorise fc1 and fc2 of a model first.
+    """Return the options of `export.export` that factorise fc1 and fc2 first.
 
     Every other image chooses the ranks, which may cost half of the tolerance. The remaining images
     verify the export. The first export chooses the ranks and computes the model's own answers; both
     are kept for others.
 
     Args:
+        model: The model of the export.
         images, labels: The validation images and their labels.
         training: Returns training images for the spectra.
         tolerance: As `export.export`.
         fine_tune_steps: As `keras_vgg.export.compress.compress`.
+        network: Returns the network to factorise, such as a pruned one. None: `model`.
     """
 
     @cache
     def compressed() -> compression.Compression:
         return compression.compress(
-            model,
+            model if network is None else network(),
             images[::2],
             labels[::2],
             training=training(),

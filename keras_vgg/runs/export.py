@@ -17,7 +17,6 @@ from keras_vgg.export.fold import with_temperature
 from keras_vgg.files import write_json
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.imagenet import class_names as imagenet_names
-from keras_vgg.layers import load_keras_file
 from keras_vgg.run import Run, read_fields
 from keras_vgg.runs.calibration import read_calibration, require_calibration
 from keras_vgg.runs.compressing import compressed_options
@@ -74,10 +73,11 @@ def export_run(
 
     With `target_latency` or `target_size`, the export is one file: the most accurate one that meets
     both, of all formats that are installed. If none does, the networks of `pruned` are tried, the
-    widest first, and then fc1 and fc2 are compressed. Without `target_latency`, litert_int16, which
-    is very slow, comes last. Each file is measured on this machine; export.json has the figures of
-    all of them under "target": see `keras_vgg.runs.export_targets`. A file of `pruned` states the
-    thresholds of its own step, if that has been calibrated or evaluated.
+    widest first; then fc1 and fc2 are compressed; and then those of the networks of `pruned` that
+    keep the accuracy. Without `target_latency`, litert_int16, which is very slow, comes last. Each
+    file is measured on this machine; export.json has the figures of all of them under "target": see
+    `keras_vgg.runs.export_targets`. A file of `pruned` states the thresholds of its own step, if
+    that has been calibrated or evaluated.
 
     A run that has not finished training gives its best network so far, with a notice
     (`UnfinishedRun`), and export.json says so under "unfinished".
@@ -210,7 +210,8 @@ def export_weights(
 ) -> list[export.Artifact]:
     """Export the network of a weight file, verified on the validation images of a source.
 
-    The images have the size that a .keras file states, or that the classifier fits; else 224x224.
+    The images have the size that Keras' files with a network state (.keras, or its members in a
+    folder or a repository), or that the classifier fits; else 224x224.
     An image's smallest side is rescaled to 256 for a network of 224x224, as in the paper, and to
     the network's own size for any other; then the centre is cropped. If the source has as many
     classes as the network, they are assumed to be the same, in the same order, and accuracy is
@@ -233,6 +234,7 @@ def export_weights(
     target = target_of(target_latency, target_size)
     _check(images, formats, compress, fine_tune_steps, target, options)
     weights = read_weights(path)
+    path = weights.source
     network = convert.recognise(weights)
     if not network.include_top:
         raise ValueError(f"{path} has no classifier, which an export is verified by")
@@ -253,7 +255,7 @@ def export_weights(
         raise ValueError(
             f"source {source.name} has no validation split to verify an export on; choose another"
         )
-    side = _side(path, network)
+    side = _side(weights.side, network)
     scale = 256 if side == DEFAULT_SIZE else side
     return _export(
         _with_softmax(
@@ -274,28 +276,15 @@ def export_weights(
     )
 
 
-def _side(path: str | Path, network: convert.Network) -> int:
+def _side(stated: int | None, network: convert.Network) -> int:
     """Return the side of a network's images: that of its file, else that of its classifier.
 
     A convolutional head becomes dense layers, which fit the size that they were trained on alone.
     """
-    stated = _stated_side(Path(path))
     trained = network.side  # a multiple of 32: fc1 does not show more
     if stated is None or (trained is not None and stated // 32 * 32 != trained):
         return trained or DEFAULT_SIZE
     return stated
-
-
-def _stated_side(path: Path) -> int | None:
-    """Return the side of the square images that a .keras file takes; None if it states none."""
-    if path.suffix != ".keras":
-        return None
-    try:
-        shape = load_keras_file(path).input_shape
-    except ValueError:  # Its tensors can be read, but Keras lacks a layer of it.
-        return None
-    is_square = isinstance(shape, tuple) and len(shape) == 4 and shape[1] == shape[2]
-    return shape[1] if is_square else None
 
 
 def _export(
@@ -346,8 +335,10 @@ def _export(
     networks: dict[str, dict[str, Any]] = {}  # what is done to the network -> options
     if not compress:
         networks = _uncompressed(model, images, labels if labelled else None, narrower or {})
+    bases: dict[str, str] = {}  # a compressed network -> the pruned one that it is made from
     if candidates.compressed:
-        networks["compressed"] = compressed_options(
+        compressed = partial(
+            compressed_options,
             model,
             images,
             labels,
@@ -355,6 +346,12 @@ def _export(
             tolerance=tolerance,
             fine_tune_steps=fine_tune_steps,
         )
+        networks["compressed"] = compressed()
+        answers = networks["compressed"]["answers"]
+        for pruned, changes in (narrower or {}).items():
+            both = compressed(network=partial(changes["stand_in"], Path(directory)))
+            networks[f"{pruned} and compressed"] = {**changes, **both, "answers": answers}
+            bases[f"{pruned} and compressed"] = pruned
     write = partial(export.export, model, class_names, transform=transform, **options)
     if target is None:
         (changes,) = networks.values()
@@ -362,7 +359,9 @@ def _export(
     groups = [
         group
         for network, changes in networks.items()
-        for group in groups_of(candidates.formats, network, partial(write, **changes))
+        for group in groups_of(
+            candidates.formats, network, partial(write, **changes), bases.get(network)
+        )
     ]
     if candidates.last:
         groups.append(Group(UNCHANGED, candidates.last, partial(write, **networks[UNCHANGED])))
@@ -373,7 +372,7 @@ def _export(
         tolerance=tolerance,
         overwrite=options.get("overwrite", False),
         verbose=options.get("verbose", False),
-        not_installed=candidates.left_out,
+        left_out=candidates.left_out,
     )
 
 

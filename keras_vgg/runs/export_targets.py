@@ -142,17 +142,20 @@ class Group:
         formats: The formats to try.
         write: `export.export`, with its arguments but for the folder, the formats, the tolerance,
             `overwrite` and `verbose`.
+        based_on: Another network, as in Attempt, that this one is made from. If each of its files
+            loses too much, no file of this group is made. None: the formats are tried in any case.
     """
 
     network: str
     formats: tuple[str, ...]
     write: Callable[..., list[export.Artifact]]
+    based_on: str | None = None
 
 
 class TargetError(export.ExportError):
     """No file meets the target within the tolerance.
 
-    `tried` and `left_out` are what export.json would show under "tried" and "not_installed".
+    `tried` and `left_out` are what export.json would show under "tried" and "left_out".
     """
 
     def __init__(
@@ -163,7 +166,10 @@ class TargetError(export.ExportError):
 
 
 def groups_of(
-    formats: Sequence[str], network: str, write: Callable[..., list[export.Artifact]]
+    formats: Sequence[str],
+    network: str,
+    write: Callable[..., list[export.Artifact]],
+    based_on: str | None = None,
 ) -> list[Group]:
     """Return the groups of one network. The float32 formats of the unchanged one come first.
 
@@ -171,7 +177,7 @@ def groups_of(
     lose less.
     """
     if network != UNCHANGED:
-        return [Group(network, tuple(formats), write)]
+        return [Group(network, tuple(formats), write, based_on)]
     exact = tuple(format for format in formats if format in FLOAT32_FORMATS)
     lower = tuple(format for format in formats if format not in FLOAT32_FORMATS)
     return [Group(network, chosen, write) for chosen in (exact, lower) if chosen]
@@ -185,7 +191,7 @@ def export_for_target(
     tolerance: float,
     overwrite: bool = False,
     verbose: bool = False,
-    not_installed: Sequence[str] = (),
+    left_out: Sequence[str] = (),
 ) -> list[export.Artifact]:
     """Try candidates, and keep the most accurate one that meets a target.
 
@@ -198,8 +204,7 @@ def export_for_target(
     Args:
         groups: The candidates, those that are expected to lose the least accuracy first.
         directory, overwrite, verbose: As `export.export`.
-        not_installed: What export.json says of formats and networks that are not among the
-            candidates.
+        left_out: Why other formats and networks are not among the candidates, for export.json.
 
     Returns:
         The artifact that is kept.
@@ -222,7 +227,13 @@ def export_for_target(
         while remaining and chosen is None:
             group = remaining.pop(0)
             candidate = new_folder.parent / "candidate"
-            for attempt in _tried(group, candidate, is_first=not attempts):
+            reason = _hopeless(group, attempts, tolerance)
+            tried = (
+                [Attempt(format, group.network, refused=reason) for format in group.formats]
+                if reason
+                else _tried(group, candidate, is_first=not attempts)
+            )
+            for attempt in tried:
                 progress.update(task, advance=1, description=attempt.name)
                 attempts.append(attempt)
                 if attempt.verdict(target, tolerance) == "passed" and (
@@ -236,7 +247,7 @@ def export_for_target(
             raise TargetError(
                 _missed(attempts, target, tolerance),
                 _rows(attempts, target, tolerance),
-                not_installed,
+                left_out,
             )
         record = new_folder / _RECORD
         search = {
@@ -249,10 +260,18 @@ def export_for_target(
             "not_tried": [
                 Attempt(f, group.network).name for group in remaining for f in group.formats
             ],
-            "not_installed": list(not_installed),
+            "left_out": list(left_out),
         }
         write_json(record, {**read_fields(record), "tolerance": tolerance, "target": search})
     return [replace(chosen.figures, path=directory / chosen.figures.path.name)]
+
+
+def _hopeless(group: Group, attempts: Sequence[Attempt], tolerance: float) -> str | None:
+    """Return why no file of a group can keep the accuracy; None: it has to be tried."""
+    made = [a for a in attempts if a.network == group.based_on and a.artifact is not None]
+    if not made or any(attempt.keeps(tolerance) for attempt in made):
+        return None
+    return f"the network {group.based_on} alone loses more than {tolerance:g} percentage points"
 
 
 def _tried(group: Group, folder: Path, is_first: bool) -> Iterator[Attempt]:

@@ -174,7 +174,7 @@ def stand_ins(run: Run, workdir: str | Path) -> dict[str, Run]:
 
     Raises:
         FileNotFoundError, ValueError: as `open_pruning`; the pruning is not of this run's network,
-            or has not finished.
+            or has not finished; the network of a step is missing or damaged.
     """
     pruning = open_pruning(workdir)
     record = read_fields(pruning.directory / FILE)
@@ -189,6 +189,7 @@ def stand_ins(run: Run, workdir: str | Path) -> dict[str, Run]:
     for number, stage in enumerate(pruning.steps, 1):
         step = Run.open(pruning.directory / f"step-{number}")
         step.require_finished()
+        step.require_sound_model()
         share = stage.macs / pruning.original.macs
         name = f"pruned to {share:.0%}"
         if name in networks:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from keras_vgg import __version__, architecture
+from keras_vgg.containers import open_archive
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 
@@ -94,10 +94,10 @@ _SELECTED_BY = ("the accuracy", "the area under the precision-recall curves")
 
 
 def _write_files(run: Run, repository: str, folder: Path) -> None:
-    with zipfile.ZipFile(run.model_path) as archive:
+    with open_archive(run.model_path) as archive:
         missing = [name for name in _MEMBERS if name not in archive.namelist()]
         if missing:
-            raise ValueError(f"{run.model_path} is damaged: it has no {', '.join(missing)}")
+            raise ValueError(f"it has no {', '.join(missing)}")  # `open_archive` names the file
         for name in _MEMBERS:
             archive.extract(name, folder)
     recipe = run.recipe.without_folders()

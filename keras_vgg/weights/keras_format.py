@@ -102,7 +102,8 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
     configs = [o["config"] for o in objects if isinstance(o.get("config"), Mapping)]
     order = [str(values["name"]) for values in configs if "name" in values]
     require_one_piece(tensors, order, source)
-    grey = preprocessing is not None and len(preprocessing.mean) == 3 and _takes_grey(objects)
+    channels, side = _input_of(objects)
+    grey = preprocessing is not None and len(preprocessing.mean) == 3 and channels == 1
     return Weights(
         tensors,
         source,
@@ -113,17 +114,33 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
         several_labels=activation == "sigmoid",
         grey=grey,
         pooling=pooling_of(classes, tensors),
+        side=side,
     ).with_note(_names_note(tensors))
 
 
-def _takes_grey(objects: list[Mapping[str, Any]]) -> bool:
-    """Return whether the network of a Keras configuration takes images of one channel."""
+def _input_of(objects: list[Mapping[str, Any]]) -> tuple[int | None, int | None]:
+    """Return the channels, and the side of the square images, that a Keras configuration states.
+
+    None: it states no such number, or its networks differ in it.
+    """
     inputs = [o.get("config") for o in objects if o.get("class_name") == "InputLayer"]
-    shapes = [values.get("batch_shape") for values in inputs if isinstance(values, Mapping)]
-    axis = 1 if keras.config.image_data_format() == "channels_first" else -1
-    return bool(shapes) and all(
-        isinstance(shape, list) and len(shape) == 4 and shape[axis] == 1 for shape in shapes
-    )
+    shapes = [
+        values.get("batch_shape", values.get("batch_input_shape"))  # the second before Keras 3
+        for values in inputs
+        if isinstance(values, Mapping)
+    ]
+    if not shapes or not all(isinstance(shape, list) and len(shape) == 4 for shape in shapes):
+        return None, None
+    channels_first = keras.config.image_data_format() == "channels_first"
+    channels = {shape[1 if channels_first else 3] for shape in shapes}
+    sides = {side for shape in shapes for side in (shape[2:] if channels_first else shape[1:3])}
+    return _only_number(channels), _only_number(sides)
+
+
+def _only_number(numbers: set[Any]) -> int | None:
+    """Return the only member of a set, if it is a positive integer; otherwise None."""
+    number = numbers.pop() if len(numbers) == 1 else None
+    return number if isinstance(number, int) and number > 0 else None
 
 
 def _preprocessing(layer: Mapping[str, Any]) -> ImagePreprocessing:

@@ -34,11 +34,12 @@ class Weights:
     `preprocessing` is that of the training images, or None if the file does not state it. It is
     `assumed` if the file does not state it, and most files of that kind have it. `note` says what
     is unusual in the file and what was done about it; commands print it, and errors end with it.
-    `lrn`, `logits`, `grey` and `pooling` are known only from a file that holds the network: whether
-    it has response normalisation, whether it ends without soft-max, whether it takes images of one
-    channel, which its preprocessing repeats, and how it pools the whole map (see `pooling_of`). So
-    is `several_labels`, whether it ends in sigmoids in place of a soft-max. A
-    .safetensors file of this package states `lrn` and `several_labels` too.
+    `lrn`, `logits`, `grey`, `pooling` and `side` are known only from a file that holds the network:
+    whether it has response normalisation, whether it ends without soft-max, whether it takes images
+    of one channel, which its preprocessing repeats, how it pools the whole map (see `pooling_of`),
+    and the side in pixels of the images that it takes, if they are square and of one size. So is
+    `several_labels`, whether it ends in sigmoids in place of a soft-max. A .safetensors file of
+    this package states `lrn` and `several_labels` too.
     """
 
     tensors: Tensors
@@ -51,6 +52,7 @@ class Weights:
     grey: bool = False
     assumed: bool = False
     pooling: Pooling | None = None
+    side: int | None = None
 
     def with_note(self, note: str) -> Weights:
         """Return the weights with one more note."""
