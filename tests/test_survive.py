@@ -26,6 +26,8 @@ pytestmark = pytest.mark.usefixtures("blank_plots")
 
 # 319 training images in 9 steps an epoch; batch norm and dropout have a state besides the weights.
 TINY = test_fit.TINY.replace(epochs=2, rgb_shift=0.0, cutmix=1.0)
+# For the fast tests: without brightness and cutmix, which are slow to compile.
+PLAIN = TINY.replace(brightness=0.0, cutmix=0.0)
 STEPS = 9
 TIMES = {"images_per_second", "seconds"}
 
@@ -41,6 +43,11 @@ def ctrl_c() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return fit(TINY, tmp_path_factory.mktemp("run") / "whole", verbose=0)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return fit(PLAIN, tmp_path_factory.mktemp("run") / "plain", verbose=0)
 
 
 def assert_same(run: Run, other: Run) -> None:
@@ -72,20 +79,28 @@ class Raises(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize(
-    ("number", "epoch", "step"),
+    ("uninterrupted", "number", "epoch", "step"),
     [
-        pytest.param(signal.SIGTERM, 0, 1, marks=pytest.mark.slow),
-        (signal.SIGINT, 1, 4),
-        pytest.param(signal.SIGTERM, 1, STEPS, marks=pytest.mark.slow),
+        pytest.param("whole", signal.SIGTERM, 0, 1, marks=pytest.mark.slow),
+        ("plain", signal.SIGINT, 1, 4),
+        pytest.param("whole", signal.SIGTERM, 1, STEPS, marks=pytest.mark.slow),
     ],
     ids=["the first step", "within an epoch", "the last step, before validation"],
 )
 def test_a_signal_is_obeyed_when_the_step_is_kept_and_the_run_goes_on_from_it(
-    whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture, number: int, epoch: int, step: int
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    uninterrupted: str,
+    number: int,
+    epoch: int,
+    step: int,
 ) -> None:
+    whole: Run = request.getfixturevalue(uninterrupted)
+    capsys.readouterr()
     expected = KeyboardInterrupt if number == signal.SIGINT else SystemExit
     with pytest.raises(expected) as raised:
-        fit(TINY, tmp_path / "run", verbose=0, callbacks=[Raises(number, epoch, step)])
+        fit(whole.recipe, tmp_path / "run", verbose=0, callbacks=[Raises(number, epoch, step)])
     run = Run.open(tmp_path / "run")
     assert [path.name for path in run.checkpoints][-1] == checkpoint.file_name(epoch, step)
     assert len(run.history) == epoch
@@ -96,7 +111,8 @@ def test_a_signal_is_obeyed_when_the_step_is_kept_and_the_run_goes_on_from_it(
         assert capsys.readouterr().err == f"SIGTERM: {said}; repeat the command to resume\n"
     else:
         assert str(raised.value) == said
-    assert_same(fit(TINY, run.directory), whole)
+    assert_same(fit(whole.recipe, run.directory), whole)
+    assert all(row["images_per_second"] > 0 for row in run.history)
     assert f"resumed after step {step} of epoch {epoch + 1}" in capsys.readouterr().out
 
 
@@ -144,11 +160,11 @@ def test_a_damaged_checkpoint_within_an_epoch_falls_back_to_the_one_before(
 
 
 def test_a_checkpoint_that_cannot_be_opened_is_kept(
-    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error of the disk may pass; what is damaged stays so."""
-    run = Run(tmp_path, TINY)
-    shutil.copytree(whole.directory / "checkpoints", tmp_path / "checkpoints")
+    run = Run(tmp_path, PLAIN)
+    shutil.copytree(plain.directory / "checkpoints", tmp_path / "checkpoints")
     (newest,) = run.checkpoints[-1:]
     shutil.copy(newest, newest.with_name("epoch-000001.npz"))
     require = checkpoint.require_archive
@@ -160,27 +176,27 @@ def test_a_checkpoint_that_cannot_be_opened_is_kept(
 
     monkeypatch.setattr(checkpoint, "require_archive", fails)
     with pytest.raises(OSError, match="Input/output error"):
-        Keeper(run).restore(compiled(TINY))
+        Keeper(run).restore(compiled(PLAIN))
     assert newest.is_file()
 
 
 def test_a_run_is_not_ended_without_the_epoch_of_its_best_network(
-    whole: Run, tmp_path: Path
+    plain: Run, tmp_path: Path
 ) -> None:
     """A run that goes on trains that epoch again."""
-    run = Run(tmp_path, TINY)
-    shutil.copytree(whole.directory / "checkpoints", tmp_path / "checkpoints")
+    run = Run(tmp_path, PLAIN)
+    shutil.copytree(plain.directory / "checkpoints", tmp_path / "checkpoints")
     newest = run.checkpoints[-1]
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"cannot be read, .* resume the run instead of ending it"):
-        Keeper(run).restore(compiled(TINY), ends=True)
+        Keeper(run).restore(compiled(PLAIN), ends=True)
     assert newest.is_file()
 
 
-def test_any_damaged_byte_is_noticed_or_changes_nothing(whole: Run, tmp_path: Path) -> None:
+def test_any_damaged_byte_is_noticed_or_changes_nothing(plain: Run, tmp_path: Path) -> None:
     """A flipped byte, here and there through the file: its directory, its headers, its numbers."""
-    model = compiled(TINY)
-    good = whole.checkpoints[-1].read_bytes()
+    model = compiled(PLAIN)
+    good = plain.checkpoints[-1].read_bytes()
     path = tmp_path / "checkpoint.npz"
     path.write_bytes(good)
     progress = checkpoint.load(path, model)

@@ -177,8 +177,12 @@ class Recorder(keras.callbacks.Callback):
 
     def _images_per_second(self) -> float:
         """Return the speed of this epoch's steps, which another callback may have ended early."""
-        training_seconds = self._last_step - self._started
-        images = self._parts * self.run.recipe.part_size
+        recipe = self.run.recipe
+        training_seconds, parts = self._last_step - self._started, self._parts
+        if not parts:  # A process that ended in the validation took all steps.
+            training_seconds = self._resumed.seconds
+            parts = self.steps_per_epoch * recipe.gradient_accumulation
+        images = parts * recipe.part_size
         return images / training_seconds if training_seconds else 0.0
 
     def _seconds(self) -> float:
