@@ -214,7 +214,10 @@ def test_a_seeds_results_are_one_file_that_says_nothing_of_the_machine(tmp_path)
         source=f"folder:{tmp_path}"
     )
     planned = claims.recipes(base, tmp_path, 2)
-    rows = [{"accuracy": 0.2, "val_accuracy": 0.25}, {"accuracy": 0.4, "val_accuracy": 0.5}]
+    rows = [
+        {"accuracy": 0.2, "val_accuracy": 0.25, "learning_rate": 0.1},
+        {"accuracy": 0.4, "val_accuracy": 0.5, "learning_rate": 0.01},
+    ]
     runs = {
         name: types.SimpleNamespace(recipe=planned[name], history=rows)
         for name in ("A", "D from A")
@@ -224,7 +227,9 @@ def test_a_seeds_results_are_one_file_that_says_nothing_of_the_machine(tmp_path)
     del found["D from A", "both"]  # not every net is tested in every way
     path = tmp_path / "results" / "seed-2.json"
 
-    claims.save(path, base, runs, found)
+    for name, run in runs.items():  # one after the other: the second leaves the first
+        of_run = {which: result for which, result in found.items() if which[0] == name}
+        claims.save(path, base, {name: run}, of_run)
 
     content = json.loads(path.read_text())
     assert str(tmp_path) not in path.read_text()
@@ -243,3 +248,24 @@ def test_a_seeds_results_are_one_file_that_says_nothing_of_the_machine(tmp_path)
         assert between == compare(given, found["A", "single"])
     with pytest.raises(ValueError, match="holds results of another recipe"):
         claims.load(path, base.replace(epochs=3))
+    with pytest.raises(ValueError, match="holds results of another recipe"):
+        claims.save(path, base.replace(epochs=3), runs, found)
+
+
+def test_the_plot_takes_any_networks(tmp_path):
+    found = {
+        (net, "single", seed): evaluation(True, seed == 1) for net in "AB" for seed in range(2)
+    }
+    claims.plot(found, [0, 1], tmp_path / "claims.png")
+    assert (tmp_path / "claims.png").stat().st_size > 10_000
+
+
+def test_a_gradient_is_of_all_classes_and_of_the_weights_that_were_asked_for(tiny_run):
+    before, after, again = (
+        claims.gradients(tiny_run.recipe, tiny_run, trained, 64) for trained in (False, True, True)
+    )
+    layers = [layer.name for layer in tiny_run.model().layers if "_conv" in layer.name]
+    assert [*before] == [*after] == [name for name in layers if not name.endswith(("bn", "relu"))]
+    assert after == again
+    assert before != after
+    assert all(0 < size < 1e3 for size in before.values())

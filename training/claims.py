@@ -13,7 +13,7 @@ several machines can run the seeds.
 
 Several processes can share the runs of a seed. For networks this small, one core for each process
 is faster: `taskset -c 0 python training/claims.py DIR --nets A B ... --train-only`, then the plain
-command.
+command. A later command with other `--nets` adds these to the seeds' files.
 
 A seed decides the split too. A tenth of the test images of two seeds are the same, but the
 intervals treat all images as different, so the intervals are a little too narrow. They describe
@@ -51,12 +51,15 @@ from keras_vgg.fit import (  # noqa: E402
     fit,
     load_source,
 )
+from keras_vgg.fit.model import initial_weights  # noqa: E402
 from keras_vgg.recipe import Recipe, load_recipe  # noqa: E402
 from keras_vgg.runs import evaluate_runs, paper_scales  # noqa: E402
 
 NETS = ("A", "A-LRN", "B", "C", "D", "E")
+PAPERS = (*NETS, "D jitter", "D from A", "D Glorot")
+# Not the paper's. They tell whether depth itself harms, or only the training of deep networks.
 NORMALIZED = ("B batch norm", "D batch norm")
-RUNS = (*NETS, "D jitter", "D from A", "D Glorot", *NORMALIZED)
+RUNS = (*PAPERS, *NORMALIZED)
 
 
 def recipes(base: Recipe, workdir: Path, seed: int) -> dict[str, Recipe]:
@@ -72,7 +75,6 @@ def recipes(base: Recipe, workdir: Path, seed: int) -> dict[str, Recipe]:
     # The paper does not divide pixels by their deviation. With divided pixels, the signal after 13
     # layers is so small that D was at chance after 4 epochs.
     by_name["D Glorot"] = d.replace(initialization="glorot", std_rgb=(1.0, 1.0, 1.0))
-    # These tell whether depth itself harms, or only the training of deep networks without it.
     for name in NORMALIZED:
         by_name[name] = base.replace(configuration=name[0], batch_norm=True)
     return by_name
@@ -172,13 +174,18 @@ def save(
     runs: Mapping[str, Run],
     results: Mapping[tuple[str, str], Evaluation],
 ) -> None:
-    """Write a seed's results: each network's recipe, history and correctly classified images."""
-    nets = {
+    """Write a seed's results: each network's recipe, history and correctly classified images.
+
+    Networks that the file has already stay in it.
+    """
+    nets = _content(path, base)["nets"] if path.exists() else {}
+    nets |= {
         name: {
             "differs": _differences(base, run.recipe),
             # With augmentation and dropout.
             "training_accuracy": [row["accuracy"] for row in run.history],
             "validation_accuracy": [row["val_accuracy"] for row in run.history],
+            "learning_rate": [row["learning_rate"] for row in run.history],
             "right": {how: _packed(results[name, how]) for how in TESTS if (name, how) in results},
         }
         for name, run in runs.items()
@@ -195,11 +202,7 @@ def load(path: Path, base: Recipe) -> dict[tuple[str, str], Evaluation]:
     Raises:
         ValueError: the file holds results of another recipe than `base`.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if Recipe.from_json(json.dumps(content["base"])) != _without_place(base):
-        raise ValueError(
-            f"{path} holds results of another recipe; pass another --results, or delete it"
-        )
+    content = _content(path, base)
     results = {}
     for name, net in content["nets"].items():
         for how, packed in net["right"].items():
@@ -209,6 +212,15 @@ def load(path: Path, base: Recipe) -> dict[tuple[str, str], Evaluation]:
             labels = np.zeros(len(right), np.int32)
             results[name, how] = Evaluation(labels, probabilities, ("its own", "another"))
     return results
+
+
+def _content(path: Path, base: Recipe) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if Recipe.from_json(json.dumps(content["base"])) != _without_place(base):
+        raise ValueError(
+            f"{path} holds results of another recipe; pass another --results, or delete it"
+        )
+    return content
 
 
 def _packed(evaluation: Evaluation) -> str:
@@ -234,26 +246,30 @@ def _differences(base: Recipe, recipe: Recipe) -> dict[str, Any]:
 
 
 def gradients(base: Recipe, run: Run, trained: bool, images: int = 512) -> dict[str, float]:
-    """Return the size of each convolution's gradient by the size of its weights (norms).
+    """Return the norm of each convolution's gradient, divided by the norm of its weights.
 
-    The loss is that of the first validation images, without dropout, in float32; `trained`: with
-    the run's weights, in place of those at the start.
+    The loss is that of validation images of all classes, without augmentation and dropout, in
+    float32; batch norm uses their own statistics, as in training. `trained`: with the weights of
+    the run's best epoch, in place of those before the first.
     """
-    source = load_source(run.recipe.replace(source=base.source))
+    recipe = run.recipe.replace(source=base.source, dropout=0.0)
+    source = load_source(recipe)
     assert source.validation is not None
+    sample = source.validation.spread(images)
+    pixels, labels = next(
+        iter(data.evaluation_dataset(sample, images, evaluation_transform(recipe)))
+    )
+    keras.utils.set_random_seed(recipe.seed)
+    statistics = data.statistics(source.train)
+    initial = None if trained else initial_weights(recipe)
+    model = build_model(recipe, len(source.class_names), statistics, initial=initial)
     if trained:
-        model = run.model()
-    else:
-        keras.utils.set_random_seed(run.recipe.seed)
-        statistics = data.statistics(source.train)
-        model = build_model(run.recipe, len(source.class_names), statistics)
-    dataset = data.evaluation_dataset(source.validation, images, evaluation_transform(run.recipe))
-    pixels, labels = next(iter(dataset))
-    pixels = tf.cast(pixels, tf.float32)
+        model.set_weights(run.model().get_weights())
     layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     kernels = [layer.kernel.value for layer in layers]
     with tf.GradientTape() as tape:
-        errors = keras.losses.sparse_categorical_crossentropy(labels, model(pixels))
+        answers = model(tf.cast(pixels, tf.float32), training=True)
+        errors = keras.losses.sparse_categorical_crossentropy(labels, answers)
         loss = tf.reduce_mean(errors)
     found = tape.gradient(loss, kernels)
     return {
@@ -360,13 +376,15 @@ def plot(
     nets = [net for net in RUNS if all((net, "single", seed) in results for seed in seeds)]
     _draw(left, [(net, "single") for net in nets], nets, results, seeds)
     left.set_title("dense testing at one scale")
-    left.axvline(len(NETS) - 0.5, color="#bbbbbb", linewidth=1, linestyle=":")
+    plain = sum(net in NETS for net in nets)
+    left.axvline(plain - 0.5, color="#bbbbbb", linewidth=1, linestyle=":")
     names = {"single": "dense,\none scale", "multi": "dense,\nseveral", "crops": "crops,\nseveral"}
     names["both"] = "both,\nseveral"
     for net, color in zip(TESTED_FULLY, ("#8aa4c8", "#1f4e9c"), strict=True):
-        _draw(right, [(net, how) for how in names], names.values(), results, seeds, color, net)
+        if net in nets:
+            _draw(right, [(net, how) for how in names], names.values(), results, seeds, color, net)
+            right.legend(frameon=False)
     right.set_title("ways of testing D")
-    right.legend(frameon=False)
     left.set_ylabel("top-1 error, %")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
@@ -400,9 +418,9 @@ def main() -> None:
         "--nets",
         nargs="+",
         choices=RUNS,
-        default=RUNS,
+        default=PAPERS,
         metavar="NET",
-        help=f"only these networks: {', '.join(RUNS)}",
+        help=f"train and test these, by default {', '.join(PAPERS)}; also {', '.join(NORMALIZED)}",
     )
     parser.add_argument("--train-only", action="store_true", help="test no network")
     parser.add_argument(
@@ -422,8 +440,10 @@ def main() -> None:
     folder = options.results or options.workdir
     for seed in options.seeds:
         path = folder / f"seed-{seed}.json"
-        if not path.exists():
-            runs = train(base, options.workdir, seed, options.nets)
+        known = _content(path, base)["nets"] if path.exists() else {}
+        missing = [net for net in options.nets if net not in known]
+        if missing:
+            runs = train(base, options.workdir, seed, missing)
             save(path, base, runs, test(base.replace(seed=seed), runs))
     results = {
         (*which, int(path.stem.removeprefix("seed-"))): evaluation
@@ -431,11 +451,14 @@ def main() -> None:
         for which, evaluation in load(path, base).items()
     }
     seeds = sorted({seed for *_, seed in results})
-    judged = [
-        judge(claim, results, seeds)
-        for claim in CLAIMS
-        if all((*which, seed) in results for which in (claim.one, claim.other) for seed in seeds)
-    ]
+    judged = []
+    for claim in CLAIMS:
+        sides = (claim.one, claim.other)
+        having = [seed for seed in seeds if all((*side, seed) in results for side in sides)]
+        if having == seeds:
+            judged.append(judge(claim, results, seeds))
+        elif having:
+            print(f"left out, since only seeds {having} have its networks: {claim.text}")
     text = markdown(judged)
     for name, content in (("claims.json", json.dumps(judged, indent=2)), ("claims.md", text)):
         write_atomically(folder / name, lambda path, c=content: path.write_text(c))

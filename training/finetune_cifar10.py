@@ -52,7 +52,14 @@ def make_folder(data: Path, folder: Path, classes: int, images: int) -> Path:
 
 
 def run_finetune(folder: Path, weights: Path, workdir: Path, seed: int) -> dict[str, Any]:
-    """Run the command in a process of its own."""
+    """Run the command in a process of its own.
+
+    Raises:
+        SystemExit: the command failed, or a process that was ended had begun the run, so that the
+            processor time of the whole is not known.
+    """
+    if workdir.exists():
+        raise SystemExit(f"{workdir} was begun earlier, and its time is not known: remove it")
     command = [sys.executable, "-m", "keras_vgg.cli", "finetune", str(folder)]
     command += ["--init", str(weights), "--workdir", str(workdir), "--seed", str(seed), "--quiet"]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -195,18 +202,23 @@ def main() -> None:
     folder = make_folder(
         arguments.data, workdir / "photographs", arguments.classes, arguments.images
     )
-    rows = []
-    for seed in arguments.seeds:
-        row: dict[str, Any] = {"seed": seed}
-        rows.append(row)
-        row["finetune"] = run_finetune(folder, arguments.weights, workdir / f"seed{seed}", seed)
-        write_json(workdir / "results.json", rows)
+    results = workdir / "results.json"
+    measured = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
+    by_seed: dict[int, dict[str, Any]] = {row["seed"]: row for row in measured}
+    rows = [by_seed.setdefault(seed, {"seed": seed}) for seed in arguments.seeds]
+    for row in rows:
+        seed = row["seed"]
+        if "finetune" not in row:
+            row["finetune"] = run_finetune(folder, arguments.weights, workdir / f"seed{seed}", seed)
+            write_json(results, [*by_seed.values()])
         splits = load_splits(folder, seed, row["finetune"]["image_size"])
-        row["probe"] = run_probe(splits, arguments.weights)
-        write_json(workdir / "results.json", rows)
-        seconds = row["finetune"]["user_seconds"]
-        row["keras.applications"] = run_keras(splits, arguments.weights, seconds, seed)
-        write_json(workdir / "results.json", rows)
+        if "probe" not in row:
+            row["probe"] = run_probe(splits, arguments.weights)
+            write_json(results, [*by_seed.values()])
+        if "keras.applications" not in row:
+            seconds = row["finetune"]["user_seconds"]
+            row["keras.applications"] = run_keras(splits, arguments.weights, seconds, seed)
+            write_json(results, [*by_seed.values()])
         print(json.dumps(row, indent=2), flush=True)
     for name in ("finetune", "probe", "keras.applications"):
         tests = [row[name]["test"] for row in rows]
