@@ -4,7 +4,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"
 
 __all__ = [
     "DISTS",
@@ -46,9 +46,63 @@ __all__ = [
     "vgg",
 ]
 
+# The modules that the guides name, as attributes: `keras_vgg.dense` after `import keras_vgg`.
+_MODULES = (
+    "architecture",
+    "augment",
+    "convert",
+    "data",
+    "dense",
+    "evaluation",
+    "explain",
+    "export",
+    "features",
+    "fit",
+    "hardware",
+    "imagenet",
+    "layers",
+    "localization",
+    "models",
+    "perceptual",
+    "recipe",
+    "report",
+    "retrieval",
+    "run",
+    "runs",
+    "summary",
+    "transfer",
+    "tuning",
+    "weights",
+)
+
 # A type checker and an editor read the imports; at run time a name is imported when it is first
 # used, so that the table below and `keras-vgg --help` load no framework.
 if TYPE_CHECKING:
+    from keras_vgg import architecture as architecture
+    from keras_vgg import augment as augment
+    from keras_vgg import convert as convert
+    from keras_vgg import data as data
+    from keras_vgg import dense as dense
+    from keras_vgg import evaluation as evaluation
+    from keras_vgg import explain as explain
+    from keras_vgg import export as export
+    from keras_vgg import features as features
+    from keras_vgg import fit as fit
+    from keras_vgg import hardware as hardware
+    from keras_vgg import imagenet as imagenet
+    from keras_vgg import layers as layers
+    from keras_vgg import localization as localization
+    from keras_vgg import models as models
+    from keras_vgg import perceptual as perceptual
+    from keras_vgg import recipe as recipe
+    from keras_vgg import report as report
+    from keras_vgg import retrieval as retrieval
+    from keras_vgg import run as run
+    from keras_vgg import runs as runs
+    from keras_vgg import summary as summary
+    from keras_vgg import transfer as transfer
+    from keras_vgg import tuning as tuning
+    from keras_vgg import weights as weights
     from keras_vgg.convert import convert_weights
     from keras_vgg.data import load_source
     from keras_vgg.evaluation import evaluate
@@ -111,6 +165,8 @@ else:
     }
 
     def __getattr__(name: str) -> Any:
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
@@ -118,8 +174,9 @@ else:
 
 # keras.saving.load_model knows the layers of a saved network once they are imported.
 if "keras" in sys.modules:
-    importlib.import_module(f"{__name__}.layers")
+    importlib.import_module(f"{__name__}.layers").register_layers()
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    # The module tuning needs an extra; `help(keras_vgg)` looks at each name that is listed.
+    return sorted({*__all__, *_MODULES} - {"tuning"})

@@ -36,7 +36,9 @@ def preprocess_input(x: Any, data_format: str | None = None, mode: str = "caffe"
             is after tf.io.decode_png; then a fourth channel, alpha, is dropped.
         data_format: "channels_last" or "channels_first"; None for Keras' default.
         mode: "caffe" is BGR minus the mean, for Keras' own files; "torchvision" is
-            (RGB / 255 - mean) / deviation, for torchvision's and timm's.
+            (RGB / 255 - mean) / deviation, for torchvision's and timm's. A builder's
+            `weights="imagenet"` wants "caffe" for VGG16 and VGG19 without batch norm, and
+            "torchvision" for VGG11, VGG13 and all with batch norm.
 
     Returns:
         The same kind and shape. Floats keep their dtype; other types become Keras' `floatx`.

@@ -1,10 +1,11 @@
 """Layers that VGG needs and Keras lacks: normalisation, dilated pools, image preprocessing.
 
-`load_keras_file` reads files that may hold these layers.
+`load_keras_file` reads files that may hold these layers, or those of other rooms.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,20 @@ class ImagePreprocessing(keras.layers.Layer):
         }
 
 
+# The rooms that define other layers of saved networks, besides those that import these.
+_ROOMS_WITH_LAYERS = ("dense", "features", "graph", "perceptual")
+
+
+def register_layers() -> None:
+    """Make every layer of the package known to Keras, which finds those of a file by their names.
+
+    The rooms above this one are imported by their names, and only to read a file: nothing here
+    depends on them.
+    """
+    for room in _ROOMS_WITH_LAYERS:
+        importlib.import_module(f"{__package__}.{room}")
+
+
 def load_keras_file(path: Path) -> Any:
     """Return the model of a .keras file, not compiled.
 
@@ -252,6 +267,7 @@ def load_keras_file(path: Path) -> Any:
     """
     require_archive(path)
     require_hdf5(path, "model.weights.h5")
+    register_layers()
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises many errors for a damaged archive

@@ -24,8 +24,10 @@ from keras_vgg.builder_checks import (
     check_filters,
     check_labels,
     check_output_stride,
+    check_preprocessing,
     checked_input_shape,
     known_sides,
+    warn_of_preprocessing,
 )
 from keras_vgg.layers import (
     DilatedMaxPooling2D,
@@ -71,9 +73,10 @@ def vgg(
         weights: None for random weights; "imagenet" for the best-known published checkpoint of the
             configuration; "torchvision" for torchvision's; or the path of a weight file, or
             "hf://OWNER/NAME", as `keras_vgg.weights.read_weights` takes them. Without the top, a
-            file's head is left out, whatever it is; the `note` of `read_weights` names it. For the
-            input that a checkpoint expects, see `include_preprocessing`; for other than three
-            channels, `input_shape`.
+            file's head is left out, whatever it is; the `note` of `read_weights` names it.
+            "imagenet" means Oxford's weights for D and E without batch norm, and torchvision's for
+            A, B and batch norm; each wants its own preprocessing (see `include_preprocessing`). For
+            other than three channels, see `input_shape`.
         input_tensor: A Keras tensor to use as the input.
         input_shape: (height, width, channels), or (channels, height, width) if that is Keras'
             data format; at least 32x32. With the top and `head="fc"`, height and width must be
@@ -101,7 +104,10 @@ def vgg(
         include_preprocessing: True adds a first layer that takes RGB images in [0, 255] and
             preprocesses them as the checkpoint expects (without weights: BGR minus the ImageNet
             mean, as `keras.applications.vgg16.preprocess_input`). An `ImagePreprocessing` becomes
-            the first layer. False: the caller preprocesses the images.
+            the first layer; it must be the one that the checkpoint states, if it states one. False:
+            the caller preprocesses the images: with `preprocess_input(x)` for Oxford's weights, and
+            `preprocess_input(x, mode="torchvision")` for torchvision's. `weights="imagenet"` warns
+            if these are torchvision's.
         train_size: With `head="conv"`, the side, or (height, width), of the images that the
             classifier is trained on; fc1's kernel is a 32nd of it. Default: the input's size, or
             224 if that is unknown or the weights are a published checkpoint's.
@@ -116,8 +122,8 @@ def vgg(
         An uncompiled `keras.Model`.
 
     Raises:
-        ValueError: an argument is wrong, the weights are of another architecture, or no checkpoint
-            of the network is published.
+        ValueError: an argument is wrong, the weights are of another architecture or state another
+            preprocessing, or no checkpoint of the network is published.
         OSError: there is no weight file at the path, or a download failed.
 
     Example:
@@ -163,6 +169,8 @@ def vgg(
         include_preprocessing = _preprocessing(loaded, x.shape[channel_axis])
     if include_preprocessing:
         x = include_preprocessing(x)
+        if loaded is not None:
+            check_preprocessing(include_preprocessing, loaded, x.shape[channel_axis])
     if loaded is not None:
         loaded = weight_files.for_channels(loaded, x.shape[channel_axis])
     x = _convolutions(x, architecture, batch_norm, output_stride, options)
@@ -183,6 +191,8 @@ def vgg(
     model = keras.Model(inputs, x, name=name or architecture.builder.lower())
     if loaded is not None:
         weight_files.assign(model, loaded)
+        if not include_preprocessing:
+            warn_of_preprocessing(weights, configuration, batch_norm)
     return model
 
 

@@ -77,6 +77,8 @@ def test_weights_are_loaded_whole(tmp_path):
     np.testing.assert_array_equal(values(dense.hed(file, **SMALL)(x)), expected)
     with pytest.raises(ValueError, match="pass weights, which hold the whole HED, or encoder_wei"):
         dense.hed(file, encoder_weights=file, **SMALL)
+    with pytest.raises(ValueError, match="convolutions alone: pass encoder_weights='imagenet', or"):
+        dense.hed("imagenet", **SMALL)
     with pytest.raises(ValueError, match="do not fit the model hed; nothing was loaded: block1_co"):
         dense.hed(file, width_multiplier=1 / 8)
     dense.pyramid(model).save_weights(tmp_path / "base.weights.h5")

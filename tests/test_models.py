@@ -3,15 +3,16 @@
 import gc
 import importlib
 import inspect
+import warnings
 
 import keras
 import numpy as np
 import pytest
 
 import keras_vgg
-from keras_vgg import architecture, convert, models
+from keras_vgg import architecture, builder_checks, convert, models
 from keras_vgg.layers import ImagePreprocessing
-from keras_vgg.weights import download
+from keras_vgg.weights import Weights, download
 from tests.dense_networks import answers
 
 SMALL = {"weights": None, "width_multiplier": 1 / 16, "hidden_units": 8, "classes": 7}
@@ -383,19 +384,44 @@ def published_as_vgg13(monkeypatch, tmp_path):
     return source, asked
 
 
-def test_published_weights_bring_their_preprocessing(monkeypatch, tmp_path):
+@pytest.mark.parametrize("weights", ["imagenet", pytest.param("torchvision", marks=pytest.mark.slow)])
+def test_published_weights_bring_their_preprocessing(weights, monkeypatch, tmp_path):
     """What is fetched for VGG13, a whole network in PyTorch's layout, goes into a base."""
     source, asked = published_as_vgg13(monkeypatch, tmp_path)
     x = images(2, 32, 32, 3)
     features = keras.Model(source.inputs[0], source.get_layer("block5_pool").output)
     expected = keras.ops.mean(features(x), axis=(1, 2))
-    for weights in ("imagenet", "torchvision"):
-        base = keras_vgg.VGG13(
-            weights=weights, include_top=False, pooling="avg", include_preprocessing=True
-        )
-        assert [c.location for c in asked] == ["timm/vgg13.tv_in1k"]
-        np.testing.assert_allclose(answers(base, x), expected, rtol=1e-4, atol=1e-5)
-        asked.clear()
+    base = keras_vgg.VGG13(
+        weights=weights, include_top=False, pooling="avg", include_preprocessing=True
+    )
+    assert [c.location for c in asked] == ["timm/vgg13.tv_in1k"]
+    np.testing.assert_allclose(answers(base, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_imagenet_warns_where_keras_own_preprocessing_is_wrong(monkeypatch):
+    monkeypatch.setattr(models.weight_files, "obtain", lambda *_, **__: Weights({}, "vgg11"))
+    monkeypatch.setattr(models.weight_files, "assign", lambda *_: None)
+    options = {"include_top": False, "kernel_initializer": "zeros"}
+    with pytest.warns(UserWarning, match=r"VGG11 are torchvision's: preprocess with mode='tor"):
+        keras_vgg.VGG11(weights="imagenet", **options)
+    keras_vgg.VGG11(weights="torchvision", **options)  # the name says it
+    for batch_norm, count in ((False, 0), (True, 1)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            builder_checks.warn_of_preprocessing("imagenet", "VGG16", batch_norm)
+        assert len(caught) == count
+
+
+def test_a_preprocessing_other_than_the_weights_is_refused(tmp_path):
+    path = tmp_path / "base.keras"
+    options = {"include_top": False, "width_multiplier": 1 / 16}
+    own = ImagePreprocessing.torchvision()
+    models.vgg("A", weights=None, include_preprocessing=own, **options).save(path)
+    with pytest.raises(ValueError, match=r"base.keras already states what its network expects, RG"):
+        models.vgg("A", weights=path, include_preprocessing=ImagePreprocessing.caffe(), **options)
+    again = ImagePreprocessing.torchvision(name="first")
+    model = models.vgg("A", weights=path, include_preprocessing=again, **options)
+    assert model.layers[1].name == "first"
 
 
 @pytest.mark.slow  # the network that is refused is of 133 million parameters

@@ -315,15 +315,22 @@ def test_images_that_cannot_be_compared(metrics, a, b, message):
         metrics["LPIPS"](np.zeros(a), np.zeros(b))
 
 
-def test_a_loss_and_a_metric_in_one_training(metrics):
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_loss_and_a_metric_in_one_training(metrics, compiled):
     metric, (a, b) = metrics["LPIPS"], pair(16, 16, count=5)
     a, b = a.astype("float32"), b.astype("float32")
     image = keras.Input((16, 16, 3))
     identity = keras.initializers.Constant(np.eye(3)[None, None])
     layer = keras.layers.Conv2D(3, 1, kernel_initializer=identity)
     generator = keras.Model(image, layer(image))
-    generator.compile(keras.optimizers.SGD(0.01), loss=metric, metrics=[metric])
+    generator.compile(
+        keras.optimizers.SGD(0.01), loss=metric, metrics=[metric], run_eagerly=not compiled
+    )
     values = metric(a, b)
+    if keras.backend.backend() == "tensorflow":  # what a compiled step traces
+        import tensorflow as tf
+
+        np.testing.assert_allclose(tf.function(metric)(a, b), values, rtol=1e-3)
     scores = generator.evaluate(b, a, batch_size=2, verbose=0, return_dict=True)
     # Uneven batches: the mean over the pairs, not over the batches.
     np.testing.assert_allclose(scores["lpips"], values.mean(), rtol=1e-3)
@@ -363,6 +370,14 @@ def test_saving_with_a_model(trunk, tmp_path, monkeypatch):
     assert again.get_config() == metric.get_config()
     with pytest.raises(ValueError, match=r"lpips held a network .*: load the model with compile=F"):
         keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(LPIPS(trunk)))
+
+
+def test_a_file_keeps_the_preprocessing_that_it_states(tmp_path):
+    thin(include_preprocessing=ImagePreprocessing.torchvision()).save(tmp_path / "a.keras")
+    with pytest.raises(
+        ValueError, match=r"a.keras already states what its network expects, RGB wi"
+    ):
+        LPIPS(tmp_path / "a.keras", preprocessing=ImagePreprocessing.caffe())
 
 
 def test_networks_that_do_not_fit(trunk):

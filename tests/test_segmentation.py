@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
 
-from keras_vgg import ImagePreprocessing, dense, models, transfer
+from keras_vgg import ImagePreprocessing, convert_weights, dense, models, transfer
 from keras_vgg.dense.resampling import BilinearInitializer, ResizeLike
 from tests.dense_networks import randomized, values
 
@@ -121,6 +121,30 @@ def test_fc_layers_are_the_classifiers(tmp_path):
     fc1 = keras.Model(model.inputs[0], model.get_layer("fc1").output)(x)
     wanted = keras.Model(classifier.inputs[0], classifier.get_layer("fc1").output)(x)
     np.testing.assert_allclose(values(fc1)[:, 3, 3], values(wanted), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "scales"),
+    [
+        ({}, (1e-2, 1e-4)),
+        ({"batch_norm": True}, (1, 1)),
+        ({"include_preprocessing": ImagePreprocessing.torchvision()}, (1, 1)),
+    ],
+)
+def test_the_scales_of_the_skips_suit_the_activations(options, scales):
+    model = dense.fcn("A", 2, hidden_units=None, **SMALL, **options)
+    assert tuple(model.get_layer(name).scale for name in ("scale4", "scale3")) == scales
+
+
+@once_is_enough
+@pytest.mark.parametrize(("preprocessing", "scale"), [("caffe", 1e-4), ("torchvision", 1)])
+def test_a_file_states_the_scales_of_the_skips(tmp_path, preprocessing, scale):
+    """The network without preprocessing too."""
+    source, file = tmp_path / "base.weights.h5", tmp_path / "base.safetensors"
+    models.vgg("A", include_top=False, **SMALL).save_weights(source)
+    convert_weights(source, file, preprocessing=preprocessing)
+    model = dense.fcn("A", 2, weights=file, hidden_units=None, **BARE)
+    assert model.get_layer("scale3").scale == scale
 
 
 def test_weights_without_a_classifier(tmp_path):

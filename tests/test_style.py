@@ -1,10 +1,14 @@
 """Style transfer: the loss and its gradient by hand, tiles, and the optimisers."""
 
+import dataclasses
+import inspect
+
 import keras
 import numpy as np
 import pytest
 
 from keras_vgg import vgg
+from keras_vgg.cli.stylize import Stylize
 from keras_vgg.perceptual import StyleTransferLoss, gram_matrix
 from keras_vgg.perceptual.descent import stylize
 from keras_vgg.perceptual.style import (
@@ -15,6 +19,8 @@ from keras_vgg.perceptual.style import (
     style_loss,
     windows,
 )
+from keras_vgg.runs.style_networks import StyleTraining
+from keras_vgg.runs.stylizing import Stylisation
 from tests.other_backends import passes_on
 
 STYLE = ("block1_conv1", "block2_conv1", "block3_conv1")
@@ -108,7 +114,8 @@ def test_with_batch_norm_the_maps_are_those_after_the_relu(base, normalized):
     content, style, image = picture(32, 40), picture(32, 32, seed=1), picture(32, 40, seed=2)
     layers = {"style_layers": STYLE[:2], "content_layer": "block2_conv2"}
     (losses, gradient), (expected, slope) = (
-        StyleObjective(model, content, style, **layers)(image) for model in (normalized, base)
+        StyleObjective(model, content, style, style_weight=1000, **layers)(image)
+        for model in (normalized, base)
     )
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
     np.testing.assert_allclose(gradient, slope, atol=1e-3 * np.abs(slope).max())
@@ -123,6 +130,15 @@ def test_with_batch_norm_the_maps_are_those_after_the_relu(base, normalized):
         StyleObjective(
             normalized, content, style, style_layers=("block1_conv1", "block1_conv1:post")
         )
+
+
+def test_every_default_of_the_style_weight_is_the_same():
+    functions = [inspect.signature(made).parameters for made in (StyleObjective, StyleTransferLoss)]
+    settings = [
+        {field.name: field for field in dataclasses.fields(made)}
+        for made in (Stylisation, StyleTraining, Stylize)
+    ]
+    assert {made["style_weight"].default for made in (*functions, *settings)} == {5.0}
 
 
 def test_a_network_for_grey_has_no_style():
@@ -156,7 +172,9 @@ def test_tiles_give_the_same_loss_and_gradient_by_hand(base):
     """Tiles of 64 pixels in an image of 165 x 70: also at the right and lower edges."""
     content, style, image = picture(165, 70), picture(40, 50, seed=1), picture(165, 70, seed=2)
     whole, tiled = (
-        StyleObjective(base, content, style, tile=tile, content_layer="block4_conv2")
+        StyleObjective(
+            base, content, style, tile=tile, style_weight=1000, content_layer="block4_conv2"
+        )
         for tile in (None, 64)
     )
     losses, gradient = whole(image)
@@ -214,7 +232,8 @@ def test_the_windows_of_tiles():
 @pytest.mark.parametrize("method", ["l-bfgs", pytest.param("adam", marks=pytest.mark.slow)])
 def test_each_optimiser_lowers_the_loss(base, method):
     content, style = picture(32, 40), np.tile(picture(1, 8, seed=1), (32, 5, 1))
-    objective = StyleObjective(base, content, style, style_layers=STYLE, content_layer=CONTENT)
+    layers = {"style_layers": STYLE, "content_layer": CONTENT}
+    objective = StyleObjective(base, content, style, style_weight=1000, **layers)
     steps = []
     image = stylize(objective, content, steps=12, method=method, on_step=steps.append)
     assert [step.number for step in steps] == list(range(1, 13))

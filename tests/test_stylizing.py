@@ -230,6 +230,9 @@ def test_a_kill_during_lbfgs_costs_its_memory_of_past_steps_only(folder, tmp_pat
         (["--style-layers", "fc1"], "not 'fc1'"),
         (["--method", "sgd"], "invalid choice"),
         (["--weights", "no.h5"], "no weight file at no.h5"),
+        (["--configuration", "E"], "base.keras, whose network is found; leave it out"),
+        (["--learning-rate", "3"], "--learning-rate plays no part with --method l-bfgs; leave it"),
+        (["--seed", "1"], "--seed plays no part with --start content; leave it out"),
     ],
 )
 def test_stylisations_that_make_no_sense(folder, tmp_path, capfd, more, message):
@@ -238,6 +241,17 @@ def test_stylisations_that_make_no_sense(folder, tmp_path, capfd, more, message)
     (line,) = [x for x in capfd.readouterr().err.splitlines() if x.startswith("keras-vgg: error")]
     assert message in line
     assert list(tmp_path.glob("*.png")) == []
+
+
+def test_what_plays_no_part_does_not_tell_stylisations_apart(folder):
+    def identity(**options):
+        settings = Stylisation(str(folder / "base.keras"), **options)
+        return stylizing._identity(settings, folder / "temple.jpg", folder / "flower.jpg")
+
+    idle = {"learning_rate": 1.0, "seed": 1, "configuration": "E"}
+    assert identity(**idle) == identity()
+    assert identity(method="adam", learning_rate=1.0) != identity(method="adam")
+    assert identity(start="noise", seed=1) != identity(start="noise")
 
 
 @pytest.mark.parametrize("name", ["none.jpg", "base.keras"])

@@ -187,6 +187,11 @@ def test_layers_are_dropped_only_when_asked(tmp_path):
         keras_vgg.load_weights(gap, tmp_path / "a.weights.h5", drop=("fc3",))
 
 
+def test_tensors_without_a_source_are_no_weights():
+    with pytest.raises(ValueError, match=r"be a keras_vgg.weights.Weights, such as .* not a dict"):
+        weights.assign(small(), {})
+
+
 def test_without_the_top_a_builder_leaves_the_classifier_out(tmp_path):
     source = small()
     source.save(tmp_path / "a.keras")

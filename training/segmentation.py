@@ -94,7 +94,13 @@ def networks(plan: Plan, weights: str) -> dict[str, Callable[[], keras.Model]]:
         "weights": weights,
         "input_shape": (plan.scene, plan.scene, 3),
     }
-    fcn: dict[str, Any] = {"hidden_units": plan.hidden_units, "fc_weights": False, **options}
+    # The scales of the skips are those that the recorded results were measured with.
+    fcn: dict[str, Any] = {
+        "hidden_units": plan.hidden_units,
+        "fc_weights": False,
+        "skip_scales": (1e-2, 1e-4),
+        **options,
+    }
     return {
         "linear head": lambda: dense.fcn("D", stride=32, **{**fcn, "hidden_units": None}),
         "FCN-32s": lambda: dense.fcn("D", stride=32, **fcn),

@@ -24,7 +24,7 @@ class Explain:
     run: tyro.conf.Positional[Path]
     """The run directory."""
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Image files (JPEG, PNG, BMP, GIF, WebP). The method filters needs no image."""
+    """Image files (JPEG, PNG, BMP, GIF, WebP). With --method filters alone, there is none."""
     method: str = "grad-cam"
     """Comma-separated methods. grad-cam, grad-cam++, occlusion, saliency and smoothgrad are drawn
     side by side; features draws the strongest feature maps of each block; filters draws images that

@@ -59,7 +59,7 @@ class Stylize:
     method: Literal["l-bfgs", "adam"] = "l-bfgs"
     """How the loss is lowered: SciPy's L-BFGS, as in the paper, or Keras' Adam."""
     learning_rate: float = 5.0
-    """Adam's step, in grey levels of 255."""
+    """Adam's step, in grey levels of 255, for --method adam."""
     pooling: Literal["avg", "max"] = "avg"
     """The network's pooling: avg, as in the paper, or its own."""
     tile: int | None = None
@@ -70,7 +70,7 @@ class Stylize:
     configuration: str = "D"
     """Column of the paper's Table 1, for imagenet and torchvision, such as D or E."""
     seed: int = 0
-    """Seed of the noise, or of a training."""
+    """Seed of the noise (--start noise), or of a training."""
     bit_depth: Literal["16", "14", "12", "10", "stretch"] = "16"
     """Which bits of a 16-bit PNG file carry the image: the lowest 16, 14, 12 or 10; stretch: from
     its smallest to its largest value."""
@@ -92,15 +92,25 @@ class Stylize:
             return self._train(self.style)
         if self.is_litert:
             raise ValueError("a .tflite file needs the --network that it is made of")
+        if self.method != "adam":
+            self._require_default("learning_rate", f"--method {self.method}")
+        if self.start != "noise":
+            self._require_default("seed", f"--start {self.start}")
         return self._descend(self.style)
 
     def _require_only(self, names: Collection[str], purpose: str) -> None:
         """Raise a ValueError if another option is not at its default."""
         for field in dataclasses.fields(self):
-            if field.name not in names and getattr(self, field.name) != field.default:
-                word = field.name.upper()
-                option = word if word == "STYLE" else f"--{field.name.replace('_', '-')}"
-                raise ValueError(f"{option} plays no part with {purpose}; leave it out")
+            if field.name not in names:
+                self._require_default(field.name, purpose)
+
+    def _require_default(self, name: str, purpose: str) -> None:
+        """Raise a ValueError if an option is not at its default."""
+        (field,) = (field for field in dataclasses.fields(self) if field.name == name)
+        if getattr(self, name) != field.default:
+            word = name.upper()
+            option = word if word == "STYLE" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} plays no part with {purpose}; leave it out")
 
     @property
     def is_litert(self) -> bool:

@@ -55,7 +55,8 @@ def hed(
         An uncompiled `keras.Model`.
 
     Raises:
-        ValueError: both weights are given, or the weights do not fit.
+        ValueError: both weights are given, `weights` is a published name, or the weights do not
+            fit or state another preprocessing than the network has.
         OSError: there is no weight file at the path, or a download failed.
 
     Example:
@@ -68,6 +69,11 @@ def hed(
     """
     if weights is not None and encoder_weights is not None:
         raise ValueError("pass weights, which hold the whole HED, or encoder_weights, not both")
+    if weights in weight_files.NAMES:
+        raise ValueError(
+            f"weights={str(weights)!r} are published for the convolutions alone: pass "
+            f"encoder_weights={str(weights)!r}, or a file of a trained HED as weights"
+        )
     if include_preprocessing is True:
         include_preprocessing = ImagePreprocessing(_MEAN, channel_order="bgr", name="preprocessing")
     base = encoder(

@@ -11,6 +11,7 @@ from keras import layers
 
 from keras_vgg import weights as weight_files
 from keras_vgg.architecture import check_options
+from keras_vgg.builder_checks import warn_of_preprocessing
 from keras_vgg.dense.encoder import CEIL_MODE, encoder
 from keras_vgg.dense.pyramids import maps_of
 from keras_vgg.dense.resampling import BilinearInitializer, Enlarge, cropped
@@ -18,6 +19,8 @@ from keras_vgg.layers import ImagePreprocessing
 
 _ACTIVATIONS = ("softmax", "sigmoid", None)
 _SKIPS = {32: (), 16: ("block4_pool",), 8: ("block4_pool", "block3_pool")}
+# Of block4_pool and block3_pool.
+_FOR_HUNDREDS, _UNSCALED = (1e-2, 1e-4), (1.0, 1.0)
 _FC = ("fc1", "fc2")
 _POOLS = {f"block{b}_pool": CEIL_MODE for b in range(1, 6)}
 
@@ -31,7 +34,7 @@ def fcn(
     input_shape: tuple[int | None, ...] | None = None,
     hidden_units: int | None = 4096,
     fc_weights: bool = True,
-    skip_scales: Sequence[float] = (1e-2, 1e-4),
+    skip_scales: Sequence[float] | None = None,
     dropout: float = 0.5,
     classifier_activation: str | None = "softmax",
     batch_norm: bool = False,
@@ -63,9 +66,10 @@ def fcn(
         hidden_units: Width of fc1 (7x7) and fc2 (1x1). None: without them, so that the network is
             a linear classifier of each cell of block5_pool, and of the added pools.
         fc_weights: Whether `weights` must hold fc1 and fc2. False: they begin at random.
-        skip_scales: block4_pool and block3_pool are multiplied by these before they are scored. The
-            values are those of the authors' "at-once" networks, for activations of some hundreds,
-            as Oxford's weights give. With `batch_norm`, use ones.
+        skip_scales: block4_pool and block3_pool are multiplied by these before they are scored.
+            None: ones with `batch_norm`, and for images that are divided by a deviation, as for
+            torchvision's weights; otherwise (1e-2, 1e-4), as the authors' "at-once" networks, for
+            activations of some hundreds, as Oxford's weights give.
         dropout: Dropout rate after fc1 and fc2.
         classifier_activation: "softmax"; "sigmoid" for classes that overlap, or for a single one;
             None for scores.
@@ -92,9 +96,9 @@ def fcn(
         raise ValueError(f"stride must be 32, 16 or 8, not {stride!r}")
     if hidden_units is not None:
         check_options(classes, "fc", None, width_multiplier, hidden_units)
-    if len(skip_scales) != 2:
+    if skip_scales is not None and len(skip_scales) != 2:
         raise ValueError(f"skip_scales must be two numbers, not {tuple(skip_scales)}")
-    fc_source = weights if fc_weights and hidden_units is not None else None
+    named, fc_source = weights, weights if fc_weights and hidden_units is not None else None
     if fc_source in weight_files.NAMES:  # One file holds all.
         from keras_vgg.weights.download import fetch  # loads network clients
 
@@ -110,6 +114,10 @@ def fcn(
         width_multiplier=width_multiplier,
         include_preprocessing=include_preprocessing,
     )
+    if fc_source is not None and not include_preprocessing:
+        warn_of_preprocessing(named, configuration, batch_norm)
+    if skip_scales is None:
+        skip_scales = _skip_scales(base, named, configuration, batch_norm)
     x = base.output
     if hidden_units is not None:
         for fc, kernel in zip(_FC, (7, 1), strict=True):
@@ -124,6 +132,26 @@ def fcn(
     if fc_source is not None:
         _load_fc(model, fc_source, configuration, batch_norm)
     return model
+
+
+def _skip_scales(
+    base: keras.Model, weights: str | Path | None, configuration: str, batch_norm: bool
+) -> Sequence[float]:
+    """Return what brings the scores of earlier pools to the scale of the last one's."""
+    if batch_norm:
+        return _UNSCALED
+    inside = [layer for layer in base.layers if isinstance(layer, ImagePreprocessing)]
+    if inside:
+        is_divided = max(inside[0].std) > 1
+    elif weights in weight_files.NAMES:
+        checkpoint = weight_files.find(str(weights), configuration, batch_norm, include_top=False)
+        is_divided = checkpoint.preprocessing != "caffe"
+    elif weights is not None:
+        stated = weight_files.read_weights(weights, include_top=False).preprocessing
+        is_divided = stated is not None and max(stated.std) > 1
+    else:
+        is_divided = False
+    return _UNSCALED if is_divided else _FOR_HUNDREDS
 
 
 def _with_scores_of(pool: str, base: keras.Model, scores: Any, classes: int, scale: float) -> Any:

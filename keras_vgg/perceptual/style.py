@@ -151,7 +151,7 @@ class StyleObjective:
         style_layers: Sequence[str] = STYLE_LAYERS,
         content_layer: str = CONTENT_LAYER,
         pooling_layers: Literal["avg"] | None = "avg",
-        style_weight: float = 1000.0,
+        style_weight: float = 5.0,
         tile: int | None = None,
     ) -> None:
         if not 0 < style_weight < float("inf"):

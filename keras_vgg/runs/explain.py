@@ -59,7 +59,7 @@ def explain_files(
 
     Args:
         run: A finished run.
-        paths: Image files. "filters" alone does not read them.
+        paths: Image files. There is none for "filters" alone.
         methods: Some of HEATS, side by side in IMAGE_METHODS.png; "features", the strongest feature
             maps of each block, in IMAGE_features.png; "filters", images that a layer's first
             filters answer to most, in filters_LAYER.png. If the name is taken, a number follows
@@ -76,14 +76,12 @@ def explain_files(
 
     Raises:
         ValueError: no epoch of the run has ended; an unknown method, layer or class; a file
-            is not an image; a method needs an image; calibration.json is of another model, or
-            damaged. Then nothing is written.
+            is not an image; a method needs an image, or needs none; calibration.json is of another
+            model, or damaged. Then nothing is written.
         OSError: a file does not exist, or cannot be written.
     """
-    methods = _known_methods(methods, has_images=bool(paths))
+    methods = _known_methods(methods, paths)
     class_number = None if class_name is None else _class_number(run, class_name)
-    if methods == ["filters"]:
-        paths = ()
     for path in paths:
         data.load_image(path)  # This raises for a damaged file, before anything is written.
     calibration = read_calibration(run) if paths and not run.several_labels else None
@@ -156,13 +154,19 @@ def _draw_heats(
     draw.draw_heats(path, resized_picture, placed_heats, title=title, seen=seen, texts=texts)
 
 
-def _known_methods(methods: Sequence[str], has_images: bool) -> list[str]:
-    """Return each method once. ValueError: no method, an unknown one, or one without its image."""
+def _known_methods(methods: Sequence[str], paths: Sequence[str | Path]) -> list[str]:
+    """Return each method once.
+
+    Raises:
+        ValueError: no method, an unknown one, one without its image, or an image for "filters".
+    """
     methods = list(dict.fromkeys(methods))
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {', '.join(unknown)!r}")
-    if not has_images and methods != ["filters"]:
+    if paths and methods == ["filters"]:
+        raise ValueError(f"{paths[0]} plays no part with --method filters; leave out images")
+    if not paths and methods != ["filters"]:
         raise ValueError(f"{', '.join(m for m in methods if m != 'filters')} needs an image file")
     return methods
 

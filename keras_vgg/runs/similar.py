@@ -42,7 +42,7 @@ class Description:
 
     Attributes:
         weights: "imagenet", "torchvision", a weight file or a run directory, as `read_weights`.
-        configuration: Of published weights: a column of the paper's Table 1, such as "D".
+        configuration: As for `base_network`.
         pooling: As for `embed`.
         layer: As for `embed`.
         size: The smallest side to which an image is rescaled.

@@ -40,7 +40,7 @@ class StyleTraining:
 
     Attributes:
         weights: "imagenet", "torchvision", a weight file or a run directory, as `read_weights`.
-        configuration: Of published weights: a column of the paper's Table 1, such as "D".
+        configuration: As for `base_network`.
         size: The side of the crops of the photographs, in pixels.
         style_size: The longer side of the style in pixels. None: `size`.
         style_weight: As for `StyleTransferLoss`.

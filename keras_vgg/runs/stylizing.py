@@ -22,6 +22,7 @@ from keras_vgg.perceptual.style import CONTENT_LAYER, STYLE_LAYERS, Losses, Styl
 from keras_vgg.runs.few_levels import few_levels_line
 from keras_vgg.runs.memory import memory_error_explained
 from keras_vgg.runs.trained_base import base_network, weights_identity
+from keras_vgg.weights import NAMES
 
 _STATE = "state.npz"
 _LOSSES = "losses.csv"
@@ -35,7 +36,7 @@ class Stylisation:
 
     Attributes:
         weights: "imagenet", "torchvision", a weight file or a run directory, as `read_weights`.
-        configuration: Of published weights: a column of the paper's Table 1, such as "D".
+        configuration: As for `base_network`.
         size: The longer side of the result in pixels. None: that of the content.
         style_size: The longer side of the style in pixels. None: that of the result.
         style_weight: As for `StyleObjective`.
@@ -44,8 +45,8 @@ class Stylisation:
         pooling_layers: As for `StyleObjective`.
         start: The first image: the content, the style in the content's size, or noise.
         method: As for `stylize`.
-        learning_rate: As for `stylize`.
-        seed: Of the noise.
+        learning_rate: As for `stylize`; Adam's.
+        seed: Of the noise, if the first image is noise.
         bit_depth: Which bits of a 16-bit PNG file carry the image, as `keras_vgg.data.decode`.
     """
 
@@ -252,6 +253,12 @@ def _identity(settings: Stylisation, content: Any, style: Any) -> str:
         "weights": weights_identity(settings.weights),
         "pictures": [sha256_of(content), sha256_of(style)],
     }
+    if settings.method != "adam":
+        del described["learning_rate"]
+    if settings.start != "noise":
+        del described["seed"]
+    if settings.weights not in NAMES:
+        del described["configuration"]
     return json.dumps(described, sort_keys=True)
 
 

@@ -12,22 +12,31 @@ from keras_vgg.weights import hub_repository, read_weights
 from keras_vgg.weights.download import fetch_repository
 from keras_vgg.weights.published import NAMES
 
+_DEFAULT = "D"
 
-def base_network(weights: str, configuration: str = "D") -> keras.Model:
+
+def base_network(weights: str, configuration: str = _DEFAULT) -> keras.Model:
     """Return a VGG without the top that takes RGB in [0, 255], with its preprocessing inside.
 
     Args:
         weights: "imagenet", "torchvision", or what `read_weights` takes, whose network is found.
-        configuration: Of published weights: a column of the paper's Table 1.
+        configuration: Of published weights: a column of the paper's Table 1. A file has its own:
+            another than "D" is then an error.
 
     Raises:
         OSError: there is no such file, or a download failed.
         ValueError: the file is damaged, or does not state the preprocessing; no such weights of the
-            configuration are published.
+            configuration are published; a configuration is given with a file.
     """
     if weights in NAMES:
         return vgg(configuration, include_top=False, weights=weights, include_preprocessing=True)
-    return build(read_weights(weights, include_top=False), include_preprocessing=True)
+    loaded = read_weights(weights, include_top=False)
+    if configuration != _DEFAULT:
+        raise ValueError(
+            f"configuration (--configuration) {configuration} plays no part with {loaded.source}, "
+            "whose network is found; leave it out"
+        )
+    return build(loaded, include_preprocessing=True)
 
 
 def weights_identity(weights: str) -> str:

@@ -186,6 +186,11 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
             for the model's type; or the file says that its classifier pools the map in another way.
             The error lists them.
     """
+    if not isinstance(weights, Weights):
+        raise ValueError(
+            "weights must be a keras_vgg.weights.Weights, such as Weights(tensors, 'my file'), not "
+            f"a {type(weights).__name__}"
+        )
     layers = {layer.name: layer for layer in model.layers if layer.weights}
     tensors = weights.tensors
     unknown = [name for name in drop if name not in {**layers, **tensors}]
