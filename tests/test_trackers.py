@@ -31,6 +31,52 @@ for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
 """
 
 
+FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")
+
+
+def figures_of(script, arguments, folder, variables):
+    """Run a script; return what it says was sent, {(name, step): value}, and metrics.csv's rows."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, FOLDER, *arguments],
+        cwd=folder,  # trackers put files there
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("METRIC")]
+    with (folder / "run" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    return {(name, int(step)): float(value) for _, name, step, value in lines}, rows
+
+
+OFFLINE = """
+import sys
+sys.path.append(sys.argv[1])
+from keras_vgg import Recipe, train
+import wandb
+from wandb.integration.keras import WandbMetricsLogger
+
+tiny = {"width_multiplier": 1 / 16, "hidden_units": 8, "batch_size": 32, "epochs": 2}
+tiny |= {"validation_fraction": 0.1, "test_fraction": 0.8}
+with wandb.init() as run:
+    train(Recipe(**tiny), sys.argv[2], verbose=0, callbacks=[WandbMetricsLogger()])
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        print("METRIC", name, run.summary["epoch/epoch"], repr(run.summary["epoch/" + name]))
+"""
+
+
+@pytest.mark.slow
+def test_weights_and_biases_gets_the_last_epoch_offline(tmp_path):
+    """A run's summary has the last figures that were logged."""
+    if importlib.util.find_spec("wandb") is None and not (FOLDER / "wandb").is_dir():
+        pytest.skip(f"wandb is not installed, nor at {FOLDER} (KERAS_VGG_PACKAGES)")
+    sent, rows = figures_of(OFFLINE, [tmp_path / "run"], tmp_path, {"WANDB_MODE": "offline"})
+    assert sent == {(name, 1): float(rows[-1][name]) for name in FIGURES}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["files", "sqlite"])
 def test_mlflow_gets_every_epoch(tmp_path, store):
@@ -42,21 +88,6 @@ def test_mlflow_gets_every_epoch(tmp_path, store):
     if store == "files":
         address = (tmp_path / "store").as_uri()
         variables["MLFLOW_ALLOW_FILE_STORE"] = "true"
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, FOLDER, address, tmp_path / "run"],
-        cwd=tmp_path,  # MLflow puts files that are no figures there, if a database has the figures
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("METRIC")]
-    sent = {(name, int(step)): float(value) for _, name, step, value in lines}
-    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == ["1", "2"]
-    names = ("loss", "accuracy", "val_loss", "val_accuracy")
+    sent, rows = figures_of(SCRIPT, [address, tmp_path / "run"], tmp_path, variables)
     # The first epoch is step 0.
-    written = {(n, int(row["epoch"]) - 1): float(row[n]) for row in rows for n in names}
-    assert sent == written
+    assert sent == {(n, int(row["epoch"]) - 1): float(row[n]) for row in rows for n in FIGURES}
