@@ -194,11 +194,10 @@ def test_predict(run, tmp_path, capsys):
     ("flags", "files"),
     [
         (["--format", "litert"], {"litert": "model.tflite"}),
-        pytest.param(
-            [], {"saved_model": "saved_model", "litert": "model.tflite"}, marks=pytest.mark.slow
-        ),
+        ([], {"saved_model": "saved_model", "litert": "model.tflite"}),
     ],
 )
+@pytest.mark.slow
 def test_export(run, flags, files, tmp_path, capsys):
     arguments = ["export", run.directory, "--output", tmp_path / "e", "--images", "5", *flags]
     assert cli.main([*map(str, arguments)]) == cli.OK

@@ -581,8 +581,9 @@ def test_training_batches(split: data.Split) -> None:
     assert set(range(22)) - set(orders[0]) != set(range(22)) - set(orders[1])
 
 
-# Files are read in the tests of steps below.
-@pytest.mark.parametrize("split", ["images", slow_with("paths")], indirect=True)
+# The test of steps below covers this in the fast tests.
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["images", "paths"], indirect=True)
 def test_start_epoch_continues_the_stream_exactly(split: data.Split) -> None:
     whole = epochs(data.training_dataset(split, 5, seeded, seed=9), 7 * 4)
     later = epochs(data.training_dataset(split, 5, seeded, seed=9, start_epoch=5), 2 * 4)

@@ -179,6 +179,13 @@ def test_a_picture_gets_its_classes_and_heat_of_its_size(run, client, tmp_path, 
     assert in_order(text, *(f">{share:.2%}</td>" for _, share in expected[:1]))
 
 
+@pytest.fixture
+def without_heat(monkeypatch):
+    """The tests that use it look at the classes; to compute heat takes 2 s."""
+    monkeypatch.setattr(explain, "grad_cam", lambda model, images, **_: np.zeros(images.shape[:3]))
+
+
+@pytest.mark.usefixtures("without_heat")
 def test_a_calibrated_run_answers_as_predict_does(varied_run, tmp_path):
     run = Run.open(shutil.copytree(varied_run.directory, tmp_path / "run"))
     path = tmp_path / GOOD["whole"]
@@ -194,6 +201,7 @@ def test_a_calibrated_run_answers_as_predict_does(varied_run, tmp_path):
     np.testing.assert_allclose([p for _, p in answered], [p for _, p in expected], atol=1e-6)
 
 
+@pytest.mark.usefixtures("without_heat")
 def test_a_run_with_several_labels_answers_as_predict_does(varied_run, tmp_path):
     from keras_vgg.demo.page import _table as page_table  # late: it imports Gradio
 

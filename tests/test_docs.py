@@ -28,6 +28,7 @@ from tests.pages import ROOT
 
 CHROMIUM = "/usr/bin/chromium"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
+PUBLIC = [name for name in keras_vgg.__all__ if not name.startswith("__")]
 # What a browser fetches without being asked; a link, it does not.
 LOADED = {("script", "src"), ("img", "src"), ("source", "src"), ("iframe", "src"), ("link", "href")}
 NOT_FETCHED = {"canonical", "prev", "next", "alternate"}  # rel of a <link>
@@ -56,6 +57,9 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+# --- the built site: .github/workflows/docs.yml also builds it, with --strict -----------------
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,7 @@ def is_relative(link: str) -> bool:
     return not (urlsplit(link).scheme or urlsplit(link).netloc)
 
 
+@pytest.mark.slow
 def test_links_and_pictures_lead_somewhere(site: Path, built: dict[str, Page]):
     """Those to other hosts are looked at, not followed."""
     broken, seen = [], 0
@@ -114,6 +119,7 @@ def test_links_and_pictures_lead_somewhere(site: Path, built: dict[str, Page]):
     assert seen > 1000
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_another_host(site: Path, built: dict[str, Page]):
     foreign = [
         (name, load)
@@ -129,12 +135,14 @@ def test_nothing_is_loaded_from_another_host(site: Path, built: dict[str, Page])
         assert "url(//" not in text, path
 
 
-@pytest.mark.parametrize("name", [n for n in keras_vgg.__all__ if not n.startswith("__")])
-def test_a_public_name_has_its_place(built: dict[str, Page], name: str):
-    place = f"{keras_vgg._HOMES[name]}/#keras_vgg.{keras_vgg._HOMES[name]}.{name}"
-    assert place in built["api/index.html"].links  # which lead somewhere, see above
+@pytest.mark.slow
+def test_a_public_name_has_its_place(built: dict[str, Page]):
+    for name in PUBLIC:
+        place = f"{keras_vgg._HOMES[name]}/#keras_vgg.{keras_vgg._HOMES[name]}.{name}"
+        assert place in built["api/index.html"].links  # which lead somewhere, see above
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", ["data", "evaluation", "export", "fit", "runs", "tuning"])
 def test_a_modules_names_have_their_places(built: dict[str, Page], room: str):
     module = __import__(f"keras_vgg.{room}", fromlist=["__all__"])
@@ -156,15 +164,20 @@ def options_of(command: type) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
-def test_a_command_and_its_options_have_their_places(built: dict[str, Page], command: str):
-    page = built["cli/index.html"]
+def places_of(command: str) -> set[str]:
+    """The anchors of a command and of its options."""
     anchor = command.replace(" ", "-")
-    assert anchor in page.anchors
-    places = {f"{anchor}--{name.replace('_', '-')}" for name in options_of(cli.COMMANDS[command])}
-    assert places <= page.anchors
+    options = options_of(cli.COMMANDS[command])
+    return {anchor, *(f"{anchor}--{name.replace('_', '-')}" for name in options)}
 
 
+@pytest.mark.slow
+def test_a_command_and_its_options_have_their_places(built: dict[str, Page]):
+    for command in cli.COMMANDS:
+        assert places_of(command) <= built["cli/index.html"].anchors
+
+
+@pytest.mark.slow
 def test_every_field_of_a_recipe_is_in_the_table(built: dict[str, Page]):
     text = built["training/index.html"].text
     for field in dataclasses.fields(Recipe):
@@ -173,6 +186,7 @@ def test_every_field_of_a_recipe_is_in_the_table(built: dict[str, Page]):
     assert text.count("default: ") >= len(dataclasses.fields(Recipe))
 
 
+@pytest.mark.slow
 def test_the_readme_and_the_log_are_on_the_site(built: dict[str, Page]):
     assert "drop-in for keras.applications.VGG19" in built["index.html"].text
     assert "oneDNN on processors without AVX-512" in built["results/index.html"].text
@@ -181,6 +195,7 @@ def test_the_readme_and_the_log_are_on_the_site(built: dict[str, Page]):
     assert set(recipes) <= built["recipes/index.html"].anchors
 
 
+@pytest.mark.slow
 def test_every_page_can_be_reached_from_the_first(built: dict[str, Page]):
     reached, new = set(), {"index.html"}
     while new:
@@ -188,6 +203,41 @@ def test_every_page_can_be_reached_from_the_first(built: dict[str, Page]):
         links = [(name, link) for name in new for link in built[name].links if is_relative(link)]
         new = {followed(*link)[0] for link in links} & set(built) - reached
     assert set(built) - reached == {"404.html"}
+
+
+# --- the pages that are made from the code -----------------------------------------------------
+
+
+def test_every_public_name_is_in_the_index_and_its_module_has_a_page():
+    made = hook("reference").api_pages()
+    for name in PUBLIC:
+        home = keras_vgg._HOMES[name]
+        assert f"| [`{name}`][keras_vgg.{home}.{name}] | " in made["api/index.md"]
+        assert f"::: keras_vgg.{home}\n" in made[f"api/{home}.md"]
+
+
+def test_every_command_and_option_has_an_anchor():
+    text = hook("reference").commands_page()
+    anchors = {*Page(text).anchors, *re.findall(r"^## .* \{#(.+)\}$", text, re.MULTILINE)}
+    for command in cli.COMMANDS:
+        assert places_of(command) <= anchors
+
+
+def test_every_field_of_a_recipe_has_a_row():
+    rows = hook("reference").recipe_fields()
+    fields = [field.name for field in dataclasses.fields(Recipe)]
+    assert re.findall(r"^\| <code>(\w+)</code>", rows, re.MULTILINE) == fields
+    assert rows.count("<small>default: ") == len(fields)
+    assert "<!-- every field of a recipe -->" in (ROOT / "docs" / "training.md").read_text()
+
+
+def test_every_recipe_has_an_anchor():
+    text = hook("pages").recipes_page()
+    for path in (ROOT / "training" / "recipes").glob("*.py"):
+        assert f"{{#{path.stem}}}\n" in text
+
+
+# --- the guides and their code -----------------------------------------------------------------
 
 
 def test_no_guide_sends_its_reader_to_the_readme():

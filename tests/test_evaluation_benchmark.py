@@ -44,6 +44,7 @@ def test_each_library_has_an_engine_in_each_case_that_it_knows(libraries, benchm
         assert libraries.libraries_for(recipe, only=[]) == []
 
 
+@pytest.mark.slow
 def test_a_step_is_one_batch(benchmark, monkeypatch: pytest.MonkeyPatch) -> None:
     from keras_vgg import evaluation as library
 

@@ -97,6 +97,35 @@ print(" ".join(map(str, found["indices"].numpy()[0])))
 """
 
 
+IMAGES_INPUT = {"images": ("float32", [None, 32, 32, 3])}
+PROBABILITIES = {"probabilities": ("float32", [None, 6])}
+SPECIFICATIONS = {
+    "classify": (
+        {"image_bytes": ("string", [None])},
+        {
+            "classes": ("string", [None, 3]),
+            "indices": ("int32", [None, 3]),
+            "probabilities": ("float32", [None, 3]),
+        },
+    ),
+    "features": (IMAGES_INPUT, {"features": ("float32", [None, 32])}),
+    "serving_default": (IMAGES_INPUT, PROBABILITIES),
+    "serving_uint8": ({"images": ("uint8", [None, 32, 32, 3])}, PROBABILITIES),
+}
+
+
+def test_the_signatures(served) -> None:
+    found = {}
+    for name, signature in served.signatures.items():
+        specs = signature.structured_input_signature[1], signature.structured_outputs
+        found[name] = tuple(
+            {key: (spec.dtype.name, spec.shape.as_list()) for key, spec in group.items()}
+            for group in specs
+        )
+    assert found == SPECIFICATIONS
+
+
+@pytest.mark.slow
 def test_a_fresh_process_without_keras_has_the_signatures(
     model: keras.Model, path: Path, tmp_path: Path
 ) -> None:

@@ -14,8 +14,16 @@ from keras_vgg.run import Run, UnfinishedRun
 from keras_vgg.runs import evaluate_run, report_runs
 from tests.test_fit import TINY, checkpoint_arrays
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
+# Batch norm, which is slow to compile, is for the slow tests.
 UNEVEN = TINY.replace(
-    epochs=2, sampling="balanced", loss="focal", select_by="balanced_accuracy", keep_checkpoints=3
+    epochs=2,
+    sampling="balanced",
+    loss="focal",
+    select_by="balanced_accuracy",
+    keep_checkpoints=3,
+    batch_norm=False,
 )
 
 
@@ -105,7 +113,7 @@ def test_a_run_is_finished_early_and_then_extended(unfinished, capsys):
 
 @pytest.mark.slow
 def test_steps_of_the_epoch_that_finish_leaves_out_do_not_count(tmp_path):
-    recipe = UNEVEN.replace(checkpoint_steps=1, keep_checkpoints=9)
+    recipe = UNEVEN.replace(batch_norm=True, checkpoint_steps=1, keep_checkpoints=9)
     with pytest.raises(KeyboardInterrupt):
         fit(recipe, tmp_path / "run", verbose=0, callbacks=[Interrupt(1, 2)])
     assert "-step-" in Run.open(tmp_path / "run").checkpoints[-1].name
@@ -247,7 +255,7 @@ def test_wrong_restarts_are_refused(fields, message):
 @pytest.mark.slow
 def test_an_extended_run_is_that_of_one_training_with_a_restart(tmp_path):
     """Also if it was killed within an epoch, and resumed by the same call."""
-    recipe = UNEVEN.replace(checkpoint_steps=2)
+    recipe = UNEVEN.replace(batch_norm=True, checkpoint_steps=2)
     restarted = recipe.replace(epochs=4, restart_epochs=(2,), restart_rates=(0.005,))
     whole = fit(restarted, tmp_path / "whole", verbose=0)
     run = fit(recipe, tmp_path / "run", verbose=0)

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from keras_vgg import cli, data, finetune, hardware, runs
+from keras_vgg import cli, data, explain, finetune, hardware, runs
 from keras_vgg.fit import Run, build_model, evaluation_transform, load_source, probe
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.finetuning import plan_finetuning
@@ -43,7 +43,7 @@ def small(tiny_run):
     return {name: getattr(tiny_run.recipe, name) for name in fields} | {
         "init": str(tiny_run.directory),
         "image_size": 32,
-        "epochs": 2,
+        "epochs": 1,
         "learning_rate": 0.001,
         "verbose": 0,
     }
@@ -51,7 +51,10 @@ def small(tiny_run):
 
 @pytest.fixture(scope="module")
 def finished(photos, small, tmp_path_factory, blank_plots):
-    return finetune(photos, tmp_path_factory.mktemp("finetune") / "run", **small)
+    """A run whose report has no heat: to compute it takes seconds, and no test looks at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(explain, "grad_cam", lambda model, images, **_: np.zeros(images.shape[:3]))
+        return finetune(photos, tmp_path_factory.mktemp("finetune") / "run", **small)
 
 
 def test_a_folder_becomes_a_run_with_a_test_and_a_report(finished, photos, tiny_run):
@@ -61,7 +64,7 @@ def test_a_folder_becomes_a_run_with_a_test_and_a_report(finished, photos, tiny_
     assert recipe.source == f"folder:{photos}"
     assert (recipe.init, recipe.init_head) == (str(tiny_run.directory), "probe")
     assert (recipe.freeze_until, recipe.head) == ("block5", "gap")
-    assert recipe.epochs == 2 == len(finished.history)
+    assert recipe.epochs == 1 == len(finished.history)
     assert finished.results["test"]["count"] == 12
     assert finished.results["test"]["top1"] > 0.9
     assert "report" in (finished.directory / "report.html").read_text()
@@ -87,7 +90,7 @@ def test_a_finished_run_is_left_alone_and_other_options_are_refused(
     # What is not given stays as it was decided.
     assert finetune(photos, finished.directory, init=small["init"], verbose=0) == finished
     with pytest.raises(
-        ValueError, match=r"another recipe .epochs 2, not 3.; choose another workdir"
+        ValueError, match=r"another recipe .epochs 1, not 3.; choose another workdir"
     ):
         finetune(photos, finished.directory, **small | {"epochs": 3})
     with pytest.raises(ValueError, match="freeze_until 'block5', not 'all'"):
@@ -98,12 +101,18 @@ def test_a_finished_run_is_left_alone_and_other_options_are_refused(
     assert kept == {p: time for p, time in before.items() if p.name != ".lock"}
 
 
+@pytest.fixture(scope="module")
+def finished_after_two(photos, small, tmp_path_factory, blank_plots):
+    return finetune(photos, tmp_path_factory.mktemp("two") / "run", **small | {"epochs": 2})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_an_interrupted_fine_tuning_ends_as_an_uninterrupted_one(
-    finished, photos, small, epoch, tmp_path, monkeypatch
+    finished_after_two, photos, small, epoch, tmp_path, monkeypatch
 ):
     """Interrupted before the first checkpoint, the classifier is fitted again."""
+    finished, small = finished_after_two, small | {"epochs": 2}
     on_epoch_begin = Recorder.on_epoch_begin
 
     def interrupt(self, begun, logs=None):

@@ -30,8 +30,15 @@ def operations(model, training=True):
     return {op.type for op in graph.graph.get_operations()}
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("policy", "jit_compile"),
+    [
+        ("float32", False),
+        ("float32", True),
+        ("mixed_bfloat16", False),
+        pytest.param("mixed_bfloat16", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_is_what_keras_makes_of_it(policy, jit_compile):
     x = RNG.normal(3, 5, (4, 6, 5, 7)).astype("float32")
     target = RNG.normal(0, 1, x.shape).astype("float32")

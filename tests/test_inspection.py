@@ -264,6 +264,8 @@ def test_progress_goes_to_stderr_if_wanted(
 # --- bad images ------------------------------------------------------------------------------
 
 
+# Other tests find the same files, by `check` and by `raise_for_bad_images`.
+@pytest.mark.slow
 def test_find_bad_images(files: Split, tmp_path: Path) -> None:
     found = find_bad_images(files)
     assert_bad(found, {str(tmp_path / name): BAD[name] for name in BAD})

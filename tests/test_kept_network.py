@@ -16,6 +16,8 @@ from keras_vgg.models import vgg
 from keras_vgg.runs import evaluate_run
 from tests.test_training import script
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 kept_network = script("kept_network")
 
 

@@ -384,7 +384,9 @@ def published_as_vgg13(monkeypatch, tmp_path):
     return source, asked
 
 
-@pytest.mark.parametrize("weights", ["imagenet", pytest.param("torchvision", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "weights", ["imagenet", pytest.param("torchvision", marks=pytest.mark.slow)]
+)
 def test_published_weights_bring_their_preprocessing(weights, monkeypatch, tmp_path):
     """What is fetched for VGG13, a whole network in PyTorch's layout, goes into a base."""
     source, asked = published_as_vgg13(monkeypatch, tmp_path)

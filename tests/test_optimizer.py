@@ -41,10 +41,11 @@ def small_network(recipe: Recipe) -> keras.Model:
     return keras.Model(inputs, x)
 
 
+@pytest.mark.parametrize("steps", [40, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "recipe", [MOMENTUM, NESTEROV, ADAMW], ids=["momentum", "nesterov", "adamw"]
 )
-def test_a_hundred_steps_are_pytorchs(recipe: Recipe) -> None:
+def test_steps_are_pytorchs(recipe: Recipe, steps: int) -> None:
     """Kernels decay; biases, gamma and beta do not. Both take the gradients of the loss alone."""
     torch = pytest.importorskip("torch")
     keras.utils.set_random_seed(0)
@@ -75,7 +76,7 @@ def test_a_hundred_steps_are_pytorchs(recipe: Recipe) -> None:
         optimizer.apply(tape.gradient(total, watched), variables)
         return tape.gradient(loss, watched)
 
-    for _ in range(100):
+    for _ in range(steps):
         images = rng.normal(size=(8, 6, 6, 3)).astype("float32")
         gradients = step(images, np.eye(3, dtype="float32")[rng.integers(3, size=8)])
         for parameter, gradient in zip(values, gradients, strict=True):

@@ -315,22 +315,15 @@ def test_images_that_cannot_be_compared(metrics, a, b, message):
         metrics["LPIPS"](np.zeros(a), np.zeros(b))
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_loss_and_a_metric_in_one_training(metrics, compiled):
+def test_a_loss_and_a_metric_in_one_training(metrics):
     metric, (a, b) = metrics["LPIPS"], pair(16, 16, count=5)
     a, b = a.astype("float32"), b.astype("float32")
     image = keras.Input((16, 16, 3))
     identity = keras.initializers.Constant(np.eye(3)[None, None])
     layer = keras.layers.Conv2D(3, 1, kernel_initializer=identity)
     generator = keras.Model(image, layer(image))
-    generator.compile(
-        keras.optimizers.SGD(0.01), loss=metric, metrics=[metric], run_eagerly=not compiled
-    )
+    generator.compile(keras.optimizers.SGD(0.01), loss=metric, metrics=[metric])
     values = metric(a, b)
-    if keras.backend.backend() == "tensorflow":  # what a compiled step traces
-        import tensorflow as tf
-
-        np.testing.assert_allclose(tf.function(metric)(a, b), values, rtol=1e-3)
     scores = generator.evaluate(b, a, batch_size=2, verbose=0, return_dict=True)
     # Uneven batches: the mean over the pairs, not over the batches.
     np.testing.assert_allclose(scores["lpips"], values.mean(), rtol=1e-3)

@@ -10,6 +10,7 @@ import pytest
 
 from keras_vgg import architecture, vgg
 from keras_vgg.export import prune
+from tests.dense_networks import answers
 
 CLASSES = 4
 CASES = {
@@ -28,6 +29,7 @@ def network(
     batch_norm: bool = False,
     input_shape: tuple = (32, 32, 3),
     classifier_activation: str = "softmax",
+    filters: Sequence[int] = (),
 ) -> keras.Model:
     keras.utils.set_random_seed(0)
     model = vgg(
@@ -35,7 +37,8 @@ def network(
         weights=None,
         input_shape=input_shape,
         classes=CLASSES,
-        width_multiplier=1 / 16,
+        width_multiplier=1.0 if filters else 1 / 16,
+        filters=filters,
         hidden_units=8,
         head=head,
         batch_norm=batch_norm,
@@ -79,9 +82,7 @@ def test_removing_filters_that_give_zero_changes_no_answer(case: str) -> None:
         scaling.set_weights(weights)
     small = prune.remove_filters(model, kept)
     pictures = images(model)
-    np.testing.assert_allclose(
-        small.predict(pictures, verbose=0), model.predict(pictures, verbose=0), atol=1e-5
-    )
+    np.testing.assert_allclose(answers(small, pictures), answers(model, pictures), atol=1e-5)
     rows = architecture.layers(
         CASES[case]["configuration"],
         filters=[layer.filters for layer in prune.convolutions(small)],
@@ -109,9 +110,7 @@ def test_the_builder_makes_the_same_network_from_the_widths() -> None:
     )
     again.set_weights(small.get_weights())
     pictures = images(model)
-    np.testing.assert_array_equal(
-        again.predict(pictures, verbose=0), small.predict(pictures, verbose=0)
-    )
+    np.testing.assert_array_equal(answers(again, pictures), answers(small, pictures))
 
 
 def test_criteria_are_what_they_say() -> None:
@@ -144,7 +143,7 @@ def test_sensitivity_is_the_change_without_the_filters_and_restores_the_weights(
     several_labels: bool,
 ) -> None:
     activation = "sigmoid" if several_labels else "softmax"
-    model = network(**CASES["fc"], classifier_activation=activation)
+    model = network(**CASES["fc"], classifier_activation=activation, filters=[4] * 8)
     pictures, labels = images(model, 40), np.zeros(40, int)
     before = model.get_weights()
     scores = prune.importance(model, "l1", pictures, labels)
@@ -162,7 +161,7 @@ def test_sensitivity_is_the_change_without_the_filters_and_restores_the_weights(
     assert last.removed[-1] < len(last.order)
     removed = last.removed[-1]
     small = prune.remove_filters(model, {last.layer: np.sort(last.order[removed:])})
-    own, others = (net.predict(pictures, verbose=0).astype(float) for net in (model, small))
+    own, others = (answers(net, pictures).astype(float) for net in (model, small))
     terms = [own * np.log(own / others)]
     if several_labels:
         terms.append((1 - own) * np.log((1 - own) / (1 - others)))

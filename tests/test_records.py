@@ -34,13 +34,23 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2000])
 
 
+def folder_of(count: int, root: Path) -> Path:
+    """Images of the classes a and b, two to one, no two alike, of five formats."""
+    for i in range(count):
+        write_image(root / f"{'aab'[i % 3]}/{i:03}.{EXTENSIONS[i % 5]}", i, 8 + i % 4)
+    return root
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """20 images of class a and 10 of class b, no two alike, of five formats."""
-    for i in range(30):
-        name = f"{'aab'[i % 3]}/{i:03}.{EXTENSIONS[i % 5]}"
-        write_image(tmp_path / "images" / name, i, 8 + i % 4)
-    return tmp_path / "images"
+    """10 images of class a and 5 of class b: 9 are in train, 3 in validation, 3 in test."""
+    return folder_of(15, tmp_path / "images")
+
+
+@pytest.fixture
+def larger_folder(tmp_path: Path) -> Path:
+    """20 images of class a and 10 of class b: 18 are in train, 6 in validation, 6 in test."""
+    return folder_of(30, tmp_path / "images")
 
 
 def open_folder(folder: Path, **options: Any) -> Source:
@@ -108,7 +118,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None
 
 def test_files_are_packed_byte_for_byte_in_a_random_order(folder: Path, tmp_path: Path) -> None:
     source = open_folder(folder)
-    records.pack(source, tmp_path / "out", shard_images=7)
+    records.pack(source, tmp_path / "out", shard_images=6)
     packed = records.load(tmp_path / "out")
     assert packed.class_names == ("a", "b")
     assert packed.name == f"records:{tmp_path / 'out'}"
@@ -119,7 +129,7 @@ def test_files_are_packed_byte_for_byte_in_a_random_order(folder: Path, tmp_path
         expected = [(Path(split.paths[i]).read_bytes(), split.labels[i]) for i in written(split)]
         assert contents(there) == expected
     # In the order of the classes the first shard would have one class only.
-    assert {label for _, label in contents(packed.train)[:7]} == {0, 1}
+    assert {label for _, label in contents(packed.train)[:6]} == {0, 1}
 
 
 def test_larger_images_are_packed_smaller(tmp_path: Path) -> None:
@@ -172,8 +182,8 @@ def test_arrays_are_packed_as_png(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_records_are_packed_as_they_come(folder: Path, tmp_path: Path) -> None:
-    whole = replace(open_folder(folder), validation=None)
+def test_records_are_packed_as_they_come(larger_folder: Path, tmp_path: Path) -> None:
+    whole = replace(open_folder(larger_folder), validation=None)
     records.pack(whole, tmp_path / "first", shard_images=9)
     first = records.load(tmp_path / "first")
     one, two, *_ = (shard.path for shard in first.train.records.shards)
@@ -190,8 +200,8 @@ def test_records_are_packed_as_they_come(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_manifest(folder: Path, tmp_path: Path) -> None:
-    source, out = open_folder(folder), tmp_path / "out"
+def test_manifest(larger_folder: Path, tmp_path: Path) -> None:
+    source, out = open_folder(larger_folder), tmp_path / "out"
     manifest = records.pack(source, out, shard_images=7)
     assert manifest == json.loads((out / "manifest.json").read_text())
     assert list(manifest)[:5] == ["format", "version", "source", "class_names", "splits"]
@@ -316,7 +326,7 @@ def test_a_damaged_file_is_named(
     whole = list(order).index(jpeg_or_png[-1]) // 5
     assert sorted(files(out)) == [
         "progress.json",
-        *(f"train-{i:05}-of-00004.tfrecord" for i in range(whole)),
+        *(f"train-{i:05}-of-00002.tfrecord" for i in range(whole)),
     ]
     assert whole > 0
     # A mended image is in no finished shard, so the pack goes on.
@@ -330,7 +340,7 @@ def test_files_skipped_by_the_source_are_not_packed(folder: Path, tmp_path: Path
     truncate(folder / "a" / "000.jpg")
     source = open_folder(folder, on_bad_image="skip")
     manifest = records.pack(source, tmp_path / "out")
-    assert sum(split["images"] for split in manifest["splits"].values()) == 29
+    assert sum(split["images"] for split in manifest["splits"].values()) == 14
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
@@ -363,30 +373,30 @@ def test_a_label_out_of_range_is_named(tmp_path: Path, label: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shard_images", "written_before"),
-    [(9, 12), *(pytest.param(5, n, marks=pytest.mark.slow) for n in (0, 12, 18, 23))],
+    ("images", "shard_images", "written_before"),
+    [(15, 6, 8), *(pytest.param(30, 5, n, marks=pytest.mark.slow) for n in (0, 12, 18, 23))],
 )
 def test_a_resumed_pack_is_that_of_an_uninterrupted_one(
-    folder: Path,
     tmp_path: Path,
     stop_after: Callable[[int], None],
+    images: int,
     shard_images: int,
     written_before: int,
 ) -> None:
-    source, out = open_folder(folder), tmp_path / "out"
+    source, out = open_folder(folder_of(images, tmp_path / "images")), tmp_path / "out"
     expected = records.pack(source, tmp_path / "whole", shard_images=shard_images)
     stop_after(written_before)
     with pytest.raises(Stop):
         records.pack(source, out, shard_images=shard_images)
     before = {path.name: path.stat() for path in out.glob("*.tfrecord")}
     assert sorted(files(out)) == ["progress.json", *sorted(before)]
-    # 18 images in train, 6 and 6.
-    shards = np.array([9, 9, 6, 6] if shard_images == 9 else [5, 5, 5, 3, 5, 1, 5, 1])
+    # 9 images in train, 3 and 3; or 18, 6 and 6.
+    shards = np.array([6, 3, 3, 3] if images == 15 else [5, 5, 5, 3, 5, 1, 5, 1])
     assert len(before) == np.sum(np.cumsum(shards) <= written_before)
     with pytest.raises(FileNotFoundError, match=r"packing was not finished: run it again"):
         records.load(out)
     # What a kill would have left.
-    (out / ".partial-abctrain-00003-of-00004.tfrecord").write_bytes(b"half")
+    (out / ".partial-abctrain-00001-of-00002.tfrecord").write_bytes(b"half")
     stop_after(-1)
     assert records.pack(source, out, shard_images=shard_images) == expected
     assert files(out) == files(tmp_path / "whole")

@@ -45,7 +45,12 @@ def split_of(form: str, folder: Path) -> data.Split:
 
 
 @pytest.mark.parametrize(
-    "form", ["images", "paths", pytest.param("records", marks=pytest.mark.slow)]
+    "form",
+    [
+        pytest.param("images", marks=pytest.mark.slow),
+        "paths",
+        pytest.param("records", marks=pytest.mark.slow),
+    ],
 )
 def test_boxes_are_where_the_views_come_from(form: str, tmp_path: Path) -> None:
     views = []

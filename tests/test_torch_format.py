@@ -93,7 +93,8 @@ def save(net, path, naming="torchvision"):
         pytest.param("D", False, ".safetensors", "timm", marks=pytest.mark.slow),
         ("D", True, ".pth", "torchvision"),
         pytest.param("E", False, ".pth", "timm", marks=pytest.mark.slow),
-        ("E", True, ".safetensors", "torchvision"),
+        ("A", True, ".safetensors", "torchvision"),
+        pytest.param("E", True, ".safetensors", "torchvision", marks=pytest.mark.slow),
     ],
 )
 def test_logits_equal_pytorch(tmp_path, configuration, batch_norm, suffix, naming):

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import grpc
 import keras_tuner
@@ -33,7 +34,14 @@ def test_a_dead_workers_trial_goes_to_another(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the protocol: a worker takes a trial and is never heard of again."""
-    monkeypatch.setattr("keras_vgg.tuning.oracle._SIGN_INTERVAL", 0.2)
+    monkeypatch.setattr("keras_vgg.tuning.oracle._SIGN_INTERVAL", 0.1)
+    # The chief looks for signs ten times a second, instead of once.
+    clock = SimpleNamespace(
+        sleep=lambda seconds: time.sleep(seconds / 10),
+        monotonic=time.monotonic,
+        time_ns=time.time_ns,
+    )
+    monkeypatch.setattr("keras_vgg.tuning.oracle.time", clock)
     hp = keras_tuner.HyperParameters()
     hp.Float("learning_rate", 0.01, 0.1)
     hp.Choice("head", ["fc", "gap"])
@@ -60,7 +68,7 @@ def test_a_dead_workers_trial_goes_to_another(
             with alive(folder, "living"):
                 # Not STOPPED, though no trial is left: the other has not ended.
                 while (again := take("living")).status == status.IDLE:
-                    time.sleep(0.2)
+                    time.sleep(0.05)
                 assert again.trial_id == taken.trial_id
                 assert again.hyperparameters == taken.hyperparameters
                 update = {"trial_id": again.trial_id, "metrics": {"val_accuracy": 0.5}, "step": 0}

@@ -17,6 +17,7 @@ from keras_vgg import cli, convert, models, weights
 
 SHAPE = (32, 32, 3)
 BASE = {"include_top": False, "width_multiplier": 1 / 16, "input_shape": SHAPE}
+WITH_TOP = BASE | {"include_top": True, "hidden_units": 8}
 
 
 def base(name=None, batch_norm=False):
@@ -181,7 +182,7 @@ def test_with_the_top_another_head_is_refused(tmp_path):
     for name in ("mine.h5", "mine.keras"):
         model.save(tmp_path / name)
         with pytest.raises(ValueError, match=r"left over bn; left over dense.*; missing fc1"):
-            models.vgg("A", weights=tmp_path / name, width_multiplier=1 / 16, input_shape=SHAPE)
+            models.vgg("A", weights=tmp_path / name, **WITH_TOP)
     nested = sequential()
     nested.save(tmp_path / "nested.h5")
     target = base()
@@ -431,7 +432,7 @@ def test_heads_of_pytorch_are_left_out(tmp_path, state, head):
             kernel.transpose(3, 2, 0, 1), state["features.0.weight"].numpy()
         )
         with pytest.raises(ValueError, match=r"nothing was loaded.*left over"):
-            models.vgg("A", weights=tmp_path / name, width_multiplier=1 / 16, input_shape=SHAPE)
+            models.vgg("A", weights=tmp_path / name, **WITH_TOP)
 
 
 @pytest.mark.skipif(torch is None, reason="PyTorch's files do not depend on the backend")
