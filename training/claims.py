@@ -266,10 +266,10 @@ def gradients(base: Recipe, run: Run, trained: bool, images: int = 512) -> dict[
     if trained:
         model.set_weights(run.model().get_weights())
     layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
-    kernels = [layer.kernel.value for layer in layers]
+    kernels: list[Any] = [variable.value for layer in layers for variable in layer.weights[:1]]
     with tf.GradientTape() as tape:
         answers = model(tf.cast(pixels, tf.float32), training=True)
-        errors = keras.losses.sparse_categorical_crossentropy(labels, answers)
+        errors: Any = keras.losses.sparse_categorical_crossentropy(labels, answers)
         loss = tf.reduce_mean(errors)
     found = tape.gradient(loss, kernels)
     return {
