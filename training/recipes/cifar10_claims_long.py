@@ -5,8 +5,8 @@ training/claims.py varies this recipe.
 command:  python training/claims.py DIR --recipe training/recipes/cifar10_claims_long.py \
               --nets A B D --workdir runs/claims_long
           (DIR holds CIFAR-10's images as <class>/<image>)
-hardware: 2 CPU cores of a Xeon with AMX, each with a run of its own: 35 to 45 s an epoch of A, 48 to
-          65 s of B and D, beside other work
+hardware: 2 CPU cores of a Xeon with AMX, each with a run of its own: 35 to 45 s an epoch of A,
+          48 to 65 s of B and D, beside other work
 result:   not finished. Validation accuracy of A 81.18 and 79.92 % (seeds 0 and 1), of B 81.96 %
           (seed 0); no test split has been read
 
