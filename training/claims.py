@@ -51,6 +51,7 @@ from keras_vgg.fit import (  # noqa: E402
     fit,
     load_source,
 )
+from keras_vgg.fit.inputs import channel_statistics  # noqa: E402
 from keras_vgg.fit.model import initial_weights  # noqa: E402
 from keras_vgg.recipe import Recipe, load_recipe  # noqa: E402
 from keras_vgg.runs import evaluate_runs, paper_scales  # noqa: E402
@@ -245,26 +246,36 @@ def _differences(base: Recipe, recipe: Recipe) -> dict[str, Any]:
     return {"seed": recipe.seed} | {k: v for k, v in _fields(recipe).items() if v != base_fields[k]}
 
 
-def gradients(base: Recipe, run: Run, trained: bool, images: int = 512) -> dict[str, float]:
+def gradients(
+    base: Recipe, run: Run, images: int = 512
+) -> tuple[dict[str, float], dict[str, float]]:
     """Return the norm of each convolution's gradient, divided by the norm of its weights.
 
     The loss is that of validation images of all classes, without augmentation and dropout, in
-    float32; batch norm uses their own statistics, as in training. `trained`: with the weights of
-    the run's best epoch, in place of those before the first.
+    float32; batch norm uses their own statistics, as in training.
+
+    Returns:
+        The figures by layer, with the weights before the first epoch and with those of the best.
     """
     recipe = run.recipe.replace(source=base.source, dropout=0.0)
     source = load_source(recipe)
     assert source.validation is not None
     sample = source.validation.spread(images)
-    pixels, labels = next(
-        iter(data.evaluation_dataset(sample, images, evaluation_transform(recipe)))
-    )
+    batches = data.evaluation_dataset(sample, images, evaluation_transform(recipe))
+    pixels, labels = next(iter(batches))
     keras.utils.set_random_seed(recipe.seed)
-    statistics = data.statistics(source.train)
-    initial = None if trained else initial_weights(recipe)
-    model = build_model(recipe, len(source.class_names), statistics, initial=initial)
-    if trained:
-        model.set_weights(run.model().get_weights())
+    model = build_model(
+        recipe,
+        len(source.class_names),
+        channel_statistics(recipe, source.train),
+        initial=initial_weights(recipe),
+    )
+    before = _gradients_of(model, pixels, labels)
+    model.set_weights(run.model().get_weights())
+    return before, _gradients_of(model, pixels, labels)
+
+
+def _gradients_of(model: keras.Model, pixels: tf.Tensor, labels: tf.Tensor) -> dict[str, float]:
     layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     kernels: list[Any] = [variable.value for layer in layers for variable in layer.weights[:1]]
     with tf.GradientTape() as tape:
@@ -282,11 +293,10 @@ def gradients_table(base: Recipe, workdir: Path, seeds: Sequence[int], nets: Seq
     """Return a Markdown table of `gradients`, medians of the seeds: at the start, and after."""
     columns = {}
     for net in nets:
-        runs = [Run.open(directory(workdir, net, seed)) for seed in seeds]
-        for when in (False, True):
-            by_seed = [gradients(base, run, when) for run in runs]
-            columns[f"{net}, {'after' if when else 'before'} training"] = {
-                layer: float(np.median([found[layer] for found in by_seed])) for layer in by_seed[0]
+        by_seed = [gradients(base, Run.open(directory(workdir, net, seed))) for seed in seeds]
+        for when, figures in zip(("before", "after"), zip(*by_seed, strict=True), strict=True):
+            columns[f"{net}, {when} training"] = {
+                layer: float(np.median([found[layer] for found in figures])) for layer in figures[0]
             }
     layers = list(max(columns.values(), key=len))
     lines = [f"| layer | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
