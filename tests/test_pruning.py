@@ -75,6 +75,8 @@ def test_a_run_becomes_narrower_in_steps_that_resume(
     assert last.validation == run.results["validation_accuracy"]
     assert "test" not in run.results
     assert (workdir / "pruning.png").stat().st_size > 10_000
+    kept = read_fields(workdir / "pruning.json")["steps"]
+    assert all(step["divergences"]["fitted"] < step["divergences"]["removed"] for step in kept)
     record = run.read_json("init.json")
     assert record["source"] == str(workdir / "step-2.keras")
 
@@ -367,6 +369,32 @@ def test_a_kill_in_the_first_step_leaves_a_pruning_that_goes_on(
     assert open_pruning(workdir).steps == ()
     with pytest.raises(ValueError, match="has 0 of 3 steps; repeat the pruning to resume"):
         pruning.stand_ins(tiny_run, workdir)
+
+
+@pytest.mark.parametrize("is_better", [True, False])
+def test_fitted_weights_are_kept_if_they_answer_validation_images_better(
+    is_better: bool,
+    varied_run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    def spoil(model: keras.Model, small: keras.Model, *arguments: Any) -> None:
+        last = small.layers[-1]
+        last.set_weights([-10 * values for values in last.get_weights()])
+
+    if not is_better:
+        monkeypatch.setattr(pruning, "reconstruct", spoil)
+    model = varied_run.model()
+    kept = {"block5_conv1": np.arange(0, 32, 2)}
+    small = prune.remove_filters(model, kept)
+    before = small.get_weights()
+    figures = pruning._reconstruct(varied_run, model, small, kept, 30, verbose=2)
+    assert (figures["fitted"] < figures["removed"]) == is_better
+    unchanged = all(map(np.array_equal, before, small.get_weights()))
+    assert unchanged != is_better
+    printed = capsys.readouterr().out
+    assert f"30 validation images: {figures['removed']:.3g} with the filters removed" in printed
+    assert f"{figures['fitted']:.3g} with the weights fitted" in printed
 
 
 def test_a_step_without_its_network_is_refused_before_any_work(

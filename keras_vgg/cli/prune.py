@@ -17,7 +17,8 @@ class Prune:
     """Make a run's network narrower and faster: keras-vgg prune RUN --workdir DIR
 
     Validation images say how many filters each convolution can lose. The least important filters
-    are removed, and the narrower network is trained on the run's data, with the run as teacher. The
+    are removed, and least squares fit the weights that are left to what the network computed
+    before. The narrower network is then trained on the run's data, with the run as teacher. The
     result in DIR/step-1 is an ordinary run, to evaluate, explain and export. pruning.json and
     pruning.png show what was measured. Repeat the command to resume, also if RUN or DIR has moved.
     """
@@ -37,7 +38,7 @@ class Prune:
     weights. batch_norm: the scale of its batch normalisation."""
     images: int = 1000
     """Number of validation images, and of training images, that importance and sensitivity are
-    measured on."""
+    measured on, and the weights fitted on."""
     epochs: int | None = None
     """Epochs of the training in each step (default: a third of the run's)."""
     learning_rate: float | None = None

@@ -8,9 +8,8 @@ does both.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +126,7 @@ def sensitivities(
     a network is too sure of wrong answers: with fewer filters it is less sure, and its loss falls.
 
     Args:
-        model: A VGG that gives probabilities. Its weights are as before when the function returns.
+        model: A VGG that gives probabilities.
         scores: As `importance` returns them.
         images: [n, height, width, channels] RGB in [0, 255], of the validation split.
         on_layer: Called with the result of each layer that has just been measured.
@@ -137,12 +136,13 @@ def sensitivities(
             measured again.
 
     Raises:
-        ValueError: no images, or images or weights that are not finite.
+        ValueError: no images; images or weights that are not finite; a model with channels first.
     """
     if not len(images):
         raise ValueError("the sensitivity needs images; there are 0")
     require_finite_images(images)
     require_finite_weights(model)
+    _require_channels_last(model)
     own = answers(model, images)
     norms = _batch_norms(model)
     results = []
@@ -151,12 +151,11 @@ def sensitivities(
             results.append(measured[layer.name])
             continue
         order = order_of(scores[layer.name])
-        removed, divergences = [0], [0.0]
-        for count in () if _sees_neighbours(layer.name, model) else _counts(layer.filters):
-            with _without(layer, norms.get(layer.name), order[:count]):
-                removed.append(count)
-                divergences.append(divergence(own, answers(model, images), several_labels))
-        results.append(Sensitivity(layer.name, order, tuple(removed), tuple(divergences)))
+        counts = [] if _sees_neighbours(layer.name, model) else _counts(layer.filters)
+        without = [order[:count] for count in counts]
+        changed = _answers_without(model, norms.get(layer.name, layer), without, images)
+        divergences = [divergence(own, others, several_labels) for others in changed]
+        results.append(Sensitivity(layer.name, order, (0, *counts), (0.0, *divergences)))
         on_layer(results[-1])
     return results
 
@@ -378,20 +377,27 @@ def _counts(filters: int) -> list[int]:
     return list(range(step, filters, step))
 
 
-@contextlib.contextmanager
-def _without(layer: Any, norm: Any, filters: np.ndarray) -> Iterator[None]:
-    """Let some filters of a convolution give zero inside the block."""
-    scaling = layer if norm is None else norm
-    before = scaling.get_weights()
-    after = [values.copy() for values in before]
-    # Kernel and bias, or gamma and beta: all but the moving mean and variance.
-    for values in after if norm is None else after[:2]:
-        values[..., filters] = 0.0
-    scaling.set_weights(after)
-    try:
-        yield
-    finally:
-        scaling.set_weights(before)
+def _answers_without(
+    model: keras.Model, layer: Any, without: Sequence[np.ndarray], images: np.ndarray
+) -> list[np.ndarray]:
+    """Return the answers for each of several sets of channels of a layer that give zero."""
+    before = keras.Model(model.input, layer.output)
+    behind = keras.Model(layer.output, model.output)
+    masks = np.ones((len(without), layer.output.shape[-1]), np.float32)
+    for mask, channels in zip(masks, without, strict=True):
+        mask[channels] = 0.0
+    parts: list[list[np.ndarray]] = [[] for _ in without]
+    for start in range(0, len(images), _BATCH) if without else ():
+        inside = before(images[start : start + _BATCH], training=False)
+        for part, mask in zip(parts, masks, strict=True):
+            masked = inside * keras.ops.cast(mask, inside.dtype)
+            part.append(as_array(behind(masked, training=False)))
+    return [np.concatenate(part) for part in parts]
+
+
+def _require_channels_last(model: keras.Model) -> None:
+    if convolutions(model)[0].data_format != "channels_last":
+        raise ValueError("filters are removed from a model with channels last")
 
 
 def _check_kept(model: keras.Model, name: str, numbers: np.ndarray) -> None:
@@ -399,8 +405,7 @@ def _check_kept(model: keras.Model, name: str, numbers: np.ndarray) -> None:
     if name not in layers:
         raise ValueError(f"model {model.name!r} has no convolution {name!r} to take filters from")
     numbers, filters = np.asarray(numbers), layers[name].filters
-    if layers[name].data_format != "channels_last":
-        raise ValueError("filters are removed from a model with channels last")
+    _require_channels_last(model)
     rises = numbers.ndim == 1 and numbers.dtype.kind in "iu" and bool(np.all(np.diff(numbers) > 0))
     if not len(numbers) or not rises or numbers[0] < 0 or numbers[-1] >= filters:
         raise ValueError(

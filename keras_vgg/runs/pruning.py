@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_vgg import architecture, plotting
+from keras_vgg.console import progress_bars, show
 from keras_vgg.export import prune
+from keras_vgg.export.answers import answers
+from keras_vgg.export.reconstruction import fitted_layers, reconstruct
 from keras_vgg.files import sha256_of, whole_names, write_atomically, write_json
-from keras_vgg.fit import train
+from keras_vgg.fit import evaluation_transform, train
 from keras_vgg.fit.preparation import require_same_networks
 from keras_vgg.plotting import INK, LINE, SERIES
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, directory_of_run, read_fields
-from keras_vgg.runs.images import open_split, recipe_of
+from keras_vgg.runs.images import as_arrays, open_split, recipe_of
 from keras_vgg.runs.sensitivity import as_fields, run_sensitivities, sensitivity_file
 
 if TYPE_CHECKING:
+    import keras
     from matplotlib.axes import Axes
 
 FILE, PICTURE = "pruning.json", "pruning.png"
@@ -87,9 +91,10 @@ def prune_run(
     """Prune a run's network to a share of its multiply-accumulates, and train it again.
 
     In each step, validation images say how many filters each layer can lose (see
-    `keras_vgg.export.prune`); these are removed; and the narrower network is trained on the run's
-    data, with the run as teacher (`Recipe.teachers`). Every step is an ordinary run, whose recipe
-    has `filters`. The test split is not read.
+    `keras_vgg.export.prune`); these are removed; the weights that are left are fitted to what the
+    network computed before (see `keras_vgg.export.reconstruction`); and the narrower network is
+    trained on the run's data, with the run as teacher (`Recipe.teachers`). Every step is an
+    ordinary run, whose recipe has `filters`. The test split is not read.
 
     Repeat the call to resume after a kill; the run and the directory may be at other paths then.
     The sensitivity of each layer is kept in step-N.sensitivity.json until its step has its filters.
@@ -101,7 +106,7 @@ def prune_run(
         steps: In how many steps, each of which removes the same share of what is left.
         criterion: As in `keras_vgg.export.prune.importance`.
         images: At most so many validation images give the sensitivity, and training images the
-            importance; evenly spread.
+            importance and the fit; evenly spread.
         epochs: Of the training in each step. None: a third of the run's.
         learning_rate: Where the training of each step begins. None: a tenth of the run's.
         verbose: As in `keras_vgg.train`.
@@ -347,15 +352,53 @@ def _remove(
     layers = run_sensitivities(run, model, settings["criterion"], settings["images"], file, verbose)
     kept = prune.plan(layers, count_macs, limit)
     small = prune.remove_filters(model, kept)
+    divergences = _reconstruct(run, model, small, kept, settings["images"], verbose)
     write_atomically(workdir / f"step-{number}.keras", small.save)
     widths = tuple(map(len, kept.values()))
     entry = _figures(run.recipe.replace(filters=widths), classes) | {
         "validation": None,
+        "divergences": divergences,
         "sensitivity": {layer.layer: as_fields(layer) for layer in layers},
     }
     del model, small
     gc.collect()
     return entry
+
+
+def _reconstruct(
+    run: Run,
+    model: keras.Model,
+    small: keras.Model,
+    kept: Mapping[str, np.ndarray],
+    count: int,
+    verbose: int | str,
+) -> dict[str, float]:
+    """Fit a pruned network's weights, unless its answers to validation images get worse by it.
+
+    Returns the mean divergence of its answers to these images from the whole network's: with the
+    filters removed, and with the weights fitted.
+    """
+    transform = evaluation_transform(run.recipe)
+    pictures, _ = as_arrays(open_split(run, "validation").spread(count), transform)
+    own, before = answers(model, pictures), small.get_weights()
+
+    def change() -> float:
+        return prune.divergence(own, answers(small, pictures), run.several_labels)
+
+    removed = change()
+    images, _ = as_arrays(open_split(run, "train").spread(count), transform)
+    with progress_bars(verbose not in (0, 2)) as bars:
+        task = bars.add_task("reconstruction, layers", total=len(fitted_layers(small)))
+        reconstruct(model, small, kept, images, lambda name: bars.advance(task))
+    fitted = change()
+    if verbose != 0:
+        show(
+            f"divergence of the answers to {len(pictures):,} validation images: {removed:.3g} with"
+            f" the filters removed, {fitted:.3g} with the weights fitted"
+        )
+    if not fitted < removed:  # or not a number
+        small.set_weights(before)
+    return {"removed": removed, "fitted": fitted}
 
 
 def macs_of(recipe: Recipe, classes: int, widths: Sequence[int]) -> int:

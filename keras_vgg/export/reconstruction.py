@@ -1,0 +1,169 @@
+"""Fit the weights that a pruned VGG has left to what the whole network computes, without training.
+
+Where filters are gone, all later layers get other inputs. Layer by layer, from the first to the
+last, least squares find the kernel and the bias with which a layer comes closest to its own outputs
+in the whole network, from the inputs that it gets now (He et al., arXiv:1707.06168). It takes
+images, and neither labels nor gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_vgg.export.answers import answers
+from keras_vgg.finite import require_finite_images, require_finite_weights
+
+_BATCH = 32
+_ROWS = 8  # outputs of a filter to fit, for each of its weights
+_IMAGES = 256  # images that a layer is fitted on, at least, if there are so many
+# What a change of the weights costs, relative to the mean square of the inputs: with few images,
+# least squares alone would fit these, and no others.
+_RIDGE = 1e-2
+
+
+def reconstruct(
+    model: keras.Model,
+    small: keras.Model,
+    kept: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    on_layer: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Change the weights of a pruned network so that each layer computes what it did before.
+
+    The weights behind the first missing filter are changed in place, but for those of batch
+    normalisation. For each filter, 8 outputs for each of its weights are fitted, at random places
+    of the images, or as many as the images have. The same call gives the same weights.
+
+    Args:
+        model: A VGG of this package, channels last.
+        small: What `prune.remove_filters` returns for it and `kept`.
+        kept: Convolution -> the numbers of the filters that are left.
+        images: [n, height, width, channels] RGB in [0, 255], such as the training images. A few
+            hundred are enough for large images; at 32x32, 1,000 or more.
+        on_layer: Called with the name of each convolution and dense layer that is done.
+
+    Raises:
+        ValueError: no images; images or weights that are not finite; a network whose image size is
+            open.
+    """
+    if not len(images):
+        raise ValueError("the reconstruction needs images; there are 0")
+    if None in model.input_shape[1:]:
+        raise ValueError(f"the reconstruction needs a fixed image size, not {model.input_shape}")
+    require_finite_images(images)
+    require_finite_weights(model)
+    is_changed = False  # whether filters before the layer are gone
+    for layer in fitted_layers(small):
+        whole = model.get_layer(layer.name)
+        if is_changed:
+            _fit(model, small, layer, kept.get(layer.name), images)
+        is_changed |= layer.weights[0].shape != whole.weights[0].shape
+        on_layer(layer.name)
+
+
+def fitted_layers(model: keras.Model) -> list[keras.layers.Conv2D | keras.layers.Dense]:
+    """Return the layers that `reconstruct` passes, in order: convolutions and dense layers."""
+    kinds = (keras.layers.Conv2D, keras.layers.Dense)
+    return [layer for layer in model.layers if isinstance(layer, kinds)]
+
+
+def _fit(
+    model: keras.Model,
+    small: keras.Model,
+    layer: keras.layers.Conv2D | keras.layers.Dense,
+    chosen: np.ndarray | None,
+    images: np.ndarray,
+) -> None:
+    """Fit one layer of `small`, whose filters are `chosen` of those in `model`; None: all."""
+    kernel, bias = layer.get_weights()
+    whole_kernel, whole_bias = model.get_layer(layer.name).get_weights()
+    if chosen is not None:
+        whole_kernel, whole_bias = whole_kernel[..., chosen], whole_bias[chosen]
+    outputs = kernel.shape[-1]
+    features = kernel.size // outputs
+    before = keras.Model(model.input, model.get_layer(layer.name).input)
+    now = keras.Model(small.input, layer.input)
+    inside: Any = layer.output
+    grid = inside.shape[1:3] if isinstance(layer, keras.layers.Conv2D) else (1, 1)
+    places = grid[0] * grid[1]
+    count = min(len(images), max(_IMAGES, -(-_ROWS * features // places)))
+    images = images[np.arange(count) * len(images) // count]
+    each = min(places, -(-_ROWS * features // count))
+    generator = np.random.default_rng(0)
+
+    def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield inputs [rows, features], and what their outputs [rows, outputs] lack."""
+        for start in range(0, count, _BATCH):
+            batch = images[start : start + _BATCH]
+            at = np.divmod([generator.permutation(places)[:each] for _ in batch], grid[1])
+            seen, seen_before = (_seen(layer, answers(part, batch), at) for part in (now, before))
+            wanted = seen_before @ whole_kernel.reshape(-1, outputs) + whole_bias
+            yield seen, wanted - (seen @ kernel.reshape(-1, outputs) + bias)
+
+    change, shift = least_squares(rows(), count * each, features)
+    layer.set_weights([kernel + change.reshape(kernel.shape), bias + shift])
+
+
+def _seen(
+    layer: keras.layers.Conv2D | keras.layers.Dense,
+    inputs: np.ndarray,
+    at: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """Return what a layer's filters see at places of its output: float32 [images * places, ...].
+
+    `at` is the places' rows and columns, each [images, places]; a dense layer has one place.
+    """
+    inputs = inputs.astype(np.float32)
+    if isinstance(layer, keras.layers.Dense):
+        return inputs
+    height, width = layer.kernel_size
+    if layer.padding == "same":
+        margins = [((side - 1) // 2, side // 2) for side in (height, width)]
+        inputs = np.pad(inputs, [(0, 0), *margins, (0, 0)])
+    numbers = np.arange(len(inputs))[:, np.newaxis]
+    parts = [
+        inputs[numbers, at[0] + row, at[1] + column]
+        for row in range(height)
+        for column in range(width)
+    ]
+    return np.concatenate(parts, axis=-1).reshape(at[0].size, -1)
+
+
+def least_squares(
+    pairs: Iterator[tuple[np.ndarray, np.ndarray]], rows: int, features: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights [features, outputs] and biases [outputs], ridge regression's.
+
+    Args:
+        pairs: Inputs [n, features] and what is wanted of them [n, outputs], in parts.
+        rows: Number of rows of all parts. If they are fewer than the features, all are in memory
+            at the same time.
+        features: Number of features.
+    """
+    if rows < features:
+        inputs, wanted = map(np.concatenate, zip(*pairs, strict=True))
+        mean, mean_wanted = inputs.mean(axis=0, dtype=np.float64), wanted.mean(axis=0)
+        centred = inputs - mean
+        products = centred @ centred.T
+        _add_ridge(products, features)
+        weights = centred.T @ np.linalg.solve(products, wanted - mean_wanted)
+        return weights, mean_wanted - mean @ weights
+    squares = mixed = mean = mean_wanted = np.zeros(())
+    for inputs, wanted in pairs:
+        squares = squares + (inputs.T @ inputs).astype(np.float64)
+        mixed = mixed + (inputs.T @ wanted).astype(np.float64)
+        mean = mean + inputs.sum(axis=0, dtype=np.float64) / rows
+        mean_wanted = mean_wanted + wanted.sum(axis=0, dtype=np.float64) / rows
+    squares = squares - rows * np.outer(mean, mean)
+    _add_ridge(squares, features)
+    weights = np.linalg.solve(squares, mixed - rows * np.outer(mean, mean_wanted))
+    return weights, mean_wanted - mean @ weights
+
+
+def _add_ridge(products: np.ndarray, features: int) -> None:
+    """Add to the diagonal of centred inputs' products; with constant inputs, weights are 0."""
+    products[np.diag_indices_from(products)] += max(_RIDGE * np.trace(products) / features, 1e-30)
