@@ -388,7 +388,7 @@ def test_fitted_weights_are_kept_if_they_answer_validation_images_better(
     kept = {"block5_conv1": np.arange(0, 32, 2)}
     small = prune.remove_filters(model, kept)
     before = small.get_weights()
-    figures = pruning._reconstruct(varied_run, model, small, kept, 30, verbose=2)
+    figures = pruning._fit_weights(varied_run, model, small, kept, 30, verbose=2)
     assert (figures["fitted"] < figures["removed"]) == is_better
     unchanged = all(map(np.array_equal, before, small.get_weights()))
     assert unchanged != is_better

@@ -123,7 +123,7 @@ def test_a_filter_sees_what_keras_multiplies_it_with(options: dict[str, Any]) ->
     inputs = np.random.default_rng(0).normal(size=(2, 7, 5, 3)).astype(np.float32)
     outputs = values(layer(inputs))
     at = np.divmod(np.tile(np.arange(outputs[0, :, :, 0].size), (2, 1)), outputs.shape[2])
-    seen = reconstruction._seen(layer, inputs, at)
+    seen = reconstruction._at_places(layer, inputs, at)
     kernel = values(layer.kernel).reshape(-1, 6)
     np.testing.assert_allclose(seen @ kernel, outputs.reshape(-1, 6), atol=1e-5)
 

@@ -38,7 +38,7 @@ class Prune:
     weights. batch_norm: the scale of its batch normalisation."""
     images: int = 1000
     """Number of validation images, and of training images, that importance and sensitivity are
-    measured on, and the weights fitted on."""
+    measured on. The weights are fitted on 1,000 training images."""
     epochs: int | None = None
     """Epochs of the training in each step (default: a third of the run's)."""
     learning_rate: float | None = None

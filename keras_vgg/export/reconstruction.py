@@ -9,6 +9,7 @@ images, and neither labels nor gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -56,13 +57,39 @@ def reconstruct(
         raise ValueError(f"the reconstruction needs a fixed image size, not {model.input_shape}")
     require_finite_images(images)
     require_finite_weights(model)
+    before, now = _Computed(model.input, images), _Computed(small.input, images)
     is_changed = False  # whether filters before the layer are gone
     for layer in fitted_layers(small):
         whole = model.get_layer(layer.name)
         if is_changed:
-            _fit(model, small, layer, kept.get(layer.name), images)
+            before, now = before.nearer_to(whole), now.nearer_to(layer)
+            _fit(layer, whole, kept.get(layer.name), before, now)
         is_changed |= layer.weights[0].shape != whole.weights[0].shape
         on_layer(layer.name)
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """What a network computes of all images at one of its tensors: [n, ...]."""
+
+    tensor: Any
+    values: np.ndarray
+
+    def nearer_to(self, layer: Any) -> _Computed:
+        """Return what a later layer gets, if it is no more than what is known; else what is known.
+
+        So a layer near the end needs no pass through the whole network.
+        """
+        if np.prod(layer.input.shape[1:]) > np.prod(self.values.shape[1:]):
+            return self
+        return _Computed(layer.input, self.inputs_of(layer)(np.arange(len(self.values))))
+
+    def inputs_of(self, layer: Any) -> Callable[[np.ndarray], np.ndarray]:
+        """Return a function from images' numbers to what a later layer gets of them."""
+        if self.tensor is layer.input:
+            return lambda numbers: self.values[numbers]
+        part = keras.Model(self.tensor, layer.input)
+        return lambda numbers: answers(part, self.values[numbers])
 
 
 def fitted_layers(model: keras.Model) -> list[keras.layers.Conv2D | keras.layers.Dense]:
@@ -72,43 +99,42 @@ def fitted_layers(model: keras.Model) -> list[keras.layers.Conv2D | keras.layers
 
 
 def _fit(
-    model: keras.Model,
-    small: keras.Model,
     layer: keras.layers.Conv2D | keras.layers.Dense,
+    whole: keras.layers.Conv2D | keras.layers.Dense,
     chosen: np.ndarray | None,
-    images: np.ndarray,
+    before: _Computed,
+    now: _Computed,
 ) -> None:
-    """Fit one layer of `small`, whose filters are `chosen` of those in `model`; None: all."""
+    """Fit a layer whose filters are `chosen` of those in the whole network; None: all."""
     kernel, bias = layer.get_weights()
-    whole_kernel, whole_bias = model.get_layer(layer.name).get_weights()
+    whole_kernel, whole_bias = whole.get_weights()
     if chosen is not None:
         whole_kernel, whole_bias = whole_kernel[..., chosen], whole_bias[chosen]
     outputs = kernel.shape[-1]
     features = kernel.size // outputs
-    before = keras.Model(model.input, model.get_layer(layer.name).input)
-    now = keras.Model(small.input, layer.input)
     inside: Any = layer.output
     grid = inside.shape[1:3] if isinstance(layer, keras.layers.Conv2D) else (1, 1)
-    places = grid[0] * grid[1]
-    count = min(len(images), max(_IMAGES, -(-_ROWS * features // places)))
-    images = images[np.arange(count) * len(images) // count]
+    places, images = grid[0] * grid[1], len(now.values)
+    count = min(images, max(_IMAGES, -(-_ROWS * features // places)))
     each = min(places, -(-_ROWS * features // count))
+    inputs_before, inputs_now = before.inputs_of(whole), now.inputs_of(layer)
     generator = np.random.default_rng(0)
 
     def rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield inputs [rows, features], and what their outputs [rows, outputs] lack."""
-        for start in range(0, count, _BATCH):
-            batch = images[start : start + _BATCH]
-            at = np.divmod([generator.permutation(places)[:each] for _ in batch], grid[1])
-            seen, seen_before = (_seen(layer, answers(part, batch), at) for part in (now, before))
-            wanted = seen_before @ whole_kernel.reshape(-1, outputs) + whole_bias
-            yield seen, wanted - (seen @ kernel.reshape(-1, outputs) + bias)
+        chosen_images = np.arange(count) * images // count
+        for numbers in np.split(chosen_images, range(_BATCH, count, _BATCH)):
+            at = np.divmod([generator.permutation(places)[:each] for _ in numbers], grid[1])
+            rows_before = _at_places(layer, inputs_before(numbers), at)
+            rows_now = _at_places(layer, inputs_now(numbers), at)
+            wanted = rows_before @ whole_kernel.reshape(-1, outputs) + whole_bias
+            yield rows_now, wanted - (rows_now @ kernel.reshape(-1, outputs) + bias)
 
     change, shift = least_squares(rows(), count * each, features)
     layer.set_weights([kernel + change.reshape(kernel.shape), bias + shift])
 
 
-def _seen(
+def _at_places(
     layer: keras.layers.Conv2D | keras.layers.Dense,
     inputs: np.ndarray,
     at: tuple[np.ndarray, np.ndarray],

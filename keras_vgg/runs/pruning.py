@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FILE, PICTURE = "pruning.json", "pruning.png"
+FITTED_ON = 1000  # training images, without their labels
 EPOCHS, RATE = 1 / 3, 1 / 10  # of the run's epochs and learning rate, for the training of a step
 
 
@@ -106,7 +107,7 @@ def prune_run(
         steps: In how many steps, each of which removes the same share of what is left.
         criterion: As in `keras_vgg.export.prune.importance`.
         images: At most so many validation images give the sensitivity, and training images the
-            importance and the fit; evenly spread.
+            importance; evenly spread. The fit takes 1,000 training images.
         epochs: Of the training in each step. None: a third of the run's.
         learning_rate: Where the training of each step begins. None: a tenth of the run's.
         verbose: As in `keras_vgg.train`.
@@ -352,7 +353,7 @@ def _remove(
     layers = run_sensitivities(run, model, settings["criterion"], settings["images"], file, verbose)
     kept = prune.plan(layers, count_macs, limit)
     small = prune.remove_filters(model, kept)
-    divergences = _reconstruct(run, model, small, kept, settings["images"], verbose)
+    divergences = _fit_weights(run, model, small, kept, settings["images"], verbose)
     write_atomically(workdir / f"step-{number}.keras", small.save)
     widths = tuple(map(len, kept.values()))
     entry = _figures(run.recipe.replace(filters=widths), classes) | {
@@ -365,7 +366,7 @@ def _remove(
     return entry
 
 
-def _reconstruct(
+def _fit_weights(
     run: Run,
     model: keras.Model,
     small: keras.Model,
@@ -374,6 +375,8 @@ def _reconstruct(
     verbose: int | str,
 ) -> dict[str, float]:
     """Fit a pruned network's weights, unless its answers to validation images get worse by it.
+
+    `count`: at most so many validation images decide.
 
     Returns the mean divergence of its answers to these images from the whole network's: with the
     filters removed, and with the weights fitted.
@@ -386,7 +389,7 @@ def _reconstruct(
         return prune.divergence(own, answers(small, pictures), run.several_labels)
 
     removed = change()
-    images, _ = as_arrays(open_split(run, "train").spread(count), transform)
+    images, _ = as_arrays(open_split(run, "train").spread(FITTED_ON), transform)
     with progress_bars(verbose not in (0, 2)) as bars:
         task = bars.add_task("reconstruction, layers", total=len(fitted_layers(small)))
         reconstruct(model, small, kept, images, lambda name: bars.advance(task))
