@@ -175,16 +175,18 @@ def two_images(*_: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Passes:
-    """Stands in for a network's answers; the pass number `fatal`, from 1, is killed."""
+    """Stands in for the answers without filters of a layer; layer `fatal`, from 1, is killed."""
 
     def __init__(self, fatal: int | None = None) -> None:
         self.count, self.fatal = 0, fatal
 
-    def __call__(self, net: keras.Model, inputs: np.ndarray) -> np.ndarray:
+    def __call__(
+        self, net: keras.Model, layer: Any, without: list[np.ndarray], inputs: np.ndarray
+    ) -> list[np.ndarray]:
         self.count += 1
         if self.count == self.fatal:
             raise KeyboardInterrupt
-        return np.full((len(inputs), 2), 0.5)
+        return [np.full((len(inputs), 2), 0.5) for _ in without]
 
 
 def test_a_kill_in_the_sensitivity_loses_one_layer_at_most(
@@ -194,19 +196,18 @@ def test_a_kill_in_the_sensitivity_loses_one_layer_at_most(
     monkeypatch.setattr(sensitivity, "as_arrays", two_images)
 
     def measured(passes: Passes, file: Path, count: int = 2) -> list[dict[str, Any]]:
-        monkeypatch.setattr(prune, "answers", passes)
+        monkeypatch.setattr(prune, "_answers_without", passes)
         layers = sensitivity.run_sensitivities(made_run, model, "l1", count, file, 0)
         return [{**asdict(layer), "order": layer.order.tolist()} for layer in layers]
 
     whole = Passes()
     expected = measured(whole, tmp_path / "whole.json")
     with pytest.raises(KeyboardInterrupt):
-        measured(Passes(fatal=whole.count - 2), file)
+        measured(Passes(fatal=whole.count), file)
     assert len(read_fields(file)["layers"]) == len(expected) - 1
     resumed = Passes()
     assert measured(resumed, file) == expected
-    # The network's own answers, and those of the last layer.
-    assert resumed.count == len(expected[-1]["removed"]) < whole.count
+    assert resumed.count == 1 < whole.count == len(expected)
     other = Passes()
     measured(other, file, 3)  # more images are another sensitivity
     assert other.count == whole.count
@@ -226,7 +227,7 @@ def test_images_that_have_moved_are_named(
         raise InterruptedError("as far as this")
 
     monkeypatch.setattr(pruning, "train", noted)
-    monkeypatch.setattr(prune, "answers", Passes())
+    monkeypatch.setattr(prune, "_answers_without", Passes())
     monkeypatch.setattr(sensitivity, "as_arrays", two_images)
     command = ["prune", str(made_run.directory), "--workdir", str(tmp_path / "pruned")]
     command += ["--criterion", "l1", "--images", "2", "--quiet"]
@@ -268,7 +269,7 @@ def resumed_training(recipe: Recipe, directory: Path, verbose: Any) -> Run:
 def options_of_killed(made_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """The options of a pruning in tmp_path / "pruned" whose training was killed."""
     options: dict[str, Any] = {"steps": 1, "criterion": "l1", "images": 2, "verbose": 0}
-    monkeypatch.setattr(prune, "answers", Passes())
+    monkeypatch.setattr(prune, "_answers_without", Passes())
     monkeypatch.setattr(sensitivity, "as_arrays", two_images)
     monkeypatch.setattr(pruning, "train", killed_training)
     with pytest.raises(KeyboardInterrupt):
