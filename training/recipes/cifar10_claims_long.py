@@ -7,8 +7,8 @@ command:  python training/claims.py DIR --recipe training/recipes/cifar10_claims
           (DIR holds CIFAR-10's images as <class>/<image>)
 hardware: 2 CPU cores of a Xeon with AMX, each with a run of its own: 35 to 45 s an epoch of A,
           48 to 65 s of B and D, beside other work
-result:   not finished. Validation accuracy of A 81.18 and 79.92 % (seeds 0 and 1), of B 81.96 %
-          (seed 0); no test split has been read
+result:   not finished. Validation accuracy of A 81.18 and 79.92 %, of B 81.96 and 81.32 % (seeds 0
+          and 1); no test split has been read
 
 The learning rate falls to a tenth after three epochs without a better validation accuracy, twice,
 and the training ends in place of a third fall, or after 45 epochs. 5,000 images decide this:
