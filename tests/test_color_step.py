@@ -106,12 +106,10 @@ class Losses(keras.callbacks.Callback):
         self.kept.append((logs or {})["loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"class_weights": "balanced", "gradient_accumulation": 2},
-        pytest.param({"color": "grey"}, marks=pytest.mark.slow),
-    ],
+    [{"class_weights": "balanced", "gradient_accumulation": 2}, {"color": "grey"}],
     ids=["weights and parts", "grey"],
 )
 def test_a_training_takes_the_same_steps_as_with_colours_in_the_pipeline(

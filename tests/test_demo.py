@@ -201,6 +201,7 @@ def test_a_calibrated_run_answers_as_predict_does(varied_run, tmp_path):
     np.testing.assert_allclose([p for _, p in answered], [p for _, p in expected], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_heat")
 def test_a_run_with_several_labels_answers_as_predict_does(varied_run, tmp_path):
     from keras_vgg.demo.page import _table as page_table  # late: it imports Gradio

@@ -381,6 +381,7 @@ def test_the_process_ends_with_the_one_that_started_it(monkeypatch) -> None:
     assert statuses == [1]
 
 
+@pytest.mark.slow
 def test_a_partly_frozen_network_with_a_teacher_is_timed_on_its_devices(
     tiny_run: Run, monkeypatch
 ) -> None:

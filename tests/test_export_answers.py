@@ -190,6 +190,7 @@ def test_a_damaged_statement_is_one_line(damaged: bytes, exported: Path, tmp_pat
         Predictor(path)
 
 
+@pytest.mark.slow
 def test_a_calibrated_file_answers_like_the_calibrated_run(run: Run, exported: Path, photo: Path):
     images = [photo, *pictures_of(open_split(run, "validation"))[:3]]
     expected = Predictor(run, unknown=0.95)(images)

@@ -217,6 +217,7 @@ def compressible(tmp_path: Path) -> Path:
     return tmp_path / "model.keras"
 
 
+@pytest.mark.slow
 def test_a_compressed_one_is_proved_on_images_that_did_not_choose_its_ranks(
     compressible: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

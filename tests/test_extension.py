@@ -56,6 +56,7 @@ def unfinished(interrupted, tmp_path):
     return Run.open(shutil.copytree(interrupted.directory, tmp_path / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default::keras_vgg.run.UnfinishedRun")
 def test_an_unfinished_run_is_used_with_a_notice(unfinished, tmp_path, capsys):
     before = {path.name for path in unfinished.directory.iterdir()}

@@ -110,6 +110,7 @@ print(*(model.name for model in models))
 """
 
 
+@pytest.mark.slow
 def test_another_process_loads_every_kind_of_network(tmp_path):
     """The import of the package is enough, as are the functions of the package."""
     options = {"weights": None, "width_multiplier": 1 / 16}

@@ -189,6 +189,7 @@ def grouped(tmp_path: Path) -> str:
     return f"csv:{tmp_path / 'scans.csv'}"
 
 
+@pytest.mark.slow
 def test_the_command_and_the_report_name_the_groups(
     varied_run: Run, grouped: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

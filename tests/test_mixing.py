@@ -33,7 +33,9 @@ def batches(operation, count: int = 6, threads: int = 4) -> list[tuple[np.ndarra
         {"mixup": 0.3, "cutmix": 1.0},
         {"random_erasing": 1.0},
         pytest.param({"rand_augment": 0.5}, marks=pytest.mark.slow),
-        {"rand_augment": 0.3, "random_erasing": 0.5, "mixup": 0.2},
+        pytest.param(
+            {"rand_augment": 0.3, "random_erasing": 0.5, "mixup": 0.2}, marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )
@@ -101,9 +103,8 @@ def test_mixup_and_cutmix_take_turns() -> None:
     assert 4 <= sum(cut) <= 20
 
 
-@pytest.mark.parametrize(
-    "policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_the_policy_of_the_model_is_no_matter(policy: str) -> None:
     strengths = {"rand_augment": 0.3, "random_erasing": 0.5, "mixup": 0.2, "cutmix": 0.5}
     expected = batches(augment.batch_augmentation(**strengths), 2)

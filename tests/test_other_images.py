@@ -210,6 +210,7 @@ def test_another_set_with_splits(run: Run, tmp_path: Path, capsys) -> None:
         runs.evaluate_run(run, "validation", source=source)
 
 
+@pytest.mark.slow
 def test_records_have_the_same_answers(run: Run, other: Path, tmp_path: Path) -> None:
     write(other, "mauve", 2, "red")
     options = {"validation_fraction": 0, "test_fraction": 0}

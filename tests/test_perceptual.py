@@ -234,6 +234,7 @@ def test_the_global_dtype_policy_does_not_matter(trunk, metrics, tensors):
         np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_channels_first_give_the_same_values(trunk, metrics, spatial):
     a, b = pair(16, 33)
     expected = {name: metric(a, b) for name, metric in metrics.items()}
@@ -315,6 +316,7 @@ def test_images_that_cannot_be_compared(metrics, a, b, message):
         metrics["LPIPS"](np.zeros(a), np.zeros(b))
 
 
+@pytest.mark.slow
 def test_a_loss_and_a_metric_in_one_training(metrics):
     metric, (a, b) = metrics["LPIPS"], pair(16, 16, count=5)
     a, b = a.astype("float32"), b.astype("float32")

@@ -138,7 +138,10 @@ def test_criteria_are_what_they_say() -> None:
         assert taylor[channel] == pytest.approx(slope**2, rel=0.05, abs=1e-8)
 
 
-@pytest.mark.parametrize(("case", "several_labels"), [("fc", True), ("batch_norm", False)])
+@pytest.mark.parametrize(
+    ("case", "several_labels"),
+    [("fc", True), pytest.param("batch_norm", False, marks=pytest.mark.slow)],
+)
 def test_sensitivity_is_the_change_without_the_filters(case: str, several_labels: bool) -> None:
     activation = "sigmoid" if several_labels else "softmax"
     widths = [4] * (8 if case == "fc" else 13)

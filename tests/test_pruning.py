@@ -291,6 +291,7 @@ def test_a_training_goes_on_when_its_images_have_moved(
     assert done.run.recipe.source == moved
 
 
+@pytest.mark.slow
 def test_a_pruning_goes_on_when_its_networks_have_moved(
     made_run: Run, tmp_path: Path, options_of_killed: dict
 ) -> None:
@@ -309,6 +310,7 @@ def test_a_pruning_goes_on_when_its_networks_have_moved(
         prune_run(made_run, tmp_path / "pruned", **options_of_killed)
 
 
+@pytest.mark.slow
 def test_other_networks_in_place_of_those_that_have_moved_are_refused(
     made_run: Run, tmp_path: Path, options_of_killed: dict
 ) -> None:

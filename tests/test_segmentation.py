@@ -207,6 +207,7 @@ def test_mixed_precision_keeps_probabilities_in_float32():
     assert values(model(images(32, 32))).dtype == np.float32
 
 
+@pytest.mark.slow
 def test_two_compiled_steps_of_fit_change_every_kernel():
     model = dense.fcn("A", 2, hidden_units=32, skip_scales=(1, 1), **SMALL)
     # A copy: on PyTorch, the array of a weight changes with the weight.

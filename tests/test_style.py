@@ -110,6 +110,7 @@ def normalized(base):
     return model
 
 
+@pytest.mark.slow
 def test_with_batch_norm_the_maps_are_those_after_the_relu(base, normalized):
     content, style, image = picture(32, 40), picture(32, 32, seed=1), picture(32, 40, seed=2)
     layers = {"style_layers": STYLE[:2], "content_layer": "block2_conv2"}

@@ -426,9 +426,8 @@ def test_the_recipe_keeps_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 # --- the same images as another source -------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "counts", [(300, 100), pytest.param((60_000, 10_000), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("counts", [(300, 100), (60_000, 10_000)])
 def test_fashion_mnist_as_a_table_gives_the_batches_of_its_idx_files(
     data_folder: Path, tmp_path: Path, counts: tuple[int, int]
 ) -> None:

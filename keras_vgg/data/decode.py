@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -242,41 +242,60 @@ def _sides_and_first_frame(encoded: tf.Tensor) -> tuple[tf.Tensor, gif.FirstFram
     return tf.maximum(sides, first.sides), first
 
 
+class _Stated(NamedTuple):
+    """Where a format states its sides: (height, width), each from the places of its bytes.
+
+    Attributes:
+        at: The place of `mark`, by which the format is known.
+        places: Of a number's bytes, the least significant first.
+        bits: The number is the lowest of these bits,
+        above: after so many have been dropped,
+        more: and so much more.
+    """
+
+    at: int
+    mark: bytes
+    places: tuple[range, range]
+    bits: int = 32
+    above: tuple[int, int] = (0, 0)
+    more: int = 0
+
+
+_STATED = (
+    _Stated(0, b"\x89PNG", (range(23, 19, -1), range(19, 15, -1))),
+    _Stated(0, b"BM", (range(22, 26), range(18, 22))),
+    _Stated(8, b"WEBPVP8 ", (range(28, 30), range(26, 28)), bits=14),
+    _Stated(8, b"WEBPVP8L", (range(21, 25), range(21, 25)), bits=14, above=(14, 0), more=1),
+    _Stated(8, b"WEBPVP8X", (range(27, 30), range(24, 27)), bits=24, more=1),
+)
+_HEADER_BYTES = 30  # as far as they reach
+
+
 def _sides_in_header(encoded: tf.Tensor) -> tf.Tensor:
-    """Return `encoded_sides` of PNG, BMP and WebP, at their fixed places; for others [0, 0]."""
-    head = tf.io.decode_raw(tf.reshape(encoded, [1]), tf.uint8, fixed_length=30)[0]
+    """Return `encoded_sides` of PNG, BMP and WebP, at their fixed places; for others [0, 0].
+
+    All formats are looked at in the same few operations: each one more, every pipeline would have
+    to prepare.
+    """
+    weights = np.zeros((len(_STATED), 2, _HEADER_BYTES), np.int64)
+    marks = np.full((len(_STATED), _HEADER_BYTES), -1)
+    for row, stated in enumerate(_STATED):
+        marks[row, stated.at : stated.at + len(stated.mark)] = list(stated.mark)
+        for side, places in enumerate(stated.places):
+            weights[row, side, places] = 256 ** np.arange(len(places))
+    above = [stated.above for stated in _STATED]
+    bits = [[stated.bits] for stated in _STATED]
+    more = np.array([[stated.more] for stated in _STATED])
+    # A BMP's height may be negative, which says that its rows go from the top down.
+    folded = np.where(np.array([[s.mark == b"BM", False] for s in _STATED]), 2**32, 2**62)
+
+    head = tf.io.decode_raw(tf.reshape(encoded, [1]), tf.uint8, fixed_length=_HEADER_BYTES)
     head = tf.cast(head, tf.int64)
-
-    def number(*places: int) -> tf.Tensor:
-        """Return the number that bytes spell, the least significant first."""
-        digits = (head[place] * 256**i for i, place in enumerate(places))
-        return sum(digits, tf.constant(0, tf.int64))
-
-    def low(bits: tf.Tensor) -> tf.Tensor:
-        """Return the lowest 14 bits."""
-        return tf.math.floormod(bits, 2**14)
-
-    lossless = number(21, 22, 23, 24)
-    webp = {
-        b" ": (low(number(28, 29)), low(number(26, 27))),
-        b"L": (low(lossless // 2**14) + 1, low(lossless) + 1),
-        b"X": (number(27, 28, 29) + 1, number(24, 25, 26) + 1),
-    }
-    bmp_height = tf.cast(number(22, 23, 24, 25), tf.int32)  # negative: from the top down
-    formats = [
-        (b"\x89PNG", (number(23, 22, 21, 20), number(19, 18, 17, 16))),
-        (b"BM", (tf.cast(tf.abs(bmp_height), tf.int64), number(18, 19, 20, 21))),
-    ]
-    sides = tf.zeros([2], tf.int64)
-    for mark, stated in formats:
-        sides = tf.where(_begins(head, 0, mark), tf.stack(stated), sides)
-    for kind, stated in webp.items():
-        sides = tf.where(_begins(head, 8, b"WEBPVP8" + kind), tf.stack(stated), sides)
-    return tf.cast(sides, tf.int32)
-
-
-def _begins(head: tf.Tensor, at: int, mark: bytes) -> tf.Tensor:
-    return tf.reduce_all(head[at : at + len(mark)] == tf.constant(list(mark), tf.int64))
+    numbers = tf.reduce_sum(weights * head, axis=2)
+    numbers = tf.minimum(numbers, folded - numbers)
+    sides = numbers // np.power(2, above) % np.power(2, bits) + more
+    stands = tf.reduce_all((head == marks) | (marks < 0), axis=1, keepdims=True)
+    return tf.cast(tf.reduce_max(tf.where(stands, sides, 0), axis=0), tf.int32)
 
 
 @without_autograph

@@ -73,16 +73,11 @@ def first_frame(encoded: tf.Tensor) -> FirstFrame:
 def on_canvas(image: tf.Tensor, frame: FirstFrame) -> tf.Tensor:
     """Return the decoded frame, [h, w, 3], in its place on the canvas, which is black elsewhere."""
 
-    def placed() -> tf.Tensor:
-        top, left = tf.unstack(tf.minimum(frame.corner, frame.canvas))
-        height, width = tf.unstack(frame.canvas)
-        seen = image[: height - top, : width - left]
-        below = height - top - tf.shape(seen)[0]
-        right = width - left - tf.shape(seen)[1]
-        return tf.pad(seen, [[top, below], [left, right], [0, 0]])
-
-    covers = tf.reduce_all((frame.corner == 0) & (tf.shape(image)[:2] == frame.canvas))
-    return tf.cond(covers, lambda: image, placed)
+    corner = tf.minimum(frame.corner, frame.canvas)
+    room = frame.canvas - corner
+    seen = image[: room[0], : room[1]]
+    beyond = room - tf.shape(seen)[:2]
+    return tf.pad(seen, tf.concat([tf.stack([corner, beyond], axis=1), [[0, 0]]], axis=0))
 
 
 def _bounds(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
