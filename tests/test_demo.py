@@ -185,6 +185,7 @@ def without_heat(monkeypatch):
     monkeypatch.setattr(explain, "grad_cam", lambda model, images, **_: np.zeros(images.shape[:3]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_heat")
 def test_a_calibrated_run_answers_as_predict_does(varied_run, tmp_path):
     run = Run.open(shutil.copytree(varied_run.directory, tmp_path / "run"))

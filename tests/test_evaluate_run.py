@@ -259,6 +259,7 @@ def test_what_cannot_be_tested(trained, tmp_path, monkeypatch):
         evaluate_runs([trained, unfinished], "train")
 
 
+@pytest.mark.slow
 def test_posteriors_of_an_earlier_network_are_no_evaluation(run):
     evaluate_run(run, "test")
     path = run.directory / "results.json"

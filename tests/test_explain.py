@@ -113,6 +113,7 @@ def test_the_model_is_left_alone():
     assert np.abs(explain.grad_cam(model, noise(), classes=1) - first).max() > 0  # new weights
 
 
+@pytest.mark.slow
 def test_a_model_that_was_explained_is_freed():
     model = small()
     explain.grad_cam(model, noise(size=32))

@@ -316,6 +316,7 @@ def test_other_models_export_in_silence(
     assert [artifact.top1 for artifact in artifacts] == [None] * 3  # no labels were given
 
 
+@pytest.mark.slow
 def test_every_number_of_threads_is_measured(
     model: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,6 +325,7 @@ def test_every_number_of_threads_is_measured(
     assert set(artifact.latency_ms) == {1, 2}
 
 
+@pytest.mark.slow
 def test_a_model_in_mixed_precision_is_exported_in_float32(tmp_path: Path) -> None:
     mixed = build(dtype="mixed_float16")
     full = build()
@@ -637,6 +639,7 @@ def test_a_package_that_is_missing_is_named(
         export(model, NAMES, tmp_path / "export", images=IMAGES, formats=[format])
 
 
+@pytest.mark.slow
 def test_answers_are_compared_if_no_image_has_a_label(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,9 @@ def randomised(model: keras.Model) -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize("configuration", ["A-LRN", "C", "D"])
+@pytest.mark.parametrize(
+    "configuration", ["A-LRN", *(pytest.param(c, marks=pytest.mark.slow) for c in "CD")]
+)
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(
     "preprocessing",

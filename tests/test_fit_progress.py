@@ -397,6 +397,7 @@ def test_a_head_on_computed_features(tmp_path, screen, capsys):
     require_same(found, run.history, epochs=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("screen", [80], indirect=True)
 @pytest.mark.parametrize(
     "kind", [pytest.param(KeyboardInterrupt, marks=pytest.mark.slow), TrainingDiverged]

@@ -168,6 +168,7 @@ def test_features_of_other_weights_are_not_reused(pretrained, tmp_path):
     assert not np.allclose(first.features, second.features)
 
 
+@pytest.mark.slow
 def test_features_of_another_preprocessing_are_not_reused(pretrained, tmp_path):
     """The same weights behind another first layer are another network."""
     source = fitting.load_source(FIXED)

@@ -82,6 +82,7 @@ def other(tmp_path: Path) -> Path:
     return tmp_path / "other"
 
 
+@pytest.mark.slow
 def test_images_that_have_moved(run: Run, tmp_path: Path) -> None:
     before = runs.evaluate_run(run)
     old = Path(run.recipe.source.removeprefix("folder:"))

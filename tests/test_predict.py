@@ -193,6 +193,7 @@ def test_a_bad_file_is_a_row_with_its_reason(run: Run, photos: Path, capsys: pyt
     assert "no image (.txt)" in err
 
 
+@pytest.mark.slow
 def test_a_table_for_a_person_fits_and_keeps_paths(
     run: Run, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):

@@ -240,6 +240,7 @@ def test_records_count_their_classes(tmp_path: Path) -> None:
     assert manifest["splits"]["train"]["class_counts"] == [4, 3, 3]
 
 
+@pytest.mark.slow
 def test_a_pack_keeps_what_its_source_left_out_and_held_twice(tmp_path: Path) -> None:
     for i in range(12):
         write_image(tmp_path / "images" / f"train/{'aaab'[i % 4]}/{i}.png", i)

@@ -21,8 +21,15 @@ def network(policy: str, batch_norm: bool = True, several_labels: bool = False) 
     return build_model(recipe, CLASSES, statistics, policy, several_labels=several_labels)
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("several_labels", [False, True])
+@pytest.mark.parametrize(
+    ("several_labels", "batch_norm"),
+    [
+        (False, False),
+        (True, True),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(True, False, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("protocol", evaluation.PROTOCOLS)
 def test_answers_are_the_same_bit_by_bit(protocol, several_labels, batch_norm) -> None:
     model = network("mixed_bfloat16", batch_norm, several_labels)

@@ -57,7 +57,9 @@ def test_a_unet_scores_every_pixel_of_any_size():
     )
 
 
-@pytest.mark.parametrize("network", ["fcn", "unet", "hed"])
+@pytest.mark.parametrize(
+    "network", ["unet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fcn", "hed"))]
+)
 def test_one_size_after_another(network):
     """TensorFlow compiles a function of unknown sides when it sees a second size."""
     model = {

@@ -184,6 +184,7 @@ def test_tiles_give_the_same_loss_and_gradient_by_hand(base):
     np.testing.assert_allclose(slope, gradient, atol=1e-4 * np.abs(gradient).max())
 
 
+@pytest.mark.slow
 def test_a_tile_shows_the_deepest_layer_all_that_it_sees():
     """Block5_conv4 of VGG-19 sees 118 pixels beyond a tile: 2 + 4 + 16 + 32 + 64."""
     keras.utils.set_random_seed(0)

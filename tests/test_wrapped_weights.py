@@ -80,7 +80,9 @@ def assert_same_base(ours, model):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".keras", ".weights.h5"])
+@pytest.mark.parametrize(
+    "suffix", [".keras", *(pytest.param(s, marks=pytest.mark.slow) for s in (".h5", ".weights.h5"))]
+)
 @pytest.mark.parametrize(
     ("name", "batch_norm"),
     [*((name, False) for name in NETWORKS), ("sequential", True), ("twice_nested", True)],
