@@ -57,9 +57,7 @@ def test_a_unet_scores_every_pixel_of_any_size():
     )
 
 
-@pytest.mark.parametrize(
-    "network", ["unet", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fcn", "hed"))]
-)
+@pytest.mark.parametrize("network", ["fcn", "unet", "hed"])
 def test_one_size_after_another(network):
     """TensorFlow compiles a function of unknown sides when it sees a second size."""
     model = {
@@ -209,7 +207,6 @@ def test_mixed_precision_keeps_probabilities_in_float32():
     assert values(model(images(32, 32))).dtype == np.float32
 
 
-@pytest.mark.slow
 def test_two_compiled_steps_of_fit_change_every_kernel():
     model = dense.fcn("A", 2, hidden_units=32, skip_scales=(1, 1), **SMALL)
     # A copy: on PyTorch, the array of a weight changes with the weight.

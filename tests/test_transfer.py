@@ -383,7 +383,6 @@ def test_perceptual_loss_maps_ranges_channels_and_preprocesses():
         )
 
 
-@pytest.mark.slow
 def test_a_model_learns_by_perceptual_loss_and_the_vgg_does_not():
     net = small(include_preprocessing=True)
     before = net.get_weights()
