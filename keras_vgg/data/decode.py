@@ -248,9 +248,9 @@ class _Stated(NamedTuple):
     Attributes:
         at: The place of `mark`, by which the format is known.
         places: Of a number's bytes, the least significant first.
-        bits: The number is the lowest of these bits,
-        above: after so many have been dropped,
-        more: and so much more.
+        bits: How many bits the number has,
+        above: from this one on, for the height and the width,
+        more: what is added to it.
     """
 
     at: int
@@ -274,8 +274,8 @@ _HEADER_BYTES = 30  # as far as they reach
 def _sides_in_header(encoded: tf.Tensor) -> tf.Tensor:
     """Return `encoded_sides` of PNG, BMP and WebP, at their fixed places; for others [0, 0].
 
-    All formats are looked at in the same few operations: each one more, every pipeline would have
-    to prepare.
+    The same few operations look for all formats, since every pipeline has to prepare each
+    operation.
     """
     weights = np.zeros((len(_STATED), 2, _HEADER_BYTES), np.int64)
     marks = np.full((len(_STATED), _HEADER_BYTES), -1)
