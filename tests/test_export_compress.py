@@ -205,7 +205,7 @@ def test_wrong_arguments_are_refused(change: dict, message: str, model: keras.Mo
         compress(model, **arguments)
 
 
-@pytest.mark.parametrize("rank", [0, 28])
+@pytest.mark.parametrize("rank", [0, 28, pytest.param(64, marks=pytest.mark.slow)])
 def test_a_rank_that_makes_nothing_smaller_is_refused(rank: int, model: keras.Model) -> None:
     with pytest.raises(ValueError, match=f"a rank from 1 to 27, not {rank}"):
         factorise(model, {"fc1": rank}, spectra_of(model))

@@ -399,9 +399,7 @@ def test_a_head_on_computed_features(tmp_path, screen, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("screen", [80], indirect=True)
-@pytest.mark.parametrize(
-    "kind", [pytest.param(KeyboardInterrupt, marks=pytest.mark.slow), TrainingDiverged]
-)
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, TrainingDiverged])
 def test_a_run_that_is_cut_off_leaves_no_live_display(tmp_path, screen, monkeypatch, kind):
     stderr, on_train_batch_end = sys.stderr, Recorder.on_train_batch_end
 

@@ -76,7 +76,9 @@ def test_a_run_becomes_narrower_in_steps_that_resume(
     assert "test" not in run.results
     assert (workdir / "pruning.png").stat().st_size > 10_000
     kept = read_fields(workdir / "pruning.json")["steps"]
-    assert all(set(step["divergences"]) == {"removed", "fitted"} for step in kept)
+    for divergences in (step["divergences"] for step in kept):
+        # The network answers all images alike, so neither may be worse.
+        assert 0 <= divergences["fitted"] <= divergences["removed"]
     record = run.read_json("init.json")
     assert record["source"] == str(workdir / "step-2.keras")
 

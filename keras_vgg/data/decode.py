@@ -251,6 +251,7 @@ class _Stated(NamedTuple):
         bits: How many bits the number has,
         above: from this one on, for the height and the width,
         more: what is added to it.
+        signed: The height may be negative, which says that the rows go from the top down.
     """
 
     at: int
@@ -259,11 +260,12 @@ class _Stated(NamedTuple):
     bits: int = 32
     above: tuple[int, int] = (0, 0)
     more: int = 0
+    signed: bool = False
 
 
 _STATED = (
     _Stated(0, b"\x89PNG", (range(23, 19, -1), range(19, 15, -1))),
-    _Stated(0, b"BM", (range(22, 26), range(18, 22))),
+    _Stated(0, b"BM", (range(22, 26), range(18, 22)), signed=True),
     _Stated(8, b"WEBPVP8 ", (range(28, 30), range(26, 28)), bits=14),
     _Stated(8, b"WEBPVP8L", (range(21, 25), range(21, 25)), bits=14, above=(14, 0), more=1),
     _Stated(8, b"WEBPVP8X", (range(27, 30), range(24, 27)), bits=24, more=1),
@@ -286,8 +288,8 @@ def _sides_in_header(encoded: tf.Tensor) -> tf.Tensor:
     above = [stated.above for stated in _STATED]
     bits = [[stated.bits] for stated in _STATED]
     more = np.array([[stated.more] for stated in _STATED])
-    # A BMP's height may be negative, which says that its rows go from the top down.
-    folded = np.where(np.array([[s.mark == b"BM", False] for s in _STATED]), 2**32, 2**62)
+    # A negative number of 32 bits becomes what it is without its sign.
+    folded = np.array([[2**32 if stated.signed else 2**62, 2**62] for stated in _STATED])
 
     head = tf.io.decode_raw(tf.reshape(encoded, [1]), tf.uint8, fixed_length=_HEADER_BYTES)
     head = tf.cast(head, tf.int64)

@@ -72,7 +72,6 @@ def first_frame(encoded: tf.Tensor) -> FirstFrame:
 
 def on_canvas(image: tf.Tensor, frame: FirstFrame) -> tf.Tensor:
     """Return the decoded frame, [h, w, 3], in its place on the canvas, which is black elsewhere."""
-
     corner = tf.minimum(frame.corner, frame.canvas)
     room = frame.canvas - corner
     seen = image[: room[0], : room[1]]
