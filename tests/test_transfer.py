@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
@@ -299,6 +300,24 @@ def test_linear_probe_is_scikit_learns(standardize):
         found = transfer.linear_probe(x, y, vx, vy, **options)
         expected = classifier.fit((x - mean) / deviation, y).predict((vx - mean) / deviation)
         np.testing.assert_array_equal(found.predict(vx), expected)
+
+
+def test_a_probe_fitted_to_its_end_does_not_depend_on_rounding():
+    digits = load_digits()
+    x = np.tanh(digits.data @ np.random.default_rng(0).normal(size=(64, 32)) / 100)
+    other = x.astype(np.float32).astype(float)
+
+    def probabilities(features, **options):
+        probe = transfer.linear_probe(
+            features[:300], digits.target[:300], x[300:400], digits.target[300:400],
+            C=(1.0,), max_iter=1000, **options,
+        )  # fmt: skip
+        assert probe.converged
+        return probe.classifier.predict_proba(x[300:400])
+
+    best = probabilities(x, tol=1e-8)
+    assert np.abs(probabilities(other, tol=1e-8) - best).max() < 1e-5
+    assert np.abs(probabilities(x) - best).max() > 1e-4
 
 
 def test_a_probe_hides_no_other_warning(monkeypatch):

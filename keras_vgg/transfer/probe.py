@@ -39,6 +39,7 @@ def linear_probe(
     kind: str = "logistic",
     standardize: bool = True,
     max_iter: int = 200,
+    tol: float = 1e-4,
     seed: int = 0,
     class_weight: str | dict[int, float] | None = None,
 ) -> LinearProbe:
@@ -55,6 +56,8 @@ def linear_probe(
         kind: "logistic" (multinomial, L-BFGS) or "svm" (linear, one against the rest; the paper's).
         standardize: Whether to give every feature mean 0 and deviation 1 over the training images.
         max_iter: Most iterations. `LinearProbe.converged` tells whether they were enough.
+        tol: Where the solver stops, as in scikit-learn. The probabilities depend on rounding by
+            about ten times this; below 1e-5, give float64 features, or rounding stops the solver.
         seed: Seed of the SVM's solver.
         class_weight: "balanced": every class counts the same, as in scikit-learn. Or a weight for
             each class.
@@ -72,9 +75,11 @@ def linear_probe(
     if not strengths or not all(0 < c < np.inf for c in strengths):
         raise ValueError(f"C must be one or more positive numbers, not {strengths}")
     makers: dict[str, Callable[[float], Any]] = {
-        "logistic": lambda c: LogisticRegression(C=c, max_iter=max_iter, class_weight=class_weight),
+        "logistic": lambda c: LogisticRegression(
+            C=c, max_iter=max_iter, tol=tol, class_weight=class_weight
+        ),
         "svm": lambda c: LinearSVC(
-            C=c, max_iter=max_iter, random_state=seed, class_weight=class_weight
+            C=c, max_iter=max_iter, tol=tol, random_state=seed, class_weight=class_weight
         ),
     }
     if kind not in makers:
