@@ -194,6 +194,47 @@ def test_another_table_needs_no_group(run: Run, other: Path, tmp_path: Path) -> 
         runs.evaluate_run(Run.open(run.directory), source=f"csv:{tmp_path / 'new.csv'}")
 
 
+@pytest.mark.parametrize("own", ["folder", "csv"])
+def test_another_table_has_columns_of_its_own(
+    run: Run, other: Path, tmp_path: Path, own: str
+) -> None:
+    """Two readers label the same images: each is another set, with results of its own."""
+    if own == "csv":
+        named = run.recipe.replace(source="csv:own.csv", columns="path=scan,label=name")
+        Run(run.directory, named).write_recipe()
+    seconds = ["green"] + ["red"] * 7
+    images = zip(sorted(other.glob("*/*")), seconds, strict=True)
+    rows = [f"{path},{path.parent.name},{second}" for path, second in images]
+    (tmp_path / "new.csv").write_text("\n".join(["path,label,second", *rows]))
+    source = f"csv:{tmp_path / 'new.csv'}"
+    for columns in ("", "path=path,label=second"):
+        arguments = ["evaluate", str(run.directory), "--source", source, "--columns", columns]
+        assert cli.main(arguments) == 0
+    results = [fields for name, fields in run.results.items() if "_of_new_" in name]
+    assert [fields.get("columns") for fields in results] == [None, "path=path,label=second"]
+    assert [fields["top1"] for fields in results] == [1, 1 / 2]
+
+
+@pytest.mark.parametrize(
+    ("columns", "source", "message"),
+    [
+        ("label=third", "csv:{}", "has no column 'third'"),
+        ("colour=first", "csv:{}", "columns must name each of path, label"),
+        ("label=first", "folder:{}", "of another table, and source='folder:.*' is none"),
+        ("label=first", None, "and there is no source; name the table with --source csv:FILE"),
+    ],
+)
+def test_columns_that_another_table_has_not(
+    run: Run, tmp_path: Path, columns: str, source: str | None, message: str
+) -> None:
+    (tmp_path / "new.csv").write_text("path,first\na.png,red")
+    if source is not None:
+        source = source.format(tmp_path / "new.csv")
+    with pytest.raises(ValueError, match=message):
+        runs.with_columns(run, columns, source)
+    assert runs.with_columns(run, None, source) is run
+
+
 def test_another_set_with_splits(run: Run, tmp_path: Path, capsys) -> None:
     for class_name in COLOURS:
         write(tmp_path / "set" / "train", class_name, 2)
@@ -243,7 +284,7 @@ def test_several_labels_are_matched_by_name(run: Run) -> None:
     assert (kept.labels.tolist(), kept.paths.tolist(), present) == ([3, 0], ["a", "d"], {0, 3})
     source = data.Source("csv:x", run.class_names, split, None, None)
     with pytest.raises(ValueError, match=r"gives an image several labels, and .*/run one label"):
-        images._of_another_set(run, source, None, "csv:x", "error")
+        images._of_another_set(run, source, None, Recipe(source="csv:x"), "error")
 
 
 def test_results_on_another_set_are_not_published(run: Run, other: Path) -> None:

@@ -45,6 +45,9 @@ class Evaluate:
     """Where the run's images are now if they have moved, or another set to evaluate on, such as
     folder:PATH. The classes of another set are matched by name, and its results have a name of
     their own."""
+    columns: str | None = None
+    """For another set, csv:FILE: its columns' names, such as path=scan,label=diagnosis; "" if they
+    have common names (default: the names of the runs' own table)."""
     data_dir: str | None = None
     """TFDS: the folder of prepared data sets, if it has moved (default: the runs' own)."""
     unknown_classes: Literal["error", "skip"] = "error"
@@ -85,9 +88,9 @@ class Evaluate:
         scales = self._scales()
         from keras_vgg import runs as evaluating
 
-        runs = [
-            evaluating.in_data_dir(Run.open(path), self.data_dir, self.source) for path in self.runs
-        ]
+        runs = [Run.open(path) for path in self.runs]
+        runs = [evaluating.in_data_dir(run, self.data_dir, self.source) for run in runs]
+        runs = [evaluating.with_columns(run, self.columns, self.source) for run in runs]
         options: dict[str, Any] = {
             "split": self.split,
             "verbose": True,

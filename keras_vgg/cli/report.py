@@ -29,6 +29,9 @@ class Report:
     source: str | None = None
     """Where the runs' images are now if they have moved, or another set to report on, such as
     folder:PATH. The classes of another set are matched by name."""
+    columns: str | None = None
+    """For another set, csv:FILE: its columns' names, such as path=scan,label=diagnosis; "" if they
+    have common names (default: the names of the runs' own table)."""
     data_dir: str | None = None
     """TFDS: the folder of prepared data sets, if it has moved (default: the runs' own)."""
     unknown_classes: Literal["error", "skip"] = "error"
@@ -52,9 +55,11 @@ class Report:
 
     def __call__(self) -> None:
         from keras_vgg.run import Run
-        from keras_vgg.runs import in_data_dir, report_runs
+        from keras_vgg.runs import in_data_dir, report_runs, with_columns
 
-        runs = [in_data_dir(Run.open(path), self.data_dir, self.source) for path in self.runs]
+        runs = [Run.open(path) for path in self.runs]
+        runs = [in_data_dir(run, self.data_dir, self.source) for run in runs]
+        runs = [with_columns(run, self.columns, self.source) for run in runs]
         page = report_runs(
             runs,
             self.out,

@@ -27,7 +27,7 @@ from keras_vgg.runs.folds import (
     cross_validate,
     open_cross_validation,
 )
-from keras_vgg.runs.images import RunImages, in_data_dir, open_images
+from keras_vgg.runs.images import RunImages, in_data_dir, open_images, with_columns
 from keras_vgg.runs.paper import paper_scales, paper_tables
 from keras_vgg.runs.predict import predict_files
 from keras_vgg.runs.predictor import Answer, Predictor
@@ -91,6 +91,7 @@ __all__ = [
     "run_of",
     "show_augmentation",
     "stylize_files",
+    "with_columns",
     "write_answers",
     "write_search_answers",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_vgg import data
 from keras_vgg.console import note_once
-from keras_vgg.data.table_rows import columns_of
+from keras_vgg.data.table_rows import columns_of, read_table
 from keras_vgg.fit import describe, load_source, require_same_data
 from keras_vgg.image_paths import expanded
 from keras_vgg.recipe import PATH_SOURCES, Recipe
@@ -33,6 +33,7 @@ class RunImages:
         split: The images.
         name: The split's name: "test", "validation", "train", or "all" for a set without splits.
         source: The other set that they are from; None: the run's own data.
+        columns: For another table: the names of its columns that were given.
         classes: For another set: the run's class number of each of its classes, -1 for unknown.
         skipped: The classes of the other set whose images are left out.
     """
@@ -40,6 +41,7 @@ class RunImages:
     split: data.Split
     name: str
     source: str | None = None
+    columns: str = ""
     classes: tuple[int, ...] = ()
     skipped: tuple[str, ...] = ()
 
@@ -56,7 +58,9 @@ class RunImages:
         """Return figures for results.json; those of another set also state the set."""
         if self.source is None:
             return figures
-        return {"source": self.source, "skipped_classes": list(self.skipped), **figures}
+        columns = {"columns": self.columns} if self.columns else {}
+        skipped = {"skipped_classes": list(self.skipped)}
+        return {"source": self.source, **columns, **skipped, **figures}
 
     @property
     def title(self) -> str:
@@ -68,10 +72,14 @@ class RunImages:
 
     @property
     def _set_name(self) -> str:
-        """A name of the other set for files: the end of its path, and a digest of all of it."""
+        """A name of the other set for files: the end of its path, and a digest of all of it.
+
+        A table has a name for each choice of columns: another column of labels is another set.
+        """
         assert self.source is not None
         end = re.sub(r"[^A-Za-z0-9]+", "_", re.split(r"[/\\:]", self.source.rstrip("/\\"))[-1])
-        digest = hashlib.sha256(self.source.encode("utf-8", "surrogateescape")).hexdigest()
+        whole = f"{self.source}\n{self.columns}" if self.columns else self.source
+        digest = hashlib.sha256(whole.encode("utf-8", "surrogateescape")).hexdigest()
         return f"{end.strip('_')[:30] or 'images'}_{digest[:8]}"
 
 
@@ -101,6 +109,34 @@ def in_data_dir(run: Run, data_dir: str | None, source: str | None = None) -> Ru
     if not folder.is_dir():
         raise FileNotFoundError(f"data_dir={data_dir!r}: there is no such folder")
     return Run(run.directory, run.recipe.replace(data_dir=str(folder)))
+
+
+def with_columns(run: Run, columns: str | None, source: str | None) -> Run:
+    """Return a run that reads another table by these columns' names; None: the run as it is.
+
+    Nothing is written.
+
+    Args:
+        run: The run.
+        columns: As in `keras_vgg.data.load_source`; "": the columns have common names. Without
+            `with_columns`, another table needs the names of the run's own.
+        source: The other table, csv:FILE.
+
+    Raises:
+        ValueError: the source is no table, or has no such columns.
+        FileNotFoundError: there is no such table.
+    """
+    if columns is None:
+        return run
+    form, _, path = (source or "").partition(":")
+    if form != "csv":
+        named = f"source={source!r} is none" if source else "there is no source"
+        raise ValueError(
+            f"columns={columns!r} names the columns of another table, and {named}; name the table "
+            "with --source csv:FILE"
+        )
+    read_table(expanded(path), columns)
+    return Run(run.directory, run.recipe.replace(columns=columns))
 
 
 def open_images(
@@ -144,7 +180,7 @@ def open_images(
     moved = _moved(run, recipe, whole)
     if moved is not None:
         return RunImages(_named_split(moved, own_split), own_split)
-    return _of_another_set(run, whole, split, recipe.source, unknown_classes)
+    return _of_another_set(run, whole, split, recipe, unknown_classes)
 
 
 def open_split(run: Run, name: str, source: str | None = None) -> data.Split:
@@ -276,9 +312,10 @@ def _of_another_set(
     run: Run,
     other: data.Source,
     split: str | None,
-    name: str,
+    recipe: Recipe,
     unknown_classes: UnknownClasses,
 ) -> RunImages:
+    name = recipe.source
     require_labels_alike(name, other, run.directory, run.several_labels)
     splits = other.splits()
     if list(splits) == ["train"]:
@@ -314,7 +351,7 @@ def _of_another_set(
         note_once(f"{name}: {left_out}: {why}")
     if not labelled.size:
         raise ValueError(f"source {name}: the run knows no class of the {split_name} images")
-    return RunImages(labelled, split_name, name, tuple(classes), tuple(skipped))
+    return RunImages(labelled, split_name, name, recipe.columns, tuple(classes), tuple(skipped))
 
 
 def _matched(
