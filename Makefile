@@ -1,7 +1,10 @@
 # Needs Python 3.11, make and a package index; everything else goes into $(VENV).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	-c constraints.txt
+# On all cores; pip compiles on one, and the packages' own tests too.
+COMPILE := $(VENV)/bin/python -m compileall -qq -j 0 -x '/(tests?|testing)/' $(VENV)/lib
 
 # A process takes whole files, in the order of tests/conftest.py: those that take longest first.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -42,8 +45,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e .
+	-$(COMPILE)
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[dev,docs,tune]'
-	touch $@
+	-$(COMPILE)
+	touch $(VENV)/.installed $@

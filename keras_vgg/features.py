@@ -16,6 +16,7 @@ from keras_vgg.graph import (
     before_activation,
     borrowed,
     holds_layers,
+    is_plain,
     rebuild,
 )
 
@@ -197,8 +198,7 @@ def _side(name: str) -> str | None:
 
 def _has_activation(layer: Any) -> bool:
     """Return whether a layer's values before its own activation can be computed."""
-    kinds = (keras.layers.Conv2D, keras.layers.Dense)
-    return type(layer) in kinds and layer.activation is not keras.activations.linear
+    return is_plain(layer) and layer.activation is not keras.activations.linear
 
 
 def _tensor(model: keras.Model, places: Sequence[Place], before: dict[str, Any], name: str) -> Any:

@@ -34,7 +34,7 @@ def gradient_of(network: keras.Model, objective: Callable[[Any, Any], Any]) -> G
     return _BACKENDS[backend](network, objective)
 
 
-def answer_of(network: keras.Model, inputs: Sequence[Any]) -> Any:
+def answer_of(network: keras.Model, inputs: Any) -> Any:
     """Return the network's output in inference, without PyTorch's record for gradients."""
     if not is_torch():
         return network(inputs, training=False)

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
+_NAMES = ("Relu", "Sigmoid", "Softmax")  # operations, which have no public classes
+
 
 class Place(NamedTuple):
     """A call of a layer. `path`: "block5_conv3"; in an inner model "vgg16/block5_conv3"."""
@@ -47,6 +49,9 @@ class _Borrowed(_AroundLayer):
 
     def call(self, *args, **kwargs):
         return self.layer(*args, **kwargs)
+
+    def compute_output_spec(self, *args, **kwargs):
+        return self.layer.compute_output_spec(*args, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_vgg")
@@ -87,6 +92,13 @@ def borrowed(layer: Any) -> Any:
     return layer.layer if isinstance(layer, _AroundLayer) else layer
 
 
+def _again(layer: Any, name: str) -> Any:
+    """Return what computes the same as a layer or an operation, such as the one of a + b."""
+    if isinstance(layer, keras.layers.Layer):
+        return _Borrowed(layer, name=name)
+    return type(layer).from_config({**layer.get_config(), "name": name})
+
+
 def rebuild(
     model: keras.Model,
     image: Any,
@@ -120,7 +132,7 @@ def rebuild(
             name = f"{path.replace('/', '.')}.{names[path]}"
             output = None if replace is None else replace(layer, path, inputs)
             if output is None:
-                output = _Borrowed(layer, name=name)(*args, **kwargs)
+                output = _again(layer, name)(*args, **kwargs)
         places.append(Place(path, layer, inputs, output))
         return instead.get(path, output)
 
@@ -147,10 +159,13 @@ def _along_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> A
     marks catch the tensors that `call` returns.
     """
     flat = keras.tree.flatten(model.output)
+    # The model may be made of lists or dictionaries.
+    inputs = keras.tree.pack_sequence_as(model.input, keras.tree.flatten(inputs))
     marks = [keras.layers.Identity(name=f"explained_output_{i}") for i in range(len(flat))]
     caught: dict[int, Any] = {}
     stand_ins = keras.tree.map_structure(
-        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), inputs
+        lambda own, x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=own.name),
+        *(model.input, inputs),
     )
     first, *_ = pairs = keras.tree.flatten(stand_ins)
     real = {id(x): y for x, y in zip(pairs, keras.tree.flatten(inputs), strict=True)}
@@ -174,9 +189,19 @@ def _along_graph(model: keras.Model, inputs: Any, call: Callable[..., Any]) -> A
 
 def before_activation(place: Place, name: str = "before_activation") -> Any:
     """Return the input of a layer's activation, or the layer's output if that is not known."""
-    if isinstance(place.layer, keras.layers.Activation | keras.layers.ReLU | keras.layers.Softmax):
+    kinds = (keras.layers.Activation, keras.layers.ReLU, keras.layers.Softmax)
+    is_operation = not isinstance(place.layer, keras.layers.Layer)
+    if isinstance(place.layer, kinds) or (is_operation and type(place.layer).__name__ in _NAMES):
         return place.inputs
-    # A subclass computes something else.
-    if type(place.layer) in (keras.layers.Dense, keras.layers.Conv2D):
+    if is_plain(place.layer):
         return _BeforeActivation(place.layer, name=name)(place.inputs)
     return place.output
+
+
+def is_plain(layer: Any) -> bool:
+    """Return whether a layer is a Dense or Conv2D whose kernel holds what it multiplies with.
+
+    A subclass computes something else, and a quantised kernel has scales.
+    """
+    kinds = (keras.layers.Dense, keras.layers.Conv2D)
+    return type(layer) in kinds and getattr(layer, "quantization_mode", None) is None

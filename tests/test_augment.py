@@ -345,6 +345,13 @@ def test_train_image_result(dtype: type) -> None:
     assert result.min() < 50 < 200 < result.max()
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint16])
+@pytest.mark.parametrize("options", [{}, {"hue": 0.2}, {"cutout": 0.25}, {"scale": (18, 24)}])
+def test_train_image_takes_whole_numbers_of_any_type(options: dict, dtype: type) -> None:
+    image, op = noise(30, 40, np.uint8), partial(augment.train_image, size=16, **options)
+    np.testing.assert_array_equal(op(image.astype(dtype), [1, 2]), op(image, [1, 2]))
+
+
 def test_all_colour_is_one_rounded_affine_map() -> None:
     """What `train_image` computes for speed is `adjust_color` and the shift, rounded."""
     image, seed = noise(16, 24).astype(np.float32) / 4 + 60, [4, 2]

@@ -262,6 +262,12 @@ def test_scores_are_those_before_the_softmax(head):
         )
 
 
+def _own_softmax(x):
+    """As a backend's own function, such as tf.nn.softmax, it is none of Keras' activations."""
+    powers = ops.exp(x - ops.max(x, -1, keepdims=True))
+    return powers / ops.sum(powers, -1, keepdims=True)
+
+
 def _soft(*last):
     return keras.Sequential([keras.Input((4, 4, 2)), layers.Conv2D(6, 2, name="map"), *last])
 
@@ -274,6 +280,8 @@ def _soft(*last):
         lambda: [layers.Dense(3, "softmax"), layers.Flatten(), layers.Reshape((3,))],
         lambda: [layers.Dense(3, layers.Softmax())],
         lambda: [layers.Dense(3, ops.softmax)],
+        lambda: [layers.Dense(3, _own_softmax)],
+        lambda: [layers.Dense(3), layers.Activation(_own_softmax)],
         lambda: [layers.Dense(3), layers.Softmax(), layers.Identity()],
         lambda: [layers.Dense(3), layers.Activation(layers.Softmax())],
         lambda: [
@@ -308,6 +316,92 @@ def test_what_is_no_softmax_of_scores_stays_as_it_is():
     assert opened(model).activation is None
     model = _soft(layers.Conv2D(3, 1, activation="softmax"), layers.GlobalAveragePooling2D())
     assert opened(model).activation is None  # a mean of several
+
+
+def test_one_score_is_that_of_the_second_of_two_classes():
+    model = _soft(layers.Flatten(), layers.Dense(1))
+    images = np.random.default_rng(0).normal(size=(2, 4, 4, 2)).astype("float32")
+    expected = 1 / (1 + np.exp(-values(model(images))))
+    np.testing.assert_allclose(opened(model).probabilities(images, 2), expected, rtol=1e-5)
+    assert explain.occlusion_sensitivity(model, images, window=2, stride=2).any()
+
+
+def _of(operations, build):
+    """A model whose graph has operations, or the layers that do the same."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((16, 16, 3))
+    return keras.Model(image, build(image, operations))
+
+
+def _scaled(image, operations):
+    x = image / 255.0 if operations else layers.Rescaling(1 / 255)(image)
+    return _head(layers.Conv2D(4, 3, name="map")(x))
+
+
+def _added(image, operations):
+    x = layers.Conv2D(4, 3, padding="same", name="map")(image)
+    y = layers.Conv2D(4, 3, padding="same")(x)
+    return _head(x + y if operations else layers.Add()([x, y]))
+
+
+def _rectified(image, operations):
+    x = layers.Conv2D(4, 3, name="map")(image)
+    return _head(ops.relu(x) if operations else layers.ReLU()(x))
+
+
+def _cut(image, operations):
+    x = image[:, 2:-2, 2:-2] if operations else layers.Cropping2D(2)(image)
+    return _head(layers.Conv2D(4, 3, name="map")(x))
+
+
+def _classified(image, operations):
+    x = _head(layers.Conv2D(4, 3, name="map")(image), None)
+    return keras.activations.softmax(x) if operations else layers.Softmax()(x)
+
+
+def _head(x, activation="softmax"):
+    return layers.Dense(3, activation)(layers.GlobalAveragePooling2D()(x))
+
+
+@pytest.mark.parametrize("build", [_scaled, _added, _rectified, _cut, _classified])
+def test_operations_in_the_graph_are_as_layers(build):
+    found, expected = _of(True, build), _of(False, build)
+    found.set_weights(expected.get_weights())
+    images = noise(2, 16)
+    np.testing.assert_allclose(
+        opened(found).probabilities(images, 2), values(expected(images)), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        explain.grad_cam(found, images, classes=1, layer="map"),
+        explain.grad_cam(expected, images, classes=1, layer="map"),
+        atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("of_input", "of_output"),
+    [
+        (lambda x: [x], lambda y: [y]),
+        (lambda x: {"image": x}, lambda y: y),
+        (lambda x: x, lambda y: {"classes": y}),
+    ],
+)
+def test_models_of_lists_and_dictionaries(of_input, of_output):
+    def answer(image):
+        base = keras.Model(of_input(image), of_output(layers.Conv2D(4, 3, name="map")(image)))
+        base.name = "base"
+        other = keras.Input((16, 16, 3), name="image")
+        (x,) = keras.tree.flatten(base(of_input(other)))
+        return keras.Model(of_input(other), of_output(_head(x)))
+
+    structured = answer(keras.Input((16, 16, 3), name="image"))
+    plain = _of(False, lambda image, _: _head(layers.Conv2D(4, 3, name="map")(image)))
+    structured.set_weights(plain.get_weights())
+    np.testing.assert_allclose(
+        explain.grad_cam(structured, noise(2, 16), classes=1, layer="base/map"),
+        explain.grad_cam(plain, noise(2, 16), classes=1, layer="map"),
+        atol=1e-5,
+    )
 
 
 def test_layers_that_are_called_by_keyword():
@@ -521,6 +615,22 @@ def test_a_sequential_model_that_gets_other_layers():
         np.testing.assert_allclose(found, expected / expected.max(), rtol=1e-5)
 
 
+def test_a_model_whose_activation_or_kernels_change():
+    model = _of(False, _scaled)
+    images = noise(2, 16)
+    assert opened(model).activation is keras.activations.softmax
+    model.layers[-1].activation = keras.activations.linear
+    assert opened(model).activation is None
+    model.layers[-1].activation = keras.activations.softmax
+    np.testing.assert_allclose(
+        opened(model).probabilities(images, 2), values(model(images)), rtol=1e-4
+    )
+    if keras.backend.backend() == "tensorflow":
+        model.layers[-1].quantize("int8")
+        with pytest.raises(ValueError, match=r"softmax of layer 'dense.*' are not known: .*quanti"):
+            explain.grad_cam(model, images)
+
+
 @pytest.fixture(scope="module")
 def plain():
     """For calls that are refused."""
@@ -540,6 +650,7 @@ def plain():
         ({"images": noise(1, 16)}, r"takes images \[n, 32, 32, 3\], not \(1, 16, 16, 3\)"),
         ({"images": noise(1, 32)[0]}, r"not \(32, 32, 3\)"),
         ({"images": noise(1, 32) * np.nan}, "not finite"),
+        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
     ],
 )
 def test_bad_input(plain, arguments, message):

@@ -10,7 +10,8 @@ from tests.other_backends import passes_on
 HERE = Path(__file__).parent
 BY_HAND = (
     "cam_before or formula or linear_model or finite_differences or (two and levels) "
-    "or occlusion_by_hand or left_alone or freed or does_not_use or frozen or too_small"
+    "or occlusion_by_hand or operations_in or lists_and or one_score or left_alone or freed "
+    "or does_not_use or frozen or too_small"
 )
 
 

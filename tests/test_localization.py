@@ -496,6 +496,16 @@ def test_not_dense_it_is_the_localiser_on_what_is_cut_out(head):
     assert np.abs(dense.boxes - found[0].boxes).max() > 0.1  # of the neighbours
 
 
+@pytest.mark.parametrize("head", ["fc", "gap"])
+def test_every_place_has_its_window_inside_the_image(head):
+    """A window of 80 pixels covers two cells of the map and a half."""
+    model = classifier(head, size=80)
+    net = localizer(model)
+    for dense in (True, False):
+        (found,) = predict_boxes(net, model, images(1, 128, 160, 3), dense=dense)
+        assert (found.boxes.shape[:2], found.scores.shape[:2]) == ((2, 3), (2, 3))
+
+
 def test_images_of_many_sizes_come_back_in_order():
     model = classifier()
     net = localizer(model)

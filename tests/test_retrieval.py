@@ -172,7 +172,7 @@ def test_a_dense_layer_has_no_map_to_pool():
         transfer.embed(network, images(1, 32, 32, 3), layer="fc1", pooling="gem")
 
 
-def test_whitened_descriptors_are_uncorrelated(tmp_path):
+def test_whitened_descriptors_are_uncorrelated(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     descriptors = unit(rng.normal(size=(200, 3)) @ rng.normal(size=(3, 5)))
     whitening = retrieval.learn_whitening(descriptors, 2)
@@ -181,7 +181,8 @@ def test_whitened_descriptors_are_uncorrelated(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(whitening(descriptors), axis=1), 1, rtol=1e-6)
     # The descriptors vary in three directions; the rest is rounding.
     assert len(retrieval.learn_whitening(descriptors).projection) == 3
-    whitening.save(tmp_path / "w.npz")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    whitening.save("~/w.npz")
     again = retrieval.load_whitening(tmp_path / "w.npz")
     np.testing.assert_array_equal(again(descriptors), whitening(descriptors))
 

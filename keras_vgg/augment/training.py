@@ -282,4 +282,4 @@ def _operations(policy: Policy, seed: tf.Tensor, size: int) -> list[Operation]:
 
 
 def _rounded(pixels: tf.Tensor) -> tf.Tensor:
-    return pixels if pixels.dtype == tf.uint8 else tf.cast(pixels + 0.5, tf.uint8)
+    return tf.cast(pixels if pixels.dtype.is_integer else pixels + 0.5, tf.uint8)

@@ -57,7 +57,7 @@ def grad_cam(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     network = opened(model)
-    images = network.batch(images)
+    images = network.batch(images, batch_size)
     labels = network.classes(classes, len(images))
     place = network.place(layer)
     maps_of, gradient_of = network.maps(place), network.score_gradient(place)

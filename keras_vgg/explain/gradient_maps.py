@@ -48,7 +48,7 @@ def saliency(
             f"{samples} samples without noise are all the same: set noise, such as 0.15"
         )
     network = opened(model)
-    images = network.batch(images)
+    images = network.batch(images, batch_size)
     # Take the class of the image without noise: noise must not change what is explained.
     labels = network.chosen(images, classes, batch_size)
     gradient_of = network.score_gradient(None)

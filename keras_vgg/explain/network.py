@@ -11,14 +11,15 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.backend import as_array
 from keras_vgg.finite import check_range, require_finite_images, require_finite_weights
 from keras_vgg.gradient import Gradient, answer_of, gradient_of
-from keras_vgg.graph import Place, before_activation, holds_layers, rebuild
+from keras_vgg.graph import Place, all_layers, before_activation, holds_layers, rebuild
 from keras_vgg.layers import ImagePreprocessing
 
 # The convolutions of VGG's classifier with head="conv". Their maps are class scores.
 _CLASSIFIER = ("fc1", "fc2", "predictions")
-_PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid, ops.softmax, ops.sigmoid)
+_PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
 # In inference these return their inputs if those are [n, classes] or [n, 1, 1, classes].
 _PASSING = (
     keras.layers.Dropout,
@@ -53,10 +54,11 @@ class Network:
                 f"{[x.shape for x in model.outputs]}"
             )
         self.name = model.name
-        self.layers = list(model.layers)
+        self.state = _state(model)
         self._model = weakref.ref(model)
         self.image = self._new_image()
-        self.output, self.places = rebuild(model, self.image, {})
+        output, self.places = rebuild(model, self.image)
+        self.output = _only(output)
         self._score_tensor, self.activation = _class_scores(self.output, self.places)
         self.scores = keras.Model([self.image], self._score_tensor)
         self._functions: dict[Any, Any] = {}
@@ -152,17 +154,20 @@ class Network:
                     batch_shape=(None, *place.output.shape[1:]), dtype=place.output.dtype
                 )
                 output, places = rebuild(model, image, {place.path: maps})
-                network = keras.Model([image, maps], _class_scores(output, places)[0])
+                network = keras.Model([image, maps], _class_scores(_only(output), places)[0])
             self._functions[key] = gradient_of(network, _score)
         return self._functions[key]
 
-    def batch(self, images: Any) -> np.ndarray:
+    def batch(self, images: Any, batch_size: int = 1) -> np.ndarray:
         """Return images as float32.
 
         Raises:
-            ValueError: there are no images, they do not fit the model, images or weights are not
-                finite, or the model has its preprocessing inside and images are not in [0, 255].
+            ValueError: `batch_size` is below 1, there are no images, they do not fit the model,
+                images or weights are not finite, or the model has its preprocessing inside and
+                images are not in [0, 255].
         """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         images = np.asarray(images, "float32")
         own_shape = self.image.shape[1:]
         fits = images.ndim == 4 and all(
@@ -203,12 +208,18 @@ class Network:
         return labels
 
     def probabilities(self, images: np.ndarray, batch_size: int) -> np.ndarray:
-        """Return float32 [n, classes]; for a model that ends in scores, their soft-max."""
+        """Return float32 [n, classes]; for a model that ends in scores, their soft-max.
+
+        One score is that of the second of two classes: its sigmoid.
+        """
+        activation = self.activation
+        if activation is None:
+            activation = ops.sigmoid if self._score_tensor.shape[-1] == 1 else ops.softmax
         batches = []
         for start in range(0, len(images), batch_size):
             batch = ops.convert_to_tensor(images[start : start + batch_size])
             scores = ops.cast(answer_of(self.scores, [batch]), "float32")
-            batches.append(ops.convert_to_numpy((self.activation or ops.softmax)(scores)))
+            batches.append(ops.convert_to_numpy(activation(scores)))
         return np.concatenate(batches)
 
     def output_before_activation(self, place: Place) -> Any:
@@ -233,10 +244,22 @@ def opened(model: keras.Model) -> Network:
         ValueError: the model is not a built functional or Sequential model from images to classes.
     """
     network = _NETWORKS.get(model) if isinstance(model, keras.Model) else None
-    if network is None or network.layers != model.layers:  # the layers of a Sequential can change
+    if network is None or network.state != _state(model):
         network = Network(model)
         _NETWORKS[model] = network
     return network
+
+
+def _state(model: keras.Model) -> list[tuple[Any, ...]]:
+    """Return what a `Network` depends on and can change: the layers, and what they compute."""
+    names = ("activation", "quantization_mode")
+    return [(layer, *(getattr(layer, name, None) for name in names)) for layer in all_layers(model)]
+
+
+def _only(output: Any) -> Any:
+    """Return the one tensor of a structure, such as {"classes": tensor}."""
+    (tensor,) = keras.tree.flatten(output)
+    return tensor
 
 
 def channels_first() -> bool:
@@ -273,20 +296,43 @@ def _class_scores(output: Any, places: Sequence[Place]) -> tuple[Any, Callable |
         if not makers:  # maps replace the output of the last layer
             return output, None
         last = makers[-1]
-    activation = getattr(last.layer, "activation", last.layer)
-    if isinstance(activation, keras.layers.Softmax):
-        activation = keras.activations.softmax
-    if activation not in _PROBABILITIES:
+    activation = _probability_function(last)
+    if activation is None:
         return output, None
     scores = before_activation(last)
     if scores is last.output:
         raise ValueError(
             f"the scores before the {activation.__name__} of layer {last.path!r} are not known: "
-            "the layer is not a Dense, a convolution or an Activation"
+            "the layer is not a Dense, a convolution or an Activation, or it is quantised"
         )
     if len(scores.shape) != 2:
         scores = keras.layers.Reshape((output.shape[-1],), dtype=scores.dtype)(scores)
     return scores, activation
+
+
+def _probability_function(place: Place) -> Callable | None:
+    """Return the soft-max or sigmoid that a layer ends with; None: it ends with neither.
+
+    A backend's own function, or a user's, is known by what it computes.
+    """
+    layer, (softmax, sigmoid) = place.layer, _PROBABILITIES
+    if isinstance(layer, keras.layers.Softmax):
+        return softmax
+    if not isinstance(layer, keras.layers.Layer):  # an operation
+        return {"Softmax": softmax, "Sigmoid": sigmoid}.get(type(layer).__name__)
+    activation = getattr(layer, "activation", None)
+    if not callable(activation):
+        return None
+    if activation in _PROBABILITIES:
+        return activation
+    *places, classes = place.output.shape[1:]
+    scores = np.linspace(-2, 3, classes, dtype="float32").reshape(1, *(1 for _ in places), -1)
+    scores = ops.convert_to_tensor(scores)
+    answer = as_array(activation(scores))
+    for known in _PROBABILITIES[classes == 1 :]:  # the soft-max of one score is always 1
+        if np.allclose(answer, as_array(known(scores))):
+            return known
+    return None
 
 
 def _passes_on(place: Place) -> bool:

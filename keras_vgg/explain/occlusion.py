@@ -42,7 +42,7 @@ def occlusion_sensitivity(
             below 1; as for `grad_cam`.
     """
     network = opened(model)
-    images = network.batch(images)
+    images = network.batch(images, batch_size)
     if channels_first():
         images = np.moveaxis(images, 1, -1)
     height, width = images.shape[1:3]

@@ -15,6 +15,7 @@ from keras_vgg.backend import as_array
 from keras_vgg.console import progress_bars
 from keras_vgg.evaluation import dense_network, softmax
 from keras_vgg.finite import require_finite_images, require_finite_weights
+from keras_vgg.gradient import answer_of
 from keras_vgg.localization.boxes import MATCH, merge_boxes, to_corners
 from keras_vgg.localization.network import STRIDE, has_layer, window_of
 
@@ -183,8 +184,7 @@ def _batches(
 
 def _run(network: keras.Model, batch: np.ndarray) -> np.ndarray:
     # On JAX, predict_on_batch would remove the variables that `network` shares.
-    outputs = network(ops.convert_to_tensor(batch), training=False)
-    return as_array(outputs)
+    return as_array(answer_of(network, ops.convert_to_tensor(batch)))
 
 
 def _at_places(
@@ -200,7 +200,11 @@ def _at_places(
         at_a_time: None: run on whole images. A number: cut out so many windows at a time.
     """
     if at_a_time is None:
-        return _by_window(model, sides, _run(network, batch))
+        maps = _by_window(model, sides, _run(network, batch))
+        # Windows that are no multiple of the stride have places that end beyond the image.
+        size = zip(batch.shape[1:3], sides, strict=True)
+        rows, columns = ((whole - side) // STRIDE + 1 for whole, side in size)
+        return maps[:, :rows, :columns]
     views = np.lib.stride_tricks.sliding_window_view(batch, sides, axis=(1, 2))
     views = np.moveaxis(views[:, ::STRIDE, ::STRIDE], 3, -1)
     places = list(np.ndindex(views.shape[:3]))

@@ -51,7 +51,7 @@ class Whitening:
             ValueError: the name does not end in .npz.
             OSError: the file cannot be written.
         """
-        path = Path(path)
+        path = expanded(path)
         if path.suffix != ".npz":
             raise ValueError(f"the name of a whitening's file must end in .npz, not {path.name!r}")
 
