@@ -220,6 +220,9 @@ def test_published_losses_of_another_network(network):
     message = r"'esrgan' is a loss on VGG19; vgg16 has no layer block5_conv4. Pass layers=\{'block5"
     with pytest.raises(ValueError, match=message):
         PerceptualLoss(network, "esrgan")
+    for configuration in ("B", "C"):  # without a third convolution in block 3; with one of 1x1
+        with pytest.raises(ValueError, match="has no 3x3 convolution block3_conv3"):
+            PerceptualLoss(base(configuration, include_preprocessing=True), "johnson")
     with pytest.raises(ValueError, match="'johnson' states its layers: pass no style_layers"):
         PerceptualLoss(network, "johnson", style_layers=["block1_conv1"])
     with pytest.raises(ValueError, match="has no layer 'johnsen'"):

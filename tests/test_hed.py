@@ -15,6 +15,7 @@ from PIL import Image
 
 from keras_vgg import dense
 from keras_vgg.dense.edges import SIDES
+from keras_vgg.layers import ImagePreprocessing
 from tests.dense_networks import randomized, values
 
 SMALL = {"width_multiplier": 1 / 16}
@@ -51,6 +52,17 @@ def test_sides_are_the_maps_before_the_pools_resized_and_fused():
     kernel, bias = map(values, model.get_layer("fuse").weights)
     fused = np.concatenate(scores, -1) @ kernel[0, 0] + bias
     np.testing.assert_allclose(outputs["fused"], sigmoid(fused), atol=1e-5)
+
+
+def test_a_file_that_states_another_preprocessing_is_refused(tmp_path):
+    own = ImagePreprocessing.torchvision(name="preprocessing")
+    file = tmp_path / "own.keras"
+    randomized(dense.hed(**SMALL, include_preprocessing=own)).save(file)
+    with pytest.raises(ValueError, match="already states what its network expects, RGB with mean"):
+        dense.hed(file, **SMALL)
+    found = dense.hed(file, **SMALL, include_preprocessing=own)
+    wanted = keras.saving.load_model(file, compile=False)
+    np.testing.assert_array_equal(values(found(images(40, 33))), values(wanted(images(40, 33))))
 
 
 def test_images_become_bgr_minus_the_mean():

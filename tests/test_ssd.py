@@ -15,12 +15,20 @@ from sklearn.datasets import load_sample_images
 
 from keras_vgg import ImagePreprocessing, copy_weights, dense, vgg
 from keras_vgg.dense.detection import L2Normalization
+from keras_vgg.transfer import freeze
 from keras_vgg.weights import Weights, assign
 from tests.dense_networks import randomized, values
 from tests.torchvision_names import import_beside
 
 SMALL = {"weights": None, "width_multiplier": 1 / 16}
 SIDES = {"block4_conv3": 38, "fc7": 19, "conv8_2": 10, "conv9_2": 5, "conv10_2": 3, "conv11_2": 1}
+
+
+def test_freezing_vgg_leaves_what_ssd_adds():
+    model = dense.ssd300(**SMALL)
+    frozen = freeze(model, "all")
+    assert {name.partition("_")[0] for name in frozen} == {f"block{i}" for i in range(1, 6)}
+    assert model.get_layer("block4_conv3_norm").trainable
 
 
 def images(*sides):

@@ -271,6 +271,43 @@ def test_optimisations_that_make_no_sense(options, message):
         stylize(lambda image: (Losses(0, 0, 0), image), picture(32, 32), **options)
 
 
+LAYERS = {"style_layers": ("block1_conv1", "block2_conv1"), "content_layer": "block3_conv1"}
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_is_for_the_network_alone(base, policy):
+    """Gram matrices and losses are float32, whatever the policy says."""
+    content, style, image = (picture(48, 64, seed=seed) for seed in range(3))
+
+    def losses_and_gradient(network):
+        objective = StyleObjective(network, content, style, **LAYERS)
+        loss = StyleTransferLoss(network, style, **LAYERS)(content[None], image[None])
+        return *objective(image), float(loss)
+
+    losses, gradient, loss = losses_and_gradient(base)
+    keras.config.set_dtype_policy(policy)
+    try:
+        options = {"weights": None, "include_top": False, "include_preprocessing": True}
+        half = vgg("B", width_multiplier=1 / 16, **options)
+        half.set_weights(base.get_weights())
+        found = [losses_and_gradient(network) for network in (base, half)]
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for (one, slope, other), tolerance in zip(found, (1e-5, 0.05), strict=True):
+        np.testing.assert_allclose([one.total, other], [losses.total, loss], rtol=tolerance)
+        assert np.corrcoef(slope.ravel(), gradient.ravel())[0, 1] > 1 - tolerance
+
+
+def test_a_network_without_its_preprocessing_is_refused():
+    bare = vgg("B", width_multiplier=1 / 16, weights=None, include_top=False)
+    for make in (
+        lambda: StyleObjective(bare, picture(32, 32), picture(32, 32)),
+        lambda: StyleTransferLoss(bare, picture(32, 32)),
+    ):
+        with pytest.raises(ValueError, match="vgg13 has no preprocessing inside, and a style"):
+            make()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -13,6 +13,7 @@ from sklearn.svm import LinearSVC
 import keras_vgg
 from keras_vgg import transfer
 from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.transfer import descriptors
 
 SMALL = {"weights": None, "width_multiplier": 1 / 16, "hidden_units": 8, "classes": 7}
 
@@ -159,6 +160,14 @@ def test_embed_is_the_papers_descriptor(base):
     once = transfer.embed(base, mixed[:1], flip=False)[0]
     one_view = output_of(base, "block5_pool", mixed[0][None]).mean((0, 1, 2))
     np.testing.assert_allclose(once, unit(one_view), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch alone keeps a record")
+def test_descriptors_keep_no_record_for_gradients(base):
+    layer = "block5_pool"
+    extractor = transfer.feature_extractor(base, layer)
+    outputs = descriptors._outputs(extractor, images(1, 64, 64, 3), layer, flip=True)
+    assert [output.requires_grad for output in outputs] == [False, False]
 
 
 def test_embed_at_several_scales(base):

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import keras_tuner
+import numpy as np
 import pytest
 from keras_tuner.errors import FailedTrialError
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -86,6 +87,7 @@ def test_a_search_leaves_its_trials_and_what_they_say(searched: Path) -> None:
     with (searched / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["val_accuracy"]) for row in rows] == [a.val_accuracy for a in found]
+    assert [int(row["trained_epochs"]) for row in rows] == [len(a.curve) for a in found]
     for name in ("search.png", "parallel_coordinates.png"):
         assert (searched / name).read_bytes().startswith(b"\x89PNG")
 
@@ -431,8 +433,39 @@ def test_keras_tuners_own_tuners_take_the_hypermodel(
     scores = [run.results["validation_accuracy"] for run in runs.values()]
     assert sorted(t.score for t in trials) == pytest.approx(sorted(scores))
     found = hypermodel.recipe(searcher.get_best_hyperparameters()[0])
-    assert found in [run.recipe for run in runs.values()]
-    searcher.get_best_models()
+    (run,) = [run for run in runs.values() if run.recipe == found]
+    images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
+    (best,) = searcher.get_best_models()
+    np.testing.assert_allclose(best.predict(images, verbose=0), run.model().predict(images), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(r"ignore:(currentThread|getName)\(\) is deprecated")
+@pytest.mark.parametrize(
+    "options",
+    [{"init_head": "none"}, {"freeze_until": "all"}, {"color": "grey"}],
+    ids=["trained whole", "frozen", "grey"],
+)
+def test_a_tuners_best_model_has_the_preprocessing_of_its_start(
+    tiny_run: fit.Run, options: dict, tmp_path: Path
+) -> None:
+    """The digits' mean and deviation are in the network's layers, not in its weights."""
+    recipe = TINY.replace(init=str(tiny_run.directory), epochs=1, **options)
+    hypermodel = VGGHyperModel(recipe, {"momentum": (0.8, 0.9)}, directory=tmp_path / "runs")
+    searcher = keras_tuner.RandomSearch(
+        hypermodel, "val_accuracy", max_trials=1, directory=tmp_path, project_name="t"
+    )
+    searcher.search(verbose=0)
+    (folder,) = (tmp_path / "runs").iterdir()
+    run = fit.Run.open(folder)
+    channels = 1 if run.recipe.color == "grey" else 3
+    images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, channels)).astype("float32")
+    (best,) = searcher.get_best_models()
+    first, expected = (network.get_layer("preprocessing") for network in (best, run.model()))
+    assert first.get_config() == expected.get_config()
+    np.testing.assert_allclose(
+        best.predict(images, verbose=0), run.model().predict(images, verbose=0), rtol=1e-5
+    )
 
 
 def test_data_given_to_search_is_refused(tmp_path: Path) -> None:
@@ -499,6 +532,20 @@ def test_none_is_a_value_for_tensorboard_too(
     trials = attempts(tmp_path / "s")
     assert [trial.values["train_scale"] for trial in trials] == [None, "32-36"]
     assert {trial.state for trial in trials} == {"failed"}
+
+
+def test_a_refused_trial_has_its_values_as_other_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub_training(monkeypatch, FailedTrialError("the stub has no network"))
+    space = {"train_scale": (None, (32, 34)), "unmixed_epochs": (0, 2), "epochs": (1, 2)}
+    with pytest.raises(ValueError, match="all 8 trials failed"):
+        searched_in(tmp_path / "s", LONGER, tuner="grid", space=space, max_trials=8)
+    trials = attempts(tmp_path / "s")
+    refused = [dict(trial.values) for trial in trials if "unmixed_epochs (2)" in str(trial.reason)]
+    expected = {"unmixed_epochs": 2, "epochs": 1}
+    assert len(refused) == 2
+    assert all({"train_scale": scale, **expected} in refused for scale in (None, "32-34"))
 
 
 def test_an_unknown_error_ends_the_search_and_its_trial(

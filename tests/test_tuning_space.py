@@ -154,6 +154,8 @@ def test_the_steps_of_a_range_reach_its_end(
         ("batch_norm=true,False", (True, False)),
         ("source=folder:photos", ("folder:photos",)),
         ("train_split=train[:10%]", ("train[:10%]",)),
+        ("bit_depth=12,16,stretch", ("12", "16", "stretch")),
+        ("data_dir=none,2024,2024-25", (None, "2024", "2024-25")),
     ],
 )
 def test_text(entry: str, expected: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import keras
 from keras import layers
 
+from keras_vgg import builder_checks
 from keras_vgg import weights as weight_files
 from keras_vgg.dense.encoder import CEIL_MODE, encoder
 from keras_vgg.dense.pyramids import maps_of
 from keras_vgg.dense.resampling import ResizeLike
+from keras_vgg.features import channel_axis
 from keras_vgg.layers import ImagePreprocessing
 
 SIDES = ("side1", "side2", "side3", "side4", "side5")
@@ -102,7 +105,11 @@ def hed(
     }
     model = keras.Model(image, outputs if side_outputs else outputs["fused"], name=name)
     if weights is not None:
-        weight_files.assign(model, _read(weights))
+        loaded = _read(weights)
+        if include_preprocessing:
+            channels = model.inputs[0].shape[channel_axis()]
+            builder_checks.check_preprocessing(include_preprocessing, loaded, channels)
+        weight_files.assign(model, loaded)
     return model
 
 
@@ -116,4 +123,4 @@ def _read(path: str | Path) -> weight_files.Weights:
     if len(numbered) == len(SIDES) + 1:
         for (_, name), new_name in zip(numbered, (*SIDES, "fuse"), strict=True):
             tensors[new_name] = tensors.pop(name)
-    return weight_files.Weights(tensors, loaded.source)
+    return dataclasses.replace(loaded, tensors=tensors)

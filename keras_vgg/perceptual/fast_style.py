@@ -189,6 +189,7 @@ class StyleTransferLoss(keras.losses.Loss):
         self._style_weight = style_weight
         image: Any = ops.convert_to_tensor(as_input(picture))
         maps: Any = answer_of(self._extractor, image)
+        maps = {n: ops.cast(maps[n], "float32") for n in names}  # of mixed precision
         means = {n: float(as_array(ops.mean(maps[n]))) for n in names}
         self._scales = {n: 1 / mean if mean > 0 else 1.0 for n, mean in means.items()}
         self._grams = {
@@ -200,7 +201,7 @@ class StyleTransferLoss(keras.losses.Loss):
         layer = self._content_layer
         wanted: Any = self._content(y_true, training=False)[layer]
         maps: Any = self._extractor(y_pred, training=False)
-        maps = {name: x * self._scales[name] for name, x in maps.items()}
+        maps = {n: ops.multiply(ops.cast(x, "float32"), self._scales[n]) for n, x in maps.items()}
         wanted = ops.multiply(ops.cast(wanted, "float32"), self._scales[layer])
         wanted = ops.stop_gradient(wanted)
         style: Any = sum(style_loss(maps[n], self._grams[n]) for n in self._style_layers)

@@ -167,12 +167,17 @@ def _weighted(layers: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
 
 
 def _require_network(model: keras.Model, name: str, setting: Setting) -> None:
-    """Raise a ValueError if a published loss is for another VGG: D and E differ in block 3 to 5."""
-    is_e = any(layer.name == "block5_conv4" for layer in all_layers(model))
-    if is_e != (setting.network == "E"):
-        network = "VGG19" if setting.network == "E" else "VGG16"
+    """Raise a ValueError if a published loss is for another VGG; A to E differ in block 3 to 5."""
+    network = "VGG19" if setting.network == "E" else "VGG16"
+    names = {layer.name: layer for layer in all_layers(model)}
+    has = None
+    if ("block5_conv4" in names) != (setting.network == "E"):
+        has = f"{'a' if 'block5_conv4' in names else 'no'} layer block5_conv4"
+    elif getattr(names.get("block3_conv3"), "kernel_size", None) != (3, 3):
+        has = "no 3x3 convolution block3_conv3"
+    if has is not None:
         raise ValueError(
-            f"{name!r} is a loss on {network}; {model.name} has {'a' if is_e else 'no'} layer "
-            f"block5_conv4. Pass layers={dict(setting.layers) or dict(setting.style_layers)} for "
-            "the same layers of another VGG"
+            f"{name!r} is a loss on {network}; {model.name} has {has}. Pass "
+            f"layers={dict(setting.layers) or dict(setting.style_layers)} for the same layers of "
+            "another VGG"
         )

@@ -29,6 +29,7 @@ from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import check_range, require_finite_images, require_finite_weights
 from keras_vgg.gradient import answer_of, gradient_of
 from keras_vgg.graph import all_layers
+from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.perceptual.gram import gram_matrix
 
 STYLE_LAYERS = tuple(f"block{block}_conv1" for block in range(1, 6))
@@ -306,7 +307,16 @@ def after_relu(
 def rgb_extractor(
     model: keras.Model, names: Sequence[str], pooling_layers: Literal["avg"] | None
 ) -> keras.Model:
-    """Return the `feature_extractor` of these layers. ValueError: the model does not take RGB."""
+    """Return the `feature_extractor` of these layers.
+
+    Raises:
+        ValueError: the model does not take RGB, or has no preprocessing inside.
+    """
+    if not any(isinstance(layer, ImagePreprocessing) for layer in all_layers(model)):
+        raise ValueError(
+            f"the model {model.name} has no preprocessing inside, and a style needs it: build it "
+            "with include_preprocessing=True"
+        )
     extractor = feature_extractor(model, names, pooling_layers=pooling_layers)
     channels = extractor.inputs[0].shape[channel_axis()]
     if channels != 3:
@@ -353,10 +363,11 @@ def as_input(image: np.ndarray) -> np.ndarray:
 def _inputs(
     extractor: keras.Model, style_layers: Sequence[str], content_layer: str
 ) -> tuple[list[Any], Any, dict[str, Any]]:
-    """Return inputs for the masks, one for an image, and the maps of the image, channels last."""
+    """Return inputs for the masks and the image, and the image's maps, channels last, float32."""
     masks = [keras.Input((None, None, 1), name=f"mask_{i}") for i in range(len(style_layers) + 1)]
     image = keras.Input(extractor.inputs[0].shape[1:], name="image")
     maps: Any = extractor(image)
+    maps = {name: ops.cast(x, "float32") for name, x in maps.items()}  # of mixed precision
     if channel_axis() == 1:
         maps = {name: ops.moveaxis(maps[name], 1, -1) for name in (*style_layers, content_layer)}
     return masks, image, maps
@@ -366,7 +377,8 @@ def _gram_sum(feature_map: Any, mask: Any) -> Any:
     """Return the Gram matrix [n, c, c] of the places of a tile; the mask has the scale."""
     masked = feature_map * mask
     channels = masked.shape[-1]
-    rows: Any = keras.layers.Reshape((-1, channels))(masked) / float(np.sqrt(channels))
+    rows: Any = keras.layers.Reshape((-1, channels), dtype="float32")(masked)
+    rows = rows / float(np.sqrt(channels))
     return ops.matmul(ops.transpose(rows, (0, 2, 1)), rows)
 
 

@@ -12,6 +12,7 @@ from keras import ops
 from keras_vgg.backend import as_array
 from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import one_range_warning, require_finite_images, require_finite_weights
+from keras_vgg.gradient import answer_of
 from keras_vgg.transfer.pooling import generalized_mean, region_maxima
 
 Pooling = Literal["avg", "max", "gem", "rmac"]
@@ -232,7 +233,7 @@ def _outputs(extractor: keras.Model, batch: Any, layer: str, flip: bool) -> list
     for view in views:
         first = channel_axis() == 1
         view = ops.convert_to_tensor(ops.moveaxis(view, -1, 1) if first else view)
-        output: Any = ops.cast(extractor(view, training=False)[layer], "float32")
+        output: Any = ops.cast(answer_of(extractor, view)[layer], "float32")
         outputs.append(ops.moveaxis(output, 1, -1) if first and len(output.shape) == 4 else output)
     return outputs
 

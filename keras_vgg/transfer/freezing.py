@@ -29,7 +29,8 @@ def freeze(model: keras.Model, until: str) -> tuple[str, ...]:
     frozen_blocks = {"none": 0, "all": len(BLOCKS)} | {b: i for i, b in enumerate(BLOCKS)}
     if until not in frozen_blocks:
         raise ValueError(f"until must be one of {', '.join(frozen_blocks)}, not {until!r}")
-    blocks = {layer: re.match(r"block(\d)_", layer.name) for layer in model.layers}
+    # SSD's own block4_conv3_norm is no part of VGG.
+    blocks = {layer: re.match(r"block(\d)_(?!conv\d_norm)", layer.name) for layer in model.layers}
     if frozen_blocks[until] and not any(blocks.values()):
         raise ValueError(f"{model.name} has no layers block1_...: freeze the VGG that it holds")
     model.trainable = True  # if this is False, Keras trains none of the layers

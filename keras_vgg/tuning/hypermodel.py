@@ -180,12 +180,15 @@ class VGGHyperModel(keras_tuner.HyperModel):
         return recipe
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
-        """Return the compiled network of a trial, with its initial weights.
+        """Return the compiled network of a trial: the best of its run, or with initial weights.
 
         Raises:
             FailedTrialError: the network is above a limit.
         """
         recipe = self.recipe(hp)
+        run = fit.Run(self._folder(recipe), recipe)
+        if run.finished:  # for a tuner's get_best_models, which then loads `_write_checkpoints`
+            return _best_of(run)
         self.limits.require_small(recipe, self.classes)
         keras.utils.set_random_seed(recipe.seed)
         # The statistics do not change the network's size or speed; training computes them.
@@ -229,8 +232,11 @@ class VGGHyperModel(keras_tuner.HyperModel):
             raise ValueError("the recipe names the training data: call search() without data")
         self.limits.require_fast(model)
         recipe = self.recipe(hp, epochs)
+        return self.train(recipe, self._folder(recipe), callbacks, verbose)
+
+    def _folder(self, recipe: Recipe) -> Path:
         digest = hashlib.sha256(recipe.to_json().encode()).hexdigest()[:12]
-        return self.train(recipe, self.directory / digest, callbacks, verbose)
+        return self.directory / digest
 
     def train(
         self,
@@ -244,9 +250,31 @@ class VGGHyperModel(keras_tuner.HyperModel):
             run = fit.fit(recipe, directory, verbose, callbacks=callbacks)
         except (fit.TrainingDiverged, MemoryError) as error:
             raise FailedTrialError(str(error)) from error
+        _write_checkpoints(run, callbacks)
         results = run.results
         return {
             "val_accuracy": results["validation_accuracy"],
             "val_loss": results["validation_loss"],
             "parameters": results["parameters"],
         }
+
+
+def _best_of(run: fit.Run) -> keras.Model:
+    """Return a run's network, compiled as for training."""
+    model = run.model()
+    fit.compile_model(model, run.recipe, hardware.choose_engine(run.recipe))
+    # keras-tuner loads the optimiser's variables too.
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def _write_checkpoints(run: fit.Run, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    """Let keras-tuner keep the network whose accuracy it gets.
+
+    Its own callback keeps the weights of what is trained at the end of an epoch: without the
+    averages of weights, and of a frozen base only the classifier.
+    """
+    saver: Any
+    for saver in callbacks:
+        if type(saver).__name__ == "SaveBestEpoch":  # keras-tuner has no public name for it
+            _best_of(run).save_weights(saver.filepath)

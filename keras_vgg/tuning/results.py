@@ -157,25 +157,27 @@ def write_results(workdir: Path, trials: Sequence[Attempt], tuner: str) -> None:
     winner = best(trials)
     assert winner is not None, "no trial is finished"
     recipe = Run.open(winner.folder / "run").recipe
-    text = recipe_source(
+    source = recipe_source(
         recipe,
         f"The best of {len(trials)} trials of a search by {tuner}.\n\n"
         f"command:  keras-vgg train {BEST} --workdir RUN\n"
         f"result:   {winner.final_accuracy:.2%} on the validation images in the search (trial "
         f"{winner.number}, {winner.seconds:.0f} s); the test images have not been read\n",
     )
-    write_atomically(workdir / BEST, lambda file: file.write_text(text, encoding="utf-8"))
+    write_atomically(workdir / BEST, lambda file: file.write_text(source, encoding="utf-8"))
     if load_recipe(workdir / BEST) != recipe:
         raise AssertionError(f"{workdir / BEST} is not the recipe of {winner.folder}")
     names = searched_names(trials)
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
-    columns = ("trial", "state", "val_accuracy", "parameters", "epochs", "seconds")
+    # A search may have a field "epochs".
+    columns = ("trial", "state", "val_accuracy", "parameters", "trained_epochs", "seconds")
     writer.writerow([*columns, *names, "reason"])
     for a in trials:
         row = [a.number, a.state, a.val_accuracy, a.parameters, len(a.curve), round(a.seconds, 1)]
         writer.writerow([*row, *(a.values.get(name) for name in names), a.reason])
-    write_atomically(workdir / "trials.csv", lambda file: file.write_text(table.getvalue()))
+    text = table.getvalue()
+    write_atomically(workdir / "trials.csv", lambda file: file.write_text(text, encoding="utf-8"))
     plot_search(trials, pareto(trials), importances(trials), workdir / "search.png")
     plot_parallel(
         [name for name in names if len({a.values.get(name) for a in trials}) > 1],

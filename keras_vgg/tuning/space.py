@@ -288,16 +288,20 @@ def _number(name: str, value: Any) -> Any:
 
 
 def _value(name: str, word: str) -> Any:
-    takes_none = type(None) in typing.get_args(field_types().get(name))
+    kind = field_types().get(name)
+    parts = typing.get_args(kind) or (kind,)
+    takes_none = type(None) in parts
+    if all(part in (str, type(None)) or isinstance(part, str) for part in parts):  # a text
+        return word if word.lower() != "none" else None if takes_none else "none"
     constants = {"none": None if takes_none else "none", "true": True, "false": False}
     if word.lower() in constants:
         return constants[word.lower()]
     low, dash, high = word.partition("-")
     if dash and low.isdigit() and high.isdigit():
         return int(low), int(high)
-    for kind in (int, float):
+    for number in (int, float):
         try:
-            return kind(word)
+            return number(word)
         except ValueError:
             continue
     return word

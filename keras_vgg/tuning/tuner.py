@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from keras_vgg.tuning.hypermodel import VGGHyperModel, cost
 from keras_vgg.tuning.live_table import LiveTable
 from keras_vgg.tuning.oracle import DurableOracle, alive, serve
 from keras_vgg.tuning.results import PRUNED, attempts
+from keras_vgg.tuning.space import draw_values
 
 _LEAST_TRIALS = 3  # finished trials that a comparison with their median needs
 
@@ -139,8 +140,9 @@ class RunTuner(BaseTuner):
         try:
             recipe = self._model.recipe(trial.hyperparameters)
         except ValueError as error:  # Each value is possible by itself.
-            values = {k: v for k, v in trial.hyperparameters.values.items() if "/" not in k}
-            plan = {"parameters": 0, "epochs": self._model.base.epochs, "values": values}
+            drawn = draw_values(trial.hyperparameters, self._model.base, self._model.space)
+            values = {k: v for k, v in drawn.items() if k in trial.hyperparameters.values}
+            plan = {"parameters": 0, "epochs": self._model.base.epochs, "values": _written(values)}
             write_json(folder / "facts.json", plan)
             self._write_outcome(folder, reason=f"refused: {error}", seconds=0.0)
             return {"val_accuracy": 0.0}
@@ -302,5 +304,9 @@ def _searched_values(trial: Trial, recipe: Recipe) -> dict[str, Any]:
     names = [*trial.hyperparameters.values]
     fields = [name for name in names if "/" not in name]
     fields += ["epochs"] if "tuner/epochs" in names else []
-    values = {name: getattr(recipe, name) for name in fields}
+    return _written({name: getattr(recipe, name) for name in fields})
+
+
+def _written(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields' values as files have them: a pair as 32-40."""
     return {k: "-".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
