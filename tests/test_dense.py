@@ -8,6 +8,7 @@ import pytest
 
 from keras_vgg import models
 from keras_vgg.evaluation import dense_network
+from keras_vgg.export.compress import factorise, spectrum
 from tests.dense_networks import answers
 from tests.test_models import FULL, keras_applications
 
@@ -116,6 +117,24 @@ def test_at_the_training_size_it_is_the_network(configuration, head):
     assert scores.shape[1:3] == ((2, 2) if head == "gap" else (1, 1))
     plain = answers(model, image)
     np.testing.assert_allclose(softmax(scores.mean((1, 2))), plain, atol=1e-5)
+
+
+def test_a_compressed_network_has_layers_of_two_factors():
+    model = network("A")
+    rng = np.random.default_rng(0)
+    spectra, ranks = {}, {"fc1": 3, "fc2": 2}
+    for name in ranks:
+        layer = model.get_layer(name)
+        spectra[name] = spectrum(layer, rng.normal(size=(50, layer.kernel.shape[0])))
+    small = factorise(model, ranks, spectra)
+    dense = dense_network(small)
+    image = images(3, 64, 64, 3)
+    scores = answers(dense, image)
+    np.testing.assert_allclose(softmax(scores[:, 0, 0]), answers(small, image), atol=1e-5)
+    # The window of the first factor slides over the map, as that of fc1 does.
+    whole = answers(keras.Model(dense.input, dense.get_layer("fc1").output), images(1, 128, 96, 3))
+    assert whole.shape[1:3] == (3, 2)
+    assert dense.get_layer("fc1_factor").kernel_size == (2, 2)
 
 
 def test_oblong_training_images_and_scores_instead_of_probabilities():

@@ -21,8 +21,9 @@ def dense_network(model: keras.Model) -> keras.Model:
 
     Args:
         model: A VGG with its classifier: any configuration, width and number of classes, with or
-            without batch norm and preprocessing, `head="fc"`, `"conv"` or `"gap"`; or a VGG of
-            keras.applications. Channels last. It ends in a soft-max, in sigmoids or in scores.
+            without batch norm and preprocessing, `head="fc"`, `"conv"` or `"gap"`, also with `fc1`
+            and `fc2` factorised; or a VGG of keras.applications. Channels last. It ends in a
+            soft-max, in sigmoids or in scores.
 
     Returns:
         A model from [n, height, width, channels] to the score map [n, rows, columns, classes]. The
@@ -58,17 +59,21 @@ def dense_network(model: keras.Model) -> keras.Model:
         convolutions, input_tensors=image, clone_function=lambda layer: layer
     ).output
     x = features
+    flatten = layers.get("flatten")
     for name in _CLASSIFIER:
-        if name in layers:
-            x = _as_convolution(layers[name], x, layers.get("flatten"))
+        for part in (f"{name}_factor", name):  # `keras_vgg.export.compress` makes two of one
+            if part in layers:
+                x = _as_convolution(layers[part], x, flatten)
+                flatten = None
     return keras.Model(image, x, name=f"{model.name}_dense")
 
 
-def _as_convolution(layer: keras.Layer, x: Any, flatten: keras.Layer | None):
+def _as_convolution(layer: Any, x: Any, flatten: keras.Layer | None):
+    """Return a layer's answers at all places; `flatten` is the layer before the first one."""
     kernel = layer.kernel
     if len(kernel.shape) == 4:
         window = tuple(kernel.shape[:2])
-    elif layer.name == "fc1" and flatten is not None:
+    elif flatten is not None:
         flattened: Any = flatten.input
         window = tuple(flattened.shape[1:3])
     else:
@@ -77,6 +82,7 @@ def _as_convolution(layer: keras.Layer, x: Any, flatten: keras.Layer | None):
         kernel.shape[-1],
         window,
         activation=None if layer.name == "predictions" else layer.activation,
+        use_bias=layer.use_bias,
         name=layer.name,
         dtype=layer.dtype_policy,
     )
@@ -86,5 +92,6 @@ def _as_convolution(layer: keras.Layer, x: Any, flatten: keras.Layer | None):
         raise ValueError(f"layer {layer.name!r} has a kernel {tuple(kernel.shape)}, not {shape}")
     # The rows of a Dense kernel are in the order of Flatten: row, column, channel.
     convolution.kernel.assign(keras.ops.reshape(kernel, shape))
-    convolution.bias.assign(layer.bias)
+    if layer.use_bias:
+        convolution.bias.assign(layer.bias)
     return y
