@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_vgg import weights as weight_files
 from keras_vgg.architecture import MINIMUM_SIZE, check_options
-from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.image_paths import expanded
 
 DEFAULT_SIZE = 224  # sides of the paper's input, in pixels
 OUTPUT_STRIDES = (8, 16, 32)
@@ -72,7 +71,7 @@ def check_output_stride(output_stride: int, include_top: bool) -> None:
 
 
 def _require_file(weights: str | Path) -> None:
-    if not Path(weights).exists():
+    if not expanded(weights).exists():
         error = FileNotFoundError if Path(weights).suffix else ValueError
         raise error(
             "`weights` must be None (random), 'imagenet', 'torchvision', hf://OWNER/NAME, or the "
@@ -101,35 +100,6 @@ def check_labels(classifier_activation: Any, source: str) -> None:
             f"{source} gives an image several labels, each with a sigmoid; pass "
             "classifier_activation='sigmoid', or None for logits"
         )
-
-
-def check_preprocessing(given: keras.Layer, loaded: weight_files.Weights, channels: int) -> None:
-    """Refuse a preprocessing layer for other images than those that the weights state.
-
-    Means that differ by at most two grey levels are the same: Caffe's networks round them in
-    several ways. Only a network for three channels is compared.
-    """
-    stated = loaded.preprocessing
-    if stated is None or loaded.assumed or channels != 3:
-        return
-    if not isinstance(given, ImagePreprocessing) or len(stated.mean) not in (1, 3):
-        return
-    values = [
-        (layer.channel_order, np.broadcast_to(layer.mean, 3), np.broadcast_to(layer.std, 3))
-        for layer in (given, stated)
-    ]
-    (order, mean, std), (stated_order, stated_mean, stated_std) = values
-    is_same = order == stated_order and np.allclose(std, stated_std, rtol=1e-3)
-    if not is_same or not np.allclose(mean, stated_mean, rtol=0, atol=2):
-        raise ValueError(
-            f"{loaded.source} already states what its network expects, {_described(stated)}: omit "
-            f"{_described(given)}, or pass the same"
-        )
-
-
-def _described(layer: ImagePreprocessing) -> str:
-    mean, std = ([round(float(n), 3) for n in values] for values in (layer.mean, layer.std))
-    return f"{layer.channel_order.upper()} with mean {mean} and std {std}"
 
 
 def warn_of_preprocessing(weights: Any, configuration: str, batch_norm: bool) -> None:

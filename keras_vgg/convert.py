@@ -140,9 +140,15 @@ def _side(weights: Weights, filters: int) -> int | None:
     """Return the side of the images that the classifier is for; None if they are not square."""
     kernel = weights.tensors["fc1"][0].shape
     if len(kernel) == 4:
-        return 32 * kernel[0] if kernel[0] == kernel[1] else None
-    side = math.isqrt(kernel[0] // filters)
-    return 32 * side if side * side * filters == kernel[0] else None
+        rows, columns = kernel[:2]
+    else:
+        rows = math.isqrt(kernel[0] // filters)
+        columns = kernel[0] / (rows * filters) if rows else 0
+    if rows != columns:
+        return None
+    # A side of 250 has as many cells as one of 224; only a file with its network states which.
+    stated = weights.side
+    return stated if stated is not None and stated // 32 == rows else 32 * rows
 
 
 def _width(paper: Sequence[int], all_widths: Sequence[int]) -> float | None:
@@ -174,6 +180,11 @@ def build(
         raise ValueError(
             f"the classifier of {weights.source} is not for square images, so no network can be "
             "built for it: write .safetensors or .h5"
+        )
+    if weights.unlike:
+        raise ValueError(
+            f"{weights.source} has {weights.unlike}, so another network than this package's: keep "
+            "the .keras file, or write the weights alone as .safetensors or .h5"
         )
     side = side or network.side  # None means any size
     preprocessing = include_preprocessing and weights.preprocessing

@@ -42,7 +42,8 @@ def feature_extractor(
 
     Args:
         model: A functional or Sequential model, such as a VGG, or a model that holds one. The
-            extractor shares its weights and runs in inference.
+            extractor shares its weights and layers. In a model that you train, call it with
+            `training=False`, or freeze it: batch normalisation changes its statistics otherwise.
         layers: Names.
         pooling: None: feature maps stay as they are, [n, h, w, c]. "avg" or "max": pool over the
             map, [n, c]. A number g: average over a grid of g x g parts, [n, g*g*c] in the order
@@ -266,14 +267,13 @@ def _pooled(feature_map: Any, pooling: str | int | None, name: str, data_format:
             f"a grid of {pooling} x {pooling} needs a map of known size, at least as large as the "
             f"grid; {name} gives {height} x {width}"
         )
+    if height % pooling or width % pooling:  # the pool would leave out the rest
+        raise ValueError(
+            f"{name} gives {height} x {width}, which {pooling} x {pooling} parts do not divide"
+        )
     window = (height // pooling, width // pooling)
     x = keras.layers.AveragePooling2D(window, name=f"{name}_grid", **options)(feature_map)
     if first:
         x = keras.layers.Permute((2, 3, 1), dtype="float32", name=f"{name}_rows")(x)
     x = keras.layers.Reshape((-1, x.shape[-1]), dtype="float32", name=f"{name}_parts")(x)
-    # A map that is not a multiple of the grid gives more parts.
-    if x.shape[1] != pooling**2:
-        raise ValueError(
-            f"{name} gives {height} x {width}, which {pooling} x {pooling} parts do not divide"
-        )
     return keras.layers.Flatten("channels_last", dtype="float32", name=f"{name}_flat")(x)

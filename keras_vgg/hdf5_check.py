@@ -28,15 +28,19 @@ def require_sound(file: h5py.File, most_bytes: int) -> None:
     """Read every attribute and array, after a check that their declared sizes are plausible.
 
     Raises:
-        ValueError: a link leads elsewhere, an array lies in other files or does not hold numbers,
-            or attributes and arrays declare more than `most_bytes` in total.
+        ValueError: a link leads elsewhere, several links lead to one object, an array lies in other
+            files or does not hold numbers, or attributes and arrays declare more than `most_bytes`
+            in total.
         Exception: any error of h5py for damage.
     """
+    api: Any = h5py
     datasets: list[h5py.Dataset] = []
     objects: list[Any] = [file]
 
     def visit(name: str, item: Any) -> None:
         objects.append(item)
+        if api.h5o.get_info(item.id).rc > 1:  # it could be read many times
+            raise ValueError(f"several links lead to {item.name}")
         if isinstance(item, h5py.Dataset):
             datasets.append(item)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -243,6 +244,17 @@ class ImagePreprocessing(keras.layers.Layer):
         }
 
 
+_READING = contextvars.ContextVar("reading", default=False)
+
+
+def is_reading_file() -> bool:
+    """Return whether a configuration is that of a file, which may be a stranger's.
+
+    It must then name no other file and no download.
+    """
+    return _READING.get()
+
+
 # The rooms that define other layers of saved networks, besides those that import these.
 _ROOMS_WITH_LAYERS = ("dense", "features", "graph", "perceptual")
 
@@ -268,12 +280,15 @@ def load_keras_file(path: Path) -> Any:
     require_archive(path)
     require_hdf5(path, "model.weights.h5")
     register_layers()
+    token = _READING.set(True)
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises many errors for a damaged archive
         if is_out_of_memory(error):
             raise unread_file(path, error) from error
         raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+    finally:
+        _READING.reset(token)
     if not isinstance(model, keras.Model):
         raise ValueError(f"{path} is damaged: it holds a {type(model).__name__}")
     return model

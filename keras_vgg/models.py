@@ -24,7 +24,6 @@ from keras_vgg.builder_checks import (
     check_filters,
     check_labels,
     check_output_stride,
-    check_preprocessing,
     checked_input_shape,
     known_sides,
     warn_of_preprocessing,
@@ -170,7 +169,7 @@ def vgg(
     if include_preprocessing:
         x = include_preprocessing(x)
         if loaded is not None:
-            check_preprocessing(include_preprocessing, loaded, x.shape[channel_axis])
+            weight_files.check_preprocessing(include_preprocessing, loaded, x.shape[channel_axis])
     if loaded is not None:
         loaded = weight_files.for_channels(loaded, x.shape[channel_axis])
     x = _convolutions(x, architecture, batch_norm, output_stride, options)

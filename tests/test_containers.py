@@ -112,6 +112,13 @@ def test_links_and_arrays_in_other_files_are_refused(tmp_path: Path) -> None:
         file["fc1"] = h5py.SoftLink("/nowhere")
     raw = [(str(tmp_path / "secret"), 0, h5py.h5f.UNLIMITED)]
     layer_file(tmp_path / "raw.h5", shape=(100,), dtype="f4", external=raw)
+    with h5py.File(tmp_path / "repeated.h5", "w") as file:
+        file["a"] = np.zeros(9, "f4")
+        file["b"] = file["a"]
+    with h5py.File(layer_file(tmp_path / "names.h5", data=np.zeros(9, "f4")), "a") as file:
+        file["fc1"].attrs["weight_names"] = [b"kernel"] * 2
+    with h5py.File(layer_file(tmp_path / "layers.h5", data=np.zeros(9, "f4")), "a") as file:
+        file.attrs["layer_names"] = [b"fc1"] * 2
     layout = h5py.VirtualLayout((9,), "f4")
     layout[:] = h5py.VirtualSource(other, "fc1/kernel", (9,))
     with h5py.File(tmp_path / "virtual.h5", "w") as file:
@@ -121,6 +128,9 @@ def test_links_and_arrays_in_other_files_are_refused(tmp_path: Path) -> None:
         "soft.h5": "a link, fc1, that leads to another place",
         "raw.h5": "values of /fc1/kernel lie in other files",
         "virtual.h5": "values of /x lie in other files",
+        "repeated.h5": "several links lead to /a",
+        "names.h5": "the attribute weight_names of /fc1 has a name twice",
+        "layers.h5": "the attribute layer_names of / has a name twice",
     }.items():
         with pytest.raises(ValueError, match=f"{name} .*{reason}"):
             weights.read_weights(tmp_path / name)

@@ -193,6 +193,72 @@ def test_a_converted_network_computes_the_same(tmp_path, configuration, head, ac
     np.testing.assert_allclose(answers(again, x), answers(model, x), rtol=1e-4, atol=1e-5)
 
 
+def test_a_classifier_keeps_the_size_of_its_images(tmp_path):
+    """48 pixels give as many cells as 32."""
+    model = keras_vgg.vgg(
+        "A", weights=None, include_preprocessing=True, **(SMALL | {"input_shape": (48, 48, 3)})
+    )
+    model.save(tmp_path / "a.keras")
+    assert convert.convert_weights(tmp_path / "a.keras", tmp_path / "b.keras").side == 48
+    again = keras.saving.load_model(tmp_path / "b.keras")
+    assert again.input_shape == (None, 48, 48, 3)
+    x = np.random.default_rng(0).uniform(0, 255, (2, 48, 48, 3)).astype("float32")
+    np.testing.assert_allclose(answers(again, x), answers(model, x), rtol=1e-5)
+
+
+def base(**options):
+    options = SMALL | {"weights": None, "include_top": False} | options
+    return keras_vgg.vgg("A", include_preprocessing=True, **options)
+
+
+def test_a_soft_max_of_its_own_is_kept(tmp_path):
+    body = base()
+    x = keras.layers.GlobalAveragePooling2D()(body.output)
+    x = keras.layers.Softmax()(keras.layers.Dense(3, name="predictions")(x))
+    model = keras.Model(body.input, x)
+    model.save(tmp_path / "a.keras")
+    convert.convert_weights(tmp_path / "a.keras", tmp_path / "b.keras")
+    again = keras.saving.load_model(tmp_path / "b.keras")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+    np.testing.assert_allclose(answers(again, images), answers(model, images), rtol=1e-4)
+
+
+def with_elu():
+    model = base()
+    model.get_layer("block2_conv1").activation = keras.activations.elu
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: base(output_stride=8), "a pool block4_pool that keeps the size"),
+        (lambda: base(output_stride=16), "a pool block5_pool that keeps the size"),
+        (with_elu, "the activation 'elu' in block2_conv1"),
+    ],
+)
+def test_a_network_that_would_become_another_is_not_built(tmp_path, make, reason):
+    model = make()
+    model.save(tmp_path / "a.keras")
+    with pytest.raises(ValueError, match=rf"a.keras has {reason}, so another network"):
+        convert.convert_weights(tmp_path / "a.keras", tmp_path / "b.keras")
+    assert not (tmp_path / "b.keras").exists()
+    convert.convert_weights(tmp_path / "a.keras", tmp_path / "b.safetensors")  # weights alone
+    found = read(tmp_path / "b.safetensors").tensors
+    np.testing.assert_array_equal(found["block2_conv1"][0], model.get_layer("block2_conv1").kernel)
+
+
+def test_another_epsilon_is_told(tmp_path):
+    model = base(batch_norm=True)
+    model.save(tmp_path / "a.keras")
+    assert read(tmp_path / "a.keras").note == ""
+    for layer in model.layers:
+        if layer.name.endswith("_bn"):
+            layer.epsilon = 1e-3
+    model.save(tmp_path / "b.keras")
+    assert "adds epsilon=0.001 to a variance" in read(tmp_path / "b.keras").note
+
+
 def test_response_normalisation_survives_or_the_loss_is_told(tmp_path):
     keras_vgg.VGG11LRN(weights=None, **SMALL).save(tmp_path / "a.keras")
     stated = tmp_path / "b.safetensors"

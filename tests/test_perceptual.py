@@ -4,7 +4,9 @@ The networks here are thin, with learned weights of their width. test_perceptual
 compares the real ones with the published packages.
 """
 
+import json
 import re
+import zipfile
 
 import keras
 import numpy as np
@@ -13,7 +15,7 @@ from keras import ops
 
 import keras_vgg
 from keras_vgg import DISTS, LPIPS
-from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.layers import ImagePreprocessing, load_keras_file
 from keras_vgg.perceptual import distance, dists, gram_matrix, lpips
 from keras_vgg.perceptual.distance import LAYERS, learned
 
@@ -365,6 +367,30 @@ def test_saving_with_a_model(trunk, tmp_path, monkeypatch):
     assert again.get_config() == metric.get_config()
     with pytest.raises(ValueError, match=r"lpips held a network .*: load the model with compile=F"):
         keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(LPIPS(trunk)))
+
+
+def test_a_strangers_file_reads_no_other_weights(tmp_path, monkeypatch):
+    """Keras makes any object that a layer's configuration names, and a distance reads weights."""
+    thin(include_preprocessing=True).save(tmp_path / "a.keras")
+    read = []
+    monkeypatch.setattr(distance, "VGG16", lambda **options: read.append(options["weights"]))
+    metric = {"weights": "hf://owner/name", "preprocessing": None, "value_range": [0, 255]}
+    module = {"module": "keras_vgg.perceptual.lpips", "registered_name": "keras_vgg>LPIPS"}
+    with (
+        zipfile.ZipFile(tmp_path / "a.keras") as source,
+        zipfile.ZipFile(tmp_path / "b.keras", "w") as target,
+    ):
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "config.json":
+                config = json.loads(content)
+                (layer,) = [x for x in config["config"]["layers"] if x["name"] == "block1_conv1"]
+                layer["config"]["activation"] = {**module, "class_name": "LPIPS", "config": metric}
+                content = json.dumps(config)
+            target.writestr(name, content)
+    with pytest.raises(ValueError, match=r"b.keras cannot be read"):
+        load_keras_file(tmp_path / "b.keras")
+    assert read == []
 
 
 def test_a_file_keeps_the_preprocessing_that_it_states(tmp_path):

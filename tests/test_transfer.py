@@ -89,6 +89,13 @@ def test_features_that_cannot_be_had(network, layers, pooling, message):
         transfer.feature_extractor(network, layers, pooling=pooling)
 
 
+@pytest.mark.parametrize("grid", [2, 3])
+def test_a_grid_leaves_out_no_row(grid):
+    model = small(input_shape=(56, 56, 3), include_top=False)
+    with pytest.raises(ValueError, match=rf"gives 7 x 7, which {grid} x {grid} parts do not div"):
+        transfer.feature_extractor(model, "block3_pool", pooling=grid)
+
+
 @pytest.mark.parametrize(
     ("until", "first"), [("none", 1), ("block2", 2), ("block5", 5), ("all", 6)]
 )

@@ -337,3 +337,33 @@ def test_published_imagenet_convolutions(data_folder):
     np.testing.assert_allclose(features(keras_vgg.VGG16, x), expected, atol=1e-5)
     inside = features(keras_vgg.VGG16, image, include_preprocessing=True)
     np.testing.assert_allclose(inside, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "model", "message"),
+    [
+        ({"configuration": "A-LRN"}, {}, "for local response normalisation, and the model has"),
+        ({"classifier_activation": "sigmoid"}, {}, "for sigmoids, and the model ends in a soft"),
+        (
+            {"include_preprocessing": keras_vgg.ImagePreprocessing.torchvision()},
+            {"include_preprocessing": True},
+            "already states what its network expects, RGB with mean",
+        ),
+    ],
+)
+def test_a_file_of_another_kind_of_network_is_refused(tmp_path, options, model, message):
+    small(**options).save(tmp_path / "a.keras")
+    other = small(**model)
+    before = other.get_weights()
+    with pytest.raises(ValueError, match=message):
+        weights.load_weights(other, tmp_path / "a.keras")
+    for now, then in zip(other.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_a_path_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = small()
+    model.save(tmp_path / "a.keras")
+    again = models.vgg("A", weights="~/a.keras", **SMALL)
+    np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])

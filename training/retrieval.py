@@ -17,6 +17,7 @@ its copies, are compared.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from PIL import Image, ImageEnhance, ImageFilter  # noqa: E402
 from keras_vgg import VGG16, feature_extractor, retrieval, transfer  # noqa: E402
 from keras_vgg.array_cache import ArrayCache  # noqa: E402
 from keras_vgg.console import progress_bars  # noqa: E402
+from keras_vgg.files import sha256_of  # noqa: E402
 
 QUERIES, SEARCHED, LEARNT = 100, 500, 100  # images of each class
 LAYERS = ("block5_conv3", "block5_pool")
@@ -56,7 +58,9 @@ def load_images(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def pooled(images: np.ndarray, weights: Path, size: int, cache: Path) -> dict[str, np.ndarray]:
     """Return the pooled maps of all images by name, and the maxima of R-MAC's regions."""
-    arrays = ArrayCache(cache, {"size": size, "images": len(images), "layers": LAYERS})
+    pixels = hashlib.sha256(images.tobytes()).hexdigest()
+    key = {"size": size, "images": pixels, "weights": sha256_of(weights), "layers": LAYERS}
+    arrays = ArrayCache(cache, key)
     if arrays.done < len(images):
         base = VGG16(include_top=False, weights=weights, include_preprocessing=True)
         extractor = feature_extractor(base, LAYERS)

@@ -10,7 +10,6 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_vgg import builder_checks
 from keras_vgg import weights as weight_files
 from keras_vgg.dense.encoder import CEIL_MODE, encoder
 from keras_vgg.dense.pyramids import maps_of
@@ -108,7 +107,7 @@ def hed(
         loaded = _read(weights)
         if include_preprocessing:
             channels = model.inputs[0].shape[channel_axis()]
-            builder_checks.check_preprocessing(include_preprocessing, loaded, channels)
+            weight_files.check_preprocessing(include_preprocessing, loaded, channels)
         weight_files.assign(model, loaded)
     return model
 

@@ -15,7 +15,7 @@ from keras_vgg.backend import as_array
 from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import check_range
 from keras_vgg.graph import all_layers
-from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.layers import ImagePreprocessing, is_reading_file
 from keras_vgg.models import VGG16
 from keras_vgg.perceptual.images import (
     checked_range,
@@ -125,6 +125,10 @@ class ImageDistance:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
+        if is_reading_file():
+            raise ValueError(
+                f"{config.get('name')} is no part of a network, and would read other weights"
+            )
         if config["weights"] is None:
             raise ValueError(
                 f"{config['name']} held a network that was not saved with the model: load the "

@@ -11,6 +11,7 @@ __all__ = [
     "Tensors",
     "Weights",
     "assign",
+    "check_preprocessing",
     "copy_weights",
     "fetch",
     "find",
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from keras_vgg.weights.download import fetch
     from keras_vgg.weights.loading import (
         assign,
+        check_preprocessing,
         copy_weights,
         load_weights,
         obtain,
@@ -57,6 +59,7 @@ else:
         "preprocessing_for": "channels",
         "fetch": "download",
         "assign": "loading",
+        "check_preprocessing": "loading",
         "copy_weights": "loading",
         "hub_repository": "published",
         "load_weights": "loading",

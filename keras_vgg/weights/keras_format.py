@@ -21,6 +21,7 @@ from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.memory_errors import unread_file
 from keras_vgg.weights.published import CHECKPOINTS
 from keras_vgg.weights.tensors import (
+    BATCH_NORM_EPSILON,
     TOP,
     Tensors,
     Weights,
@@ -98,6 +99,8 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
     }
     # In the convolutional head, a separate layer "probabilities" applies the activation.
     activation = activations.get("probabilities", activations.get("predictions"))
+    if activation == "linear":
+        activation = _last_activation(objects)
     tensors, note = unnested(tensors, source)
     configs = [o["config"] for o in objects if isinstance(o.get("config"), Mapping)]
     order = [str(values["name"]) for values in configs if "name" in values]
@@ -115,7 +118,50 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
         grey=grey,
         pooling=pooling_of(classes, tensors),
         side=side,
-    ).with_note(_names_note(tensors))
+        unlike=_unlike(configs),
+    ).with_note("; ".join(filter(None, (_names_note(tensors), _epsilon_note(objects)))))
+
+
+def _last_activation(objects: list[Mapping[str, Any]]) -> str:
+    """Return the activation of a layer of its own, such as one behind `predictions`."""
+    names = {"Softmax": "softmax"}
+    found = [names.get(str(o.get("class_name")), _own_activation(o)) for o in objects]
+    return next((name for name in found if name in ("softmax", "sigmoid")), "linear")
+
+
+def _own_activation(layer: Mapping[str, Any]) -> Any:
+    config = layer.get("config")
+    if layer.get("class_name") == "Activation" and isinstance(config, Mapping):
+        return config.get("activation")
+    return None
+
+
+def _unlike(configs: list[Mapping[str, Any]]) -> str:
+    """Return what convolutions or pools of a network do that those of a VGG do not; or ""."""
+    for values in configs:
+        name = str(values.get("name"))
+        activation, dilation = values.get("activation"), values.get("dilation_rate", 1)
+        if is_base(name) and activation not in (None, "relu", "linear"):
+            return f"the activation {activation!r} in {name}"
+        if is_base(name) and dilation not in (1, [1, 1]):
+            return f"a dilated convolution {name}"
+        if re.fullmatch(r"block\d_pool", name) and values.get("strides") not in (2, [2, 2]):
+            return f"a pool {name} that keeps the size"
+    return ""
+
+
+def _epsilon_note(objects: list[Mapping[str, Any]]) -> str:
+    """Return a note if a network's batch normalisations do not add this package's epsilon."""
+    for layer in objects:
+        config = layer.get("config")
+        if layer.get("class_name") == "BatchNormalization" and isinstance(config, Mapping):
+            epsilon = config.get("epsilon")
+            if is_base(str(config.get("name"))) and epsilon != BATCH_NORM_EPSILON:
+                return (
+                    f"its batch normalisation adds epsilon={epsilon} to a variance, and that of "
+                    f"this package {BATCH_NORM_EPSILON}: answers differ where variances are small"
+                )
+    return ""
 
 
 def _input_of(objects: list[Mapping[str, Any]]) -> tuple[int | None, int | None]:
@@ -274,7 +320,10 @@ def _strings(item: h5py.HLObject, attribute: str) -> list[str]:
     values = item.attrs[attribute]
     if not isinstance(values, np.ndarray):
         raise ValueError(f"the attribute {attribute} of {item.name} is not a list")
-    return [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+    texts = [value.decode() if isinstance(value, bytes) else str(value) for value in values]
+    if len(set(texts)) < len(texts):  # a small file could name one array many times
+        raise ValueError(f"the attribute {attribute} of {item.name} has a name twice")
+    return texts
 
 
 def _keras3(model: h5py.Group, config: Any) -> Tensors:

@@ -16,6 +16,7 @@ from keras_vgg.backend import as_array
 from keras_vgg.containers import require_archive
 from keras_vgg.finite import is_finite
 from keras_vgg.image_paths import expanded
+from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.weights import keras_format, torch_format
 from keras_vgg.weights.published import NAMES, find, hub_repository
 from keras_vgg.weights.tensors import Tensors, Weights, check, pooling_of
@@ -147,11 +148,45 @@ def load_weights(model: keras.Model, path: str | Path, drop: Sequence[str] = ())
         The weights of the file, with the preprocessing that they expect.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_weights` and `assign`; the model is unchanged.
+        FileNotFoundError, ValueError: as `read_weights` and `assign`; or the model has a
+            preprocessing inside, and the file states another. The model is unchanged.
     """
     weights = read_weights(path)
+    own = [layer for layer in model.layers if isinstance(layer, ImagePreprocessing)]
+    if len(own) == 1:
+        first = keras.config.image_data_format() == "channels_first"
+        check_preprocessing(own[0], weights, model.inputs[0].shape[1 if first else -1])
     assign(model, weights, drop)
     return weights
+
+
+def check_preprocessing(given: keras.Layer, loaded: Weights, channels: int) -> None:
+    """Refuse a preprocessing layer for other images than those that the weights state.
+
+    Means that differ by at most two grey levels are the same: Caffe's networks round them in
+    several ways. Only a network for three channels is compared.
+    """
+    stated = loaded.preprocessing
+    if stated is None or loaded.assumed or channels != 3:
+        return
+    if not isinstance(given, ImagePreprocessing) or len(stated.mean) not in (1, 3):
+        return
+    values = [
+        (layer.channel_order, np.broadcast_to(layer.mean, 3), np.broadcast_to(layer.std, 3))
+        for layer in (given, stated)
+    ]
+    (order, mean, std), (stated_order, stated_mean, stated_std) = values
+    is_same = order == stated_order and np.allclose(std, stated_std, rtol=1e-3)
+    if not is_same or not np.allclose(mean, stated_mean, rtol=0, atol=2):
+        raise ValueError(
+            f"{loaded.source} already states what its network expects, {_described(stated)}: omit "
+            f"{_described(given)}, or pass the same"
+        )
+
+
+def _described(layer: ImagePreprocessing) -> str:
+    mean, std = ([round(float(n), 3) for n in values] for values in (layer.mean, layer.std))
+    return f"{layer.channel_order.upper()} with mean {mean} and std {std}"
 
 
 def tensors_of(model: keras.Model) -> Tensors:
@@ -183,8 +218,9 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
 
     Raises:
         ValueError: layers are missing, left over or of another shape; their values are too large
-            for the model's type; or the file says that its classifier pools the map in another way.
-            The error lists them.
+            for the model's type; or the file says that its network has local response
+            normalisation, sigmoids, or another pooling in front of its classifier, and the model
+            has not. The error lists them.
     """
     if not isinstance(weights, Weights):
         raise ValueError(
@@ -207,6 +243,12 @@ def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> No
             f"predictions stands behind a global {weights.pooling} pooling, and the model has none"
             " of that kind"
         )
+    classes = {type(layer).__name__ for layer in model.layers}
+    if weights.lrn and "LocalResponseNormalization" not in classes:
+        problems.append("they are for local response normalisation, and the model has none")
+    own = getattr(layers.get("predictions"), "activation", None)
+    if weights.several_labels and "predictions" in tensors and own is keras.activations.softmax:
+        problems.append("they are for sigmoids, and the model ends in a soft-max")
     plan = []
     for name in layers.keys() & tensors.keys():
         expected = [tuple(w.shape) for w in layers[name].weights]

@@ -21,6 +21,7 @@ TOP = ("fc1", "fc2", "predictions")
 
 _BASE = re.compile(r"block\d_conv\d+(_bn)?")
 
+BATCH_NORM_EPSILON = 1e-5  # what this package's networks add to a variance
 # A batch normalisation has gamma, beta, moving mean and moving variance, in this order.
 BATCH_NORM_ARRAYS = 4
 
@@ -37,8 +38,9 @@ class Weights:
     `lrn`, `logits`, `grey`, `pooling` and `side` are known only from a file that holds the network:
     whether it has response normalisation, whether it ends without soft-max, whether it takes images
     of one channel, which its preprocessing repeats, how it pools the whole map (see `pooling_of`),
-    and the side in pixels of the images that it takes, if they are square and of one size. So is
-    `several_labels`, whether it ends in sigmoids in place of a soft-max. A .safetensors file of
+    and the side in pixels of the images that it takes, if they are square and of one size. So are
+    `several_labels`, whether it ends in sigmoids in place of a soft-max, and `unlike`, what its
+    convolutions or pools do that those of a VGG with a classifier do not. A .safetensors file of
     this package states `lrn` and `several_labels` too.
     """
 
@@ -53,6 +55,7 @@ class Weights:
     assumed: bool = False
     pooling: Pooling | None = None
     side: int | None = None
+    unlike: str = ""
 
     def with_note(self, note: str) -> Weights:
         """Return the weights with one more note."""
