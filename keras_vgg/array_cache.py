@@ -31,10 +31,13 @@ class ArrayCache:
         path = folder / "key.json"
         # Compare the JSON, in which tuples are lists.
         text = json.dumps(key, indent=2, sort_keys=True) + "\n"
-        if not path.is_file() or path.read_text() != text:
-            if folder.exists():
-                shutil.rmtree(folder)
-            folder.mkdir(parents=True)
+        if path.is_file() and path.read_text() != text:
+            shutil.rmtree(folder)
+        if not path.is_file():
+            # Another process may begin the same computation now.
+            folder.mkdir(parents=True, exist_ok=True)
+            for stale in folder.glob("*.npz"):
+                stale.unlink(missing_ok=True)
             write_atomically(path, lambda target: target.write_text(text))
         self._paths: list[Path] = []
         self.done = 0

@@ -93,13 +93,17 @@ def write_json(path: Path, value: Any) -> None:
 def cache_folder() -> Path:
     """Return the user's folder for files that can be computed again. The folder may not exist.
 
-    The folder is KERAS_VGG_CACHE, or keras_vgg in XDG_CACHE_HOME, LOCALAPPDATA or ~/.cache.
+    The folder is KERAS_VGG_CACHE, or keras_vgg in XDG_CACHE_HOME, LOCALAPPDATA or ~/.cache; for a
+    user without a home folder, in that of temporary files.
     """
     configured = os.environ.get("KERAS_VGG_CACHE")
     if configured:
         return Path(configured).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "keras_vgg"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "keras_vgg"
+    except RuntimeError:  # the user has no home folder, as in some containers
+        return Path(tempfile.gettempdir(), "keras_vgg")
 
 
 def keras_home(file: str) -> Path:

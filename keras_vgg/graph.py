@@ -205,3 +205,20 @@ def is_plain(layer: Any) -> bool:
     """
     kinds = (keras.layers.Dense, keras.layers.Conv2D)
     return type(layer) in kinds and getattr(layer, "quantization_mode", None) is None
+
+
+def final_activation(model: Any) -> Any:
+    """Return the activation that makes a model's one output; None: it is not known.
+
+    The layer that was made last need not be the one that ends the model.
+    """
+    if isinstance(model, keras.Sequential):
+        return final_activation(model.layers[-1])
+    if holds_layers(model):
+        return final_activation(model.outputs[0]._keras_history.operation)
+    if isinstance(model, keras.layers.Softmax):
+        return keras.activations.softmax
+    if not isinstance(model, keras.layers.Layer):  # an operation
+        known = {"Softmax": keras.activations.softmax, "Sigmoid": keras.activations.sigmoid}
+        return known.get(type(model).__name__)
+    return getattr(model, "activation", None)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from keras_vgg import architecture
-from keras_vgg.backend import backend_name, is_jax, is_tensorflow
+from keras_vgg.backend import backend_name, is_jax, is_tensorflow, is_torch
 from keras_vgg.native_stderr import without_native_stderr
 from keras_vgg.recipe import Recipe
 
@@ -332,7 +332,8 @@ def compiles_evaluation(recipe: Recipe) -> bool:
 
     On a CPU, XLA would compile the network for each of many image sizes.
     """
-    return recipe.jit != "off" and find_machine(recipe.devices).kind != "cpu"
+    # Keras lists no devices of PyTorch, which has no XLA either.
+    return recipe.jit != "off" and not is_torch() and find_machine(recipe.devices).kind != "cpu"
 
 
 def _devices(recipe: Recipe, machine: Machine) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from keras_vgg import array_cache
 from keras_vgg.array_cache import ArrayCache
 
 
@@ -20,6 +21,24 @@ def test_an_interrupted_computation_goes_on(tmp_path):
     found = ArrayCache(tmp_path / "a" / "b", {"n": (1, 2)}).load()
     np.testing.assert_array_equal(found["x"], np.arange(6))
     assert found["y"].shape == (6, 2)
+
+
+def test_two_processes_may_begin_at_once(tmp_path, monkeypatch):
+    """The second comes when the first has made the folder, and not yet its key."""
+    write = array_cache.write_atomically
+
+    def late(path, write_to):
+        monkeypatch.setattr(array_cache, "write_atomically", write)
+
+        def meanwhile(target):
+            write_to(target)
+            ArrayCache(tmp_path / "a", {"n": 1}).add(x=np.arange(3))
+
+        write(path, meanwhile)
+
+    monkeypatch.setattr(array_cache, "write_atomically", late)
+    first = ArrayCache(tmp_path / "a", {"n": 1})
+    assert first.done == 3
 
 
 def test_another_computation_begins_anew(tmp_path):

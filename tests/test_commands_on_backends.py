@@ -1,6 +1,7 @@
-"""compare, search and stylize, as a user types them, on JAX and PyTorch."""
+"""Commands as a user types them, on JAX and PyTorch."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image
 
 from keras_vgg import VGG16, ImagePreprocessing, cli, vgg
 from keras_vgg.perceptual.fast_style import style_network
+from keras_vgg.run import Run
+from keras_vgg.runs import evaluate_run
 from tests.other_backends import command_on
 
 pytestmark = [
@@ -92,3 +95,27 @@ def test_a_style_network(folder, backend, tmp_path):
     # A file for LiteRT is written by TensorFlow, whatever the backend.
     command_on(backend, *words, str(tmp_path / "net.tflite"), "--size", "64")
     assert (tmp_path / "net.tflite").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_is_used(varied_run, folder, backend, tmp_path, capsys):
+    """Trained on TensorFlow, evaluated and calibrated elsewhere."""
+    run = Run.open(shutil.copytree(varied_run.directory, tmp_path / "run"))
+    words = ["predict", str(run.directory), str(folder / "photos" / "0.png"), "--format", "jsonl"]
+    assert cli.main(words) == cli.OK
+    here = json.loads(capsys.readouterr().out)
+    there = json.loads(command_on(backend, *words))
+    assert there["class"] == here["class"]
+    assert there["probability"] == pytest.approx(here["probability"], abs=1e-4)
+    command_on(backend, "evaluate", str(run.directory), "--split", "validation")
+    command_on(backend, "calibrate", str(run.directory))
+    accuracy = run.results["validation"]["top1"]
+    assert accuracy == pytest.approx(evaluate_run(varied_run, "validation").top1)
+    assert (run.directory / "calibration.json").is_file()
+
+
+def test_training_says_which_backends_it_takes(tmp_path):
+    for options in ([], ["--find-learning-rate"]):
+        words = ["train", "--workdir", str(tmp_path / "run"), *options]
+        with pytest.raises(AssertionError, match="runs on Keras' tensorflow or jax backend, not"):
+            command_on("torch", *words)

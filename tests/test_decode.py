@@ -288,6 +288,18 @@ def test_a_turned_jpeg_is_turned_upright(orientation: int, order: str, jfif: boo
     assert both_ways(encoded_sides, encoded).tolist() == [HEIGHT, WIDTH]  # as stored
 
 
+@pytest.mark.parametrize("order", ["II", "MM"])
+def test_the_orientation_of_the_thumbnail_turns_no_upright_image(order: str) -> None:
+    """A second directory, of the thumbnail, still says how the camera was held."""
+    segment = exif(order, 1)
+    second = exif(order, 6, others=1)[18:]  # its number of tags, and the tags
+    pad = b"\0" * (-(len(segment) - 18 - 2 + 2) % 12)  # where the pattern can reach it
+    body = segment[4:-4] + b"\0\0\0\0" + pad + second
+    segment = b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
+    encoded = with_exif(UPRIGHT, segment, False)
+    assert decoding.orientation(tf.constant(encoded)) == 1
+
+
 def test_the_orientations_differ() -> None:
     """Else the test above would pass whatever is turned."""
     images = [pillow(with_exif(UPRIGHT, exif("II", code), True)) for code in range(1, 9)]

@@ -50,6 +50,12 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_a_share_of_many_digits_is_found_again(varied_run: Run, tmp_path: Path) -> None:
+    run = Run.open(shutil.copytree(varied_run.directory, tmp_path / "run"))
+    calibrate_run(run, shares=[2 / 3])
+    assert tuple(Predictor(run, unknown=2 / 3).class_names) == tuple(run.class_names)
+
+
 def test_calibration_json(run: Run):
     (evaluation,) = runs.evaluate_runs([run], "validation")
     kept = json.loads((run.directory / "calibration.json").read_text())

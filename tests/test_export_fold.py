@@ -131,3 +131,18 @@ def test_a_model_of_lower_precision_is_copied() -> None:
     for new, old in zip(full.get_weights(), mixed.get_weights(), strict=True):
         np.testing.assert_array_equal(new, old)
     assert in_float32(full) is full
+
+
+def test_operations_in_the_graph_stay() -> None:
+    """x / 255, a + b and a ReLU are no layers."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((32, 32, 3))
+    x = layers.Conv2D(4, 3, padding="same", use_bias=False)(image / 255.0)
+    x = keras.ops.relu(layers.BatchNormalization()(x))
+    x = x + layers.Conv2D(4, 3, padding="same")(x)
+    model = keras.Model(image, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    model = randomised(model)
+    lean = folded(model)
+    assert not any(isinstance(layer, layers.BatchNormalization) for layer in lean.layers)
+    np.testing.assert_allclose(lean(IMAGES), model(IMAGES), atol=1e-5)
+    np.testing.assert_allclose(in_float32(model)(IMAGES), model(IMAGES), atol=1e-6)

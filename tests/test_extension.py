@@ -9,6 +9,7 @@ import pytest
 from keras_vgg import cli
 from keras_vgg.fit import distillation, extend, finish, fit, load_source
 from keras_vgg.fit.extension import begin_extension, read_extensions
+from keras_vgg.fit.metrics import metrics_for
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, UnfinishedRun
 from keras_vgg.runs import evaluate_run, report_runs
@@ -200,6 +201,27 @@ def test_planned_restarts_after_the_end_are_left_out(tiny_run, tmp_path, restart
         (done, 0.01),
     ]
     assert begin_extension(run.directory, 2, 0.01)[0] == recipe
+
+
+def test_results_of_evaluate_survive_an_extension_that_was_finished_at_once(tiny_run, tmp_path):
+    run = copy_of(tiny_run, tmp_path / "run")
+    run.add_results(test={"top1": 0.5})
+    begin_extension(run.directory, 3)  # and the process ended in its first epoch
+    finish(run.directory, verbose=0)
+    begin_extension(run.directory, 3)
+    (entry,) = read_extensions(Run.open(run.directory))
+    assert entry["results"]["test"] == {"top1": 0.5}
+
+
+def test_keras_loads_its_own_checkpoint_of_balanced_accuracy(tmp_path):
+    metric = metrics_for(UNEVEN, 10)[-1]
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(10, "softmax")])
+    model.compile("sgd", "categorical_crossentropy", metrics=[metric])
+    x, y = np.eye(10, 4, dtype="float32"), np.eye(10, dtype="float32")
+    model.fit(x, y, verbose=0)
+    model.save(tmp_path / "a.keras")
+    again = keras.saving.load_model(tmp_path / "a.keras")
+    assert again.evaluate(x, y, verbose=0) == pytest.approx(model.evaluate(x, y, verbose=0))
 
 
 def test_what_cannot_be_extended_or_finished_is_refused(tiny_run, tmp_path, capsys):

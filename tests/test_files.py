@@ -4,12 +4,14 @@ import errno
 import os
 import stat
 import subprocess
+import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from keras_vgg import files
 from keras_vgg.containers import require_archive
 from keras_vgg.files import read_arrays, remove_leftovers, whole_file, write_atomically
 
@@ -99,3 +101,13 @@ def test_what_a_disk_cannot_read_is_not_called_damaged(
         for read in (read_arrays, require_archive):
             with pytest.raises(kind, match=r"Stale file handle|a.npz is damaged"):
                 read(path)
+
+
+def test_a_user_without_a_home_folder_has_a_cache(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("KERAS_VGG_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert files.cache_folder() == Path(tempfile.gettempdir(), "keras_vgg")

@@ -263,6 +263,16 @@ def test_advice_follows_the_loss_and_training_accuracy(accuracies, losses, expec
     assert expected in verdict.advice(Recipe(learning_rate=0.01), history, 0.1)
 
 
+def test_advice_compares_balanced_accuracy_with_its_baseline() -> None:
+    """90 % of the images are of one class, which the network always answers."""
+    row = {"epoch": 1, "loss": 0.33, "accuracy": 0.9, "balanced_accuracy": 0.5}
+    row |= {"val_loss": 0.33, "val_accuracy": 0.9, "val_balanced_accuracy": 0.5}
+    recipe = Recipe(select_by="balanced_accuracy", epochs=3)
+    assert "the loss has hardly moved" in verdict.advice(recipe, [row, row], 0.5)
+    said = verdict.advice(recipe, [row | {"balanced_accuracy": 0.8}], 0.5)
+    assert said.startswith("training balanced accuracy is 80.00%, so the network learns what does")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

@@ -328,6 +328,15 @@ def test_classes_may_have_the_names_of_splits(photos: Path) -> None:
     assert data.load_source(f"folder:{photos}").class_names == ("Train", "valid")
 
 
+def test_a_class_may_be_called_train(photos: Path) -> None:
+    """As the vehicle of Pascal VOC; a split folder holds folders."""
+    (photos / "cat").rename(photos / "train")
+    assert data.load_source(f"folder:{photos}").class_names == ("dog", "train")
+    (photos / "dog").rename(photos / "val")
+    with pytest.raises(ValueError, match="train has 0 class folders"):
+        data.load_source(f"folder:{photos}")
+
+
 def test_equal_files_on_two_sides_are_counted_and_named(split_photos: Path) -> None:
     for i in range(3):
         draw(split_photos / "test/cat" / f"copy{i}.png", i)

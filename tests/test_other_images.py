@@ -133,6 +133,22 @@ def test_tfds_that_has_moved(made: Run, tmp_path: Path, capsys, monkeypatch) -> 
     assert runs.in_data_dir(made, None) is made
 
 
+def test_runs_of_other_splits_are_not_compared(run: Run, tmp_path: Path) -> None:
+    """The same folder is each run's own data, of which each has drawn another test split."""
+    source = run.recipe.source
+    recipe = run.recipe.replace(seed=run.recipe.seed + 1)
+    other = Run(tmp_path / "other", recipe)
+    shutil.copytree(run.directory, other.directory)
+    other.write_recipe()
+    other.write_json("data.json", describe(load_source(recipe)))
+    message = "cannot be compared: their images differ"
+    with pytest.raises(ValueError, match=message):
+        runs.evaluate_runs([run, other], source=source)
+    with pytest.raises(ValueError, match=message):
+        runs.report_runs([run, other], tmp_path / "report.html", source=source)
+    assert len(runs.evaluate_runs([run, run], source=source)) == 2
+
+
 def test_another_set(
     run: Run,
     other: Path,

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_vgg import Predictor, cli, runs
+from keras_vgg import Predictor, augment, cli, runs
 from keras_vgg.data.listing import image_files
 from keras_vgg.data.split import pictures_of
+from keras_vgg.export import export
 from keras_vgg.export.model_files import open_model_file
 from keras_vgg.image_paths import existing_paths
 from keras_vgg.models import vgg
@@ -140,6 +142,20 @@ def test_a_table_names_files_that_may_be_missing(photos: Path):
     assert [os.path.relpath(path, photos) for path in files.paths] == [
         *("a.png", "gone.png", "deep/er/b.jpg")
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,patient_id,session,tags,category\na.png,1,2,[x],cat\nb.png,1,2,,\n",
+        '{"path": "a.png", "label": {"x": 1}, "split": 3}\n{"path": "b.png", "labels": "[x"}\n',
+    ],
+)
+def test_a_table_is_judged_by_its_paths_alone(photos: Path, text: str):
+    (photos / "table.csv").write_text(text)
+    files = image_files([photos / "table.csv"])
+    assert [os.path.relpath(path, photos) for path in files.paths] == ["a.png", "b.png"]
+    assert files.left_out == ()
 
 
 def test_an_unknown_path_needs_no_tensorflow(tiny_run: Run):
@@ -374,6 +390,64 @@ def test_a_file_that_ends_in_sigmoids_gives_several_labels(photos: Path, tmp_pat
     (answer,) = predictor([photos / "a.png"])
     assert [name for name, _ in answer.labels] == ["cat", "tree"]
     np.testing.assert_allclose(array(answer), 1 / (1 + np.exp(-bias)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", [keras.ops.softmax, keras.ops.sigmoid])
+def test_a_file_that_ends_in_an_operation_gives_its_probabilities(
+    activation: Any, photos: Path, tmp_path: Path
+):
+    scores = of_three_classes(classifier_activation=None)
+    scores.layers[-1].bias.assign([3.0, -1.0, 2.0])
+    keras.Model(scores.input, activation(scores.output)).save(tmp_path / "net.keras")
+    predictor = Predictor(tmp_path / "net.keras")
+    assert predictor.several_labels == (activation is keras.ops.sigmoid)
+    (answer,) = predictor([photos / "a.png"])
+    expected = Predictor(saved(scores, tmp_path))([photos / "a.png"])
+    values = np.log(array(expected[0]))  # scores, but for a number that a soft-max takes away
+    found = array(answer)
+    if activation is keras.ops.softmax:
+        np.testing.assert_allclose(np.log(found), values, atol=1e-4)
+    else:
+        logits = np.log(found / (1 - found))
+        np.testing.assert_allclose(np.diff(logits), np.diff(values), atol=1e-3)
+
+
+def saved(model: keras.Model, folder: Path) -> Path:
+    model.save(folder / "scores.keras")
+    return folder / "scores.keras"
+
+
+@pytest.mark.parametrize("name", ["litert", "litert_int8", "saved_model"])
+def test_a_file_for_any_size_says_which_it_was_tested_at(name: str, photos: Path, tmp_path: Path):
+    keras.utils.set_random_seed(3)
+    image = keras.Input((None, None, 3))
+    x = keras.layers.Rescaling(1 / 255)(image)
+    x = keras.layers.Conv2D(4, 3, padding="same", activation="relu")(x)
+    x = keras.layers.Dense(3, "softmax")(keras.layers.GlobalAveragePooling2D()(x))
+    model = keras.Model(image, x)
+    images = np.random.default_rng(0).uniform(0, 255, (32, 32, 32, 3)).astype("float32")
+    export(
+        model, ["a", "b", "c"], tmp_path / "any", images=images, calibration=images, formats=[name],
+        transform=partial(augment.eval_image, size=32, scale=36), tolerance=100,
+    )  # fmt: skip
+    (file,) = [
+        path for path in (tmp_path / "any").iterdir() if path.stem.startswith(("model", "sav"))
+    ]
+    stated = json.loads((tmp_path / "any" / "export.json").read_text())
+    assert "Take the central 32 x 32 pixels" in str(stated)
+    (answer,) = Predictor(file)([photos / "a.png"])
+    pixels = np.asarray(Image.open(photos / "a.png").convert("RGB"))
+    small = augment.eval_image(pixels, size=32, scale=36)
+    expected = np.asarray(model(small[None]))[0]
+    np.testing.assert_allclose(array(answer), expected, atol=0.02 if "int8" in name else 1e-5)
+
+
+def test_a_file_for_oblong_images_is_refused(tmp_path: Path):
+    vgg(
+        "A", weights=None, input_shape=(32, 64, 3), classes=3, width_multiplier=1 / 16, head="gap"
+    ).save(tmp_path / "wide.keras")
+    with pytest.raises(ValueError, match="takes images of 32 x 64 pixels, and square ones are"):
+        Predictor(tmp_path / "wide.keras")
 
 
 def test_a_file_in_a_run_directory_is_not_the_runs_network(run: Run, network: Path, tmp_path: Path):

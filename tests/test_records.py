@@ -116,6 +116,28 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None
 # --- what a pack holds -----------------------------------------------------------------------
 
 
+def test_a_pack_keeps_the_groups(tmp_path: Path) -> None:
+    """Patients on two sides are named, and intervals are over patients, as of the table."""
+    patients = ["p0", "p1", "p2", "p3"]
+    lines = ["path,label,patient,split"]
+    for number in range(24):
+        write_image(tmp_path / f"{number}.png", number)
+        part = SPLITS[number % 3]
+        lines.append(f"{number}.png,{'ab'[number % 2]},{patients[number % 4]},{part}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    source = load_source(f"csv:{tmp_path / 't.csv'}")
+    records.pack(source, tmp_path / "pack", shard_images=3)
+    packed = load_source(f"records:{tmp_path / 'pack'}")
+    assert take_inventory(packed).shared_groups == take_inventory(source).shared_groups != ()
+    of_file = dict(zip(map(bytes, map(Path.read_bytes, map(Path, source.test.paths))),
+                       source.test.groups, strict=True))  # fmt: skip
+    found = [of_file[encoded] for encoded, _ in contents(packed.test)]
+    assert found == packed.test.groups.tolist()
+    assert packed.test.between(2, 5).groups.tolist() == found[2:5]
+    assert packed.test.take(np.array([4, 1])).groups.tolist() == [found[4], found[1]]
+    assert packed.test.without({0}).groups.tolist() == found[1:]
+
+
 def test_files_are_packed_byte_for_byte_in_a_random_order(folder: Path, tmp_path: Path) -> None:
     source = open_folder(folder)
     records.pack(source, tmp_path / "out", shard_images=6)

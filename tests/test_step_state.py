@@ -108,3 +108,42 @@ def test_weights_stay_on_the_device_and_the_step_is_compiled_once(
     assert told["synchronised"] <= 2 * 2
     assert told["with a callback"] >= 2 * steps
     assert told["compiled"] == [1, 1]
+
+
+RESUMED = """
+import sys
+
+import keras
+import numpy as np
+
+from keras_vgg.fit import fit
+from keras_vgg.recipe import Recipe
+from tests.test_survive import assert_same
+
+
+class Stop(keras.callbacks.Callback):
+    \"\"\"A kill in the validation of the first epoch.\"\"\"
+
+    def on_test_batch_begin(self, batch, logs=None):
+        if batch == 1:
+            raise InterruptedError
+
+
+folder, text = sys.argv[1:]
+recipe = Recipe.from_json(text)
+whole = fit(recipe, f"{folder}/whole", verbose=0)
+try:
+    fit(recipe, f"{folder}/cut", verbose=0, callbacks=[Stop()])
+except InterruptedError:
+    assert_same(fit(recipe, f"{folder}/cut", verbose=0), whole)
+    print(keras.backend.backend())
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_in_a_validation_goes_on_on_jax(tmp_path: Path) -> None:
+    """No step is left of the epoch, so that no step function is there yet."""
+    pytest.importorskip("jax")
+    recipe = TINY.replace(checkpoint_steps=1, batch_norm=False)
+    printed = on_jax("-c", RESUMED, str(tmp_path), recipe.to_json())
+    assert printed.splitlines()[-1] == "jax"

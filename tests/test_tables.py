@@ -175,12 +175,12 @@ def test_several_labels(table: Callable) -> None:
 
 
 def test_rows_without_labels(table: Callable) -> None:
-    """For prediction: a label is no duty, and a split is not read."""
+    """For prediction: labels and splits are not read."""
     text = "image,split,label\nimages/0.png,someday,\nimages/1.png,,cat\nimages/99.png,,\n"
     read = read_table(table(text), require_labels=False)
     assert [(row.written, row.labels) for row in read.rows] == [
         ("images/0.png", ()),
-        ("images/1.png", ("cat",)),
+        ("images/1.png", ()),
     ]
     (bad,) = read.bad
     assert str(bad).startswith("line 4: file does not exist (/")

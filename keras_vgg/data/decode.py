@@ -27,13 +27,15 @@ MAX_PIXELS = 100_000_000
 MAX_UPLOAD_PIXELS = 25_000_000
 
 # The orientation of a photograph (Exif 2.32, tag 0x0112, a SHORT) where every writer puts it: in
-# the first directory of an APP1 segment at the head of the file. \C is one byte.
+# the first directory of an APP1 segment at the head of the file; a second one is the thumbnail's.
+# \C is one byte.
 _EXIF_ORIENTATION = (
     r"\C{0,64}?Exif\x00\x00(?:"
-    r"II\*\x00\x08\x00\x00\x00\C\C(?:\C{12}){0,40}?\x12\x01\x03\x00\x01\x00\x00\x00([\x02-\x08])\x00"
-    r"|MM\x00\*\x00\x00\x00\x08\C\C(?:\C{12}){0,40}?\x01\x12\x00\x03\x00\x00\x00\x01\x00([\x02-\x08])"
+    r"II\*\x00\x08\x00\x00\x00\C\C(?:\C{12}){0,40}?\x12\x01\x03\x00\x01\x00\x00\x00([\x01-\x08])\x00"
+    r"|MM\x00\*\x00\x00\x00\x08\C\C(?:\C{12}){0,40}?\x01\x12\x00\x03\x00\x00\x00\x01\x00([\x01-\x08])"
     r")\C*"
 )
+_EXIF_TURNED = _EXIF_ORIENTATION.replace(r"[\x01-", r"[\x02-")  # a first look, for few images
 _HEAD_BYTES = 640  # as far as the pattern can reach
 
 _UNKNOWN = "not a JPEG, PNG, BMP, GIF or WebP image, or nothing of one but its first bytes"
@@ -169,9 +171,7 @@ def transform_encoded(
     the file stores below a part of it is not decoded, so damage there is not seen. Every other
     image is decoded as a whole. Errors as in `decode`.
     """
-    turned = tf.strings.regex_full_match(
-        tf.strings.substr(encoded, 0, _HEAD_BYTES), _EXIF_ORIENTATION
-    )
+    turned = tf.strings.regex_full_match(tf.strings.substr(encoded, 0, _HEAD_BYTES), _EXIF_TURNED)
 
     def of_jpeg() -> tf.Tensor:
         stored_sides = tf.io.extract_jpeg_shape(encoded)[:2]

@@ -127,7 +127,10 @@ def _parts(root: Path) -> dict[str, Path]:
     folders = sorted(path for path in root.iterdir() if path.is_dir())
     training = [path for path in folders if _PARTS.get(path.name.lower()) == "train"]
     if not any(child.is_dir() for folder in training for child in folder.iterdir()):
-        folders = [path for path in folders if path.name in _EXACT]
+        exact = [path for path in folders if path.name in _EXACT]
+        if [path.name for path in exact] == ["train"] and len(folders) > 1:
+            return {}  # a class of vehicles
+        folders = exact
     parts: dict[str, Path] = {}
     for folder in folders:
         part = _PARTS.get(folder.name.lower())

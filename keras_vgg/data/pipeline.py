@@ -155,6 +155,10 @@ def require_any_order(split: Split) -> None:
             f"balanced sampling needs images in any order, and split {split.name!r} is read from "
             "TFRecord files; use class weights instead, or a folder of images"
         )
+    if split.several_labels:
+        raise ValueError(
+            f"balanced sampling needs one label an image, and split {split.name!r} gives several"
+        )
 
 
 def _balanced(split: Split, steps: int, batch_size: int, seed: int, epoch: tf.Tensor) -> tf.Tensor:

@@ -63,7 +63,8 @@ def pack(
     alone. The same source is one of the same class names, sizes and fingerprints, wherever it lies;
     a file of a finished shard that has another size now is refused. If `out` is finished already,
     one line on stderr says so. One call at a time. The manifest also holds what the source left
-    out, and its equal images, for the inventory of a training.
+    out, its equal images, and the group of each image, for the inventory of a training and the
+    intervals of `evaluate`.
 
     Raises:
         ValueError: an image that cannot be decoded or has no label among the class names, named;
@@ -116,6 +117,9 @@ def pack(
     # The records do not say where their images come from, so that this cannot be found later.
     manifest["left_out"] = [asdict(reason) for reason in source.left_out]
     manifest["equal"] = [asdict(images) for images in equal_in(source)]
+    for name, split in splits.items():
+        if split.groups is not None:
+            manifest["splits"][name]["groups"] = _groups_as_json(split.groups[_order(split)])
     _write_json(out / _MANIFEST, manifest, indent=1)
     (out / _PROGRESS).unlink()
     return manifest
@@ -158,7 +162,9 @@ def load(path: str | os.PathLike[str]) -> Source:
     for name, fields in manifest["splits"].items():
         listed = tuple(Shard(str(shards[s["file"]]), 0, s["images"]) for s in fields["shards"])
         identity = " ".join(shard["sha256"] for shard in fields["shards"])
-        splits[name] = Split(name, fields["images"], records=Records(listed, parse, identity))
+        records = Records(listed, parse, identity)
+        groups = _groups_of(root / _MANIFEST, fields)
+        splits[name] = Split(name, fields["images"], records=records, groups=groups)
     left_out, equal = _remarks(root / _MANIFEST, manifest)
     return Source(
         f"records:{os.fspath(path)}",
@@ -182,6 +188,28 @@ def _remarks(
     except TypeError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
     return left_out, equal
+
+
+def _groups_as_json(groups: np.ndarray) -> dict[str, Any]:
+    """Return the groups of images, names or None: each name once, and a number for each image."""
+    numbers: dict[Any, int] = {}
+    of_images = [numbers.setdefault(group, len(numbers)) for group in groups.tolist()]
+    return {"names": list(numbers), "of_images": " ".join(map(str, of_images))}
+
+
+def _groups_of(file: Path, fields: dict[str, Any]) -> np.ndarray | None:
+    """Return the groups of a split's images; None of a pack without, or of an earlier version."""
+    stored = fields.get("groups")
+    if stored is None:
+        return None
+    try:
+        names = stored["names"]
+        groups = np.array([names[int(i)] for i in stored["of_images"].split()], dtype=object)
+    except (TypeError, AttributeError, KeyError, ValueError, IndexError) as error:
+        raise ValueError(f"{file} is damaged: its groups cannot be read ({error})") from error
+    if len(groups) != fields["images"]:
+        raise ValueError(f"{file} is damaged: it has {len(groups)} groups of {fields['images']}")
+    return groups
 
 
 def verify(path: str | os.PathLike[str]) -> None:
@@ -353,12 +381,19 @@ class _Piece:
 
 
 def _pieces(split: Split, shards: Iterable[dict[str, Any]]) -> Iterator[_Piece]:
-    order = None if split.labels is None else np.random.default_rng(0).permutation(split.size)
+    order = None if split.labels is None else _order(split)
     first = 0
     for shard in shards:
         stop = first + shard["images"]
         yield _Piece(split, order, first, stop, shard["file"])
         first = stop
+
+
+def _order(split: Split) -> np.ndarray:
+    """Return the order of a split's images in its shards."""
+    if split.labels is None:  # records stay in their order
+        return np.arange(split.size)
+    return np.random.default_rng(0).permutation(split.size)
 
 
 def _refuse_changed(out: Path, piece: _Piece, entry: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
@@ -171,15 +171,19 @@ class Split:
         """Return the images at `indices`, in that order."""
         if self.records is not None:
             shards = tuple(s for i in indices for s in self.records.between(i, i + 1).shards)
-            return replace(self, size=len(indices), records=replace(self.records, shards=shards))
+            records = replace(self.records, shards=shards)
+            return replace(self, size=len(indices), records=records, groups=self._groups(indices))
         return replace(
             self,
             size=len(indices),
             labels=labels_of(self)[indices],
             images=None if self.images is None else self.images[indices],
             paths=None if self.paths is None else self.paths[indices],
-            groups=None if self.groups is None else self.groups[indices],
+            groups=self._groups(indices),
         )
+
+    def _groups(self, indices: Any) -> np.ndarray | None:
+        return None if self.groups is None else self.groups[indices]
 
     def stamp(self, *, times: bool = True) -> str | None:
         """Return what changes when a file is written anew under its name; None without files.
@@ -201,8 +205,8 @@ class Split:
         """Return images `start` to `stop`, in the same order."""
         if self.records is None:
             return self.take(np.arange(self.size)[start:stop])
-        records = self.records.between(start, stop)
-        return replace(self, size=records.size, records=records)
+        records, groups = self.records.between(start, stop), self._groups(slice(start, stop))
+        return replace(self, size=records.size, records=records, groups=groups)
 
     def spread(self, count: int) -> Split:
         """Return at most `count` images, evenly spaced through the split, in the same order."""
@@ -210,10 +214,11 @@ class Split:
 
     def without(self, positions: Collection[int]) -> Split:
         """Return all images but those at `positions`, in the same order."""
+        kept = np.array([i for i in range(self.size) if i not in positions], int)
         if self.records is None:
-            return self.take(np.array([i for i in range(self.size) if i not in positions], int))
+            return self.take(kept)
         records = self.records.without(positions)
-        return replace(self, size=records.size, records=records)
+        return replace(self, size=records.size, records=records, groups=self._groups(kept))
 
 
 def _require_zeros_and_ones(name: str, labels: np.ndarray) -> None:

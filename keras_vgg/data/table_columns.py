@@ -35,11 +35,17 @@ def parse_columns(columns: str) -> dict[str, str]:
     return parsed
 
 
-def find_roles(file: Path, names: Sequence[str], columns: str) -> dict[str, str]:
-    """Return what a column holds -> its name, for the columns that are named or recognised."""
+def find_roles(
+    file: Path, names: Sequence[str], columns: str, wanted: Sequence[str] = tuple(COLUMN_NAMES)
+) -> dict[str, str]:
+    """Return what a column holds -> its name, for the columns that are named or recognised.
+
+    Columns that hold something else than what is `wanted` are not looked for.
+    """
     given = parse_columns(columns)
     roles: dict[str, str] = {}
-    for role, known in COLUMN_NAMES.items():
+    for role in wanted:
+        known = COLUMN_NAMES[role]
         if role in given:
             matches = [name for name in names if given[role] and name == given[role]]
             if given[role] and not matches:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from keras_vgg.data.table_columns import find_roles, parse_columns, quoted
+from keras_vgg.data.table_columns import COLUMN_NAMES, find_roles, parse_columns, quoted
 from keras_vgg.data.table_files import BadRow, read_records
 
 _SPLITS = {
@@ -91,7 +91,7 @@ def read_table(
         file: The table.
         columns: The columns that have no common name (`table_columns.COLUMN_NAMES`), such as
             "path=file,label=diagnosis". "group=" says that no column holds groups.
-        require_labels: Whether a row needs a label. Without it, splits and groups are not read.
+        require_labels: Whether a row needs a label. Without it, only the paths are read.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -99,17 +99,14 @@ def read_table(
     """
     file = Path(file)
     names, records = read_records(file, columns)
-    roles = find_roles(file, names, columns)
-    required = ("path", "label") if require_labels else ("path",)
-    for role in required:
+    roles = find_roles(file, names, columns, tuple(COLUMN_NAMES) if require_labels else ("path",))
+    for role in ("path", "label") if require_labels else ("path",):
         if role not in roles and not (role == "label" and "labels" in roles):
             raise ValueError(
                 f"{file}: no column is known as the {role}; the columns are {quoted(names)}: name "
                 f"it with columns='{role}=NAME'"
             )
-    if not require_labels:
-        roles = {role: name for role, name in roles.items() if role not in ("split", "group")}
-    read = _Reader(file.parent, names, roles, require_labels)
+    read = _Reader(file.parent, names, roles)
     rows: list[Row] = []
     bad: list[BadRow] = []
     for row in read.rows(list(records)):
@@ -148,15 +145,11 @@ def existing_files(paths: Sequence[str]) -> set[str]:
 class _Reader:
     """Turn records into rows, or say why a record is bad."""
 
-    def __init__(
-        self, root: Path, names: Sequence[str], roles: Mapping[str, str], require_labels: bool
-    ) -> None:
+    def __init__(self, root: Path, names: Sequence[str], roles: Mapping[str, str]) -> None:
         self._root = str(root)
         places = {role: names.index(name) for role, name in roles.items()}
         self._labels_place = places.pop("labels", None)
-        self._text_places = [
-            (role, place, role != "label" or require_labels) for role, place in places.items()
-        ]
+        self._text_places = [*places.items()]
         self._separator = ""
         self._line_of: dict[str, int] = {}
 
@@ -171,13 +164,13 @@ class _Reader:
 
     def _row(self, line: int, record: Sequence[Any]) -> Row | BadRow:
         texts: dict[str, str] = {}
-        for role, place, required in self._text_places:
+        for role, place in self._text_places:
             text = _cell_text(record[place])
             if text is None:
                 return BadRow(line, f"{role} is not a text", str(record[place])[:40])
             if "\n" in text:
                 return BadRow(line, f"line break in the {role}", "is a quote missing?")
-            if required and not text:
+            if not text:
                 return BadRow(line, f"no {role}")
             texts[role] = text
         split = texts.get("split")

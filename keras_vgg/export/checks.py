@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 def check_model(model: keras.Model, class_names: Sequence[str]) -> None:
     """Raise ValueError for other inputs or outputs than an export has, or NaN in the weights."""
+    if not getattr(model, "built", False) or not getattr(model, "inputs", None):
+        raise ValueError(
+            f"a model must be a functional or Sequential one that is built, with keras.Input, to be"
+            f" exported; {getattr(model, 'name', model)!r} is not"
+        )
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise ValueError(
             f"a model must have one input and one output to be exported; {model.name!r} has"
@@ -42,7 +47,9 @@ def check_model(model: keras.Model, class_names: Sequence[str]) -> None:
 
 def activation_name(model: keras.Model) -> str | None:
     """Return "softmax" or "sigmoid", by which a model's last layer ends; None for any other."""
-    name = getattr(getattr(model.layers[-1], "activation", None), "__name__", None)
+    from keras_vgg.graph import final_activation
+
+    name = getattr(final_activation(model), "__name__", None)
     return name if name in ("softmax", "sigmoid") else None
 
 

@@ -58,6 +58,8 @@ def describe(
     grey = channels == 1
     options = _options(transform)
     resize, scale = options.get("resize", "crop"), options.get("scale")
+    size = options.get("size")
+    height, width = height or size or "H", width or size or "W"  # the model may take any size
     steps = ["Decode the image to 8 bits a channel in RGB, and turn it upright as Exif says."]
     if not options:
         resize = None
@@ -84,6 +86,7 @@ def describe(
         },
         "resize": resize,
         "scale": scale,
+        **({"size": size} if None in input_shape else {}),
         "interpolation": None if scale is None else "bilinear, antialiased",
         "bit_depth": bit_depth,
         "steps": steps,

@@ -42,6 +42,7 @@ from keras_vgg.export.packages import PACKAGES
 from keras_vgg.export.ranges import CalibrationMethod
 from keras_vgg.export.verify import TOLERANCE, Artifact, Reference, verified_artifact
 from keras_vgg.files import write_json
+from keras_vgg.image_paths import expanded
 from keras_vgg.versions import package_versions
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def export(
     require_tensorflow_for_files()
     formats = tuple(formats)
     images = np.asarray(images, dtype=np.float32)
-    directory = Path(os.path.abspath(directory))
+    directory = Path(os.path.abspath(expanded(directory)))
     check_formats(formats)
     check_model(model, class_names)
     check_calibration_method(calibration_method)

@@ -27,7 +27,11 @@ def with_dtypes(
     """
 
     def cloned_layer(layer: keras.Layer) -> keras.Layer:
-        config = {**layer.get_config(), "dtype": dtype_of(layer)}
+        config = layer.get_config()
+        if isinstance(
+            layer, keras.layers.Layer
+        ):  # an operation, such as that of a + b, has no type
+            config["dtype"] = dtype_of(layer)
         if "kernel_initializer" in config:
             # The weights are replaced; drawing random ones would take seconds.
             config["kernel_initializer"] = "zeros"
@@ -158,7 +162,9 @@ def _pairs(model: keras.Model, first: type, second: type) -> Iterator[tuple]:
         readers.setdefault(name, []).append("")
     layers = {layer.name: layer for layer in model.layers}
     for name, (reader, *more_readers) in readers.items():
-        if reader and not more_readers and len(calls[name]) == len(calls[reader]) == 1:
+        if not {name, reader} <= layers.keys():  # the output, or an operation such as that of a + b
+            continue
+        if not more_readers and len(calls[name]) == len(calls[reader]) == 1:
             pair = layers[name], layers[reader]
             if (type(pair[0]), type(pair[1])) == (first, second):
                 yield pair

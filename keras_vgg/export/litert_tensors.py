@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,13 +84,19 @@ class Network:
         )
         (image,) = self._interpreter.get_input_details()
         self._image = image
-        self._interpreter.resize_tensor_input(image["index"], [1, *image["shape"][1:]])
+        self._resize(image["shape"][1:])
+
+    def _resize(self, sides: Sequence[int]) -> None:
+        self._sides = tuple(map(int, sides))
+        self._interpreter.resize_tensor_input(self._image["index"], [1, *self._sides])
         self._interpreter.allocate_tensors()
         details = self._interpreter.get_tensor_details()
         self.details = {int(detail["index"]): detail for detail in details}
 
     def run(self, image: np.ndarray) -> None:
         """Run the file on one image [size, size, 3] RGB in [0, 255]."""
+        if image.shape != self._sides:  # a file for images of any size
+            self._resize(image.shape)
         if self._image["dtype"] == np.uint8:
             image = np.rint(image)
         self._interpreter.set_tensor(

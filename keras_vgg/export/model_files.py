@@ -76,6 +76,7 @@ def open_model_file(path: Path) -> Opened:
 def _open_keras(path: Path) -> Opened:
     import keras
 
+    from keras_vgg.graph import final_activation
     from keras_vgg.layers import load_keras_file
 
     model = load_keras_file(path)
@@ -85,7 +86,7 @@ def _open_keras(path: Path) -> Opened:
     notes = []
     if not any(type(layer).__name__ in _PREPROCESSING for layer in model.layers):
         notes.append(f"{path} has no preprocessing layer, and gets RGB images in [0, 255] as is")
-    scores = getattr(model.layers[-1], "activation", None) is keras.activations.linear
+    scores = final_activation(model) is keras.activations.linear
     if scores:
         notes.append(f"{path} gives scores; its probabilities are their soft-max")
     stated = {}
@@ -158,7 +159,9 @@ def _open_litert(path: Path) -> Opened:
             images = np.rint(images).astype(np.uint8)
         return serve(images=images)["probabilities"]
 
-    shape = [int(side) for side in image["shape"][1:]]
+    # `shape` has a 1 where any side is taken, and the signature -1.
+    signature = image.get("shape_signature", image["shape"])
+    shape = [int(side) if side > 0 else None for side in signature[1:]]
     return Network(shape, classes, answer), _stated(path, _appended(path)), ()
 
 

@@ -24,6 +24,7 @@ from keras_vgg.fit.inputs import (
     training_transform,
 )
 from keras_vgg.fit.model import build_model, compile_model
+from keras_vgg.fit.preparation import require_backend
 from keras_vgg.fit.rate_finder import find_learning_rate
 from keras_vgg.fit.schedule import best_row, learning_rate, plateau_drops
 from keras_vgg.fit.training import run_training
@@ -190,10 +191,7 @@ def _train(
     callbacks: Sequence[keras.callbacks.Callback],
     finish_early: bool = False,
 ) -> Run:
-    if backend_name() not in ("tensorflow", "jax"):
-        raise ValueError(
-            f"training runs on Keras' tensorflow or jax backend, not on {backend_name()}"
-        )
+    require_backend()
     _require_callbacks_with_effect(callbacks)
     with (
         hosts.ended_together(),

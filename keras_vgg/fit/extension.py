@@ -54,8 +54,11 @@ def begin_extension(
         extensions = read_extensions(run)
         before, results = run.recipe, run.results
         if extensions and extensions[-1]["results"]["epochs"] == results["epochs"]:
-            # The process ended here before results.json was removed.
-            before = Recipe().replace(**extensions.pop()["recipe"])
+            # The process ended here before results.json was removed, or the extension was finished
+            # before its first epoch ended; the results of `evaluate` are in the entry alone then.
+            entry = extensions.pop()
+            before = Recipe().replace(**entry["recipe"])
+            results = entry["results"] | results
         recipe = _extended(before, results["epochs"], epochs, learning_rate)
         entry = {"recipe": dataclasses.asdict(before), "results": results}
         run.write_json(FILE, {"extensions": [*extensions, entry]})

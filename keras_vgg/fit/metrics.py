@@ -49,6 +49,7 @@ def metrics_for(
     return metrics
 
 
+@keras.saving.register_keras_serializable("keras_vgg")
 class BalancedAccuracy(keras.metrics.Metric):
     """Mean of the accuracies of the classes that have images, over all images of an epoch.
 
@@ -59,11 +60,14 @@ class BalancedAccuracy(keras.metrics.Metric):
         classes: The number of classes.
     """
 
-    def __init__(self, classes: int, name: str = "balanced_accuracy") -> None:
-        super().__init__(name=name)
+    def __init__(self, classes: int, name: str = "balanced_accuracy", dtype: Any = None) -> None:
+        super().__init__(dtype=dtype, name=name)
         # float32 counts exactly up to 2**24, on every device.
         self.right = self.add_variable((classes,), "zeros", dtype="float32", name="right")
         self.images = self.add_variable((classes,), "zeros", dtype="float32", name="images")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "classes": self.images.shape[0]}
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         ops: Any = keras.ops

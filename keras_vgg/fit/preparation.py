@@ -10,7 +10,7 @@ import numpy as np
 
 from keras_vgg import data, hardware, recipe_checks, transfer
 from keras_vgg import weights as weight_files
-from keras_vgg.backend import is_tensorflow
+from keras_vgg.backend import backend_name, is_tensorflow
 from keras_vgg.console import notes_dropped
 from keras_vgg.data.pipeline import require_any_order
 from keras_vgg.fit import color_step, distillation, distribution, frozen, hosts
@@ -234,8 +234,16 @@ def _require_for_several_labels(recipe: Recipe) -> None:
             )
 
 
+def require_backend() -> None:
+    """Raise ValueError unless Keras' backend is one that trains here."""
+    if backend_name() not in ("tensorflow", "jax"):
+        raise ValueError(
+            f"training runs on Keras' tensorflow or jax backend, not on {backend_name()}"
+        )
+
+
 def _with_fitting_batches(recipe: Recipe, images: int, devices: int) -> Recipe:
-    """Return a recipe whose batches are no larger than the training split.
+    """Return a recipe whose batches are no larger than the training split, in as many parts.
 
     Several hosts share the batches, so they must be given a batch size that fits.
     """
@@ -244,7 +252,7 @@ def _with_fitting_batches(recipe: Recipe, images: int, devices: int) -> Recipe:
     batch_size = images - images % devices if images > devices else images
     accumulation = recipe.gradient_accumulation
     part = devices * accumulation
-    if batch_size % part and devices > 1 and images >= part:
+    if batch_size % part and images >= part:
         batch_size = images - images % part
     elif batch_size % part:
         accumulation = 1

@@ -21,7 +21,7 @@ from keras_vgg import data, hardware, plotting
 from keras_vgg.files import write_atomically
 from keras_vgg.fit import hosts
 from keras_vgg.fit.distribution import scope
-from keras_vgg.fit.preparation import prepare
+from keras_vgg.fit.preparation import prepare, require_backend
 from keras_vgg.fit.training import datasets
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, directory_of_run
@@ -99,6 +99,7 @@ def find_learning_rate(
         ValueError, OSError: as `keras_vgg.train`; the loss did not fall at any rate; the recipe
             trains several networks, or begins with a linear classifier; the folder holds a run.
     """
+    require_backend()
     recipe, folder = recipe.with_absolute_paths(), directory_of_run(folder)
     _require_one_training(recipe)
     _require_no_run(folder)

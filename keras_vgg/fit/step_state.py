@@ -36,11 +36,12 @@ def carries_learning_rate(model: Any, rate: Callable[[], float]) -> bool:
     without taking all of it off the device. So the step itself is wrapped.
 
     Returns:
-        Whether it does. False: set `model.optimizer.learning_rate` before each step.
+        Whether it does. False: set `model.optimizer.learning_rate` before each step; or no fit
+        begins, where a run is resumed at the end of an epoch's steps.
     """
     variables = model.optimizer.variables
     places = [i for i, v in enumerate(variables) if v is model.optimizer.learning_rate]
-    if not is_jax() or not places:
+    if not is_jax() or not places or model.train_function is None:
         return False
     import jax
     import jax.numpy as jnp

@@ -127,6 +127,8 @@ def _write_first_files(run: Run, engine: hardware.Engine, prepared: Prepared) ->
     """Write recipe, data and environment. A run without checkpoints still counts as new."""
     environment = describe_environment(engine) | {"keeps_features": prepared.base is not None}
     run.write_recipe()  # first: a directory with other files is refused
+    for name in ("init.json", "teachers.json", "probe.json"):  # of a recipe that began here before
+        (run.directory / name).unlink(missing_ok=True)
     inventory = {"inventory": prepared.inventory.as_json()}
     run.write_json("data.json", prepared.described | inventory)
     run.write_json("environment.json", environment)

@@ -242,13 +242,14 @@ def final_lines(
 def advice(recipe: Recipe, history: Sequence[Mapping[str, float]], share: float) -> str:
     """Return what to change in a recipe whose run has learned nothing."""
     changes = []
-    column = "pr_auc" if "pr_auc" in history[0] else "accuracy"
+    column = compared_column(history[0]).removeprefix("val_")
     own = max(row[column] for row in history)
     is_learning = own > share + _GAP
     if is_learning:
         return (
-            f"training {column} is {own:.2%}, so the network learns what does not carry over: "
-            "check that the validation images have the right labels, add images or augmentation"
+            f"training {column.replace('_', ' ')} is {own:.2%}, so the network learns what does "
+            "not carry over: check that the validation images have the right labels, add images or "
+            "augmentation"
         )
     deep = get_configuration(recipe.configuration).name in _DEEP
     starts_at_random = recipe.init is None and initializer_of(recipe.initialization) is not None

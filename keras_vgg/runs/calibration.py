@@ -46,6 +46,7 @@ class Calibration:
         Raises:
             ValueError: calibration.json has no threshold for the share.
         """
+        share = float(f"{share:g}")  # as the file has it
         if share not in self.thresholds:
             listed = ", ".join(f"{known:g}" for known in sorted(self.thresholds))
             raise ValueError(

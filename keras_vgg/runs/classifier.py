@@ -183,8 +183,14 @@ def _of_file(
         raise ValueError(
             f"{path} takes {network.shape}, not images of one or three channels, channels last"
         )
+    if network.shape[0] != network.shape[1]:
+        raise ValueError(
+            f"{path} takes images of {network.shape[0]} x {network.shape[1]} pixels, and square "
+            "ones are made here: classify with a program of your own"
+        )
     label_thresholds = _stated_thresholds(path, network, stated, unknown)
-    size = network.shape[0] or DEFAULT_SIZE
+    # A network for any size, whose file may not say what it was trained on.
+    size = network.shape[0] or stated.get("size") or overrides.eval_scale or DEFAULT_SIZE
     missing = []
     names = overrides.class_names or stated.get("class_names")
     if not names:

@@ -196,7 +196,24 @@ def open_evaluators(
         require_same_split(runs, split or "test")
     else:
         require_same_classes(runs)
-    return [Evaluator.open(run, split, average, verbose, source, unknown_classes) for run in runs]
+    evaluators = [
+        Evaluator.open(run, split, average, verbose, source, unknown_classes) for run in runs
+    ]
+    require_same_images(runs, [evaluator.images for evaluator in evaluators])
+    return evaluators
+
+
+def require_same_images(runs: Sequence[Run], opened: Sequence[RunImages]) -> None:
+    """Raise ValueError if the images that runs are tested on differ.
+
+    A run's own images, in a new place, are its own split, and another run may have drawn another.
+    """
+    found = [(images.source, images.name, images.split.fingerprint()) for images in opened]
+    for run, images in zip(runs, found, strict=True):
+        if images != found[0]:
+            raise ValueError(
+                f"{run.directory} and {runs[0].directory} cannot be compared: their images differ"
+            )
 
 
 def require_one_label(runs: Sequence[Run]) -> None:

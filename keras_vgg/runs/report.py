@@ -18,6 +18,7 @@ from keras_vgg.runs.calibration import calibration_remarks
 from keras_vgg.runs.evaluate import (
     is_evaluated,
     require_same_classes,
+    require_same_images,
     require_same_split,
     run_names,
 )
@@ -81,6 +82,9 @@ def report_runs(
     else:
         require_same_classes(runs)
     opened = [_opened(run, runs, split, source, unknown_classes) for run in runs]
+    if source is not None:
+        pairs = [(r, one) for r, one in zip(runs, opened, strict=True) if not isinstance(one, str)]
+        require_same_images([r for r, _ in pairs], [one for _, one in pairs])
     evaluations = [
         one if isinstance(one, str) else _evaluation(run, one, verbose, source)
         for run, one in zip(runs, opened, strict=True)

@@ -145,7 +145,7 @@ class PhotoSearch:
         if whitening is not None and os.fspath(whitening) != _FROM_FOLDER:
             loaded = retrieval.load_whitening(os.fspath(whitening))
         settings = self._description.settings
-        self.index_path = _default_index(folder, settings) if index is None else Path(index)
+        self.index_path = _default_index(folder, settings) if index is None else expanded(index)
         known = open_index(self.index_path, folder, settings)
         self.index, self.update = update_index(known, self.index_path, self._describe, verbose)
         if self.index.descriptors is None:

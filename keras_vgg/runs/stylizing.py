@@ -130,6 +130,11 @@ def stylize_files(
         losses = [objective(image)[0]]
     else:
         image, losses = state
+        if len(losses) - 1 > steps:
+            raise ValueError(
+                f"{folder / _STATE} is of step {len(losses) - 1}, and steps is {steps}: ask for "
+                "as many steps or more, or begin anew with overwrite (--overwrite)"
+            )
         on_line(f"resumed after step {len(losses) - 1} of {steps}")
     done = len(losses) - 1
     with progress_bars(verbose) as progress:
