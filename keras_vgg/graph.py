@@ -207,18 +207,23 @@ def is_plain(layer: Any) -> bool:
     return type(layer) in kinds and getattr(layer, "quantization_mode", None) is None
 
 
-def final_activation(model: Any) -> Any:
+def final_activation(model: keras.Model) -> Any:
     """Return the activation that makes a model's one output; None: it is not known.
 
     The layer that was made last need not be the one that ends the model.
     """
-    if isinstance(model, keras.Sequential):
-        return final_activation(model.layers[-1])
-    if holds_layers(model):
-        return final_activation(model.outputs[0]._keras_history.operation)
-    if isinstance(model, keras.layers.Softmax):
-        return keras.activations.softmax
-    if not isinstance(model, keras.layers.Layer):  # an operation
-        known = {"Softmax": keras.activations.softmax, "Sigmoid": keras.activations.sigmoid}
-        return known.get(type(model).__name__)
-    return getattr(model, "activation", None)
+    last: Any = model
+    while isinstance(last, keras.Sequential) or holds_layers(last):
+        is_sequential = isinstance(last, keras.Sequential)
+        last = last.layers[-1] if is_sequential else last.outputs[0]._keras_history.operation
+    return activation_of(last)
+
+
+def activation_of(layer: Any) -> Any:
+    """Return the activation that a layer or an operation ends with; None: there is none."""
+    softmax, sigmoid = keras.activations.softmax, keras.activations.sigmoid
+    if isinstance(layer, keras.layers.Softmax):
+        return softmax
+    if not isinstance(layer, keras.layers.Layer):
+        return {"Softmax": softmax, "Sigmoid": sigmoid}.get(type(layer).__name__)
+    return getattr(layer, "activation", None)

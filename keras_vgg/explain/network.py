@@ -14,7 +14,14 @@ from keras import ops
 from keras_vgg.backend import as_array
 from keras_vgg.finite import check_range, require_finite_images, require_finite_weights
 from keras_vgg.gradient import Gradient, answer_of, gradient_of
-from keras_vgg.graph import Place, all_layers, before_activation, holds_layers, rebuild
+from keras_vgg.graph import (
+    Place,
+    activation_of,
+    all_layers,
+    before_activation,
+    holds_layers,
+    rebuild,
+)
 from keras_vgg.layers import ImagePreprocessing
 
 # The convolutions of VGG's classifier with head="conv". Their maps are class scores.
@@ -315,12 +322,7 @@ def _probability_function(place: Place) -> Callable | None:
 
     A backend's own function, or a user's, is known by what it computes.
     """
-    layer, (softmax, sigmoid) = place.layer, _PROBABILITIES
-    if isinstance(layer, keras.layers.Softmax):
-        return softmax
-    if not isinstance(layer, keras.layers.Layer):  # an operation
-        return {"Softmax": softmax, "Sigmoid": sigmoid}.get(type(layer).__name__)
-    activation = getattr(layer, "activation", None)
+    activation = activation_of(place.layer)
     if not callable(activation):
         return None
     if activation in _PROBABILITIES:

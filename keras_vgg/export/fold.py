@@ -28,9 +28,7 @@ def with_dtypes(
 
     def cloned_layer(layer: keras.Layer) -> keras.Layer:
         config = layer.get_config()
-        if isinstance(
-            layer, keras.layers.Layer
-        ):  # an operation, such as that of a + b, has no type
+        if isinstance(layer, keras.layers.Layer):  # an operation, as of a + b, has no type
             config["dtype"] = dtype_of(layer)
         if "kernel_initializer" in config:
             # The weights are replaced; drawing random ones would take seconds.
@@ -162,7 +160,7 @@ def _pairs(model: keras.Model, first: type, second: type) -> Iterator[tuple]:
         readers.setdefault(name, []).append("")
     layers = {layer.name: layer for layer in model.layers}
     for name, (reader, *more_readers) in readers.items():
-        if not {name, reader} <= layers.keys():  # the output, or an operation such as that of a + b
+        if not {name, reader} <= layers.keys():  # the output, or an operation, as of a + b
             continue
         if not more_readers and len(calls[name]) == len(calls[reader]) == 1:
             pair = layers[name], layers[reader]
