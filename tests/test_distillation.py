@@ -147,6 +147,16 @@ def test_classes_are_matched_by_name(tiny_run: Run) -> None:
     assert not teacher.model.trainable_variables
 
 
+def test_classes_of_one_name_keep_their_places(tiny_run: Run, tmp_path: Path) -> None:
+    names = ["crane", *DIGITS[1:9], "crane"]
+    run = Run.open(shutil.copytree(tiny_run.directory, tmp_path / "run"))
+    run.write_json("data.json", run.read_json("data.json") | {"class_names": names})
+    (teacher,) = distillation.load_teachers([str(run.directory)], names)
+    assert teacher.order.tolist() == [*range(10)]
+    with pytest.raises(ValueError, match="a name is that of two classes, so they cannot be match"):
+        distillation.load_teachers([str(run.directory)], [names[1], names[0], *names[2:]])
+
+
 def test_what_is_no_teacher(tiny_run: Run, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere is not a run directory"):
         distillation.load_teachers(["nowhere"], DIGITS)

@@ -148,6 +148,10 @@ def trained(monkeypatch: pytest.MonkeyPatch, tiny_run: Run) -> list[str]:
     return names
 
 
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_cross_validation(tmp_path: Path, trained: list[str], capsys) -> None:
     whole = runs.cross_validate(CROSS, tmp_path / "cv", verbose=0)
     assert trained == ["fold-1", "fold-2"]
@@ -185,6 +189,17 @@ def test_cross_validation(tmp_path: Path, trained: list[str], capsys) -> None:
     runs.cross_validate(CROSS, tmp_path / "cv", verbose=0)
     assert trained == ["fold-1", "fold-2", "fold-2"]
     assert (tmp_path / "cv" / "out_of_fold.csv").read_bytes() == table
+
+    # What lies beside the folds does not matter, and figures of folds that are gone are removed.
+    (tmp_path / "cv" / ".DS_Store").touch()
+    runs.cross_validate(CROSS, tmp_path / "cv", verbose=0)
+    shutil.copytree(tmp_path / "cv", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "fold-1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_test", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runs.cross_validate(CROSS, tmp_path / "killed", verbose=0)
+    assert not (tmp_path / "killed" / "folds.json").exists()
 
     shutil.copytree(tmp_path / "cv", tmp_path / "other")
     assert cli.main(["evaluate", str(tmp_path / "cv"), str(tmp_path / "other")]) == cli.OK

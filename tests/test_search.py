@@ -276,6 +276,11 @@ def test_a_search_in_16_bit_files(weights, tmp_path, capfd):
     assert "4 of 4 16-bit files that were looked at use few" in capfd.readouterr().err
     assert cli.main([*arguments, "--bit-depth", "12"]) == 2
     assert "is an index with bit_depth None instead of '12'" in capfd.readouterr().err
+    (tmp_path / "i.npz").unlink()
+    assert cli.main([*arguments, "--bit-depth", "12"]) == 0
+    capfd.readouterr()
+    assert cli.main(arguments) == 2
+    assert "is an index with bit_depth '12' instead of None" in capfd.readouterr().err
 
 
 def test_a_picture_of_many_photographs_is_small(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from keras_vgg.fit.schedule import best_row, selecting_column
 from keras_vgg.models import vgg
 from keras_vgg.recipe import Recipe
 from keras_vgg.report import page
+from keras_vgg.run import Run
 from keras_vgg.runs import (
     Predictor,
     evaluate_labels,
@@ -34,6 +35,7 @@ from keras_vgg.runs import (
     export_run,
     read_thresholds,
     report_runs,
+    with_columns,
     write_answers,
 )
 from keras_vgg.runs.telling_labels import labels_to_explain, most_telling_labels, ranked_images
@@ -522,3 +524,19 @@ def test_the_page_shows_examples_with_all_their_labels(run):
         "no label",
     }
     assert examples[0].shape == (32, 32, 3)
+
+
+@pytest.mark.slow
+def test_another_table_of_labels_has_columns_of_its_own(run, table, tmp_path):
+    """The thresholds come from the run's own table, which has other columns."""
+    own = Run.open(shutil.copytree(run.directory, tmp_path / "run"))
+    (own.directory / "thresholds.json").unlink(missing_ok=True)
+    with open(table, newline="") as file:
+        rows = [row for row in csv.reader(file) if row[2] == "test"]
+    with open(tmp_path / "other.csv", "w", newline="") as file:
+        lines = [(str(table.parent / path), labels) for path, labels, _ in rows]
+        csv.writer(file).writerows([("picture", "seen"), *lines])
+    source = f"csv:{tmp_path / 'other.csv'}"
+    other = with_columns(own, "path=picture,labels=seen", source)
+    recorded = evaluate_labels(other, source=source)
+    assert recorded.evaluation.count == len(rows)

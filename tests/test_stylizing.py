@@ -107,6 +107,15 @@ def test_an_interrupted_stylisation_with_overwrite_resumes(cheap, folder, tmp_pa
         assert state.exists()
         assert cli.main([*command, *more]) == 0
         assert ("resumed after step 2 of 4" in capfd.readouterr().err) == resumes
+    # A state of more steps than are asked for.
+    pictures = state.parent / "00002.png", state.parent / "00001.png"
+    with pytest.raises(KeyboardInterrupt):
+        stylize_files(*files, out, settings, **options)
+    out.unlink()
+    with pytest.raises(ValueError, match="is of step 2, and steps is 1: ask for as many steps"):
+        stylize_files(*files, out, settings, steps=1)
+    stylize_files(*files, out, settings, steps=1, every=1, overwrite=True)
+    assert [path.exists() for path in pictures] == [False, False]
     state.write_bytes(b"cut")
     assert cli.main(command) == 0
     assert "resumed" not in capfd.readouterr().err

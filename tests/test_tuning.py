@@ -11,6 +11,7 @@ import keras_tuner
 import numpy as np
 import pytest
 from keras_tuner.errors import FailedTrialError
+from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from keras_vgg import architecture, cli, fit, report
@@ -546,6 +547,29 @@ def test_a_refused_trial_has_its_values_as_other_trials(
     expected = {"unmixed_epochs": 2, "epochs": 1}
     assert len(refused) == 2
     assert all({"train_scale": scale, **expected} in refused for scale in (None, "32-34"))
+
+
+def test_a_search_keeps_to_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resume from another folder, or of images that have changed, would compare other things."""
+    stub_training(monkeypatch, FailedTrialError("the stub has no network"))
+    for folder in ("here", "there"):
+        for number in range(24):
+            path = tmp_path / folder / "photos" / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(path)
+    recipe = BASE.replace(source="folder:photos", validation_fraction=0.2, test_fraction=0.2)
+    space = {"learning_rate": (0.01, 0.02)}
+
+    def search_from(folder: str, message: str) -> None:
+        monkeypatch.chdir(tmp_path / folder)
+        with pytest.raises(ValueError, match=message):
+            searched_in(tmp_path / "s", recipe, space=space)
+
+    search_from("here", "all 2 trials failed")
+    search_from("there", "holds another search .recipe is")
+    search_from("here", "all 2 trials failed")
+    (tmp_path / "here" / "photos" / "a" / "0.png").unlink()
+    search_from("here", r"the images of folder:.*photos have changed since the search in .* began")
 
 
 def test_an_unknown_error_ends_the_search_and_its_trial(

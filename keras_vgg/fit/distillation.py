@@ -93,6 +93,12 @@ def _opened(directory: str, class_names: Sequence[str], several_labels: bool) ->
             f"teacher {directory} must have the classes of the data, but "
             f"{' and '.join(differences)}"
         )
+    repeats = any(len(set(names)) < len(names) for names in (class_names, run.class_names))
+    if repeats and tuple(run.class_names) != tuple(class_names):
+        raise ValueError(
+            f"teacher {directory} has its classes in another order than the data, and a name is "
+            "that of two classes, so they cannot be matched by name"
+        )
     if run.several_labels != several_labels:
         kinds = ("one label", "several labels")
         raise ValueError(
@@ -106,6 +112,8 @@ def _load(run: Run, class_names: Sequence[str]) -> Teacher:
     model = run.model()
     # TensorFlow would keep every activation of a network whose weights can be trained.
     model.trainable = False
+    if tuple(run.class_names) == tuple(class_names):  # names may repeat, as ImageNet's cranes
+        return Teacher(run, model, np.arange(len(class_names)))
     return Teacher(run, model, np.array([run.class_names.index(name) for name in class_names]))
 
 

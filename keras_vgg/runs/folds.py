@@ -139,6 +139,9 @@ def cross_validate(
     for number, path in enumerate(paths, 1):
         if verbose:
             print(f"fold {number} of {recipe.folds}", flush=True)
+        if not Run(path, recipe).finished:  # the figures are of other folds, which are gone
+            for name in (TABLE, SUMMARY):
+                (directory / name).unlink(missing_ok=True)
         run = train(recipe.replace(fold=number), path, verbose)
         tested.append(_test(run, shows_bars=verbose not in (0, 2)))
         gc.collect()  # before the next network, because a network may fill half of the memory
@@ -254,6 +257,8 @@ def _require_directory_of_folds(directory: Path) -> None:
         raise ValueError(f"{directory} holds a run without folds; choose another workdir")
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file; choose another workdir")
+    if any(directory.glob("fold-*/recipe.json")):
+        return  # files that a user or a system has put beside the folds do not matter
     names = {path.name for path in directory.iterdir()} if directory.exists() else set()
     others = sorted(
         name

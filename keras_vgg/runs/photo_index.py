@@ -106,9 +106,9 @@ def open_index(path: Path, folder: Path, settings: Mapping[str, Any]) -> PhotoIn
         raise ValueError(f"{path} is no index of photographs, {advice}: {error}") from error
     if known_settings != json.loads(json.dumps(settings)):
         differ = [
-            f"{name} {known_settings.get(name)!r} instead of {value!r}"
-            for name, value in settings.items()
-            if known_settings.get(name) != value
+            f"{name} {known_settings.get(name)!r} instead of {settings.get(name)!r}"
+            for name in {**settings, **known_settings}
+            if known_settings.get(name) != settings.get(name)
         ]
         raise ValueError(f"{path} is an index with {', '.join(differ)}: {advice}")
     # A folder may have moved with its photographs, but then some of them are the same.

@@ -182,7 +182,8 @@ def _body(run: Run, recipe: Recipe, repository: str, figures: list[tuple]) -> st
         f"{'' if top5 is None else format(top5, '.2%')} |"
         for split, protocol, count, top1, top5 in figures
     )
-    fields = "\n".join(f"| {field} | `{value!r}` |" for field, (value, _) in differences.items())
+    values = {field: repr(value).replace("|", r"\|") for field, (value, _) in differences.items()}
+    fields = "\n".join(f"| {field} | `{value}` |" for field, value in values.items())
     listed = ", ".join(classes[:50]) + (f" and {len(classes) - 50} more" if classes[50:] else "")
     return f"""# {repository.partition("/")[2]}
 

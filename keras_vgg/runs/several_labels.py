@@ -156,8 +156,10 @@ def few_images_of_thresholds(run: Run) -> str:
 
 def _validation_images(run: Run, source: str | None, images: RunImages) -> data.Split:
     """Return the validation split, from where the tested images of the run itself are."""
-    moved = source if images.source is None else None
-    return open_images(run, _SPLIT, moved).split
+    if images.source is None:
+        return open_images(run, _SPLIT, source).split
+    # The columns and the folder of data sets that `run` may have are those of another set.
+    return open_images(Run.open(run.directory), _SPLIT).split
 
 
 def _keep_thresholds(run: Run, name: str, thresholds: np.ndarray) -> None:

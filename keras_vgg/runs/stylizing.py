@@ -123,18 +123,16 @@ def stylize_files(
         raise ValueError(
             f"{folder} is in the way: pictures on the way go into a folder of that name"
         )
-    state = _state(folder / _STATE, identity, overwrite)
+    state = _state(folder / _STATE, identity, overwrite, steps)
+    if state is None:
+        for picture in folder.glob(f"{5 * '[0-9]'}.png"):  # of an earlier stylisation
+            picture.unlink()
     objective = _objective(settings, *pictures, tile)
     if state is None:
         image = _first_image(settings, *pictures)
         losses = [objective(image)[0]]
     else:
         image, losses = state
-        if len(losses) - 1 > steps:
-            raise ValueError(
-                f"{folder / _STATE} is of step {len(losses) - 1}, and steps is {steps}: ask for "
-                "as many steps or more, or begin anew with overwrite (--overwrite)"
-            )
         on_line(f"resumed after step {len(losses) - 1} of {steps}")
     done = len(losses) - 1
     with progress_bars(verbose) as progress:
@@ -279,18 +277,21 @@ def _save(folder: Path, identity: str, image: np.ndarray, losses: list[Losses]) 
     _write_losses(folder / _LOSSES, losses)
 
 
-def _state(path: Path, identity: str, overwrite: bool) -> tuple[np.ndarray, list[Losses]] | None:
+def _state(
+    path: Path, identity: str, overwrite: bool, steps: int
+) -> tuple[np.ndarray, list[Losses]] | None:
     """Return the image and the losses that a file keeps; None: no file.
 
-    A file of another stylisation, or a damaged one, is removed with `overwrite`.
+    A file of another stylisation, of a later step, or a damaged one, is removed with `overwrite`.
 
     Raises:
-        ValueError: without `overwrite`, the file is of another stylisation, or damaged.
+        ValueError: without `overwrite`, the file is of another stylisation, of a later step than
+            the last of `steps`, or damaged.
     """
     if not path.is_file():
         return None
     try:
-        return _checked_state(path, identity)
+        return _checked_state(path, identity, steps)
     except ValueError:
         if not overwrite:
             raise
@@ -298,7 +299,7 @@ def _state(path: Path, identity: str, overwrite: bool) -> tuple[np.ndarray, list
         return None
 
 
-def _checked_state(path: Path, identity: str) -> tuple[np.ndarray, list[Losses]]:
+def _checked_state(path: Path, identity: str, steps: int) -> tuple[np.ndarray, list[Losses]]:
     arrays = read_arrays(path)
     advice = "name another file, or pass overwrite (--overwrite) to begin anew"
     if set(arrays) != {"identity", "image", "losses"}:
@@ -306,6 +307,11 @@ def _checked_state(path: Path, identity: str) -> tuple[np.ndarray, list[Losses]]
     if arrays["identity"].tobytes() != identity.encode():
         raise ValueError(f"{path} is the state of a stylisation with other settings: {advice}")
     losses = [Losses(*map(float, row)) for row in arrays["losses"]]
+    if len(losses) - 1 > steps:
+        raise ValueError(
+            f"{path} is of step {len(losses) - 1}, and steps is {steps}: ask for as many steps or "
+            "more, or pass overwrite (--overwrite) to begin anew"
+        )
     return arrays["image"], losses
 
 

@@ -144,13 +144,22 @@ class VGGHyperModel(keras_tuner.HyperModel):
         Raises:
             ValueError: an image of the data may have several labels.
         """
+        return len(self._source.class_names)
+
+    @cached_property
+    def splits(self) -> dict[str, Any]:
+        """Return the number of images and the fingerprint of each split, as data.json has them."""
+        return fit.describe(self._source)["splits"]
+
+    @cached_property
+    def _source(self) -> data.Source:
         source = fit.load_source(self.base)
         if source.several_labels:
             raise ValueError(
                 f"{source.name} gives an image several labels, and a search compares trials by "
                 "accuracy, which needs one for each image; train each recipe with keras-vgg train"
             )
-        return len(source.class_names)
+        return source
 
     def declare_hyperparameters(self, hp: keras_tuner.HyperParameters) -> None:
         draw_values(hp, self.base, self.space)

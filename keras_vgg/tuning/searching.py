@@ -80,6 +80,7 @@ def search(
     """
     # keras-tuner needs the folder's name, which "." lacks.
     workdir = directory_of_run(workdir).resolve()
+    recipe = recipe.with_absolute_paths()  # a resume may begin in another folder
     hypermodel = VGGHyperModel(recipe, space, directory=workdir, limits=limits)
     hyperparameters = keras_tuner.HyperParameters()
     hypermodel.declare_hyperparameters(hyperparameters)
@@ -152,6 +153,7 @@ def _description(hypermodel: VGGHyperModel, tuner: str, seed: int, prune: bool) 
         "limits": asdict(hypermodel.limits),
         "seed": seed,
         "prune": prune,
+        "splits": hypermodel.splits,
     }
 
 
@@ -162,14 +164,21 @@ def _claim(workdir: Path, description: dict[str, Any]) -> None:
         stored = dict(read_fields(path))
         if "recipe" in stored:  # an earlier version's recipe lacks newer fields
             earlier = Recipe.from_json(json.dumps(stored["recipe"]))
-            stored["recipe"] = json.loads(earlier.to_json())
-        for name, value in json.loads(json.dumps(description)).items():
+            stored["recipe"] = json.loads(earlier.with_absolute_paths().to_json())
+        description = json.loads(json.dumps(description))
+        splits = description.pop("splits")
+        for name, value in description.items():
             if value != stored.get(name):
                 raise ValueError(
                     f"{workdir} holds another search ({name} is {stored.get(name)!r} in its "
                     f"{_SEARCH}, not {value!r}); choose another workdir, or repeat the arguments "
                     "of that search to resume it"
                 )
+        if splits != stored.get("splits", splits):  # an earlier version does not keep them
+            raise ValueError(
+                f"the images of {description['recipe']['source']} have changed since the search in "
+                f"{workdir} began, and its trials could not be compared; choose another workdir"
+            )
         return
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise ValueError(f"{workdir} exists and is not a search; choose another workdir")

@@ -136,7 +136,8 @@ class RunTuner(BaseTuner):
     def run_trial(self, trial: Trial, **__: Any) -> dict[str, float]:
         folder = Path(self.get_trial_dir(trial.trial_id))
         # An error may have ended this trial in an earlier call.
-        (folder / "outcome.json").unlink(missing_ok=True)
+        for name in ("outcome.json", PRUNED):
+            (folder / name).unlink(missing_ok=True)
         try:
             recipe = self._model.recipe(trial.hyperparameters)
         except ValueError as error:  # Each value is possible by itself.
