@@ -2,8 +2,9 @@
 
 command:  keras-vgg train training/recipes/fashion_mnist_224.py --download True \
           --workdir runs/fashion_224
-hardware: needs a GPU: 10 epochs of 54,000 images at 224x224, each about 0.5 GMAC forward
-result:   not run
+hardware: 2 CPU cores of an AMD EPYC with AVX512-BF16, 2 h 4 min beside other work; 113 images/s
+          with nothing else running
+result:   93.32 % of the validation images, 92.51 % of the test images (training/README.md)
 """
 
 from keras_vgg.recipe import Recipe
