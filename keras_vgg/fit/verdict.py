@@ -243,6 +243,7 @@ def advice(recipe: Recipe, history: Sequence[Mapping[str, float]], share: float)
     """Return what to change in a recipe whose run has learned nothing."""
     changes = []
     column = compared_column(history[0]).removeprefix("val_")
+    column = column if column in history[0] else "accuracy"
     own = max(row[column] for row in history)
     is_learning = own > share + _GAP
     if is_learning:
