@@ -7,6 +7,7 @@ import math
 import numbers
 from collections.abc import Iterator, Sequence
 
+BATCH_NORM_EPSILON = 1e-5  # what a batch normalisation adds to a variance
 MINIMUM_SIZE = 32  # five 2x2 pools leave one pixel of 32
 
 

@@ -140,15 +140,15 @@ def _side(weights: Weights, filters: int) -> int | None:
     """Return the side of the images that the classifier is for; None if they are not square."""
     kernel = weights.tensors["fc1"][0].shape
     if len(kernel) == 4:
-        rows, columns = kernel[:2]
+        cells, is_square = kernel[0], kernel[0] == kernel[1]
     else:
-        rows = math.isqrt(kernel[0] // filters)
-        columns = kernel[0] / (rows * filters) if rows else 0
-    if rows != columns:
+        cells = math.isqrt(kernel[0] // filters)
+        is_square = cells * cells * filters == kernel[0]
+    if not is_square:
         return None
     # A side of 250 has as many cells as one of 224; only a file with its network states which.
     stated = weights.side
-    return stated if stated is not None and stated // 32 == rows else 32 * rows
+    return stated if stated is not None and stated // 32 == cells else 32 * cells
 
 
 def _width(paper: Sequence[int], all_widths: Sequence[int]) -> float | None:

@@ -12,6 +12,7 @@ from keras import layers
 
 from keras_vgg import weights as weight_files
 from keras_vgg.architecture import (
+    BATCH_NORM_EPSILON,
     MINIMUM_SIZE,
     Configuration,
     get_configuration,
@@ -239,7 +240,7 @@ def _convolutions(
             )(x)
             if batch_norm:
                 x = layers.BatchNormalization(
-                    axis=channel_axis, momentum=0.9, epsilon=1e-5, name=f"{name}_bn"
+                    axis=channel_axis, momentum=0.9, epsilon=BATCH_NORM_EPSILON, name=f"{name}_bn"
                 )(x)
                 x = layers.Activation("relu", name=f"{name}_relu")(x)
             if architecture.lrn and (b, i) == (1, 1):

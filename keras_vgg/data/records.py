@@ -119,7 +119,9 @@ def pack(
     manifest["equal"] = [asdict(images) for images in equal_in(source)]
     for name, split in splits.items():
         if split.groups is not None:
-            manifest["splits"][name]["groups"] = _groups_as_json(split.groups[_order(split)])
+            order = _order(split)
+            groups = split.groups if order is None else split.groups[order]
+            manifest["splits"][name]["groups"] = _groups_as_json(groups)
     _write_json(out / _MANIFEST, manifest, indent=1)
     (out / _PROGRESS).unlink()
     return manifest
@@ -381,7 +383,7 @@ class _Piece:
 
 
 def _pieces(split: Split, shards: Iterable[dict[str, Any]]) -> Iterator[_Piece]:
-    order = None if split.labels is None else _order(split)
+    order = _order(split)
     first = 0
     for shard in shards:
         stop = first + shard["images"]
@@ -389,11 +391,9 @@ def _pieces(split: Split, shards: Iterable[dict[str, Any]]) -> Iterator[_Piece]:
         first = stop
 
 
-def _order(split: Split) -> np.ndarray:
-    """Return the order of a split's images in its shards."""
-    if split.labels is None:  # records stay in their order
-        return np.arange(split.size)
-    return np.random.default_rng(0).permutation(split.size)
+def _order(split: Split) -> np.ndarray | None:
+    """Return the order of a split's images in its shards; None: records stay in theirs."""
+    return None if split.labels is None else np.random.default_rng(0).permutation(split.size)
 
 
 def _refuse_changed(out: Path, piece: _Piece, entry: dict[str, Any]) -> None:

@@ -214,7 +214,7 @@ class Split:
 
     def without(self, positions: Collection[int]) -> Split:
         """Return all images but those at `positions`, in the same order."""
-        kept = np.array([i for i in range(self.size) if i not in positions], int)
+        kept = np.delete(np.arange(self.size), np.array(sorted(positions), int))
         if self.records is None:
             return self.take(kept)
         records = self.records.without(positions)

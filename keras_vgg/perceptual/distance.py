@@ -20,6 +20,7 @@ from keras_vgg.models import VGG16
 from keras_vgg.perceptual.images import (
     checked_range,
     for_network,
+    has_preprocessing,
     nan_unless_finite,
     require_one_size,
 )
@@ -200,7 +201,7 @@ def trunk(
         return VGG16(
             include_top=False, weights=weights, include_preprocessing=preprocessing or True
         )
-    if not any(isinstance(layer, ImagePreprocessing) for layer in all_layers(weights)):
+    if not has_preprocessing(weights):
         raise ValueError(
             f"the model {weights.name} has no preprocessing inside: build it with "
             "include_preprocessing=True"

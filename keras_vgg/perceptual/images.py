@@ -10,7 +10,8 @@ import keras
 from keras import ops
 
 from keras_vgg.features import channel_axis
-from keras_vgg.graph import borrowed
+from keras_vgg.graph import all_layers, borrowed
+from keras_vgg.layers import ImagePreprocessing
 
 BYTES = (0.0, 255.0)
 
@@ -88,3 +89,8 @@ def least_side(extractor: keras.Model) -> int:
     kinds = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
     layers = [borrowed(layer) for layer in extractor.layers]
     return math.prod(max(layer.strides) for layer in layers if isinstance(layer, kinds))
+
+
+def has_preprocessing(model: keras.Model) -> bool:
+    """Return whether a network, or one inside it, has its preprocessing inside."""
+    return any(isinstance(layer, ImagePreprocessing) for layer in all_layers(model))

@@ -17,6 +17,7 @@ from keras_vgg.perceptual.gram import gram_matrix
 from keras_vgg.perceptual.images import (
     checked_range,
     for_network,
+    has_preprocessing,
     least_side,
     nan_unless_finite,
     require_one_size,
@@ -91,7 +92,7 @@ class PerceptualLoss(keras.losses.Loss):
         self._extractor = feature_extractor(model, both, pooling_layers=pooling_layers)
         if self._distance not in ("l2", "l1"):
             raise ValueError(f"distance must be 'l2' or 'l1', not {distance!r}")
-        inside = any(isinstance(layer, ImagePreprocessing) for layer in all_layers(model))
+        inside = has_preprocessing(model)
         # True does not say which preprocessing.
         outside = preprocessing not in (None, True, False)
         if inside == outside and preprocessing is not False:

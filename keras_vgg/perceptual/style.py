@@ -29,8 +29,8 @@ from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import check_range, require_finite_images, require_finite_weights
 from keras_vgg.gradient import answer_of, gradient_of
 from keras_vgg.graph import all_layers
-from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.perceptual.gram import gram_matrix
+from keras_vgg.perceptual.images import has_preprocessing
 
 STYLE_LAYERS = tuple(f"block{block}_conv1" for block in range(1, 6))
 CONTENT_LAYER = "block4_conv2"
@@ -312,7 +312,7 @@ def rgb_extractor(
     Raises:
         ValueError: the model does not take RGB, or has no preprocessing inside.
     """
-    if not any(isinstance(layer, ImagePreprocessing) for layer in all_layers(model)):
+    if not has_preprocessing(model):
         raise ValueError(
             f"the model {model.name} has no preprocessing inside, and a style needs it: build it "
             "with include_preprocessing=True"

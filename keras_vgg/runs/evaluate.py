@@ -199,7 +199,8 @@ def open_evaluators(
     evaluators = [
         Evaluator.open(run, split, average, verbose, source, unknown_classes) for run in runs
     ]
-    require_same_images(runs, [evaluator.images for evaluator in evaluators])
+    if source is not None:
+        require_same_images(runs, [evaluator.images for evaluator in evaluators])
     return evaluators
 
 

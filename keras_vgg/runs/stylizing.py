@@ -124,11 +124,10 @@ def stylize_files(
             f"{folder} is in the way: pictures on the way go into a folder of that name"
         )
     state = _state(folder / _STATE, identity, overwrite, steps)
+    objective = _objective(settings, *pictures, tile)
     if state is None:
         for picture in folder.glob(f"{5 * '[0-9]'}.png"):  # of an earlier stylisation
             picture.unlink()
-    objective = _objective(settings, *pictures, tile)
-    if state is None:
         image = _first_image(settings, *pictures)
         losses = [objective(image)[0]]
     else:

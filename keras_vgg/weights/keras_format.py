@@ -16,12 +16,12 @@ import h5py
 import keras
 import numpy as np
 
+from keras_vgg.architecture import BATCH_NORM_EPSILON
 from keras_vgg.containers import require_archive, require_hdf5
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.memory_errors import unread_file
 from keras_vgg.weights.published import CHECKPOINTS
 from keras_vgg.weights.tensors import (
-    BATCH_NORM_EPSILON,
     TOP,
     Tensors,
     Weights,
@@ -124,16 +124,15 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
 
 def _last_activation(objects: list[Mapping[str, Any]]) -> str:
     """Return the activation of a layer of its own, such as one behind `predictions`."""
-    names = {"Softmax": "softmax"}
-    found = [names.get(str(o.get("class_name")), _own_activation(o)) for o in objects]
-    return next((name for name in found if name in ("softmax", "sigmoid")), "linear")
-
-
-def _own_activation(layer: Mapping[str, Any]) -> Any:
-    config = layer.get("config")
-    if layer.get("class_name") == "Activation" and isinstance(config, Mapping):
-        return config.get("activation")
-    return None
+    for layer in objects:
+        kind, config = layer.get("class_name"), layer.get("config")
+        if kind == "Softmax":
+            return "softmax"
+        if kind == "Activation" and isinstance(config, Mapping):
+            name = config.get("activation")
+            if name in ("softmax", "sigmoid"):
+                return name
+    return "linear"
 
 
 def _unlike(configs: list[Mapping[str, Any]]) -> str:

@@ -21,7 +21,6 @@ TOP = ("fc1", "fc2", "predictions")
 
 _BASE = re.compile(r"block\d_conv\d+(_bn)?")
 
-BATCH_NORM_EPSILON = 1e-5  # what this package's networks add to a variance
 # A batch normalisation has gamma, beta, moving mean and moving variance, in this order.
 BATCH_NORM_ARRAYS = 4
 
