@@ -274,8 +274,12 @@ def convert_weights(
             ) from error
         raise
     several_labels = weights.several_labels and network.include_top
-    stated = {"activation": "sigmoid"} if several_labels else {}
+    has_logits = weights.logits and network.include_top
+    activation = "sigmoid" if several_labels else "linear" if has_logits else None
+    stated = {"activation": activation} if activation else {}
     stated |= {"lrn": "true"} if weights.lrn else {}
+    stated |= {"color": "grey"} if weights.grey else {}
+    stated |= {"side": str(weights.side)} if weights.side else {}
     write_atomically(target, lambda path: _save(weights, path, suffix, naming, stated))
     if suffix in _STATING_SUFFIXES:
         return network

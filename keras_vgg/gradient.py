@@ -44,6 +44,18 @@ def answer_of(network: keras.Model, inputs: Any) -> Any:
         return network(inputs, training=False)
 
 
+def answer_of_fixed(network: keras.Model, inputs: Any) -> Any:
+    """Return the network's output in inference, which has gradients by the inputs.
+
+    PyTorch would compute the gradients by the weights too, and keep them.
+    """
+    if not is_torch():
+        return network(inputs, training=False)
+    fixed = [(v, v.value.detach()) for v in network.variables]
+    with keras.StatelessScope(state_mapping=fixed):
+        return network(inputs, training=False)
+
+
 def _on_tensorflow(network: keras.Model, objective: Callable) -> Gradient:
     import tensorflow as tf
 

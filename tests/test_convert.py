@@ -199,8 +199,9 @@ def test_a_classifier_keeps_the_size_of_its_images(tmp_path):
         "A", weights=None, include_preprocessing=True, **(SMALL | {"input_shape": (48, 48, 3)})
     )
     model.save(tmp_path / "a.keras")
-    assert convert.convert_weights(tmp_path / "a.keras", tmp_path / "b.keras").side == 48
-    again = keras.saving.load_model(tmp_path / "b.keras")
+    assert convert.convert_weights(tmp_path / "a.keras", tmp_path / "b.safetensors").side == 48
+    assert convert.convert_weights(tmp_path / "b.safetensors", tmp_path / "c.keras").side == 48
+    again = keras.saving.load_model(tmp_path / "c.keras")
     assert again.input_shape == (None, 48, 48, 3)
     x = np.random.default_rng(0).uniform(0, 255, (2, 48, 48, 3)).astype("float32")
     np.testing.assert_allclose(answers(again, x), answers(model, x), rtol=1e-5)
@@ -301,6 +302,22 @@ def test_several_labels_survive_or_the_loss_is_told(tmp_path):
         note = convert.convert_weights(stated, tmp_path / f"d{suffix}").note
         assert f"d{suffix} does not state that the network ends in sigmoids" in note
         assert not read(tmp_path / f"d{suffix}").several_labels
+
+
+def test_grey_images_and_scores_survive(tmp_path):
+    grey = SMALL | {"input_shape": (32, 32, 1), "classifier_activation": None}
+    preprocessing = keras_vgg.ImagePreprocessing.torchvision()
+    model = keras_vgg.vgg("A", weights=None, include_preprocessing=preprocessing, **grey)
+    model.save(tmp_path / "a.keras")
+    convert.convert_weights(tmp_path / "a.keras", tmp_path / "b.safetensors")
+    assert convert.convert_weights(tmp_path / "b.safetensors", tmp_path / "c.keras").channels == 1
+    again = keras.saving.load_model(tmp_path / "c.keras")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 1)).astype("float32")
+    np.testing.assert_array_equal(again(images), model(images))
+    base = tmp_path / "base.safetensors"
+    convert.convert_weights(tmp_path / "b.safetensors", base, include_top=False)
+    assert read(base).grey
+    assert not read(base).logits
 
 
 @pytest.mark.parametrize("naming", ["torchvision", "timm"])

@@ -199,6 +199,15 @@ def test_published_losses(configuration):
         assert "arXiv:" in setting.source
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch computes all gradients")
+def test_published_losses_have_gradients_by_the_images_alone():
+    model = base("E", include_preprocessing=True)
+    images = ops.convert_to_tensor(noise(2, 32, 32, 3), "float32").requires_grad_()
+    PerceptualLoss(model, "esrgan")(noise(2, 32, 32, 3, seed=1), images).backward()
+    assert abs(images.grad).max() > 0
+    assert all(weight.value.grad is None for weight in model.weights)
+
+
 def test_settings_as_published():
     found = {
         name: (s.network, dict(s.layers), dict(s.style_layers), s.distance)

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from keras_vgg.backend import as_array
 from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import check_range
+from keras_vgg.gradient import answer_of_fixed
 from keras_vgg.graph import all_layers
 from keras_vgg.layers import ImagePreprocessing, is_reading_file
 from keras_vgg.models import VGG16
@@ -142,7 +143,7 @@ class ImageDistance:
     def _differentiable(self, y_true: Any, y_pred: Any) -> Any:
         channels = self._extractor.inputs[0].shape[channel_axis()]
         pair = [for_network(images, self._range, channels) for images in (y_true, y_pred)]
-        maps = [self._extractor(images, training=False) for images in pair]
+        maps = [answer_of_fixed(self._extractor, images) for images in pair]
         first, second = (
             [ops.cast(features[name], "float32") for name in LAYERS] for features in maps
         )

@@ -23,7 +23,7 @@ from keras import layers, ops
 from keras_vgg.backend import as_array
 from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import check_range, require_finite_weights
-from keras_vgg.gradient import answer_of
+from keras_vgg.gradient import answer_of, answer_of_fixed
 from keras_vgg.perceptual.gram import gram_matrix
 from keras_vgg.perceptual.style import (
     CONTENT_LAYER,
@@ -199,8 +199,8 @@ class StyleTransferLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         check_range(y_true, subject="the contents", advice="pass values in [0, 255]", warn=False)
         layer = self._content_layer
-        wanted: Any = self._content(y_true, training=False)[layer]
-        maps: Any = self._extractor(y_pred, training=False)
+        wanted: Any = answer_of(self._content, y_true)[layer]
+        maps: Any = answer_of_fixed(self._extractor, y_pred)
         maps = {n: ops.multiply(ops.cast(x, "float32"), self._scales[n]) for n, x in maps.items()}
         wanted = ops.multiply(ops.cast(wanted, "float32"), self._scales[layer])
         wanted = ops.stop_gradient(wanted)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import check_range
+from keras_vgg.gradient import answer_of, answer_of_fixed
 from keras_vgg.graph import all_layers
 from keras_vgg.layers import ImagePreprocessing
 from keras_vgg.perceptual.gram import gram_matrix
@@ -115,7 +116,8 @@ class PerceptualLoss(keras.losses.Loss):
             # y_pred may be anything, early in a training. The preprocessing warns of [0, 1].
             subject, advice = "the images y_true", "scale them, or pass value_range=(-1, 1)"
             check_range(y_true, self._range, subject=subject, advice=advice, warn=False)
-        true_features, features = self._features(y_true), self._features(y_pred)
+        true_features = self._features(y_true, answer_of)
+        features = self._features(y_pred, answer_of_fixed)
         measure = ops.square if self._distance == "l2" else ops.abs
         total: Any = 0.0
         for name, weight in self._layers.items():
@@ -129,12 +131,12 @@ class PerceptualLoss(keras.losses.Loss):
             total = total + weight * sum_of_matrix
         return nan_unless_finite(total, (y_true, y_pred))
 
-    def _features(self, images: Any) -> dict[str, Any]:
+    def _features(self, images: Any, answer: Callable[..., Any]) -> dict[str, Any]:
         axis = channel_axis()
         images = for_network(images, self._range, self._extractor.inputs[0].shape[axis])
         if self._preprocessing is not None:
             images = self._preprocessing(images)
-        features = self._extractor(images, training=False)
+        features = answer(self._extractor, images)
         # Features of a half-precision network fit its type, but their squares may not.
         features: dict[str, Any] = {n: ops.cast(f, "float32") for n, f in features.items()}
         if self._normalize:

@@ -40,7 +40,7 @@ class Weights:
     and the side in pixels of the images that it takes, if they are square and of one size. So are
     `several_labels`, whether it ends in sigmoids in place of a soft-max, and `unlike`, what its
     convolutions or pools do that those of a VGG with a classifier do not. A .safetensors file of
-    this package states `lrn` and `several_labels` too.
+    this package states `lrn`, `logits`, `several_labels`, `grey` and `side` too.
     """
 
     tensors: Tensors

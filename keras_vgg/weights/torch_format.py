@@ -46,10 +46,14 @@ def read_safetensors(path: Path) -> Weights:
     except Exception as error:  # an unknown type, a damaged header, names that are not UTF-8
         raise ValueError(f"{path} is damaged, or no safetensors file: {error}") from error
     weights = _weights(state, str(path), metadata.get("preprocessing"))
+    side = metadata.get("side", "")
     return dataclasses.replace(
         weights,
+        logits=metadata.get("activation") == "linear",
         several_labels=metadata.get("activation") == "sigmoid",
         lrn=metadata.get("lrn") == "true",
+        grey=metadata.get("color") == "grey",
+        side=int(side) if re.fullmatch("[1-9][0-9]{0,4}", side) else None,
     )
 
 
