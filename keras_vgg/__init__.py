@@ -1,7 +1,9 @@
 """keras_vgg: the VGG family of arXiv:1409.1556, complete, in Keras 3."""
 
 import importlib
+import importlib.util
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.3.0.dev0"
@@ -165,16 +167,55 @@ else:
     }
 
     def __getattr__(name: str) -> Any:
-        if name in _MODULES:
-            return importlib.import_module(f"{__name__}.{name}")
-        if name not in _HOMES:
+        if name not in _MODULES and name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        module = importlib.import_module(f"{__name__}.{_HOMES.get(name, name)}")
+        _register_layers()
+        return getattr(module, name) if name in _HOMES else module
 
 
-# keras.saving.load_model knows the layers of a saved network once they are imported.
+# keras.saving.load_model knows the layers of a saved network once they are imported. This package
+# does not import Keras before it is needed, and Keras may be imported after it.
+
+
+def _register_layers() -> None:
+    """Make all layers known to Keras, if it is there and no room here is half imported."""
+    modules = [
+        module for name, module in list(sys.modules.items()) if name.startswith(f"{__name__}.")
+    ]
+    specs = [getattr(module, "__spec__", None) for module in modules]
+    if "keras" in sys.modules and not any(getattr(s, "_initializing", False) for s in specs):
+        importlib.import_module(f"{__name__}.layers").register_layers()
+
+
+class _AfterKeras:
+    """Finds Keras as Python would, and makes the layers known as soon as it is imported."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != "keras":
+            return None
+        place = sys.meta_path.index(self)
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(place, self)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                sys.meta_path.remove(self)
+                execute(module)
+                _register_layers()
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+
 if "keras" in sys.modules:
-    importlib.import_module(f"{__name__}.layers").register_layers()
+    _register_layers()
+else:
+    sys.meta_path.insert(0, _AfterKeras())
 
 
 def __dir__() -> list[str]:

@@ -93,6 +93,8 @@ def check_range(
     """
     if not _is_known(images) or 0 in images.shape:
         return
+    if not isinstance(images, np.ndarray) and not _is_keras_tensor(images):
+        images = np.asarray(images)  # such as a batch of tf.data on another backend
     if isinstance(images, np.ndarray):
         low, high = float(images.min()), float(images.max())
     else:
@@ -119,6 +121,25 @@ def check_range(
         if given is not None:
             given.append(message)
         warnings.warn(message, stacklevel=3)
+
+
+def _is_keras_tensor(images: Any) -> bool:
+    from keras import ops
+
+    return ops.is_tensor(images)
+
+
+def require_probabilities(values: np.ndarray) -> None:
+    """Raise ValueError if values are outside [0, 1], such as a network's scores.
+
+    Rounding by a thousandth is no fault.
+    """
+    low, high = (float(end(values)) if values.size else 0.0 for end in (np.min, np.max))
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise ValueError(
+            f"values from {low:.4g} to {high:.4g} are no probabilities: end the model in a "
+            "soft-max, or in sigmoids for several labels an image"
+        )
 
 
 @contextlib.contextmanager

@@ -87,6 +87,17 @@ def all_layers(model: keras.Model) -> Iterator[Any]:
             yield from all_layers(layer)
 
 
+def require_unquantised(model: keras.Model) -> None:
+    """Raise ValueError if a kernel of the model is quantised: it is no copy, and does not learn."""
+    for layer in all_layers(model):
+        mode = getattr(layer, "quantization_mode", None)
+        if mode is not None:
+            raise ValueError(
+                f"layer {layer.name!r} of {model.name!r} is quantised ({mode}): pass the network "
+                "from before `quantize`"
+            )
+
+
 def borrowed(layer: Any) -> Any:
     """Return the layer of the model that a rebuilt model's layer stands for."""
     return layer.layer if isinstance(layer, _AroundLayer) else layer

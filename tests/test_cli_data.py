@@ -112,6 +112,36 @@ def test_stats_are_of_the_training_images(photos: Path, capsys: pytest.CaptureFi
     assert f"{found.eigenvalues[0]:.6f}" in out
 
 
+def test_the_bits_of_16_bit_files_may_be_stated(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for number in range(8):
+        noise = np.random.default_rng(number).integers(0, 4096, (9, 9)).astype(np.uint16)
+        path = tmp_path / "deep" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise).save(path)
+    folder, out = f"folder:{tmp_path / 'deep'}", tmp_path / "pack"
+    options = ["--bit-depth", "12", *FRACTIONS]
+    check = ["data", "check", folder, "--report", str(tmp_path / "r.json")]
+    assert cli.main([*check, *FRACTIONS]) == cli.OK
+    assert "use few of their levels" in capsys.readouterr().out
+    assert cli.main([*check, *options]) == cli.OK
+    assert "use few of their levels" not in capsys.readouterr().out
+    assert cli.main(["data", "pack", folder, str(out), *options]) == cli.OK
+    assert f"--source records:{out} --bit-depth 12" in capsys.readouterr().out
+    means = []
+    for source in (folder, f"records:{out}"):
+        assert cli.main(["data", "stats", source, *options]) == cli.OK
+        means.append(capsys.readouterr().out.partition("--mean-rgb ")[2].split()[0])
+    assert means[0] == means[1]
+    assert 110 < float(means[0]) < 145  # of 0 to 255
+
+
+def test_named_splits_are_for_tensorflow_datasets(photos: Path) -> None:
+    words = ["data", "stats", f"folder:{photos}", "--train-split", "train[:90%]"]
+    assert "only TensorFlow Datasets have named splits" in error_of(words)
+
+
 @pytest.mark.slow
 def test_a_pack_is_written_checked_and_shown(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -441,6 +441,23 @@ def test_tfds_named_splits(prepared: Path) -> None:
     assert not set(values(source.train)) & set(values(source.validation))
 
 
+def test_tfds_named_splits_leave_the_validation_split_to_the_test(prepared: Path) -> None:
+    splits = {"train_split": "train[:75%]", "validation_split": "train[75%:]"}
+    source = data.load_source("photos", data_dir=prepared, **splits)
+    assert [source.train.size, source.validation.size] == [30, 10]
+    assert sorted(values(source.test)) == list(range(9))
+    source = data.load_source("photos", data_dir=prepared, validation_split="validation[:4]")
+    assert [source.train.size, source.validation.size, source.test.size] == [32, 4, 8]
+
+
+def test_a_stream_begins_without_a_word(prepared: Path, caplog, monkeypatch) -> None:
+    # AutoGraph warns of what it cannot rewrite.
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)
+    split = data.load_source("photos", data_dir=prepared).train
+    next(iter(data.training_dataset(split, 4, partial(augment.train_image, size=4), seed=0)))
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize(
     ("splits", "message"),
     [

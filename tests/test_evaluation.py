@@ -13,7 +13,10 @@ import pytest
 import tensorflow as tf
 from scipy.stats import binomtest
 
-from keras_vgg.evaluation import Evaluation, compare, evaluate, fuse, predict
+import keras_vgg
+from keras_vgg.evaluation import Evaluation, Protocol, compare, evaluate, fuse, predict, runner
+from keras_vgg.localization import localizer
+from tests.other_backends import passes_on
 
 NAMES = ("cat", "dog", "emu")
 # An image of one pixel that holds the probabilities which `identity` then gives.
@@ -178,6 +181,40 @@ def test_progress_only_when_verbose_and_on_stderr(
     assert "4/4" in err
 
 
+def test_scores_are_no_probabilities() -> None:
+    model = keras_vgg.vgg(
+        "A",
+        weights=None,
+        input_shape=(32, 32, 3),
+        classes=3,
+        width_multiplier=1 / 16,
+        kernel_initializer="he_normal",
+        classifier_activation=None,
+    )
+    images, labels = np.full((2, 32, 32, 3), 90, np.float32), np.array([0, 1])
+    for use in (
+        lambda: evaluate(model, [(images, labels)], expected=2, class_names=NAMES),
+        lambda: predict(model, images, NAMES),
+        lambda: runner(model, Protocol("center"), 3)(images),
+    ):
+        with pytest.raises(ValueError, match="are no probabilities: end the model in a soft-max"):
+            use()
+    dense = runner(model, Protocol("dense"), 3)(images)  # which applies a soft-max to scores
+    np.testing.assert_allclose(dense.sum(1), 1, atol=1e-6)
+    model.get_layer("fc1").quantize("int8")
+    with pytest.raises(ValueError, match=r"layer 'fc1' of 'vgg11' is quantised \(int8\)"):
+        runner(model, Protocol("dense"), 3)
+    with pytest.raises(ValueError, match="is quantised"):
+        localizer(model)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="this is that run")
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_batches_of_tf_data_on(backend: str) -> None:
+    assert "1 passed" in passes_on(backend, "-k", "figures_equal_keras", __file__)
+
+
 def test_predict_orders_classes_by_probability(model: keras.Model) -> None:
     images = SCALE * PROBABILITIES[:3].reshape(3, 1, 1, 3)
 
@@ -313,6 +350,12 @@ def test_nothing_to_fuse() -> None:
         ([0, -1], 2, 0.5, "labels must be integers from 0"),
         ([0.0, 1.0], 2, 0.5, "labels must be integers from 0"),
         ([0, 1], 2, np.nan, "a probability is not finite"),
+        (
+            [0, 1],
+            2,
+            1.1,
+            "values from 1.1 to 1.1 are no probabilities: end the model in a soft-max",
+        ),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(labels, columns, value, message):

@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 from keras import layers
 
 from keras_vgg import cli
@@ -144,6 +145,27 @@ def test_integers_of_16_bits_round_least(files: dict[str, bytes]) -> None:
         assert row["rounding_db"] > eight[layer]["rounding_db"] + 30
         assert row["weights_db"] == eight[layer]["weights_db"]
         assert row["total_db"] > eight[layer]["total_db"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "method"),
+    [("int8", "minmax"), ("int8", "percentile"), ("int8", "mse"), ("int16", "minmax")],
+)
+def test_pixels_are_read_as_they_are_though_no_calibration_image_is_white(
+    precision: str, method: ranges.CalibrationMethod, tmp_path: Path
+) -> None:
+    inputs = keras.Input((8, 8, 3))
+    means = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3)(inputs))
+    write_source(keras.Model(inputs, layers.Softmax()(means)), tmp_path / "source")
+    dark = np.random.default_rng(0).integers(0, 111, (8, 8, 8, 3)).astype(np.float32)
+    write_litert(tmp_path / "source", tmp_path / "file.tflite", precision, dark, method)
+    interpreter = Interpreter(str(tmp_path / "file.tflite"))
+    (details,) = interpreter.get_input_details()
+    if precision == "int8":
+        assert details["quantization"] == (1.0, 0)
+    else:
+        first = next(d for d in interpreter.get_tensor_details() if d["dtype"] == np.int16)
+        assert first["quantization"][0] == pytest.approx(255 / 32767, rel=1e-3)
 
 
 def test_a_method_without_its_format_is_refused(tmp_path: Path, capsys) -> None:

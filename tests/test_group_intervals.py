@@ -136,6 +136,16 @@ def test_without_groups_or_with_one_nothing_changes() -> None:
     assert figures(labels, probabilities, NAMES, groups=alone) == names
 
 
+def test_the_missing_groups_of_a_table_are_no_group() -> None:
+    labels, probabilities = answers(3)
+    names = np.array(["p", "q", *"rrsstt"] * len(labels), dtype=object)[: len(labels)]
+    expected = Evaluation(labels, probabilities, NAMES, np.where(names < "r", None, names))
+    pandas = pytest.importorskip("pandas")
+    for missing in (float("nan"), np.float32("nan"), pandas.NA, pandas.NaT, ""):
+        groups = np.where(names < "r", missing, names)
+        assert Evaluation(labels, probabilities, NAMES, groups).to_dict() == expected.to_dict()
+
+
 def test_images_of_one_group_are_said_to_be() -> None:
     labels, probabilities = answers(3)
     both = np.eye(3, dtype=np.uint8)[labels]

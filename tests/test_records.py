@@ -138,6 +138,29 @@ def test_a_pack_keeps_the_groups(tmp_path: Path) -> None:
     assert packed.test.without({0}).groups.tolist() == found[1:]
 
 
+def test_groups_that_are_stated_later_come_into_the_pack(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(24):
+        place = tmp_path / "all" / ("train", "val", "test")[number % 3] / "ab"[number % 2]
+        write_image(place / f"p{number % 4}_{number}.png", number)
+    folder, out = f"folder:{tmp_path / 'all'}", tmp_path / "pack"
+    records.pack(load_source(folder), out)
+    shards = {file: file.read_bytes() for file in out.glob("*.tfrecord")}
+    grouped = load_source(folder, group_pattern="(p[0-9])_")
+    for source in (grouped, grouped, load_source(folder)):  # the last one loses nothing
+        records.pack(source, out)
+        groups = load_source(f"records:{out}").test.groups
+        assert sorted(groups) == sorted(grouped.test.groups)
+    told = [line.partition("pack: ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert told == [
+        "only its groups, or what was left out, are written anew",
+        "nothing to do",
+        "nothing to do",
+    ]
+    assert shards == {file: file.read_bytes() for file in out.glob("*.tfrecord")}
+
+
 def test_files_are_packed_byte_for_byte_in_a_random_order(folder: Path, tmp_path: Path) -> None:
     source = open_folder(folder)
     records.pack(source, tmp_path / "out", shard_images=6)

@@ -19,6 +19,7 @@ from keras_vgg import retrieval, transfer
 from tests.dense_networks import values
 from tests.other_backends import passes_on
 from tests.test_features import torch_features
+from tests.test_perceptual import gradient_of
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +128,21 @@ def test_gem_of_large_features_is_finite_by_hand():
     np.testing.assert_allclose(result, [[1e20, 0, 0], [2e20, 0, 1]], rtol=1e-5)
 
 
+def test_gem_of_a_channel_without_an_answer_has_a_gradient_by_hand():
+    maps = np.zeros((1, 2, 2, 2), "float32")
+    maps[..., 1] = [[1, 2], [3, 4]]
+    slope = gradient_of(lambda _, x: transfer.generalized_mean(x, 3), maps, maps)
+    cubes = maps[0, ..., 1] ** 3
+    wanted = maps[0, ..., 1] ** 2 / 4 * cubes.mean() ** (-2 / 3)
+    np.testing.assert_allclose(slope[0, ..., 1], wanted, rtol=1e-5)
+    np.testing.assert_array_equal(slope[..., 0], 0)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="this is that run")
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_same_on(backend):
-    assert "7 passed" in passes_on(backend, "-k", "by_hand", __file__)
+    assert "8 passed" in passes_on(backend, "-k", "by_hand", __file__)
 
 
 def test_regions_of_the_paper():

@@ -210,7 +210,7 @@ def test_columns_of_other_names(table: Callable) -> None:
         ("where,label,x", {}, "no column is known as the path; the columns are 'where', 'label',"),
         ("path,diagnosis,x", {}, "known as the label; .* name it with columns='label=NAME'"),
         ("path,label,file", {}, "the path may be in any of the columns 'path', 'file'; choose one"),
-        ("path,label,path", {}, "the path may be in any of the columns 'path', 'path'"),
+        ("path,label,path", {}, "has 2 columns 'path': rename one of them"),
         ("path,label,tags", {}, "a column of one label and one of several, 'label' and 'tags'"),
         (
             "path,label,x",
@@ -271,6 +271,15 @@ def test_bad_rows_are_named_by_line(table: Callable) -> None:
     assert message.endswith('; .... Correct them, or skip them with on_bad_image="skip"')
     with pytest.raises(ValueError, match="More than 10% is too many to skip"):
         data.load_source(f"csv:{table(BAD)}", on_bad_image="skip")
+
+
+def test_a_column_that_names_no_split(table: Callable) -> None:
+    path = table(
+        csv_of([(*row[:2], "AB"[i % 2]) for i, row in enumerate(ROWS)], "path", "label", "set")
+    )
+    with pytest.raises(ValueError, match=r"the column 'set' names no split.* columns='split='"):
+        data.load_source(f"csv:{path}")
+    assert everything(data.load_source(f"csv:{path}", columns="split=")) == EXPECTED
 
 
 def test_bad_json_lines_are_named(table: Callable) -> None:

@@ -159,7 +159,8 @@ class DataPack:
     def __call__(self) -> None:
         from keras_vgg import data
 
-        source = self.source_options.open(self.source)
+        # A pack holds the files' own bits.
+        source = self.source_options.open(self.source, bit_depth="16")
         manifest = data.pack(
             source,
             self.out,
@@ -175,9 +176,9 @@ class DataPack:
         show(table)
         for line in data.take_inventory(data.load_source(f"records:{self.out}")).lines():
             show(line)
-        show(
-            f"next: {command_line('train', '--source', f'records:{self.out}', '--workdir', 'RUN')}"
-        )
+        bit_depth = self.source_options.bit_depth
+        words = [f"records:{self.out}", *(["--bit-depth", bit_depth] if bit_depth != "16" else [])]
+        show(f"next: {command_line('train', '--source', *words, '--workdir', 'RUN')}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,12 @@ class SourceOptions:
     """TFDS: a folder with the data set's original files, which are then not downloaded."""
     download: bool = False
     """TFDS: download and prepare the data set if it is missing."""
+    train_split: str | None = None
+    """TFDS: the split to train on, such as train[:90%]."""
+    validation_split: str | None = None
+    """TFDS: the split for validation."""
+    test_split: str | None = None
+    """TFDS: the split for the test."""
     validation_fraction: float = 0.1
     """Share of the training images to hold out if a source has no validation split."""
     test_fraction: float = 0.2
@@ -33,6 +39,10 @@ class SourceOptions:
     on_bad_image: Literal["error", "skip"] = "error"
     """If an image is damaged: stop with an error, or skip it. Skipping decodes all images first,
     and prints how many are left out."""
+
+    bit_depth: Literal["16", "14", "12", "10", "stretch"] = "16"
+    """For 16-bit PNG files: the lowest bits that carry the image, or stretch, which spreads each
+    file's own range over all greys. A pack keeps all bits."""
 
     def open(self, source: str, **changes: Any):
         from keras_vgg import data

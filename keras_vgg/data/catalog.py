@@ -14,7 +14,9 @@ import tensorflow as tf
 from keras_vgg.data.split import Piece, Records, Shard, Source, Split, between
 
 # Their "test" has no labels (-1), so their "validation" is what everyone reports.
-UNLABELLED_TEST = frozenset({"i_naturalist2017", "i_naturalist2018", "imagenet2012"})
+UNLABELLED_TEST = frozenset(
+    {"i_naturalist2017", "i_naturalist2018", "imagenet2012", "places365_small"}
+)
 IN_MEMORY_BYTES = 2 * 2**30
 # name/config:version. Anything more, such as huggingface:name, would make TFDS ask the network.
 _NAME = re.compile(r"[A-Za-z]\w*(/[^/:]+)?(:[\d.*]+)?")
@@ -120,7 +122,7 @@ def _unknown(name: str) -> str:
 def _supervised_keys(info: Any) -> tuple[str, str]:
     import tensorflow_datasets as tfds
 
-    keys = info.supervised_keys or ("image", "label")
+    keys = (info.supervised_keys or ("image", "label"))[:2]  # places365_small has a third
     if len(keys) == 2 and all(key in info.features for key in keys):
         image, label = (info.features[key] for key in keys)
         if (
@@ -146,8 +148,9 @@ def _choose_splits(
         train = _pieces("train", info)
     if not test and "test" in info.splits and info.name not in UNLABELLED_TEST:
         test = _pieces("test", info)
-    if not test and "validation" in info.splits and not validation:
-        test = _pieces("validation", info)
+    if not test and "validation" in info.splits:
+        whole = _pieces("validation", info)
+        test = [] if _overlap(whole, validation) or _overlap(whole, train) else whole
     if not test:
         train, test = _hold_out(train, test_fraction, rng)
         held_out += len(test)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import sys
@@ -61,10 +62,10 @@ def pack(
     antialiasing, and stored upright, a JPEG as a JPEG of quality 95 and any other file as a PNG.
     The same call continues one that was stopped: it hashes the finished shards and leaves them
     alone. The same source is one of the same class names, sizes and fingerprints, wherever it lies;
-    a file of a finished shard that has another size now is refused. If `out` is finished already,
-    one line on stderr says so. One call at a time. The manifest also holds what the source left
-    out, its equal images, and the group of each image, for the inventory of a training and the
-    intervals of `evaluate`.
+    a file of a finished shard that has another size now is refused. One call at a time. The
+    manifest also holds what the source left out, its equal images, and the group of each image, for
+    the inventory of a training and the intervals of `evaluate`. If `out` is finished already, one
+    line on stderr says so; the groups, and what the source left out, are brought up to date.
 
     Raises:
         ValueError: an image that cannot be decoded or has no label among the class names, named;
@@ -87,9 +88,14 @@ def pack(
         for name, split in splits.items():
             for piece in _pieces(split, manifest["splits"][name]["shards"]):
                 _refuse_changed(out, piece, entries[piece.file])
+        updated = _with_remarks(stored, source, splits)
+        done = "nothing to do"
+        if json.dumps(updated) != json.dumps(stored):
+            _write_json(out / _MANIFEST, updated, indent=1)
+            done = "only its groups, or what was left out, are written anew"
         (out / _PROGRESS).unlink(missing_ok=True)
-        print(f"{out} already holds this pack: nothing to do", file=sys.stderr)
-        return stored
+        print(f"{out} already holds this pack: {done}", file=sys.stderr)
+        return updated
     done = _claim(out, manifest)
     classes = len(source.class_names)
     with progress_bars(verbose) as bars:
@@ -114,17 +120,29 @@ def pack(
                 shard |= {"bytes": entry["bytes"], "sha256": entry["sha256"]}
                 shard["file_sizes"] = entry.get("file_sizes")
             fields["class_counts"] = counts.tolist()
-    # The records do not say where their images come from, so that this cannot be found later.
-    manifest["left_out"] = [asdict(reason) for reason in source.left_out]
+    manifest = _with_remarks(manifest, source, splits)
     manifest["equal"] = [asdict(images) for images in equal_in(source)]
+    _write_json(out / _MANIFEST, manifest, indent=1)
+    (out / _PROGRESS).unlink()
+    return manifest
+
+
+def _with_remarks(
+    manifest: dict[str, Any], source: Source, splits: dict[str, Split]
+) -> dict[str, Any]:
+    """Return a manifest with what the source left out, and with the group of each image.
+
+    The records do not say where their images come from, so that this cannot be found later. Groups
+    that the source does not have are kept.
+    """
+    stated = copy.deepcopy(manifest)
+    stated["left_out"] = [asdict(reason) for reason in source.left_out]
     for name, split in splits.items():
         if split.groups is not None:
             order = _order(split)
             groups = split.groups if order is None else split.groups[order]
-            manifest["splits"][name]["groups"] = _groups_as_json(groups)
-    _write_json(out / _MANIFEST, manifest, indent=1)
-    (out / _PROGRESS).unlink()
-    return manifest
+            stated["splits"][name]["groups"] = _groups_as_json(groups)
+    return stated
 
 
 def _write_shard(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from keras_vgg.augment.picture import without_autograph
 from keras_vgg.data.decode import BitDepth
 from keras_vgg.data.left_out import LeftOut, printable
 
@@ -77,6 +78,7 @@ class Records:
         parts = (self.between(before + 1, after).shards for before, after in edges)
         return replace(self, shards=tuple(itertools.chain(*parts)))
 
+    @without_autograph  # which finds no source of os.fsencode
     def columns(self) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Return path, start and stop of every shard: string, int64 and int64 [shards]."""
         return (

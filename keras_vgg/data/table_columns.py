@@ -57,6 +57,10 @@ def find_roles(
             continue
         else:
             matches = [n for n in names if plain(n) in known and n not in given.values()]
+        if len(matches) > 1 and len(set(matches)) == 1:
+            raise ValueError(
+                f"{file} has {len(matches)} columns {matches[0]!r}: rename one of them"
+            )
         if len(matches) > 1:
             raise ValueError(
                 f"{file}: the {role} may be in any of the columns {quoted(matches)}; choose one "

@@ -20,6 +20,7 @@ _SPLITS = {
 }
 _OPTIONAL = ("group", "split")  # columns that a test does without
 MISSING_FILE = "file does not exist"  # the reason of such a bad row
+_UNKNOWN_SPLIT = "unknown split"
 _SEPARATORS = "|;,"  # of several labels in a cell: the first that any cell has
 _SCANNED_FROM = 100  # files of one folder, from which the folder is listed
 
@@ -111,6 +112,11 @@ def read_table(
     bad: list[BadRow] = []
     for row in read.rows(list(records)):
         (bad if isinstance(row, BadRow) else rows).append(row)  # pyright: ignore[reportArgumentType]
+    if bad and not rows and all(row.reason == _UNKNOWN_SPLIT for row in bad):
+        raise ValueError(
+            f"{file}: the column {roles['split']!r} names no split (train, val or test) in any "
+            "row; if it holds something else, leave it out with columns='split='"
+        )
     existing = existing_files([row.path for row in rows])
     missing = [row for row in rows if row.path not in existing]
     bad += [BadRow(row.line, MISSING_FILE, row.path) for row in missing]
@@ -177,7 +183,7 @@ class _Reader:
         if split is not None:
             known = _SPLITS.get(split.lower())
             if known is None:
-                return BadRow(line, "unknown split", split[:40])
+                return BadRow(line, _UNKNOWN_SPLIT, split[:40])
             split = known
         label = texts.get("label")
         labels: tuple[str, ...] | None = (label,) if label else ()

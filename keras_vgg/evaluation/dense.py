@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from keras_vgg.graph import require_unquantised
+
 _LAST_POOL = "block5_pool"
 _CLASSIFIER = ("fc1", "fc2", "predictions")
 
@@ -33,7 +35,8 @@ def dense_network(model: keras.Model) -> keras.Model:
         of the training size gives one cell. With "gap" the window is a single cell.
 
     Raises:
-        ValueError: the model is not a VGG, has no classifier, or ends in another activation.
+        ValueError: the model is not a VGG, has no classifier, ends in another activation, or is
+            quantised.
     """
     layers = {layer.name: layer for layer in model.layers}
     if _LAST_POOL not in layers or "predictions" not in layers:
@@ -44,6 +47,7 @@ def dense_network(model: keras.Model) -> keras.Model:
         )
     if keras.config.image_data_format() != "channels_last":
         raise ValueError("dense evaluation needs images with channels last")
+    require_unquantised(model)
     final = getattr(model.layers[-1], "activation", None)
     known = (keras.activations.softmax, keras.activations.sigmoid, keras.activations.linear)
     if final not in known:

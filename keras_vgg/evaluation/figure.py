@@ -118,7 +118,7 @@ def figures(
         specificity: In (0, 1), for two classes.
         seed: Decides which images are drawn.
         groups: [n] the group of each image, such as a patient: whole groups are then drawn, as many
-            as there are. An image whose group is None or empty is by itself.
+            as there are. An image whose group is None, empty or NaN is by itself.
 
     Raises:
         ValueError: there is no image, or another number of groups; specificity is not in (0, 1).

@@ -18,6 +18,7 @@ from keras_vgg.evaluation.resampling import (
     ratio,
     resampled_counts,
 )
+from keras_vgg.finite import require_probabilities
 
 THRESHOLD = 0.5
 
@@ -292,4 +293,5 @@ def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray,
         raise ValueError("labels must be 0 or 1 for each class")
     if not np.isfinite(probabilities).all():
         raise ValueError("the probabilities are not finite: they hold nan or inf")
+    require_probabilities(probabilities)
     return labels, probabilities

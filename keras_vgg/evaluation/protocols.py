@@ -12,7 +12,12 @@ import numpy as np
 from keras_vgg.console import progress_bars
 from keras_vgg.evaluation.dense import dense_network
 from keras_vgg.evaluation.result import Evaluation
-from keras_vgg.finite import check_range, require_finite_images, require_finite_weights
+from keras_vgg.finite import (
+    check_range,
+    require_finite_images,
+    require_finite_weights,
+    require_probabilities,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -152,7 +157,7 @@ def runner(
     Raises:
         ValueError: as for `dense_network`; the weights are not finite. The returned function
             raises it if images are smaller than the model's or not finite, or if the output is not
-            finite or has another number of classes.
+            finite, not of probabilities, or has another number of classes.
     """
     from scipy.special import expit
 
@@ -174,7 +179,7 @@ def runner(
             views = []
             for view in (images, images[:, :, ::-1])[: 1 + protocol.mirror]:
                 scores = np.asarray(network.predict_on_batch(view), np.float32)
-                _check_output(scores.reshape(-1, scores.shape[-1]), None, classes)
+                _check_scores(scores.reshape(-1, scores.shape[-1]), None, classes)
                 scores = scores.reshape(len(images), -1, classes)
                 if protocol.average == "scores":
                     views.append(probabilities_of(scores.mean(axis=1)))
@@ -239,7 +244,7 @@ def evaluate(
     Raises:
         ValueError: the number of images differs from `expected` or is zero; labels are not [n]
             integers in [0, classes); images, weights or outputs are not finite; images are not in
-            [0, 255]; the output is not [n, classes].
+            [0, 255]; the output is not of probabilities [n, classes].
 
     Warns:
         UserWarning: the first batch seems to be in [0, 1].
@@ -255,6 +260,8 @@ def evaluate(
         print(evaluation.top1, evaluation.confusion)
         ```
     """
+    from keras import ops
+
     labels: list[np.ndarray] = []
     probabilities: list[np.ndarray] = []
     seen = 0
@@ -272,6 +279,8 @@ def evaluate(
             seen += len(batch_labels)
             if seen > expected:  # stop now: a repeated data set never ends
                 break
+            if not ops.is_tensor(batch_images):  # such as one of tf.data on another backend
+                batch_images = np.asarray(batch_images)
             require_finite_images(batch_images)
             check_range(batch_images, warn=seen == len(batch_labels))  # warns of the first batch
             # predict() would build a data pipeline for each batch.
@@ -304,7 +313,7 @@ def predict(
 
     Raises:
         ValueError: images has another rank or is empty; top < 1; images, weights or outputs are
-            not finite; images are not in [0, 255]; the output is not [n, classes].
+            not finite; images are not in [0, 255]; the output is not of probabilities [n, classes].
     """
     images = np.asarray(images, dtype=np.float32)
     if images.ndim != 4 or len(images) == 0:
@@ -338,7 +347,12 @@ def _check_labels(labels: np.ndarray, images: int, classes: int) -> None:
         raise ValueError(f"label {wrong[0]} is not in [0, {classes}), one for each class name")
 
 
-def _check_output(output: np.ndarray, images: int | None, classes: int) -> None:
+def _check_output(output: np.ndarray, images: int, classes: int) -> None:
+    _check_scores(output, images, classes)
+    require_probabilities(output)
+
+
+def _check_scores(output: np.ndarray, images: int | None, classes: int) -> None:
     if output.ndim != 2 or output.shape[1] != classes:
         raise ValueError(
             f"the model's output is {output.shape}; {classes} class names"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +37,8 @@ def rank_resamplings(images: int, classes: int) -> int:
 def group_numbers(groups: Sequence[Hashable] | np.ndarray | None, images: int) -> np.ndarray | None:
     """Return int64 [n] from 0 on: images of one group have one number.
 
-    An image whose group is None or empty is a group of its own. None: there are no groups, only one
-    that holds all images, or only groups of one image; then images are drawn.
+    An image whose group is None, empty or NaN is a group of its own. None: there are no groups,
+    only one that holds all images, or only groups of one image; then images are drawn.
 
     Raises:
         ValueError: there are not as many groups as images.
@@ -53,8 +54,15 @@ def _numbered(groups: Sequence[Hashable] | np.ndarray, images: int) -> np.ndarra
     if len(groups) != images:
         raise ValueError(f"each image needs a group: {len(groups)} groups, {images} images")
     numbers: dict[Hashable, int] = {}
-    keys = [(number,) if group in (None, "") else group for number, group in enumerate(groups)]
+    keys = [(number,) if _is_missing(group) else group for number, group in enumerate(groups)]
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+
+
+def _is_missing(group: Any) -> bool:
+    """Return whether a group is none: also the NaN, NaT and NA of pandas' tables."""
+    if group is None or type(group).__name__ in ("NAType", "NaTType"):
+        return True
+    return group == "" if isinstance(group, str) else bool(group != group)
 
 
 class Counted:

@@ -17,6 +17,7 @@ from keras_vgg.evaluation.resampling import (
     interval_of,
     resampled_means,
 )
+from keras_vgg.finite import require_probabilities
 
 _CLIP = 1e-7  # keras.config.epsilon(), where Keras' cross-entropy clips
 _RESAMPLINGS = 20_000
@@ -28,14 +29,14 @@ class Evaluation(Counted):
 
     Attributes:
         labels: [n] integers in [0, classes), the true class of each image.
-        probabilities: [n, classes] float32; row i is the prediction for labels[i].
+        probabilities: [n, classes] float32 in [0, 1]; row i is the prediction for labels[i].
         class_names: One name for each class, in the order of the model's outputs.
         groups: [n] the group of each image, such as a patient: intervals are then over groups. An
-            image whose group is None or empty is by itself. None: intervals are over images.
+            image whose group is None, empty or NaN is by itself. None: intervals are over images.
 
     Raises:
         ValueError: the arrays do not fit each other or the names; a label is no class; a
-            probability is not finite.
+            probability is not finite or not in [0, 1].
     """
 
     labels: np.ndarray
@@ -57,6 +58,7 @@ class Evaluation(Counted):
                 raise ValueError(f"label {labels.max()} is none of the {classes} classes")
         if not np.isfinite(self.probabilities).all():
             raise ValueError("a probability is not finite")
+        require_probabilities(np.asarray(self.probabilities))
 
     @cached_property
     def top1(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -67,6 +67,10 @@ def write_litert(
         converter.target_spec.supported_types = [tf.float16]
     if precision in ("int8", "int16"):
         assert calibration is not None  # integers need it
+        if precision == "int16":
+            # The range of the input is that of the images, which a white one completes. 16 bits
+            # have steps to spare, and 8 bits get the range without it, in `choose_ranges`.
+            calibration = np.concatenate([calibration, np.full_like(calibration[:1], 255)])
         converter.representative_dataset = lambda: (
             {"images": image[np.newaxis].astype(np.float32)} for image in calibration
         )
@@ -81,16 +85,16 @@ def write_litert(
     with warnings.catch_warnings():
         # Calibration uses TensorFlow's interpreter, which warns that LiteRT's will replace it.
         warnings.filterwarnings("ignore", message=r"(?s).*tf\.lite\.Interpreter is deprecated")
-        if calibration_method == "minmax":
-            content = converter.convert()
-        else:
+        if precision == "int8":
             assert calibration is not None
             content = _with_chosen_ranges(converter, calibration, calibration_method)
+        else:
+            content = converter.convert()
     path.write_bytes(content)
 
 
 def _with_chosen_ranges(
-    converter: Any, calibration: np.ndarray, method: Literal["percentile", "mse"]
+    converter: Any, calibration: np.ndarray, method: CalibrationMethod
 ) -> bytes:
     """Convert to int8 in two steps, as tf.lite.experimental.QuantizationDebugger does.
 

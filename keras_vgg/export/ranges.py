@@ -1,7 +1,8 @@
 """Choose the range of values that the 8-bit integers of each tensor stand for.
 
 The converter takes the least and the greatest value that calibration images give. A few extreme
-values then make all steps large. The other methods cut extreme values off.
+values then make all steps large. The other methods cut extreme values off. With every method, the
+integers of the input are the pixels themselves, also if no calibration image is white.
 """
 
 from __future__ import annotations
@@ -55,10 +56,8 @@ def mse_range(counts: np.ndarray, low: float, high: float) -> tuple[float, float
     return low * shrink, high * shrink
 
 
-def choose_ranges(
-    calibrated: bytes, images: np.ndarray, method: Literal["percentile", "mse"]
-) -> bytes:
-    """Return a calibrated LiteRT file with other ranges for the tensors between input and output.
+def choose_ranges(calibrated: bytes, images: np.ndarray, method: CalibrationMethod) -> bytes:
+    """Return a calibrated LiteRT file with the ranges of a method, and [0, 255] for its input.
 
     Args:
         calibrated: A float32 file that states the least and the greatest value of each tensor.
@@ -70,12 +69,16 @@ def choose_ranges(
     # Any: as in `litert_tensors`.
     graph: Any = schema.Model.GetRootAs(content, 0)
     graph = graph.Subgraphs(0)
-    ends = {*graph.InputsAsNumpy().tolist(), *graph.OutputsAsNumpy().tolist()}
+    inputs = graph.InputsAsNumpy().tolist()
+    ends = {*inputs, *graph.OutputsAsNumpy().tolist()}
     limits = {}  # tensor -> [1] views of the file: its least value, its greatest
     for tensor in range(graph.TensorsLength()):
         quantisation = graph.Tensors(tensor).Quantization()
         if quantisation is not None and quantisation.MinLength() == 1:
             limits[tensor] = quantisation.MinAsNumpy(), quantisation.MaxAsNumpy()
+    for tensor in limits.keys() & inputs:
+        low, high = limits[tensor]
+        low[0], high[0] = 0, 255
     listed = operations(content)
     computed = [
         operation.outputs[0]
@@ -84,12 +87,13 @@ def choose_ranges(
         and operation.outputs[0] in limits
         and operation.outputs[0] not in ends
     ]
-    histograms = _histograms(calibrated, images, computed, limits)
-    choose = percentile_range if method == "percentile" else mse_range
-    for tensor in computed:
-        low, high = limits[tensor]
-        if high[0] > low[0]:
-            low[0], high[0] = choose(histograms[tensor], float(low[0]), float(high[0]))
+    if method != "minmax":
+        histograms = _histograms(calibrated, images, computed, limits)
+        choose = percentile_range if method == "percentile" else mse_range
+        for tensor in computed:
+            low, high = limits[tensor]
+            if high[0] > low[0]:
+                low[0], high[0] = choose(histograms[tensor], float(low[0]), float(high[0]))
     for operation in listed:
         source, target = operation.inputs[0], operation.outputs[0]
         if operation.name in _SAME_RANGE and source in limits and target in limits:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vgg.graph import require_unquantised
 from keras_vgg.transfer import freeze
 from keras_vgg.weights import copy_weights
 
@@ -48,13 +49,15 @@ def localizer(
 
     Raises:
         ValueError: the model is not a VGG, or has no classifier; classes is not a whole number
-            above 0; trainable is unknown; a conv head's images do not have the size of its window.
+            above 0; trainable is unknown; a conv head's images do not have the size of its window;
+            the model is quantised.
     """
     if classes is not None and (not isinstance(classes, int | np.integer) or classes < 1):
         raise ValueError(f"classes must be None or a whole number above 0, not {classes!r}")
     if trainable not in _BLOCKS_FROZEN:
         raise ValueError(f"trainable must be one of {', '.join(_BLOCKS_FROZEN)}, not {trainable!r}")
     _require_vgg(model)
+    require_unquantised(model)
     window_of(model)
     outputs = 4 * int(classes or 1)
 

@@ -268,6 +268,7 @@ def export_weights(
         partial(augment.eval_image, size=side, scale=scale),
         labelled=same_classes,
         several_labels=weights.several_labels,
+        bit_depth=source.validation.bit_depth,
         compress=compress,
         fine_tune_steps=fine_tune_steps,
         formats=formats,

@@ -38,7 +38,10 @@ def generalized_mean(feature_map: Any, power: float = 3.0) -> Any:
     largest: Any = ops.max(values, axis=(1, 2), keepdims=True)
     scale: Any = ops.where(largest > 0, largest, ops.ones_like(largest))
     mean: Any = ops.mean(ops.power(values / scale, power), axis=(1, 2))
-    return ops.power(mean, 1 / power) * scale[:, 0, 0, :]
+    # A root has no derivative at 0: a channel that is 0 everywhere would get the gradient NaN.
+    alive: Any = mean > 0
+    root: Any = ops.power(ops.where(alive, mean, ops.ones_like(mean)), 1 / power)
+    return ops.where(alive, root * scale[:, 0, 0, :], ops.zeros_like(mean))
 
 
 def regions(height: int, width: int, levels: int = 3) -> list[Region]:

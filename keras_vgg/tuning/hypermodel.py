@@ -99,7 +99,9 @@ class VGGHyperModel(keras_tuner.HyperModel):
     The hyperparameters have the names of a recipe's fields. A trial is a training run by
     `keras_vgg.train`, with its data, augmentation, schedule and resume, so batch size and
     augmentation can be searched too. A trial starts from its own initial weights, also if Hyperband
-    promotes the trial: otherwise it could not be repeated. `tuner.search()` takes no data.
+    promotes the trial: otherwise it could not be repeated. `tuner.search()` takes no data. With
+    `executions_per_trial=2`, the second execution returns the first one's run: to average over
+    chance, train the best recipes with other seeds.
 
     Args:
         recipe: The data, and the value of every field that is not searched. Default: `Recipe()`.
