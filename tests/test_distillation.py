@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import keras
 import numpy as np
@@ -89,6 +91,28 @@ def test_the_loss_is_hintons_for_the_mean_of_the_teachers(tiny_run: Run) -> None
     assert found == pytest.approx(0.3 * hard + 0.7 * 9 * soft + regularization, rel=1e-5)
     validation = model.compute_loss(images, labels, answers, weights, training=False)
     assert float(validation) == pytest.approx(plain)
+
+
+def test_a_run_says_how_many_of_its_images_a_teacher_knows() -> None:
+    inputs = keras.Input((4, 4, 3))
+    model = keras.Model(inputs, keras.layers.Softmax()(inputs[:, 0, 0]))  # the brightest channel
+    run = SimpleNamespace(directory="runs/t", results={"validation_accuracy": 0.9})
+    teacher = Teacher(cast("Run", run), model, np.array([2, 0, 1]))
+    labels = np.arange(100) % 3
+    images = np.zeros((100, 4, 4, 3), "uint8")
+    images[np.arange(100), :, :, teacher.order[labels]] = 9
+    targets = np.eye(3, dtype="float32")[labels]
+    told = "teacher runs/t: {} augmented training images are right, and 90% of its own validation"
+
+    def lines(wrong: int, batches: int) -> list[str]:
+        shown = np.concatenate([images[1 : wrong + 1], images[wrong:]])  # those of the next images
+        return distillation.accuracy_lines([teacher], [(tf.constant(shown), targets)] * batches)
+
+    assert lines(0, 9) == [f"{told.format('100% of 300')} images"]
+    assert lines(14, 2) == [f"{told.format('86% of 200')} images"]
+    line, advice = lines(20, 1)
+    assert line == f"{told.format('80% of 100')} images"
+    assert advice.startswith("this augmentation makes images that the teacher does not know")
 
 
 def test_at_its_own_temperature_a_probability_stays_and_extremes_are_finite() -> None:

@@ -123,6 +123,18 @@ def test_unknown_below_the_threshold_of_a_share(run: Run, capsys):
     assert np.ceil(0.8 * len(images)) <= kept < 0.8 * len(images) + 3
     with pytest.raises(ValueError, match=r"none for 0\.7; repeat .* --unknown 0\.7"):
         Predictor(run, unknown=0.7)
+    with pytest.raises(ValueError, match=r"a share above 0 and at most 1, such as 0\.95, not 95"):
+        Predictor(run, unknown=95)
+
+
+def test_a_temperature_that_stays_1_does_not_calibrate(run: Run, tmp_path: Path, photo: Path):
+    copy = Run.open(shutil.copytree(run.directory, tmp_path / "copy"))
+    content = copy.read_json("calibration.json") | {"few_images": ""}
+    why = "all 5 images are classified correctly"
+    for note, told in ((why, f"are not calibrated: {why}"), ("", "are as the network gives them")):
+        copy.write_json("calibration.json", content | {"temperature": 1.0, "note": note})
+        (line,) = Predictor(copy).notes
+        assert line.startswith(f"probabilities {told}")
 
 
 def test_a_calibration_of_another_model_is_refused(run: Run, tmp_path: Path):
@@ -139,7 +151,7 @@ def test_a_calibration_of_another_model_is_refused(run: Run, tmp_path: Path):
     with pytest.raises(ValueError, match=r"calibrated.* needs .*run `keras-vgg calibrate"):
         export_run(other, calibrated=True)
     for shares in ([0.0], [1.5], [-1]):
-        with pytest.raises(ValueError, match="unknown must be above 0 and at most 1"):
+        with pytest.raises(ValueError, match="unknown must be a share above 0 and at most 1"):
             calibrate_run(other, shares=shares)
 
 

@@ -397,9 +397,12 @@ def test_nothing_to_compress_is_said_and_needs_no_training_images(
     assert asked["left_out"] == (f"compressed networks are left out: {reason}",)
     with pytest.raises(ValueError, match=f"fine_tune_steps=200 trains .*: {reason}; leave"):
         runs.export_run(run, fine_tune_steps=200, **options)
-    for changes in ({"formats": ["litert_int8"]}, {"model": tiny_network()}):
+    runs.export_run(run, **(options | {"model": tiny_network()}))
+    (line,) = asked["left_out"]
+    assert line.startswith("integer formats and compressed networks need training images: the tra")
+    for changes in ({"formats": ["litert_int8"]}, {"compress": True}, {"fine_tune_steps": 2}):
         with pytest.raises(FileNotFoundError, match="training images are absent"):
-            runs.export_run(run, **(options | changes))
+            runs.export_run(run, **(options | {"model": tiny_network()} | changes))
 
 
 def test_a_pruned_network_states_its_own_thresholds(

@@ -133,3 +133,22 @@ def test_a_star_import_defines_every_public_name():
     names: dict = {}
     exec("from keras_vgg import *", names)
     assert set(keras_vgg.__all__) <= set(names)
+
+
+ORDERS = {
+    "tensorflow": "import keras_vgg\nimport tensorflow as tf\nload = tf.keras.models.load_model\n",
+    "builder": "from keras_vgg import VGG16\nfrom keras.saving import load_model as load\n",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+def test_keras_may_be_imported_after_the_package(order, tmp_path):
+    dense.unet("A", 2, weights=None, width_multiplier=1 / 16, decoder_filters=(2,) * 5).save(
+        tmp_path / "unet.keras"
+    )
+    code = f"import sys\n{ORDERS[order]}print(load(sys.argv[1]).name)"
+    command = [sys.executable, "-c", code, str(tmp_path / "unet.keras")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["unet_vgg11"]

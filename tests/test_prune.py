@@ -63,6 +63,24 @@ def images(model: keras.Model, count: int = 3) -> np.ndarray:
     return np.random.default_rng(2).integers(0, 256, shape).astype(np.float32)
 
 
+def test_taylor_of_a_network_in_float16_that_is_sure_of_its_answers() -> None:
+    """Its gradients are 0 in float16, and all filters would be equally important."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = network(configuration="A", head="gap", batch_norm=True)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    last = model.get_layer("predictions")
+    pixels = images(model, 8)
+    answers = np.log(model.predict(pixels, verbose=0).astype(np.float32))
+    labels = answers.argmax(axis=1)
+    margin = np.sort(answers, axis=1)
+    factor = 13 / (margin[:, -1] - margin[:, -2]).min()
+    last.set_weights([factor * values for values in last.get_weights()])
+    scores = prune.importance(model, "taylor", pixels, labels)
+    assert min(np.count_nonzero(values) / len(values) for values in scores.values()) > 0.5
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_removing_filters_that_give_zero_changes_no_answer(case: str) -> None:
     model = network(**CASES[case])

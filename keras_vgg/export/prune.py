@@ -18,6 +18,7 @@ import numpy as np
 
 from keras_vgg.backend import as_array, backend_name, is_tensorflow
 from keras_vgg.export.answers import answers
+from keras_vgg.export.fold import in_float32
 from keras_vgg.finite import require_finite_images, require_finite_weights
 from keras_vgg.layers import LocalResponseNormalization
 
@@ -92,6 +93,9 @@ def importance(
                 f" {missing[0]} has none; use 'taylor' or 'l1'"
             )
         return {layer.name: np.abs(as_array(norms[layer.name].gamma)) for layer in layers}
+    # In float16, the gradients of a network that is sure of its answers become 0.
+    model = in_float32(model)
+    layers, norms = convolutions(model), _batch_norms(model)
     # What scales a filter's output: the kernel and the bias, or the batch normalisation behind it.
     scales = {
         layer.name: [norms[layer.name].gamma, norms[layer.name].beta]

@@ -7,7 +7,7 @@ after augmentation (as in Beyer et al., arXiv:2106.05237).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,14 @@ import numpy as np
 from keras import ops
 
 from keras_vgg.augment.color import LUMA
+from keras_vgg.backend import as_array
 from keras_vgg.files import sha256_of
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 
 FILE = "teachers.json"
+_IMAGES = 256  # of the training, which tell whether a teacher knows such images
+_WORSE = 0.05  # by which a teacher's share of right answers on these is below its validation's
 _SMALLEST = 1e-7  # a probability whose logarithm is taken; Keras' losses have the same bound
 
 
@@ -172,6 +175,40 @@ def teach(
         return total + weight * (temperature**2 * soft - labels_loss(y, y_pred, sample_weight))
 
     model.compute_loss = compute_loss
+
+
+def accuracy_lines(teachers: Sequence[Teacher], batches: Iterable[tuple[Any, Any]]) -> list[str]:
+    """Return how many augmented training images each teacher classifies correctly.
+
+    A teacher that never saw such images, for example with black edges, teaches its wrong answers.
+
+    Args:
+        teachers: The teachers.
+        batches: Training batches (images, one-hot labels), without mixing.
+    """
+    right, count = np.zeros(len(teachers), np.int64), 0
+    for images, labels in batches:
+        wanted = np.argmax(labels, axis=-1)
+        for number, teacher in enumerate(teachers):
+            answers = as_array(_answer(teacher.model, as_array(images)))[:, teacher.order]
+            right[number] += np.sum(answers.argmax(axis=-1) == wanted)
+        count += len(wanted)
+        if count >= _IMAGES:
+            break
+    lines = []
+    for teacher, share in zip(teachers, right / max(count, 1), strict=True):
+        own = teacher.run.results["validation_accuracy"]
+        lines.append(
+            f"teacher {teacher.run.directory}: {share:.0%} of {count} augmented training images "
+            f"are right, and {own:.0%} of its own validation images"
+        )
+        if share < own - _WORSE:
+            lines.append(
+                "this augmentation makes images that the teacher does not know, and its wrong "
+                "answers are learned: augment as the teacher's recipe does (crop_padding, cutout, "
+                "train_scale in proportion to image_size)"
+            )
+    return lines
 
 
 def softened(probabilities: Any, temperature: float, several_labels: bool = False) -> Any:

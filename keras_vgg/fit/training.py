@@ -84,6 +84,11 @@ def run_training(
     if is_new and recipe.init_head == "probe":  # a resume has the classifier in its checkpoint
         _begin_with_probe(run, prepared, verbose)
     training, validation = datasets(run, prepared, verbose)
+    one_label = not source.several_labels and hosts.count() == 1
+    if is_new and verbose and prepared.teachers and one_label:
+        plain = recipe.replace(mixup=0.0, cutmix=0.0)
+        batches = training_data(plain, source, prepared.statistics)
+        print(*distillation.accuracy_lines(prepared.teachers, batches), sep="\n", flush=True)
     recorder.averages = Averages(training if hosts.count() == 1 else None)
     batches = -(-prepared.validation.size // recipe.part_size)
     progress = TrainingProgress(recorder, batches, verbose)

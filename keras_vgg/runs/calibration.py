@@ -34,18 +34,21 @@ class Calibration:
         thresholds: Share of the validation images -> (threshold of the calibrated probabilities,
             threshold of the network's own).
         few_images: A line if the validation images are few; else empty.
+        note: Why the temperature is not what the images would give; else empty.
     """
 
     temperature: float
     thresholds: dict[float, tuple[float, float]]
     few_images: str = ""
+    note: str = ""
 
     def threshold(self, share: float, calibrated: bool) -> float:
         """Return the probability below which an image is unknown.
 
         Raises:
-            ValueError: calibration.json has no threshold for the share.
+            ValueError: it is no share, or calibration.json has no threshold for it.
         """
+        _check_share(share)
         share = float(f"{share:g}")  # as the file has it
         if share not in self.thresholds:
             listed = ", ".join(f"{known:g}" for known in sorted(self.thresholds))
@@ -82,8 +85,7 @@ def calibrate_run(
             not hold the run's own images.
     """
     for share in shares:
-        if not 0 < share <= 1:
-            raise ValueError(f"unknown must be above 0 and at most 1, not {share}")
+        _check_share(share)
     run.require_model()
     if run.several_labels:
         raise ValueError(
@@ -119,6 +121,13 @@ def calibrate_run(
     }
     run.write_json(FILE, content)
     return temperature
+
+
+def _check_share(share: float) -> None:
+    if not 0 < share <= 1:
+        raise ValueError(
+            f"unknown must be a share above 0 and at most 1, such as 0.95, not {share:g}"
+        )
 
 
 def _known_shares(run: Run) -> tuple[float, ...]:
@@ -157,7 +166,8 @@ def read_calibration(run: Run) -> Calibration | None:
     if not temperature > 0:
         raise ValueError(f"{path} cannot be read: its temperature is {temperature}")
     # Files of earlier versions do not say how few their images were.
-    return Calibration(temperature, thresholds, str(fields.get("few_images", "")))
+    few_images, note = (str(fields.get(name) or "") for name in ("few_images", "note"))
+    return Calibration(temperature, thresholds, few_images, note)
 
 
 def calibration_remarks(run: Run) -> list[str]:

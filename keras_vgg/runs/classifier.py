@@ -117,8 +117,14 @@ def open_classifier(
                 f"the temperature is inside {path}; predict with the run, or export without"
                 " --calibrated"
             )
-        notes = (*notes, f"probabilities are calibrated: temperature {temperature:.4g}, in {path}")
+        notes = (*notes, _temperature_note(temperature, f"in {path}"))
     return _of_file(path, network, stated, notes, overrides, unknown)
+
+
+def _temperature_note(temperature: float, place: str) -> str:
+    if temperature == 1:
+        return f"probabilities are as the network gives them: temperature 1, {place}"
+    return f"probabilities are calibrated: temperature {temperature:.4g}, {place}"
 
 
 def _of_run(run: Run, calibrated: bool | None, unknown: float | None) -> Classifier:
@@ -135,10 +141,11 @@ def _of_run(run: Run, calibrated: bool | None, unknown: float | None) -> Classif
     notes, threshold = (), None
     if calibration is not None and calibrated is not False:
         network = _with_temperature(network, calibration.temperature)
-        notes = (
-            f"probabilities are calibrated: temperature {calibration.temperature:.4g}, from"
-            f" {run.directory / calibrations.FILE}",
-        )
+        file = run.directory / calibrations.FILE
+        note = _temperature_note(calibration.temperature, f"from {file}")
+        if calibration.temperature == 1 and calibration.note:
+            note = f"probabilities are not calibrated: {calibration.note}"
+        notes = (note,)
     if calibration is not None and unknown is not None:
         threshold = calibration.threshold(unknown, calibrated is not False)
     if calibration is not None and calibration.few_images:

@@ -328,7 +328,14 @@ def _export(
     )
     train = cache(open_train)
     if candidates.are_calibrated or candidates.compressed:
-        train()  # An error about these images comes before any image is read.
+        try:
+            train()  # An error about these images comes before any image is read.
+        except OSError as error:
+            # For a target, integer formats and compressed networks are candidates unasked.
+            asked = compress or fine_tune_steps or set(export.INTEGER_FORMATS) & {*(formats or ())}
+            if target is None or asked:
+                raise
+            candidates = candidates.without_training_images(error)
     images, labels = as_arrays(validation, transform)
     if candidates.are_calibrated:
         options["calibration"], _ = as_arrays(_selected(train(), CALIBRATION_IMAGES), transform)

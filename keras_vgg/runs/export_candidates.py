@@ -38,6 +38,12 @@ class Candidates:
         """Whether a format needs training images for the ranges of its values."""
         return not set(export.INTEGER_FORMATS).isdisjoint((*self.formats, *self.last))
 
+    def without_training_images(self, error: Exception) -> Candidates:
+        """Return the candidates that need no training images, which cannot be opened."""
+        formats = tuple(f for f in self.formats if f not in export.INTEGER_FORMATS)
+        reason = f"integer formats and compressed networks need training images: {error}"
+        return Candidates(formats, left_out=(*self.left_out, reason))
+
 
 def candidates_of(
     model: keras.Model,

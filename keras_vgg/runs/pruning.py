@@ -136,6 +136,11 @@ def prune_run(
         run = _in_place(run, source)
     epochs = max(1, round(run.recipe.epochs * EPOCHS)) if epochs is None else epochs
     rate = run.recipe.learning_rate * RATE if learning_rate is None else learning_rate
+    if verbose and learning_rate is None and run.recipe.freeze_until == "all":
+        print(
+            f"{run.directory} trained its classifier alone, and each step trains the whole "
+            f"network: learning_rate {rate:g}, a tenth of the run's, may be far too small for it"
+        )
     changes = {**_TRAINING, "epochs": epochs, "learning_rate": rate}
     changes["unmixed_epochs"] = min(run.recipe.unmixed_epochs, epochs)
     changes |= fields
