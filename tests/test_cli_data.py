@@ -137,9 +137,11 @@ def test_the_bits_of_16_bit_files_may_be_stated(
     assert 110 < float(means[0]) < 145  # of 0 to 255
 
 
-def test_named_splits_are_for_tensorflow_datasets(photos: Path) -> None:
+def test_named_splits_are_for_tensorflow_datasets(
+    photos: Path, capsys: pytest.CaptureFixture
+) -> None:
     words = ["data", "stats", f"folder:{photos}", "--train-split", "train[:90%]"]
-    assert "only TensorFlow Datasets have named splits" in error_of(words)
+    assert "only TensorFlow Datasets have named splits" in error_of(capsys, *words)
 
 
 @pytest.mark.slow
@@ -216,7 +218,10 @@ def test_pack_makes_large_images_smaller(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data", "chekc", "digits"], "unknown command 'data chekc'; the commands are data check"),
+        (
+            ["data", "chekc", "digits"],
+            "unknown command 'data chekc'; did you mean data check or data pack?",
+        ),
         (["data", "check"], "Missing from keras-vgg data check: STR"),
         (["data", "check", "folder:/nowhere"], "there is no folder /nowhere"),
         (["data", "stats", "digits", "--limit", "0"], "limit=0"),

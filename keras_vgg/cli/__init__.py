@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import os
 import re
@@ -27,6 +28,7 @@ from keras_vgg.cli.evaluate import Evaluate
 from keras_vgg.cli.explain import Explain
 from keras_vgg.cli.export import Export
 from keras_vgg.cli.finetune import Finetune
+from keras_vgg.cli.parse_errors import plain_line
 from keras_vgg.cli.predict import Predict
 from keras_vgg.cli.prune import Prune
 from keras_vgg.cli.push import Push
@@ -212,10 +214,12 @@ def _help(arguments: Sequence[str]) -> int:
     """Print the commands, or those of a group such as data. ValueError: an unknown command."""
     group = [name for name in COMMANDS if arguments and name.startswith(f"{arguments[0]} ")]
     words = arguments[1:] if group else arguments
-    if words and words[0] not in ("-h", "--help"):
-        known = ", ".join(group or COMMANDS)
+    if words and words[0] not in ("-h", "--help", "help"):
         unknown = " ".join(arguments[:2] if group else arguments[:1])
-        raise ValueError(f"unknown command {unknown!r}; the commands are {known}")
+        known = list(group or COMMANDS)
+        if close := difflib.get_close_matches(unknown, known, n=2, cutoff=0.7):
+            raise ValueError(f"unknown command {unknown!r}; did you mean {' or '.join(close)}?")
+        raise ValueError(f"unknown command {unknown!r}; the commands are {', '.join(known)}")
     print("usage: keras-vgg COMMAND [-h] ...\n\nTrain, test and export the VGG networks.\n")
     for name in group or COMMANDS:
         print(f"  {name:10} {(COMMANDS[name].__doc__ or '').splitlines()[0]}")
@@ -278,16 +282,7 @@ def _parse_with_tyro(name: str, arguments: list[str], tyro_options: dict[str, An
         if exit.code in (0, None):
             _flush()  # as in `_run`
             raise
-        text = _text_in_box(stderr.getvalue())
-        raise ValueError(_too_many(name, text) or text) from None
-
-
-def _too_many(name: str, text: str) -> str | None:
-    """Return a line for words that follow the last argument; None: tyro's message is another."""
-    found = re.fullmatch(r"Unrecognized options: ([^-](?:(?!, -).)*)", text)
-    if found is None:
-        return None
-    return f"{name} takes no argument {found[1]!r} after the others: see keras-vgg {name} --help"
+        raise ValueError(plain_line(name, arguments, _text_in_box(stderr.getvalue()))) from None
 
 
 def _text_in_box(box: str) -> str:
