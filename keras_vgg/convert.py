@@ -299,10 +299,9 @@ def convert_weights(
 def _with_preprocessing(weights: Weights, preprocessing: str) -> Weights:
     if preprocessing not in MODES:
         raise ValueError(f"preprocessing must be one of {', '.join(MODES)}, not {preprocessing!r}")
+    weight_files.check_preprocessing(MODES[preprocessing](), weights, 3)
     if weights.preprocessing is not None and not weights.assumed:
-        raise ValueError(
-            f"{weights.source} already states what its network expects; omit preprocessing"
-        )
+        return weights
     kernels = weights.tensors.get("block1_conv1", [])
     if kernels and kernels[0].ndim == 4 and kernels[0].shape[2] != 3:
         raise ValueError(

@@ -1,8 +1,9 @@
-"""Keep messages of native code off stderr. Python's own redirection does not reach C++."""
+"""Keep messages off stderr: those of native code, which Python cannot redirect, and TensorFlow's."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -99,3 +100,18 @@ def _end(filtering: subprocess.Popen) -> None:
 def _flush() -> None:
     if sys.stderr is not None:  # None: a program without a console on Windows
         sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def without_tensorflow_message(message: str) -> Iterator[None]:
+    """Drop records of TensorFlow's logger that contain a message."""
+    logger = logging.getLogger("tensorflow")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return message not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)

@@ -251,7 +251,7 @@ class Recipe:
     decay_factor: Annotated[float, Interval(1e-6, 1, closed=False)] = 0.1
     """step, plateau: factor on the learning rate."""
     step_epochs: tuple[int, ...] = ()
-    """step: epochs after which the learning rate falls, such as 60 120 160."""
+    """step: epochs after which the learning rate falls, such as 60 120 160 of 200."""
     plateau_patience: Annotated[int, Interval(1, 1e6)] = 5
     """plateau: epochs without a better validation accuracy (or what select_by names) before the
     learning rate falls."""
@@ -263,7 +263,8 @@ class Recipe:
     restart_rates: tuple[float, ...] = ()
     """The learning rate after each restart, in place of learning_rate."""
     early_stopping: Annotated[int, Interval(0, 1e6)] = 0
-    """End after this many epochs without a better validation accuracy or loss; 0: never."""
+    """End after this many epochs without a better validation figure, or at the same figure, a lower
+    loss; 0: never."""
 
     # Engine
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "auto"

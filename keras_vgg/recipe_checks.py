@@ -183,7 +183,8 @@ def check_schedule(
     schedule: str, step_epochs: Sequence[int], warmup_epochs: float, epochs: int
 ) -> None:
     if schedule == "step" and not step_epochs:
-        raise ValueError("schedule 'step' needs step_epochs, such as 60 120 160")
+        half, three_quarters = max(1, epochs // 2), max(2, 3 * epochs // 4)
+        raise ValueError(f"schedule 'step' needs step_epochs, such as {half} {three_quarters}")
     if list(step_epochs) != sorted(set(step_epochs)):
         raise ValueError(f"step_epochs must rise, not {shorten(step_epochs)}")
     if step_epochs and not 1 <= step_epochs[0] <= step_epochs[-1] <= 1e6:

@@ -93,6 +93,12 @@ def read_fields(path: Path) -> Fields:
     return fields
 
 
+def _why_no_run(path: Path) -> str:
+    if path.is_dir():
+        return "it has no recipe.json"
+    return "it is a file" if path.exists() else "it does not exist"
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A training run on disk. An error about a file of the run names that file."""
@@ -116,7 +122,7 @@ class Run:
                 f"{directory / 'fold-1'}; `keras-vgg evaluate {directory}` shows the figures of all"
             )
         if not path.is_file():
-            raise FileNotFoundError(f"{directory} is not a run directory: it has no recipe.json")
+            raise FileNotFoundError(f"{directory} is not a run directory: {_why_no_run(directory)}")
         try:
             return cls(directory, Recipe.from_json(path.read_text(encoding="utf-8")))
         except ValueError as error:

@@ -35,7 +35,7 @@ def test_check_of_a_good_set(photos: Path, tmp_path: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "JPEG, colour 6" in out
     assert "50 to 50" in out
-    assert "\ntrain: a 3, b 3\n" in out
+    assert "\ntrain: a: 3, b: 3\n" in out
     assert str(report) in out
     found = json.loads(report.read_text())["splits"]
     assert {name: split["images"] for name, split in found.items()} == {"train": 6, "validation": 2}

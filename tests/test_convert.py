@@ -349,8 +349,12 @@ def test_a_silent_source_is_told_what_it_expects(tmp_path):
     told = tmp_path / "a.safetensors"
     convert.convert_weights(tmp_path / "a.weights.h5", told, preprocessing="caffe")
     assert read(told).preprocessing.channel_order == "bgr"
-    with pytest.raises(ValueError, match="already states what its network expects"):
-        convert.convert_weights(told, tmp_path / "b.keras", preprocessing="caffe")
+    convert.convert_weights(told, tmp_path / "same.safetensors", preprocessing="caffe")
+    assert read(tmp_path / "same.safetensors").preprocessing.channel_order == "bgr"
+    with pytest.raises(
+        ValueError, match=r"already states what its network expects, BGR with .*: omit"
+    ):
+        convert.convert_weights(told, tmp_path / "b.keras", preprocessing="torchvision")
     with pytest.raises(ValueError, match="preprocessing must be one of caffe, torchvision"):
         convert.convert_weights(tmp_path / "a.weights.h5", tmp_path / "b.keras", preprocessing="tf")
 

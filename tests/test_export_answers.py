@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vgg import Predictor, cli, export_run, runs
+from keras_vgg import ImagePreprocessing, Predictor, cli, export, export_run, runs, vgg
 from keras_vgg.data.split import pictures_of
 from keras_vgg.evaluation.temperature import apply_temperature
 from keras_vgg.run import Run
@@ -258,6 +258,24 @@ def test_ten_lines_without_this_package(
 
     np.testing.assert_allclose(scope["probabilities"], array(expected), atol=5e-3)
     assert expected.class_names[scope["probabilities"].argmax()] == expected.name
+
+    grey = vgg(
+        "A",
+        weights=None,
+        input_shape=(32, 32, 1),
+        classes=3,
+        width_multiplier=1 / 16,
+        hidden_units=8,
+        include_preprocessing=ImagePreprocessing.torchvision(),
+        kernel_initializer="he_normal",
+    )
+    shutil.rmtree("exported")
+    noise = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1)).astype(np.float32)
+    export.export(grey, ("a", "b", "c"), "exported", images=noise, formats=["litert"])
+    (expected,) = Predictor("exported/model.tflite")([photo])
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(script, "export.md", "exec"), scope)
+    np.testing.assert_allclose(scope["probabilities"], array(expected), atol=5e-3)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.finetuning import plan_finetuning
 from keras_vgg.fit.inputs import channel_statistics
 from keras_vgg.fit.model import initial_weights
+from keras_vgg.fit.outcome import _probe_remark
 from keras_vgg.fit.probe import fit_classifier
 from keras_vgg.recipe import Recipe
 from tests.test_fit_defaults import write_photos
@@ -270,6 +271,18 @@ def test_the_first_classifier_is_scikit_learns(tiny_run, tmp_path, classes, clas
     images = np.stack([transform(image) for image in validation.images])
     hits = model.predict(images, verbose=0).argmax(axis=1) == validation.labels
     assert hits.mean() == pytest.approx(figures["validation_accuracy"])
+
+
+def test_a_network_that_is_worse_than_its_first_classifier_is_named(tmp_path):
+    run = Run(tmp_path, Recipe(init="imagenet", init_head="probe", head="gap"))
+    kept = {"val_accuracy": 0.44}
+    assert _probe_remark(run, kept) is None  # a run of an earlier version has no figure
+    run.write_json("probe.json", {"validation_accuracy": 0.89})
+    assert _probe_remark(run, kept).startswith(
+        "the linear classifier that it began with had 89.00% of the validation images, and after "
+        "training the network has 44.00%: try"
+    )
+    assert _probe_remark(run, {"val_accuracy": 0.89}) is None
 
 
 def test_a_classifier_on_features_needs_pooled_ones():

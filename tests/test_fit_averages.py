@@ -247,7 +247,7 @@ def test_few_images_leave_open_whether_a_good_network_is_better() -> None:
 
 def test_after_one_epoch_the_loss_has_had_no_time_to_move() -> None:
     row = {"loss": 2.3, "accuracy": 0.1}
-    assert verdict.advice(Recipe(epochs=1), [row], 0.1) == "more --epochs than 1"
+    assert verdict.advice(Recipe(epochs=1), [row], 0.1) == "try more --epochs than 1"
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,9 @@ def test_rows_equal_the_posteriors_of_evaluate(
     out = tmp_path / "answers.csv"
     (evaluation,) = runs.evaluate_runs([run], "validation")
 
-    assert output_of(capsys, run.directory, digits, "--top", "all", "--out", out)[:2] == (0, "")
+    status, printed, _ = output_of(capsys, run.directory, digits, "--top", "all", "--out", out)
+    assert status == 0
+    assert printed.split(": ")[-1] == "40 rows\n"
 
     rows = list(csv.DictReader(out.read_text(encoding="utf-8").splitlines()))
     columns = [f"probability of {name}" for name in run.class_names]
@@ -350,8 +352,8 @@ def test_a_foreign_file_says_what_it_does_not_state(network: Path, photos: Path,
 
     assert status == 0
     assert json.loads(out)["class"] in "012"
-    assert "does not state its class names, so the answers are class numbers" in err
-    assert "the scale of its images, so they are rescaled to 32 pixels" in err
+    assert "does not state its class names: the answers are numbers" in err
+    assert "does not state the scale of its images: they are rescaled to 32 pixels" in err
     (photos / "names.txt").write_text("ape\nbee\ncat\n", encoding="utf-8-sig")
     options = ("--classes", photos / "names.txt", "--eval-scale", "36")
     status, out, err = output_of(capsys, network, photos / "a.png", "--format", "jsonl", *options)

@@ -88,7 +88,7 @@ def test_a_run_becomes_narrower_in_steps_that_resume(
     assert f"{run.directory} is finished; nothing to do" in printed
     assert f"{last.parameters:,}" in printed
     assert main([*command, "--images", "50", "--epochs", "1"]) == 2
-    assert "holds another pruning, with settings" in capsys.readouterr().err
+    assert "holds another pruning, with images 40, not 50; choose" in capsys.readouterr().err
 
     size = f"{4e-6 * last.parameters + 0.02}"  # MB; graph and names
     command = ["export", str(tiny_run.directory), "--pruned", str(workdir), "--format", "litert"]

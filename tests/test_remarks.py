@@ -39,7 +39,7 @@ def test_remarks(tmp_path, accuracy, is_useless):
     ]
     assert len(remarks) == 4 + 2 * is_useless
     if is_useless:
-        assert remarks[5] == "more --epochs than 1"
+        assert remarks[5] == "try more --epochs than 1"
         assert "is of no use: its best validation accuracy, 82.00%" in remarks[4]
         assert "always answering 'cat' (80.00% of 100 images)" in remarks[4]
 

@@ -45,7 +45,9 @@ class Calibrate:
         table.add_row("negative log-likelihood", *(f"{nats:.4f}" for nats in temperature.nll))
         table.add_row("expected calibration error", *(f"{error:.2%}" for error in temperature.ece))
         for share, (after, before) in sorted(calibration.thresholds.items()):
-            table.add_row(f"probability that {share:g} reach", f"{before:.4f}", f"{after:.4f}")
+            table.add_row(
+                f"unknown below (keeps {share:g} of the images)", f"{before:.4f}", f"{after:.4f}"
+            )
         show(table)
         show(f"temperature {temperature.value:.4f}")
         if temperature.note:

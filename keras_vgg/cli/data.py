@@ -90,7 +90,7 @@ def _require_writable(path: Path) -> None:
 def _classes_line(names: Sequence[str], counts: Sequence[int]) -> str:
     """Return the images of each class; of many classes, those of the smallest and the largest."""
     if len(names) <= _CLASSES_NAMED:
-        return ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
+        return ", ".join(f"{name}: {count:,}" for name, count in zip(names, counts, strict=True))
     least, most = (counts.index(end) for end in (min(counts), max(counts)))
     return (
         f"{len(names):,} classes, from {counts[least]:,} images ({names[least]}) to "

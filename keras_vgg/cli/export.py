@@ -120,7 +120,7 @@ class Export:
     def _artifacts(self, run: Run | None, options: dict[str, Any]) -> Sequence:
         """Return the artifacts of an export of a run, or of a weight file."""
         from keras_vgg import runs
-        from keras_vgg.run import directory_of_run
+        from keras_vgg.run import Run, directory_of_run
         from keras_vgg.weights import hub_repository
 
         path, repository = directory_of_run(self.run), hub_repository(self.run)
@@ -149,9 +149,11 @@ class Export:
         if self.source is None:
             if path.is_file() or repository is not None:
                 raise ValueError(
-                    f"{name} is not a run directory; name images to verify on with --source"
+                    f"{name} is not a run directory; name images to verify on with --source, such "
+                    "as folder:PHOTOS"
                 )
-            raise FileNotFoundError(f"{path} is not a run directory: it has no recipe.json")
+            Run.open(path)  # raises an error that says why there is no run
+            raise AssertionError
         for option in ("calibrated", "pruned"):
             if getattr(self, option):
                 raise ValueError(f"--{option} needs a run, which {name} is not")

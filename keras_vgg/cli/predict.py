@@ -203,6 +203,8 @@ class Predict:
             )
             if self.out is not None and len(written[1]) == written[0]:
                 raise ValueError(_none_read(written[1]))
+        if self.out is not None:
+            show(f"{self.out}: {written[0]:,} rows")
         return written
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import tyro
 
 from keras_vgg.cli.arguments import command_line
+from keras_vgg.cli.rows import note
 from keras_vgg.console import show
 from keras_vgg.recipe import Recipe, load_recipe
 
@@ -61,6 +62,8 @@ class Tune:
 
         recipe = load_recipe(self.recipe) if self.recipe else Recipe()
         space = tuning.parse_space(self.space)
+        if self.budget is None and self.max_trials is None:
+            note(f"the search has no limit of time: it ends when {self.tuner} does (--budget 30m)")
         trials = tuning.search(
             recipe,
             self.workdir,

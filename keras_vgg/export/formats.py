@@ -18,7 +18,7 @@ from keras_vgg.export.quantisation import IMAGES, layer_errors
 from keras_vgg.export.ranges import CalibrationMethod
 from keras_vgg.export.saved_model import write_saved_model
 from keras_vgg.export.verify import ExportError
-from keras_vgg.native_stderr import without_native_stderr
+from keras_vgg.native_stderr import without_native_stderr, without_tensorflow_message
 
 if TYPE_CHECKING:
     import keras
@@ -81,8 +81,12 @@ def write_format(
         description, "uint8" if format == "litert_int8" else "float32"
     )
     try:
-        # What the converters' C++ code prints says nothing more than their exceptions.
-        with without_native_stderr():
+        # What the converters' C++ code prints says nothing more than their exceptions. TensorFlow
+        # warns of the table of class names, which the file holds all the same.
+        with (
+            without_native_stderr(),
+            without_tensorflow_message("Issue encountered when serializing"),
+        ):
             if format.startswith("saved_model"):
                 network = in_bfloat16(model) if format == "saved_model_bfloat16" else model
                 write_saved_model(

@@ -85,7 +85,11 @@ def _open_keras(path: Path) -> Opened:
         raise ValueError(f"{path} maps {shape} to {outputs}, not images to probabilities")
     notes = []
     if not any(type(layer).__name__ in _PREPROCESSING for layer in model.layers):
-        notes.append(f"{path} has no preprocessing layer, and gets RGB images in [0, 255] as is")
+        notes.append(
+            f"{path} has no preprocessing layer, and gets RGB images in [0, 255]. If it was "
+            "trained on other values, as the networks of keras.applications were, its answers are "
+            "wrong: put keras_vgg.ImagePreprocessing in front, and save it again"
+        )
     scores = final_activation(model) is keras.activations.linear
     if scores:
         notes.append(f"{path} gives scores; its probabilities are their soft-max")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -112,4 +113,18 @@ def _remarks(run: Run, recorder: Recorder, prepared: Prepared, evaluated: float)
     gap = verdict.gap_line(
         recipe, best[training], evaluated, images, batches, training, estimated=estimated
     )
-    return [*lines, gap] if gap else lines
+    return [*lines, *filter(None, (gap, _probe_remark(run, best)))]
+
+
+def _probe_remark(run: Run, best: Mapping[str, float]) -> str | None:
+    """Return a line if the network is worse than the linear classifier that it began with."""
+    if run.recipe.init_head != "probe" or not (run.directory / "probe.json").is_file():
+        return None
+    probe, kept = run.read_json("probe.json")["validation_accuracy"], best["val_accuracy"]
+    if kept >= probe:
+        return None
+    return (
+        f"the linear classifier that it began with had {probe:.2%} of the validation images, and "
+        f"after training the network has {kept:.2%}: try more epochs, a lower --learning-rate, or "
+        "the classifier alone (--freeze-until all)"
+    )

@@ -181,6 +181,8 @@ def _announce(
             f"the last {recipe.unmixed_epochs} of {recipe.epochs} epochs are without mixup and "
             "cutmix; a training that ends early (early_stopping, plateau) does not come to them"
         )
+    if recipe.schedule == "step" and min(recipe.step_epochs) >= recipe.epochs:
+        print(f"the rate never falls: no step_epochs is below epochs ({recipe.epochs})")
     if recipe.freeze_until == "all":
         print(_frozen_base_note(recipe, prepared.base is not None))
 

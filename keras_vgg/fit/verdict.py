@@ -270,7 +270,7 @@ def advice(recipe: Recipe, history: Sequence[Mapping[str, float]], share: float)
         )
     else:
         changes.append(f"a lower --learning-rate than {recipe.learning_rate:g}, or more --epochs")
-    return "; ".join(changes)
+    return f"try {'; '.join(changes)}"
 
 
 def gap_line(

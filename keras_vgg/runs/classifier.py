@@ -17,7 +17,7 @@ from keras_vgg.evaluation.temperature import apply_temperature
 from keras_vgg.export.model_files import Network, open_model_file
 from keras_vgg.fit import evaluation_transform
 from keras_vgg.image_paths import expanded
-from keras_vgg.run import Run, directory_of_run
+from keras_vgg.run import Run, directory_of_run, holds_folds
 from keras_vgg.runs import calibration as calibrations
 from keras_vgg.runs.network import open_network
 from keras_vgg.runs.several_labels import thresholds_and_notes
@@ -71,7 +71,8 @@ def run_of(path: str | Path) -> Run | None:
     """Return the run of a run directory, or of the model.keras in one; None: no run is there."""
     path = Path(path)
     directory = directory_of_run(path.parent if path.name == "model.keras" else path)
-    return Run.open(directory) if (directory / "recipe.json").is_file() else None
+    is_run = (directory / "recipe.json").is_file() or holds_folds(directory)
+    return Run.open(directory) if is_run else None
 
 
 def open_classifier(
@@ -202,7 +203,7 @@ def _of_file(
     names = overrides.class_names or stated.get("class_names")
     if not names:
         names = [str(number) for number in range(network.classes)]
-        missing.append("its class names, so the answers are class numbers")
+        missing.append("its class names: the answers are numbers")
     if len(names) != network.classes:
         raise ValueError(
             f"{path} has {network.classes} classes, and there are {len(names)} class names"
@@ -210,11 +211,11 @@ def _of_file(
     scale = overrides.eval_scale or stated.get("scale")
     if scale is None and stated.get("resize") is None:
         scale = 256 if size == DEFAULT_SIZE else size
-        missing.append(f"the scale of its images, so they are rescaled to {scale} pixels")
+        missing.append(f"the scale of its images: they are rescaled to {scale} pixels")
     if scale is not None and scale < size:
         raise ValueError(f"eval_scale must be at least {size}, the image size, not {scale}")
     if missing:
-        notes = [f"{path} does not state {' and '.join(missing)}", *notes]
+        notes = [*(f"{path} does not state {what}" for what in missing), *notes]
     resize = overrides.resize or stated.get("resize") or "crop"
     transform = partial(augment.eval_image, size=size, scale=scale, resize=resize)
     if network.shape[2] == 1:

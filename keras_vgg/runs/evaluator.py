@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +16,7 @@ from keras_vgg.array_cache import ArrayCache
 from keras_vgg.console import progress_bars
 from keras_vgg.files import sha256_of
 from keras_vgg.fit import evaluation_transform
+from keras_vgg.native_stderr import without_tensorflow_message
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 from keras_vgg.runs.images import RunImages, UnknownClasses, open_images
@@ -137,7 +136,7 @@ class Evaluator:
             data.bad_images_named(split),
             progress_bars(self._verbose) as progress,
             # Each run and protocol has a network of its own, so retracing is expected.
-            _without_tensorflow_message("triggered tf.function retracing"),
+            without_tensorflow_message("triggered tf.function retracing"),
         ):
             task = progress.add_task(label, total=split.size, completed=cache.done)
             for labels, probabilities in blocks:
@@ -145,21 +144,6 @@ class Evaluator:
                 progress.update(task, completed=cache.done)
         if cache.done != split.size:
             raise ValueError(f"evaluated {cache.done} of {split.size} images")
-
-
-@contextlib.contextmanager
-def _without_tensorflow_message(message: str) -> Iterator[None]:
-    """Drop records of TensorFlow's logger that contain a message."""
-    logger = logging.getLogger("tensorflow")
-
-    def is_other(record: logging.LogRecord) -> bool:
-        return message not in record.getMessage()
-
-    logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_other)
 
 
 def _transform(recipe: Recipe, protocol: str, scale: Scale) -> partial:

@@ -327,7 +327,9 @@ def _begin(run: Run, workdir: Path, settings: Mapping[str, Any]) -> dict[str, An
             record |= place
             return record
         if record["steps"]:  # otherwise nothing is lost
-            what = f"with settings {record['settings']}, not {identity['settings']}"
+            earlier = record["settings"]
+            changed = [name for name in settings if earlier.get(name) != settings[name]]
+            what = "with " + ", ".join(f"{n} {earlier.get(n)}, not {settings[n]}" for n in changed)
             if "model_sha256" in differ:
                 what = f"of the network that {record['run']} had"
             raise ValueError(f"{workdir} holds another pruning, {what}; choose another workdir")
