@@ -1,4 +1,4 @@
-"""Keep messages off stderr: those of native code, which Python cannot redirect, and TensorFlow's."""
+"""Keep messages off stderr: of native code, which Python cannot redirect, and of TensorFlow."""
 
 from __future__ import annotations
 

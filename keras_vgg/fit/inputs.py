@@ -182,14 +182,16 @@ def training_data(
     epoch: int = 0,
     step: int = 0,
     color_apart: bool = False,
+    switches: bool = True,
 ) -> tf.data.Dataset:
     """Return endless batches (images, one-hot labels) from `step` of `epoch` on.
 
     With gradient accumulation, a batch comes as several parts. Without mixup and cutmix in the last
-    epochs (`unmixed_epochs`), there is one data set after the other. With `color_apart`, which
+    epochs (`unmixed_epochs`), there is one data set after the other; without `switches`, all
+    batches are mixed as those of `epoch`. With `color_apart`, which
     excludes mixing, images are pairs for `augment.color_batch`.
     """
-    switch = next_mixing_switch(recipe, epoch)
+    switch = next_mixing_switch(recipe, epoch) if switches else None
     batches = _batches(recipe, source, statistics, epoch, step, color_apart)
     if switch is not None:
         host_batch = recipe.batch_size // hosts.count()

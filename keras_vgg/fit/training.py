@@ -89,7 +89,9 @@ def run_training(
         plain = recipe.replace(mixup=0.0, cutmix=0.0)
         batches = training_data(plain, source, prepared.statistics)
         print(*distillation.accuracy_lines(prepared.teachers, batches), sep="\n", flush=True)
-    recorder.averages = Averages(training if hosts.count() == 1 else None)
+    # The estimates may read on beyond a short epoch, whatever comes after it.
+    steady = partial(training, switches=False)
+    recorder.averages = Averages(steady if hosts.count() == 1 else None)
     batches = -(-prepared.validation.size // recipe.part_size)
     progress = TrainingProgress(recorder, batches, verbose)
     all_callbacks = [recorder, progress, *callbacks]
@@ -233,15 +235,18 @@ def _begin_with_probe(run: Run, prepared: Prepared, verbose: int | str) -> None:
 def datasets(
     run: Run, prepared: Prepared, verbose: int | str
 ) -> tuple[Callable[..., tf.data.Dataset], tf.data.Dataset]:
-    """Return a function from (epoch, step) to training batches, and validation batches."""
+    """Return a function from (epoch, step) to training batches, and validation batches.
+
+    The function has the argument `switches` of `training_data`.
+    """
     recipe, source = run.recipe, prepared.source
     with data.bad_images_named(source.train, prepared.validation):
         if prepared.base is not None:
             return _feature_datasets(run, prepared, prepared.base, verbose)
 
-        def training(epoch: int, step: int = 0) -> tf.data.Dataset:
+        def training(epoch: int, step: int = 0, switches: bool = True) -> tf.data.Dataset:
             batches = training_data(
-                recipe, source, prepared.statistics, epoch, step, prepared.color_apart
+                recipe, source, prepared.statistics, epoch, step, prepared.color_apart, switches
             )
             return weighted(batches, prepared.class_weights)
 
@@ -335,7 +340,8 @@ def _feature_datasets(
     classes = len(source.class_names)
     targets = partial(one_hot, classes=classes)
 
-    def from_step(epoch: int, step: int = 0) -> tf.data.Dataset:
+    def from_step(epoch: int, step: int = 0, switches: bool = True) -> tf.data.Dataset:
+        del switches  # features are not mixed
         balanced = recipe.sampling == "balanced"
         batches = training.training(recipe.batch_size, recipe.seed, epoch, step, balanced=balanced)
         return weighted(in_parts(recipe, batches).map(targets), prepared.class_weights)
