@@ -204,8 +204,9 @@ class _AfterKeras:
             execute = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
-                sys.meta_path.remove(self)
                 execute(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
                 _register_layers()
 
             spec.loader.exec_module = exec_module

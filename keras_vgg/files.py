@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import struct
 import tempfile
 import tokenize
@@ -17,6 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+# Python tells the mask only by setting it, which another thread would see: once, at the start.
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
 
 PARTIAL = ".partial-"  # the start of the name of a file that is not complete
 
@@ -43,12 +48,19 @@ def whole_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
-        os.chmod(name, 0o644)  # mkstemp lets only the owner read
+        os.chmod(name, _mode_of(path))  # mkstemp lets only the owner read
         with open(name, "rb+") as file:  # Windows flushes only files that are open for writing
             os.fsync(file.fileno())  # otherwise a crash of the machine may leave an empty file
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _mode_of(path: Path) -> int:
+    """Return the permissions of a file that is replaced, or that the user gives a new file."""
+    with contextlib.suppress(OSError):
+        return stat.S_IMODE(path.stat().st_mode)
+    return 0o666 & ~_UMASK
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -88,7 +88,7 @@ def all_layers(model: keras.Model) -> Iterator[Any]:
 
 
 def require_unquantised(model: keras.Model) -> None:
-    """Raise ValueError if a kernel of the model is quantised: it is no copy, and does not learn."""
+    """Raise ValueError if a layer is quantised: it cannot be copied or trained."""
     for layer in all_layers(model):
         mode = getattr(layer, "quantization_mode", None)
         if mode is not None:

@@ -183,8 +183,9 @@ def check_schedule(
     schedule: str, step_epochs: Sequence[int], warmup_epochs: float, epochs: int
 ) -> None:
     if schedule == "step" and not step_epochs:
-        half, three_quarters = max(1, epochs // 2), max(2, 3 * epochs // 4)
-        raise ValueError(f"schedule 'step' needs step_epochs, such as {half} {three_quarters}")
+        half, three_quarters = epochs // 2, 3 * epochs // 4
+        example = f"{half} {three_quarters}" if half < three_quarters else "60 120 of 200 epochs"
+        raise ValueError(f"schedule 'step' needs step_epochs, such as {example}")
     if list(step_epochs) != sorted(set(step_epochs)):
         raise ValueError(f"step_epochs must rise, not {shorten(step_epochs)}")
     if step_epochs and not 1 <= step_epochs[0] <= step_epochs[-1] <= 1e6:

@@ -93,7 +93,8 @@ def read_fields(path: Path) -> Fields:
     return fields
 
 
-def _why_no_run(path: Path) -> str:
+def why_no_run(path: Path) -> str:
+    """Return why there is no run at a path."""
     if path.is_dir():
         return "it has no recipe.json"
     return "it is a file" if path.exists() else "it does not exist"
@@ -122,7 +123,7 @@ class Run:
                 f"{directory / 'fold-1'}; `keras-vgg evaluate {directory}` shows the figures of all"
             )
         if not path.is_file():
-            raise FileNotFoundError(f"{directory} is not a run directory: {_why_no_run(directory)}")
+            raise FileNotFoundError(f"{directory} is not a run directory: {why_no_run(directory)}")
         try:
             return cls(directory, Recipe.from_json(path.read_text(encoding="utf-8")))
         except ValueError as error:

@@ -96,7 +96,8 @@ def test_the_loss_is_hintons_for_the_mean_of_the_teachers(tiny_run: Run) -> None
 def test_a_run_says_how_many_of_its_images_a_teacher_knows() -> None:
     inputs = keras.Input((4, 4, 3))
     model = keras.Model(inputs, keras.layers.Softmax()(inputs[:, 0, 0]))  # the brightest channel
-    run = SimpleNamespace(directory="runs/t", results={"validation_accuracy": 0.9})
+    recipe = Recipe(image_size=64, train_scale=(64, 80), eval_scale=64)
+    run = SimpleNamespace(directory="runs/t", results={"validation_accuracy": 0.9}, recipe=recipe)
     teacher = Teacher(cast("Run", run), model, np.array([2, 0, 1]))
     labels = np.arange(100) % 3
     images = np.zeros((100, 4, 4, 3), "uint8")
@@ -104,15 +105,20 @@ def test_a_run_says_how_many_of_its_images_a_teacher_knows() -> None:
     targets = np.eye(3, dtype="float32")[labels]
     told = "teacher runs/t: {} augmented training images are right, and 90% of its own validation"
 
-    def lines(wrong: int, batches: int) -> list[str]:
+    def lines(wrong: int, batches: int, **own: object) -> list[str]:
         shown = np.concatenate([images[1 : wrong + 1], images[wrong:]])  # those of the next images
-        return distillation.accuracy_lines([teacher], [(tf.constant(shown), targets)] * batches)
+        learner = Recipe(**({"train_scale": None, "crop_padding": 4, "eval_scale": None} | own))
+        pairs = [(tf.constant(shown), targets)] * batches
+        return distillation.accuracy_lines([teacher], pairs, learner)
 
     assert lines(0, 9) == [f"{told.format('100% of 300')} images"]
     assert lines(14, 2) == [f"{told.format('86% of 200')} images"]
     line, advice = lines(20, 1)
     assert line == f"{told.format('80% of 100')} images"
     assert advice.startswith("this augmentation makes images that the teacher does not know")
+    alike = {"train_scale": (32, 40), "eval_scale": 36, "crop_padding": 0}
+    assert lines(20, 1, **alike) == [line]
+    assert len(lines(20, 1, **alike, cutout=0.5)) == 2
 
 
 def test_at_its_own_temperature_a_probability_stays_and_extremes_are_finite() -> None:

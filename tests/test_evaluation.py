@@ -320,7 +320,11 @@ def test_comparison_by_hand() -> None:
 
 def test_equal_models_do_not_differ() -> None:
     found = compare(right_on(True, False), right_on(True, False))
-    assert (found.difference, found.interval, found.p_value) == (0.0, (0.0, 0.0), 1.0)
+    assert (found.difference, found.p_value) == (0.0, 1.0)
+    bound = 1 - 0.025**0.5  # of two images, as Clopper's and Pearson's of 0 of 2
+    assert found.interval == pytest.approx((-bound, bound))
+    wider = compare(right_on(True, False), right_on(True, False), level=0.99).interval
+    assert wider[1] > bound
 
 
 @pytest.mark.parametrize("function", [compare, lambda a, b: fuse([a, b])])

@@ -28,8 +28,9 @@ def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert (tmp_path / "a.json").read_text() == "old"
 
 
-def test_what_succeeds_replaces_it_and_can_be_read_by_all(tmp_path: Path) -> None:
+def test_what_succeeds_replaces_it_and_keeps_its_permissions(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("old")
+    (tmp_path / "a.json").chmod(0o640)
     names = []
 
     def write(path: Path) -> None:
@@ -41,7 +42,16 @@ def test_what_succeeds_replaces_it_and_can_be_read_by_all(tmp_path: Path) -> Non
     assert names[0].startswith(".partial-")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "new"
-    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o644
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such permissions there")
+def test_a_new_file_has_the_users_permissions(tmp_path: Path, monkeypatch) -> None:
+    for mask, mode in ((0o022, 0o644), (0o077, 0o600), (0o002, 0o664)):
+        monkeypatch.setattr(files, "_UMASK", mask)
+        path = tmp_path / f"{mask}.json"
+        write_atomically(path, lambda target: target.write_text("new"))
+        assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a process is not looked for there")

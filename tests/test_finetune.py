@@ -276,13 +276,16 @@ def test_the_first_classifier_is_scikit_learns(tiny_run, tmp_path, classes, clas
 def test_a_network_that_is_worse_than_its_first_classifier_is_named(tmp_path):
     run = Run(tmp_path, Recipe(init="imagenet", init_head="probe", head="gap"))
     kept = {"val_accuracy": 0.44}
-    assert _probe_remark(run, kept) is None  # a run of an earlier version has no figure
+    assert _probe_remark(run, kept, 50) is None  # a run of an earlier version has no figure
     run.write_json("probe.json", {"validation_accuracy": 0.89})
-    assert _probe_remark(run, kept).startswith(
+    assert _probe_remark(run, kept, 50).startswith(
         "the linear classifier that it began with had 89.00% of the validation images, and after "
         "training the network has 44.00%: try"
     )
-    assert _probe_remark(run, {"val_accuracy": 0.89}) is None
+    assert _probe_remark(run, {"val_accuracy": 0.8}, 50) is None  # by chance
+    assert _probe_remark(run, kept, 4) is None
+    balanced = Run(tmp_path, run.recipe.replace(select_by="balanced_accuracy"))
+    assert _probe_remark(balanced, kept, 50) is None
 
 
 def test_a_classifier_on_features_needs_pooled_ones():

@@ -190,6 +190,12 @@ def test_cross_validation(tmp_path: Path, trained: list[str], capsys) -> None:
     assert trained == ["fold-1", "fold-2", "fold-2"]
     assert (tmp_path / "cv" / "out_of_fold.csv").read_bytes() == table
 
+    # Figures of a network that has been replaced are not shown.
+    shutil.copytree(tmp_path / "cv", tmp_path / "again")
+    (tmp_path / "again" / "fold-2" / "model.keras").write_bytes(b"another network")
+    with pytest.raises(ValueError, match=r"fold 2 of .*again has been trained since its figures"):
+        runs.open_cross_validation(tmp_path / "again")
+
     # What lies beside the folds does not matter, and figures of folds that are gone are removed.
     (tmp_path / "cv" / ".DS_Store").touch()
     runs.cross_validate(CROSS, tmp_path / "cv", verbose=0)
@@ -248,6 +254,7 @@ def write_folds(
         run = Run(directory / f"fold-{fold}", Recipe(folds=4, fold=fold))
         run.directory.mkdir(parents=True)
         run.write_recipe()
+        run.model_path.write_bytes(b"a network")
         sizes = {"train": 120, "validation": 30, "test": len(part)}
         splits = {k: {"images": n, "fingerprint": f"{k} {fold}"} for k, n in sizes.items()}
         fields = {"class_names": ["a", "b", "c"], "splits": splits, "several_labels": several}

@@ -359,6 +359,9 @@ def test_the_card(tiny_run, tmp_path):
     assert "It takes RGB images in [0, 255]" in text
     grey = model_card(Run(directory, run.recipe.replace(color="grey")), REPOSITORY)
     assert "It takes grey images (one channel: the luma) in [0, 255]" in grey
+    balanced = Run(directory, run.recipe.replace(select_by="balanced_accuracy"))
+    balanced.add_results(validation_balanced_accuracy=0.5)
+    assert "selected by the balanced accuracy (50.00%) on the" in model_card(balanced, REPOSITORY)
     for part in (
         "VGG11 (configuration A)",
         "`folder:photos`",

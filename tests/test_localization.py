@@ -563,6 +563,9 @@ def test_guesses_by_hand():
     single = Localization(boxes[:, :, 1:2], scores)
     np.testing.assert_allclose(single.merged(0)[0], [[21, 20, 41, 40], [80, 80, 90, 90]])
     np.testing.assert_allclose(single.merged(0)[1], [0.5, 0.1], rtol=1e-5)
+    several = Localization(boxes, scores, several_labels=True)
+    np.testing.assert_allclose(several.probabilities[1], 1 / (1 + 1 / np.cbrt(0.336)), rtol=1e-5)
+    np.testing.assert_allclose(several.merged(0)[1], [1 / 6 + 3 / 13 + 1 / 11], rtol=1e-5)
     with pytest.raises(ValueError, match=r"label 3 is not in \[0, 3\)"):
         one.merged(3)
     with pytest.raises(ValueError, match="top and count must be at least 1, not 0 and 1"):

@@ -198,6 +198,17 @@ def test_unknown_classes(run: Run, other: Path, capsys: pytest.CaptureFixture[st
         runs.evaluate_run(run, source=source, unknown_classes="skip")
 
 
+def test_another_set_has_the_groups_of_the_pattern(run: Run, other: Path, capsys) -> None:
+    grouped = Run(run.directory, run.recipe.replace(group_pattern=r"/([0-3])\.png"))
+    with pytest.raises(ValueError, match="finds no group"):  # there is a number 4
+        load_source(grouped.recipe.replace(source=f"folder:{other}"))
+    assert runs.evaluate_run(grouped, source=f"folder:{other}").group_count is None
+    assert f"folder:{other} has no groups, so intervals are over images" in capsys.readouterr().err
+    grouped = Run(run.directory, run.recipe.replace(group_pattern=r"/([0-9])\.png"))
+    found = runs.evaluate_run(grouped, source=f"folder:{other}")
+    assert (found.count, found.group_count) == (8, 5)
+
+
 def test_another_table_needs_no_group(run: Run, other: Path, tmp_path: Path) -> None:
     named = run.recipe.replace(source="csv:own.csv", columns="path=scan,label=name,group=case")
     Run(run.directory, named).write_recipe()

@@ -35,6 +35,8 @@ RUN = ["--workdir", "runs/x"]
             ["--format", "saved_model", "litert", "onnx"],
             "--format takes a list with commas and no spaces: --format saved_model,litert,onnx",
         ),
+        ("export", ["--format", "litert", "runs/b"], "export takes no argument 'runs/b' after the"),
+        ("summary", ["D", "--format", "json", "E"], "summary takes no argument 'E' after the oth"),
         ("export", ["more"], "export takes no argument 'more' after the others: see"),
         ("summary", ["D", "--top", "five"], "summary has no option --top: "),
     ],

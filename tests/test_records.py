@@ -154,7 +154,7 @@ def test_groups_that_are_stated_later_come_into_the_pack(
         assert sorted(groups) == sorted(grouped.test.groups)
     told = [line.partition("pack: ")[2] for line in capsys.readouterr().err.splitlines()]
     assert told == [
-        "only its groups, or what was left out, are written anew",
+        "its groups and its list of left-out images are updated",
         "nothing to do",
         "nothing to do",
     ]

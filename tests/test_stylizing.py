@@ -121,6 +121,15 @@ def test_an_interrupted_stylisation_with_overwrite_resumes(cheap, folder, tmp_pa
     assert "resumed" not in capfd.readouterr().err
 
 
+def test_pictures_of_the_user_are_not_removed(cheap, folder, tmp_path):
+    (tmp_path / "a_steps").mkdir()
+    (tmp_path / "a_steps" / "00001.png").write_bytes(b"mine")
+    files = (folder / "temple.jpg", folder / "flower.jpg")
+    with pytest.raises(ValueError, match="a_steps is in the way: it holds pictures of yours"):
+        stylize_files(*files, tmp_path / "a.png", steps=1)
+    assert (tmp_path / "a_steps" / "00001.png").read_bytes() == b"mine"
+
+
 def test_the_bits_of_a_16_bit_photograph(cheap, folder, tmp_path, capfd):
     values = np.random.default_rng(0).integers(0, 1024, (64, 96), "uint16")
     Image.fromarray(values).save(tmp_path / "scan.png")

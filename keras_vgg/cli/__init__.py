@@ -217,8 +217,10 @@ def _help(arguments: Sequence[str]) -> int:
     if words and words[0] not in ("-h", "--help", "help"):
         unknown = " ".join(arguments[:2] if group else arguments[:1])
         known = list(group or COMMANDS)
-        if close := difflib.get_close_matches(unknown, known, n=2, cutoff=0.7):
-            raise ValueError(f"unknown command {unknown!r}; did you mean {' or '.join(close)}?")
+        last_words = {name.split()[-1]: name for name in known}
+        if close := difflib.get_close_matches(unknown.split()[-1], last_words, n=2, cutoff=0.7):
+            meant = " or ".join(last_words[word] for word in close)
+            raise ValueError(f"unknown command {unknown!r}; did you mean {meant}?")
         raise ValueError(f"unknown command {unknown!r}; the commands are {', '.join(known)}")
     print("usage: keras-vgg COMMAND [-h] ...\n\nTrain, test and export the VGG networks.\n")
     for name in group or COMMANDS:

@@ -80,7 +80,7 @@ def require_runs(command: str, runs: Sequence[Path], *, folds: bool = False) -> 
         ValueError: there is no argument, or a run is named twice.
         FileNotFoundError: an argument is no run.
     """
-    from keras_vgg.run import Run, holds_folds
+    from keras_vgg.run import Run, holds_folds, why_no_run
 
     if not runs:
         raise ValueError(f"{command} needs at least one run directory")
@@ -90,12 +90,14 @@ def require_runs(command: str, runs: Sequence[Path], *, folds: bool = False) -> 
             continue
         if holds_folds(path):
             Run.open(path)  # this raises, and names a fold
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is not a run directory: it does not exist")
+        if not path.is_dir():
+            raise FileNotFoundError(f"{path} is not a run directory: {why_no_run(path)}")
         other = next(filter(is_run, runs), Path("RUN"))
-        hint = command_line(command, other, "--source", f"folder:{path}") if path.is_dir() else ""
-        advice = f"; for images in another place: {hint}" if hint else ""
-        raise FileNotFoundError(f"{path} is not a run directory: it has no recipe.json{advice}")
+        hint = command_line(command, other, "--source", f"folder:{path}")
+        raise FileNotFoundError(
+            f"{path} is not a run directory: {why_no_run(path)}; for images in another place: "
+            f"{hint}"
+        )
     resolved = [path.resolve() for path in runs]
     for path, place in zip(runs, resolved, strict=True):
         if resolved.count(place) > 1:

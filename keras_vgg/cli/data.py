@@ -90,7 +90,7 @@ def _require_writable(path: Path) -> None:
 def _classes_line(names: Sequence[str], counts: Sequence[int]) -> str:
     """Return the images of each class; of many classes, those of the smallest and the largest."""
     if len(names) <= _CLASSES_NAMED:
-        return ", ".join(f"{name}: {count:,}" for name, count in zip(names, counts, strict=True))
+        return ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
     least, most = (counts.index(end) for end in (min(counts), max(counts)))
     return (
         f"{len(names):,} classes, from {counts[least]:,} images ({names[least]}) to "
@@ -174,9 +174,10 @@ class DataPack:
             row = (f"{split['images']:,}", str(len(split["shards"])), f"{size / 1e6:.1f}")
             table.add_row(name, *row)
         show(table)
-        for line in data.take_inventory(data.load_source(f"records:{self.out}")).lines():
-            show(line)
         bit_depth = self.source_options.bit_depth
+        packed = data.load_source(f"records:{self.out}", bit_depth=bit_depth)
+        for line in data.take_inventory(packed).lines():
+            show(line)
         words = [f"records:{self.out}", *(["--bit-depth", bit_depth] if bit_depth != "16" else [])]
         show(f"next: {command_line('train', '--source', *words, '--workdir', 'RUN')}")
 

@@ -9,8 +9,13 @@ import difflib
 import re
 from collections.abc import Sequence
 
-# Options whose value is a list with commas; the others take words with spaces.
-_WITH_COMMAS = ("--format", "--method", "--scales", "--style-layers")
+# The options of commands whose value is a list with commas; others take words with spaces.
+_WITH_COMMAS = {
+    "evaluate": "--scales",
+    "explain": "--method",
+    "export": "--format",
+    "stylize": "--style-layers",
+}
 _NUMBERS = {"INT": ("a whole number", "whole numbers"), "FLOAT": ("a number", "numbers")}
 
 
@@ -44,7 +49,8 @@ def _too_many(name: str, arguments: Sequence[str], words: str) -> str:
     first = words.split(", ")[0]
     place = list(arguments).index(first) if first in arguments else 0
     option = arguments[place - 2] if place > 1 else ""
-    if option in _WITH_COMMAS:
+    are_paths = any("." in word or "/" in word for word in words.split(", "))
+    if option and option == _WITH_COMMAS.get(name) and not are_paths:
         together = f"{arguments[place - 1]},{words.replace(', ', ',')}"
         return f"{option} takes a list with commas and no spaces: {option} {together}"
     return f"{name} takes no argument {words!r} after the others: see keras-vgg {name} --help"

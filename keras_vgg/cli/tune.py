@@ -62,6 +62,8 @@ class Tune:
 
         recipe = load_recipe(self.recipe) if self.recipe else Recipe()
         space = tuning.parse_space(self.space)
+        if recipe.select_by != "accuracy":
+            note(f"val_accuracy is the {recipe.select_by.replace('_', ' ')}, as select_by says")
         if self.budget is None and self.max_trials is None:
             note(f"the search has no limit of time: it ends when {self.tuner} does (--budget 30m)")
         trials = tuning.search(

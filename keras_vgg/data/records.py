@@ -92,7 +92,7 @@ def pack(
         done = "nothing to do"
         if json.dumps(updated) != json.dumps(stored):
             _write_json(out / _MANIFEST, updated, indent=1)
-            done = "only its groups, or what was left out, are written anew"
+            done = "its groups and its list of left-out images are updated"
         (out / _PROGRESS).unlink(missing_ok=True)
         print(f"{out} already holds this pack: {done}", file=sys.stderr)
         return updated

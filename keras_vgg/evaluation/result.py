@@ -240,7 +240,7 @@ class Comparison:
     Attributes:
         difference: Top-1 accuracy of `other` minus that of `one`.
         interval: Bootstrap interval of the difference; both evaluations are resampled together, by
-            whole groups if `one` has groups.
+            whole groups if `one` has groups. If no image differs, the exact interval.
         one_only, other_only: Number of images that only `one`, or only `other`, has right.
         p_value: McNemar's exact test: if both were equally good, the probability that `one_only`
             and `other_only` would differ at least as much. It takes images as independent: with
@@ -279,6 +279,9 @@ def compare(one: Evaluation, other: Evaluation, level: float = 0.95) -> Comparis
     else:
         differences = resampled_means(right_other.astype(np.float64) - right, group_of)
     low, high = np.quantile(differences, ((1 - level) / 2, (1 + level) / 2))
+    if not differ:  # all draws are alike: the exact interval of no difference in so many
+        high = 1 - ((1 - level) / 2) ** (1 / (one.group_count or one.count))
+        low = -high
     return Comparison(
         difference=(only_other - only) / one.count,
         interval=(float(low), float(high)),

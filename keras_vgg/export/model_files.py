@@ -86,7 +86,7 @@ def _open_keras(path: Path) -> Opened:
     notes = []
     if not any(type(layer).__name__ in _PREPROCESSING for layer in model.layers):
         notes.append(
-            f"{path} has no preprocessing layer, and gets RGB images in [0, 255]. If it was "
+            f"{path} has no preprocessing layer, and gets images in [0, 255]. If it was "
             "trained on other values, as the networks of keras.applications were, its answers are "
             "wrong: put keras_vgg.ImagePreprocessing in front, and save it again"
         )

@@ -24,6 +24,12 @@ from keras_vgg.run import Run
 FILE = "teachers.json"
 _IMAGES = 256  # of the training, which tell whether a teacher knows such images
 _WORSE = 0.05  # by which a teacher's share of right answers on these is below its validation's
+# What changes the content of a training image, besides its crop.
+_AUGMENTATION = (
+    *("crop_area", "rotation", "shear", "translation", "vertical_flip"),
+    *("auto_augment", "rand_augment", "random_erasing", "cutout"),
+    *("brightness", "contrast", "saturation", "hue"),
+)
 _SMALLEST = 1e-7  # a probability whose logarithm is taken; Keras' losses have the same bound
 
 
@@ -177,7 +183,9 @@ def teach(
     model.compute_loss = compute_loss
 
 
-def accuracy_lines(teachers: Sequence[Teacher], batches: Iterable[tuple[Any, Any]]) -> list[str]:
+def accuracy_lines(
+    teachers: Sequence[Teacher], batches: Iterable[tuple[Any, Any]], recipe: Recipe
+) -> list[str]:
     """Return how many augmented training images each teacher classifies correctly.
 
     A teacher that never saw such images, for example with black edges, teaches its wrong answers.
@@ -185,6 +193,7 @@ def accuracy_lines(teachers: Sequence[Teacher], batches: Iterable[tuple[Any, Any
     Args:
         teachers: The teachers.
         batches: Training batches (images, one-hot labels), without mixing.
+        recipe: The recipe of the network that learns.
     """
     right, count = np.zeros(len(teachers), np.int64), 0
     for images, labels in batches:
@@ -202,13 +211,25 @@ def accuracy_lines(teachers: Sequence[Teacher], batches: Iterable[tuple[Any, Any
             f"teacher {teacher.run.directory}: {share:.0%} of {count} augmented training images "
             f"are right, and {own:.0%} of its own validation images"
         )
-        if share < own - _WORSE:
+        if share < own - _WORSE and not _augments_alike(recipe, teacher.run.recipe):
             lines.append(
                 "this augmentation makes images that the teacher does not know, and its wrong "
                 "answers are learned: augment as the teacher's recipe does (crop_padding, cutout, "
                 "train_scale in proportion to image_size)"
             )
     return lines
+
+
+def _augments_alike(one: Recipe, other: Recipe) -> bool:
+    """Return whether two recipes change training images alike, in proportion to their size."""
+    if any(getattr(one, name) != getattr(other, name) for name in _AUGMENTATION):
+        return False
+    sizes = [
+        (*(recipe.train_scale_range or (0, 0)), recipe.crop_padding, recipe.image_size)
+        for recipe in (one, other)
+    ]
+    (first, second) = ([side / size for side in sides] for *sides, size in sizes)
+    return np.allclose(first, second, atol=0.05)
 
 
 def softened(probabilities: Any, temperature: float, several_labels: bool = False) -> Any:

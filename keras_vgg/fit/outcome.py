@@ -113,15 +113,20 @@ def _remarks(run: Run, recorder: Recorder, prepared: Prepared, evaluated: float)
     gap = verdict.gap_line(
         recipe, best[training], evaluated, images, batches, training, estimated=estimated
     )
-    return [*lines, *filter(None, (gap, _probe_remark(run, best)))]
+    return [*lines, *filter(None, (gap, _probe_remark(run, best, prepared.validation.size)))]
 
 
-def _probe_remark(run: Run, best: Mapping[str, float]) -> str | None:
-    """Return a line if the network is worse than the linear classifier that it began with."""
+def _probe_remark(run: Run, best: Mapping[str, float], images: int) -> str | None:
+    """Return a line if the network is worse than the linear classifier that it began with.
+
+    Clearly worse: on `images` validation images, chance is smaller.
+    """
     if run.recipe.init_head != "probe" or not (run.directory / "probe.json").is_file():
         return None
+    if run.recipe.select_by != "accuracy":  # which the classifier was not measured by
+        return None
     probe, kept = run.read_json("probe.json")["validation_accuracy"], best["val_accuracy"]
-    if kept >= probe:
+    if probe - kept <= 1 / images**0.5:  # two standard deviations, at most
         return None
     return (
         f"the linear classifier that it began with had {probe:.2%} of the validation images, and "

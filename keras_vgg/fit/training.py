@@ -88,7 +88,9 @@ def run_training(
     if is_new and verbose and prepared.teachers and one_label:
         plain = recipe.replace(mixup=0.0, cutmix=0.0)
         batches = training_data(plain, source, prepared.statistics)
-        print(*distillation.accuracy_lines(prepared.teachers, batches), sep="\n", flush=True)
+        with data.bad_images_named(source.train):
+            lines = distillation.accuracy_lines(prepared.teachers, batches, recipe)
+        print(*lines, sep="\n", flush=True)
     # The estimates may read on beyond a short epoch, whatever comes after it.
     steady = partial(training, switches=False)
     recorder.averages = Averages(steady if hosts.count() == 1 else None)

@@ -42,16 +42,26 @@ class Localization:
 
     Attributes:
         boxes: [rows, columns, classes or 1, 4] float64, corners in pixels of the whole image.
-        scores: [rows, columns, classes] float32: class scores before the soft-max.
+        scores: [rows, columns, classes] float32: class scores before the soft-max or sigmoids.
+        several_labels: Whether the classifier ends in sigmoids.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
+    several_labels: bool = False
 
     @property
     def probabilities(self) -> np.ndarray:
-        """[classes] posteriors of the image: the soft-max of the mean scores (section 3.2)."""
-        return softmax(self.scores.mean(axis=(0, 1)))
+        """[classes] posteriors of the image: the soft-max of the mean scores (section 3.2).
+
+        Of a classifier that ends in sigmoids, their sigmoids.
+        """
+        return self._posteriors(self.scores.mean(axis=(0, 1)))
+
+    def _posteriors(self, scores: np.ndarray) -> np.ndarray:
+        from scipy.special import expit
+
+        return expit(scores) if self.several_labels else softmax(scores)
 
     def merged(self, label: int, match: float = MATCH) -> tuple[np.ndarray, np.ndarray]:
         """Merge one class's boxes of all places: [m, 4] and ratings [m], the highest first.
@@ -63,7 +73,7 @@ class Localization:
         if not 0 <= label < classes:
             raise ValueError(f"label {label} is not in [0, {classes})")
         box_index = label if self.boxes.shape[2] > 1 else 0
-        posteriors = softmax(self.scores)[..., label]
+        posteriors = self._posteriors(self.scores)[..., label]
         return merge_boxes(self.boxes[:, :, box_index].reshape(-1, 4), posteriors.ravel(), match)
 
     def guesses(self, top: int = 5, count: int = 1, match: float = MATCH) -> list[Guess]:
@@ -149,6 +159,8 @@ def predict_boxes(
         require_finite_weights(network)
     localizations = []
     at_a_time = None if dense else batch_size
+    last = getattr(classifier.layers[-1], "activation", None)
+    several_labels = last is keras.activations.sigmoid
     with progress_bars(verbose) as progress:
         task = progress.add_task("finding boxes", total=len(images))
         for batch in _batches(images, sides, batch_size):
@@ -157,7 +169,9 @@ def predict_boxes(
             top, left = np.indices(boxes.shape[1:3])[..., np.newaxis] * STRIDE
             corners = to_corners(boxes, sides, (top, left))
             scores = _at_places(classifier, score_network, sides, batch, at_a_time)
-            localizations += [Localization(*pair) for pair in zip(corners, scores, strict=True)]
+            localizations += [
+                Localization(*pair, several_labels) for pair in zip(corners, scores, strict=True)
+            ]
             progress.advance(task, len(batch))
     return localizations
 

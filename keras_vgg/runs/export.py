@@ -255,6 +255,7 @@ def export_weights(
         raise ValueError(
             f"source {source.name} has no validation split to verify an export on; choose another"
         )
+    options.setdefault("bit_depth", source.validation.bit_depth)
     side = _side(weights.side, network)
     scale = 256 if side == DEFAULT_SIZE else side
     return _export(
@@ -268,7 +269,6 @@ def export_weights(
         partial(augment.eval_image, size=side, scale=scale),
         labelled=same_classes,
         several_labels=weights.several_labels,
-        bit_depth=source.validation.bit_depth,
         compress=compress,
         fine_tune_steps=fine_tune_steps,
         formats=formats,

@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_vgg import evaluation
 from keras_vgg.console import notes_once
-from keras_vgg.files import PARTIAL, write_json
+from keras_vgg.files import PARTIAL, sha256_of, write_json
 from keras_vgg.fit import hosts, train
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, directory_of_run, holds_folds, read_fields
@@ -167,6 +167,16 @@ def open_cross_validation(directory: str | Path) -> CrossValidation:
         )
     fields = read_fields(directory / SUMMARY)
     folds = fields["folds"]
+    for number, (fold, path) in enumerate(
+        zip(folds, _fold_paths(directory, len(folds)), strict=True), 1
+    ):
+        model = path / "model.keras"
+        earlier = fold.get("model_sha256")  # files of earlier versions have none
+        if earlier is not None and model.is_file() and sha256_of(model) != earlier:
+            raise ValueError(
+                f"fold {number} of {directory} has been trained since its figures were written; "
+                "repeat the keras-vgg train command of the folds"
+            )
     return CrossValidation(
         directory=directory,
         class_names=tuple(fields["class_names"]),
@@ -282,6 +292,7 @@ def _summary(tested: Sequence[_Tested], class_names: Sequence[str]) -> dict[str,
                 "validation_images": splits["validation"]["images"],
                 "test_images": splits["test"]["images"],
                 "fingerprint": splits["test"]["fingerprint"],
+                "model_sha256": sha256_of(fold.run.model_path),
             }
         )
     figures = {}

@@ -23,6 +23,12 @@ SPLITS = ("test", "validation", "train", "all")
 UNKNOWN_CLASSES = ("error", "skip")
 UnknownClasses = Literal["error", "skip"]
 _NAMED = 10  # classes in a message
+_NOTHING_DRAWN: dict[str, Any] = {
+    "validation_fraction": 0.0,
+    "test_fraction": 0.0,
+    "folds": 0,
+    "fold": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,8 @@ def open_images(
     moved = _moved(run, recipe, whole)
     if moved is not None:
         return RunImages(_named_split(moved, own_split), own_split)
+    if recipe.group_pattern:
+        whole = _with_groups(recipe, whole)
     return _of_another_set(run, whole, split, recipe, unknown_classes)
 
 
@@ -283,14 +291,17 @@ def _moved(run: Run, recipe: Recipe, whole: data.Source) -> data.Source | None:
 
 def _without_held_out(recipe: Recipe) -> data.Source:
     """Open a source with no more splits than it has itself."""
-    drawn_splits = {
-        "validation_fraction": 0.0,
-        "test_fraction": 0.0,
-        "group_pattern": None,
-        "folds": 0,
-        "fold": 0,
-    }
-    return load_source(recipe.replace(**drawn_splits))
+    return load_source(recipe.replace(**_NOTHING_DRAWN, group_pattern=None))
+
+
+def _with_groups(recipe: Recipe, whole: data.Source) -> data.Source:
+    """Return a source of `_without_held_out` with the groups of the recipe's pattern, if any."""
+    try:
+        return load_source(recipe.replace(**_NOTHING_DRAWN))
+    except ValueError as error:  # its paths name no groups, or a column does
+        if whole.train.groups is None:
+            note_once(f"{recipe.source} has no groups, so intervals are over images: {error}")
+        return whole
 
 
 # --- another set -----------------------------------------------------------------------------

@@ -90,7 +90,11 @@ def _refusal(run: Run, repository: str, error: Exception) -> OSError:
 
 # What a card states; first of one label an image, then of several.
 _FIGURES = ("top-1 accuracy", "mean average precision")
-_SELECTED_BY = ("the accuracy", "the area under the precision-recall curves")
+_SELECTED_BY = {
+    "accuracy": "the accuracy",
+    "balanced_accuracy": "the balanced accuracy",
+    "pr_auc": "the area under the precision-recall curves",
+}
 
 
 def _write_files(run: Run, repository: str, folder: Path) -> None:
@@ -147,14 +151,20 @@ def model_card(run: Run, repository: str) -> str:
     return f"---\n{card_data.to_yaml()}\n---\n\n{_body(run, recipe, repository, figures)}"
 
 
+def _selected_by(run: Run) -> str:
+    name = "pr_auc" if run.several_labels else run.recipe.select_by
+    share = run.results.get(f"validation_{name}")
+    return _SELECTED_BY[name] if share is None else f"{_SELECTED_BY[name]} ({share:.2%})"
+
+
 def _figures(results: Mapping[str, Any]) -> Iterator[tuple[str, str, int | None, float, Any]]:
     """Yield (split, protocol, images, top-1, top-5) of results.json, accuracies in [0, 1].
 
     With several labels an image, the mean average precision is in place of top-1.
     """
     several = "validation_pr_auc" in results
-    figure = results["validation_pr_auc" if several else "validation_accuracy"]
-    yield "validation", "while training", None, figure, None
+    if not several:  # the area under the curves, while training, is no mean average precision
+        yield "validation", "while training", None, results["validation_accuracy"], None
     key = "mean_average_precision" if several else "top1"
     for name, figures in results.items():
         if isinstance(figures, Mapping) and isinstance(figures.get(key), float):
@@ -210,7 +220,7 @@ load the weights into another network.
 |---|---|---|---|---|
 {rows}
 
-The best epoch was selected by {_SELECTED_BY[run.several_labels]} on the validation split.
+The best epoch was selected by {_selected_by(run)} on the validation split.
 
 ## Data
 

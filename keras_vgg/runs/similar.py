@@ -260,4 +260,7 @@ def _fitted(image: np.ndarray, size: int) -> np.ndarray:
 def _default_index(folder: Path, settings: dict[str, Any]) -> Path:
     text = json.dumps([os.path.realpath(folder), settings], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return cache_folder() / "search" / f"{folder.resolve().name or 'root'}-{digest}.npz"
+    name = folder.resolve().name or "root"
+    if len(os.fsencode(name)) > 200:  # a file's name may have 255 bytes
+        name = "folder"
+    return cache_folder() / "search" / f"{name}-{digest}.npz"

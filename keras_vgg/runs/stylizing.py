@@ -126,7 +126,13 @@ def stylize_files(
     state = _state(folder / _STATE, identity, overwrite, steps)
     objective = _objective(settings, *pictures, tile)
     if state is None:
-        for picture in folder.glob(f"{5 * '[0-9]'}.png"):  # of an earlier stylisation
+        pictures_there = [*folder.glob(f"{5 * '[0-9]'}.png")]
+        if pictures_there and not (folder / _LOSSES).is_file():
+            raise ValueError(
+                f"{folder} is in the way: it holds pictures of yours, and pictures on the way go "
+                "into a folder of that name"
+            )
+        for picture in pictures_there:  # of an earlier stylisation
             picture.unlink()
         image = _first_image(settings, *pictures)
         losses = [objective(image)[0]]

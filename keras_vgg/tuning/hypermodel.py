@@ -232,8 +232,8 @@ class VGGHyperModel(keras_tuner.HyperModel):
             verbose: As in `keras_vgg.train`.
 
         Returns:
-            `val_accuracy` and `val_loss` of the best epoch by validation accuracy, and
-            `parameters`.
+            `val_accuracy` and `val_loss` of the best epoch, and `parameters`. What the recipe's
+            `select_by` names is in `val_accuracy`, such as the balanced accuracy.
 
         Raises:
             FailedTrialError: the loss became NaN, the memory was too small, or the network is above
@@ -264,7 +264,7 @@ class VGGHyperModel(keras_tuner.HyperModel):
         _write_checkpoints(run, callbacks)
         results = run.results
         return {
-            "val_accuracy": results["validation_accuracy"],
+            "val_accuracy": results[f"validation_{recipe.select_by}"],
             "val_loss": results["validation_loss"],
             "parameters": results["parameters"],
         }

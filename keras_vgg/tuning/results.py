@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_vgg.files import write_atomically
+from keras_vgg.fit.schedule import compared_column
 from keras_vgg.recipe import Recipe, load_recipe
 from keras_vgg.run import Run, read_fields
 from keras_vgg.tuning.plots import plot_parallel, plot_search
@@ -83,7 +84,7 @@ def attempts(workdir: Path) -> list[Attempt]:
         if (folder / "outcome.json").is_file():
             outcome = dict(read_fields(folder / "outcome.json"))
         rows = Run(folder / "run", Recipe()).history
-        curve = tuple(row["val_accuracy"] for row in rows)
+        curve = tuple(row[compared_column(row)] for row in rows)
         seconds = outcome.pop("seconds", sum(row["seconds"] for row in rows))
         pruned = (folder / PRUNED).exists()
         trials.append(

@@ -53,6 +53,7 @@ Space = Mapping[str, Range | Sequence[Any]]
 
 # Other values of these fields give other images, so scores could not be compared.
 _NOT_SEARCHED = ("source", "seed", "on_bad_image", "validation_fraction", "test_fraction")
+_NOT_SEARCHED += ("select_by",)
 _NOT_SEARCHED += ("columns", "group_pattern", "folds", "fold")
 _NOT_SEARCHED += ("train_split", "validation_split", "test_split")
 _NOT_SEARCHED += ("data_dir", "manual_dir", "download")
@@ -122,8 +123,8 @@ def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Seq
         single = not isinstance(choices, Range) and len(choices) == 1
         if name in _NOT_SEARCHED and not single:
             raise ValueError(
-                f"{name} cannot be searched: other values give other images, whose scores cannot "
-                "be compared; give one value"
+                f"{name} cannot be searched: scores with other values cannot be compared; give one "
+                "value"
             )
         if isinstance(choices, Range):
             if name not in _numbers():

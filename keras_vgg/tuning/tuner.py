@@ -17,6 +17,7 @@ from keras_tuner.engine.trial import Trial
 from keras_tuner.errors import FailedTrialError, FatalError, FatalRuntimeError, FatalValueError
 
 from keras_vgg.files import write_json
+from keras_vgg.fit.schedule import compared_column
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, RunInUse, read_fields
 from keras_vgg.tuning.hypermodel import VGGHyperModel, cost
@@ -258,7 +259,8 @@ class MedianPruner(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         epochs_done = epoch + 1
-        self._best = max(self._best, (logs or {}).get("val_accuracy", 0.0))
+        logs = logs or {}
+        self._best = max(self._best, logs.get(compared_column(logs), 0.0))
         if not self._epochs / 3 <= epochs_done < self._epochs:
             return
         others = [
