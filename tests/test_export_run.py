@@ -130,12 +130,12 @@ def test_the_input_has_the_size_that_keras_files_in_a_folder_state(
 
 
 def test_a_file_that_states_no_size_has_the_papers(tmp_path: Path, told: dict) -> None:
-    network(head="gap", input_shape=(64, 64, 3)).save(tmp_path / "model.keras")
-    convert.convert_weights(tmp_path / "model.keras", tmp_path / "t.safetensors", "torchvision")
-
-    runs.export_weights(tmp_path / "t.safetensors", source(), tmp_path / "out", images=1)
-
-    assert told["model"].input_shape == (None, 224, 224, 3)
+    for stated, side in ((None, 224), (64, 64)):
+        network(head="gap", input_shape=(stated, stated, 3)).save(tmp_path / "model.keras")
+        file = tmp_path / f"{side}.safetensors"
+        convert.convert_weights(tmp_path / "model.keras", file, "torchvision")
+        runs.export_weights(file, source(), tmp_path / f"out-{side}", images=1)
+        assert told["model"].input_shape == (None, side, side, 3)
 
 
 def test_logits_become_probabilities(tmp_path: Path, told: dict) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_vgg.export.ranges import CALIBRATION_METHODS
-from keras_vgg.finite import require_finite_images, require_finite_weights
+from keras_vgg.finite import check_range, require_finite_images, require_finite_weights
 
 if TYPE_CHECKING:
     import keras
@@ -115,6 +115,7 @@ def _check_batch(images: np.ndarray, input_shape: tuple[int | None, ...], purpos
     if len(images) == 0:
         raise ValueError(f"there are no images {purpose}")
     require_finite_images(images, f"the images {purpose} hold")
+    check_range(images, subject=f"the images {purpose}")
 
 
 def check_tolerance(tolerance: float) -> None:

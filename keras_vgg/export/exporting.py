@@ -155,7 +155,8 @@ def export(
         ExportError: a format cannot represent the model, or does not answer like the model within
             the tolerance.
         ValueError: an unknown or repeated format, no format, a model with other inputs or outputs,
-            class names or images that do not fit the model, images or weights that are not finite,
+            class names or images that do not fit the model, images that are not in [0, 255],
+            images or weights that are not finite,
             a package that is not installed, no calibration images for a format that needs them, an
             unknown calibration method, another backend than TensorFlow.
         FileExistsError: the directory exists and is not an export that `overwrite` may replace.

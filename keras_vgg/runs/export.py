@@ -211,7 +211,8 @@ def export_weights(
     """Export the network of a weight file, verified on the validation images of a source.
 
     The images have the size that Keras' files with a network state (.keras, or its members in a
-    folder or a repository), or that the classifier fits; else 224x224.
+    folder or a repository; a .safetensors converted from one), or that the classifier fits; else
+    224x224.
     An image's smallest side is rescaled to 256 for a network of 224x224, as in the paper, and to
     the network's own size for any other; then the centre is cropped. If the source has as many
     classes as the network, they are assumed to be the same, in the same order, and accuracy is
