@@ -178,14 +178,21 @@ else:
 # does not import Keras before it is needed, and Keras may be imported after it.
 
 
+_layers_are_known = False
+
+
 def _register_layers() -> None:
-    """Make all layers known to Keras, if it is there and no room here is half imported."""
+    """Make all layers known to Keras once, if it is there and no room here is half imported."""
+    global _layers_are_known
+    if _layers_are_known or "keras" not in sys.modules:
+        return
     modules = [
         module for name, module in list(sys.modules.items()) if name.startswith(f"{__name__}.")
     ]
     specs = [getattr(module, "__spec__", None) for module in modules]
-    if "keras" in sys.modules and not any(getattr(s, "_initializing", False) for s in specs):
+    if not any(getattr(s, "_initializing", False) for s in specs):
         importlib.import_module(f"{__name__}.layers").register_layers()
+        _layers_are_known = True
 
 
 class _AfterKeras:

@@ -93,8 +93,7 @@ def check_range(
     """
     if not _is_known(images) or 0 in images.shape:
         return
-    if not isinstance(images, np.ndarray) and not _is_keras_tensor(images):
-        images = np.asarray(images)  # such as a batch of tf.data on another backend
+    images = of_this_backend(images)
     if isinstance(images, np.ndarray):
         low, high = float(images.min()), float(images.max())
     else:
@@ -123,19 +122,24 @@ def check_range(
         warnings.warn(message, stacklevel=3)
 
 
-def _is_keras_tensor(images: Any) -> bool:
+def of_this_backend(images: Any) -> Any:
+    """Return an array or a tensor of Keras' backend as it is; any other tensor as an array."""
+    if isinstance(images, np.ndarray):
+        return images
     from keras import ops
 
-    return ops.is_tensor(images)
+    return images if ops.is_tensor(images) else np.asarray(images)
+
+
+def are_probabilities(low: float, high: float) -> bool:
+    """Return whether values from `low` to `high` are in [0, 1]; a thousandth is rounding."""
+    return low >= -1e-3 and high <= 1 + 1e-3
 
 
 def require_probabilities(values: np.ndarray) -> None:
-    """Raise ValueError if values are outside [0, 1], such as a network's scores.
-
-    Rounding by a thousandth is no fault.
-    """
+    """Raise ValueError if values are no probabilities, such as a network's scores."""
     low, high = (float(end(values)) if values.size else 0.0 for end in (np.min, np.max))
-    if low < -1e-3 or high > 1 + 1e-3:
+    if not are_probabilities(low, high):
         raise ValueError(
             f"values from {low:.4g} to {high:.4g} are no probabilities: end the model in a "
             "soft-max, or in sigmoids for several labels an image"

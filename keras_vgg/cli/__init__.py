@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import os
 import re
@@ -28,7 +27,7 @@ from keras_vgg.cli.evaluate import Evaluate
 from keras_vgg.cli.explain import Explain
 from keras_vgg.cli.export import Export
 from keras_vgg.cli.finetune import Finetune
-from keras_vgg.cli.parse_errors import plain_line
+from keras_vgg.cli.parse_errors import did_you_mean, plain_line
 from keras_vgg.cli.predict import Predict
 from keras_vgg.cli.prune import Prune
 from keras_vgg.cli.push import Push
@@ -217,11 +216,9 @@ def _help(arguments: Sequence[str]) -> int:
     if words and words[0] not in ("-h", "--help", "help"):
         unknown = " ".join(arguments[:2] if group else arguments[:1])
         known = list(group or COMMANDS)
-        last_words = {name.split()[-1]: name for name in known}
-        if close := difflib.get_close_matches(unknown.split()[-1], last_words, n=2, cutoff=0.7):
-            meant = " or ".join(last_words[word] for word in close)
-            raise ValueError(f"unknown command {unknown!r}; did you mean {meant}?")
-        raise ValueError(f"unknown command {unknown!r}; the commands are {', '.join(known)}")
+        meant = did_you_mean(unknown.split()[-1], {name.split()[-1]: name for name in known})
+        advice = meant or f"the commands are {', '.join(known)}"
+        raise ValueError(f"unknown command {unknown!r}; {advice}")
     print("usage: keras-vgg COMMAND [-h] ...\n\nTrain, test and export the VGG networks.\n")
     for name in group or COMMANDS:
         print(f"  {name:10} {(COMMANDS[name].__doc__ or '').splitlines()[0]}")

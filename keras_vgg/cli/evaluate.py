@@ -259,10 +259,10 @@ class Evaluate:
         parts[0] += f": {images}, {self.protocol}"
         if self.scales:
             parts.append(f"scales {self.scales}")
-        usual = {"dense": ["scores"], "multi-crop": ["posteriors"]}.get(self.protocol)
         if self.protocol != "center":
-            of_both = ["dense scores", "multi-crop posteriors"]
-            parts.append(f"averaged: {self.average or ', '.join(usual or of_both)}")
+            usual = {"dense": "scores", "multi-crop": "posteriors"}
+            of_both = "dense scores, multi-crop posteriors"
+            parts.append(f"averaged: {self.average or usual.get(self.protocol, of_both)}")
         return ", ".join(parts)
 
     def _scales(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # The options of commands whose value is a list with commas; others take words with spaces.
 _WITH_COMMAS = {
@@ -30,10 +30,9 @@ def plain_line(name: str, arguments: Sequence[str], text: str) -> str:
     if found := re.fullmatch(r"Unrecognized options: ([^-](?:(?!, -).)*)", text):
         return _too_many(name, arguments, found[1])
     if found := re.match(r"Unrecognized options: (--?[\w-]+)", text):
-        names = dict.fromkeys(re.findall(r"(?<= )--[a-z][\w-]+\b(?!:)", text[found.end() :]))
-        close = difflib.get_close_matches(found[1], names, n=2, cutoff=0.7)
-        advice = f"did you mean {' or '.join(close)}?" if close else f"see keras-vgg {name} --help"
-        return f"{name} has no option {found[1]}: {advice}"
+        similar = re.findall(r"(?<= )--[a-z][\w-]+\b(?!:)", text[found.end() :])
+        meant = did_you_mean(found[1], {option: option for option in similar})
+        return f"{name} has no option {found[1]}: {meant or f'see keras-vgg {name} --help'}"
     if found := re.match(r"Missing value for argument '(.+?)'", text):
         return f"{found[1]} needs a value: see keras-vgg {name} --help"
     found = re.match(r"Error parsing (--[\w-]+): (.*); \1 (\{.*?\}(?= [A-Z])|\[.*?\]\]|\S+)", text)
@@ -42,6 +41,12 @@ def plain_line(name: str, arguments: Sequence[str], text: str) -> str:
         return text
     given = " ".join(re.findall(r"'(.*?)'", values[0]))
     return f"{found[1]} takes {_kinds(found[3])}, not {given!r}: see keras-vgg {name} --help"
+
+
+def did_you_mean(word: str, meanings: Mapping[str, str]) -> str:
+    """Return a question with what the words like this one stand for; "" if there are none."""
+    close = difflib.get_close_matches(word, meanings, n=2, cutoff=0.7)
+    return f"did you mean {' or '.join(meanings[other] for other in close)}?" if close else ""
 
 
 def _too_many(name: str, arguments: Sequence[str], words: str) -> str:

@@ -14,6 +14,7 @@ from keras_vgg.evaluation.dense import dense_network
 from keras_vgg.evaluation.result import Evaluation
 from keras_vgg.finite import (
     check_range,
+    of_this_backend,
     require_finite_images,
     require_finite_weights,
     require_probabilities,
@@ -162,8 +163,8 @@ def runner(
     from scipy.special import expit
 
     require_finite_weights(model)
-    ends_in_sigmoids = _ends_in_sigmoids(model)
-    probabilities_of: Callable[[np.ndarray], np.ndarray] = expit if ends_in_sigmoids else softmax
+    has_sigmoids = ends_in_sigmoids(model)
+    probabilities_of: Callable[[np.ndarray], np.ndarray] = expit if has_sigmoids else softmax
     if protocol.name == "dense":
         network = dense_network(model)
         network.jit_compile = False  # XLA would compile anew for every size
@@ -202,7 +203,7 @@ def runner(
             # The logarithms of posteriors are scores plus a number that cancels in the soft-max.
             tiny = np.finfo(np.float32).tiny
             scores = np.log(np.maximum(output, tiny))
-            if ends_in_sigmoids:
+            if has_sigmoids:
                 scores -= np.log(np.maximum(1 - output, tiny))
             return probabilities_of(scores.mean(axis=2)).mean(axis=1)
         return output.mean(axis=(1, 2))
@@ -216,7 +217,8 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
 
-def _ends_in_sigmoids(model: keras.Model) -> bool:
+def ends_in_sigmoids(model: keras.Model) -> bool:
+    """Return whether a network gives an image several labels."""
     import keras
 
     return getattr(model.layers[-1], "activation", None) is keras.activations.sigmoid
@@ -260,8 +262,6 @@ def evaluate(
         print(evaluation.top1, evaluation.confusion)
         ```
     """
-    from keras import ops
-
     labels: list[np.ndarray] = []
     probabilities: list[np.ndarray] = []
     seen = 0
@@ -279,8 +279,7 @@ def evaluate(
             seen += len(batch_labels)
             if seen > expected:  # stop now: a repeated data set never ends
                 break
-            if not ops.is_tensor(batch_images):  # such as one of tf.data on another backend
-                batch_images = np.asarray(batch_images)
+            batch_images = of_this_backend(batch_images)
             require_finite_images(batch_images)
             check_range(batch_images, warn=seen == len(batch_labels))  # warns of the first batch
             # predict() would build a data pipeline for each batch.

@@ -16,6 +16,7 @@ from keras_vgg.evaluation.multilabel import THRESHOLD
 from keras_vgg.export import description as descriptions
 from keras_vgg.export.checks import activation_name
 from keras_vgg.export.packages import require_packages
+from keras_vgg.finite import are_probabilities
 from keras_vgg.native_stderr import without_native_stderr
 
 _PREPROCESSING = ("ImagePreprocessing", "Rescaling", "Normalization")
@@ -43,7 +44,7 @@ class Network:
         if not np.isfinite(probabilities).all():
             raise ValueError("the model's answers are not finite: they hold nan or inf")
         low, high = probabilities.min(), probabilities.max()
-        if low < -1e-3 or high > 1 + 1e-3:
+        if not are_probabilities(low, high):
             raise ValueError(
                 f"the model's answers are not probabilities: they go from {low:.4g} to {high:.4g}"
             )

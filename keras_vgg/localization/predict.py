@@ -14,6 +14,7 @@ from keras import ops
 from keras_vgg.backend import as_array
 from keras_vgg.console import progress_bars
 from keras_vgg.evaluation import dense_network, softmax
+from keras_vgg.evaluation.protocols import ends_in_sigmoids
 from keras_vgg.finite import require_finite_images, require_finite_weights
 from keras_vgg.gradient import answer_of
 from keras_vgg.localization.boxes import MATCH, merge_boxes, to_corners
@@ -159,8 +160,7 @@ def predict_boxes(
         require_finite_weights(network)
     localizations = []
     at_a_time = None if dense else batch_size
-    last = getattr(classifier.layers[-1], "activation", None)
-    several_labels = last is keras.activations.sigmoid
+    several_labels = ends_in_sigmoids(classifier)
     with progress_bars(verbose) as progress:
         task = progress.add_task("finding boxes", total=len(images))
         for batch in _batches(images, sides, batch_size):
