@@ -41,7 +41,7 @@ def with_dtypes(
     return copy
 
 
-def folded(model: keras.Model) -> keras.Model:
+def folded(model: keras.Model, *, preprocessing: bool = True) -> keras.Model:
     """Return a copy with batch normalisation and most of the preprocessing inside the kernels.
 
     A batch normalisation right after a convolution becomes part of the convolution's kernel and
@@ -52,13 +52,16 @@ def folded(model: keras.Model) -> keras.Model:
 
     A layer that is used twice, or inside a nested model, stays as it is. The model itself is
     returned if there is nothing to fold.
+
+    Args:
+        preprocessing: Fold the preprocessing too, not only batch normalisations.
     """
     norms = dict(_pairs(model, keras.layers.Conv2D, keras.layers.BatchNormalization))
     norms = {conv: norm for conv, norm in norms.items() if _can_fold(conv, norm)}
     preprocessings = {
-        conv: preprocessing
-        for preprocessing, conv in _pairs(model, ImagePreprocessing, keras.layers.Conv2D)
-        if preprocessing.std != (1.0,) or _reverses(preprocessing)
+        conv: layer
+        for layer, conv in _pairs(model, ImagePreprocessing, keras.layers.Conv2D)
+        if preprocessing and (layer.std != (1.0,) or _reverses(layer))
     }
     if not norms and not preprocessings:
         return model
