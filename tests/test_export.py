@@ -668,3 +668,13 @@ def test_a_model_with_two_outputs_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="has 1 and 2"):
         export(two, NAMES, tmp_path / "export", images=IMAGES)
+
+
+def test_scores_are_no_probabilities(tmp_path: Path) -> None:
+    inputs = keras.Input((32, 32, 3))
+    scores = layers.Dense(len(NAMES), bias_initializer="ones")(layers.Flatten()(inputs))
+    with pytest.raises(ValueError, match="are no probabilities: end the model in a soft-max"):
+        export(
+            keras.Model(inputs, scores), NAMES, tmp_path / "e", images=IMAGES, formats=["litert"]
+        )
+    assert not [*tmp_path.iterdir()]

@@ -7,13 +7,14 @@ import io
 import json
 import shutil
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from keras_vgg import ImagePreprocessing, Predictor, cli, export, export_run, runs, vgg
+from keras_vgg import ImagePreprocessing, Predictor, augment, cli, export, export_run, runs, vgg
 from keras_vgg.data.split import pictures_of
 from keras_vgg.evaluation.temperature import apply_temperature
 from keras_vgg.run import Run
@@ -258,6 +259,28 @@ def test_ten_lines_without_this_package(
 
     np.testing.assert_allclose(scope["probabilities"], array(expected), atol=5e-3)
     assert expected.class_names[scope["probabilities"].argmax()] == expected.name
+
+    unscaled = vgg(
+        "A",
+        weights=None,
+        input_shape=(32, 32, 3),
+        classes=3,
+        width_multiplier=1 / 16,
+        hidden_units=8,
+        include_preprocessing=ImagePreprocessing.torchvision(),
+        kernel_initializer="he_normal",
+    )
+    noise = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3)).astype(np.float32)
+    shutil.rmtree("exported")
+    transform = partial(augment.eval_image, size=32, scale=None)
+    options = {"images": noise, "formats": ["litert"], "transform": transform}
+    export.export(unscaled, ("a", "b", "c"), "exported", **options)
+    Image.fromarray(noise[0, :29, :31].astype(np.uint8)).save("photo.png")  # smaller
+    (answer,) = Predictor("exported/model.tflite")(["photo.png"])
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(script, "export.md", "exec"), scope)
+    np.testing.assert_allclose(scope["probabilities"], array(answer), atol=1e-4)
+    shutil.copy(photo, "photo.png")
 
     grey = vgg(
         "A",

@@ -15,6 +15,7 @@ from PIL import Image
 from keras_vgg import cli, convert, data, export, runs
 from keras_vgg.data.split import labels_of, pictures_of
 from keras_vgg.export import compress as compression
+from keras_vgg.files import sha256_of
 from keras_vgg.fit import Run
 from keras_vgg.models import vgg
 from keras_vgg.runs import export as exporting
@@ -369,3 +370,92 @@ def test_the_table_names_the_images(
     monkeypatch.setattr(runs, "export_run", lambda *_, **__: [artifact])
     assert cli.main(["export", str(run.directory), *options]) == cli.OK
     assert f"verified on {verified_on}" in capsys.readouterr().out
+
+
+def test_what_a_run_decides_is_not_an_option(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        exporting, "_verification_images", lambda *_: pytest.fail("images are read")
+    )
+    for options in ({"thresholds": [0.3] * 10}, {"bit_depth": "12"}, {"calibration": images(0, 2)}):
+        (name,) = options
+        with pytest.raises(ValueError, match=f"the export decides {name}; leave it out"):
+            runs.export_run(run, **options)
+    with pytest.raises(ValueError, match="the export decides transform; leave it out"):
+        runs.export_weights(run.model_path, source(), "nowhere", transform=np.asarray)
+
+
+def test_what_is_wrong_is_said_before_images_are_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        exporting, "_verification_images", lambda *_: pytest.fail("images are read")
+    )
+    (tmp_path / "out").mkdir()
+    with pytest.raises(FileExistsError, match="exists; choose another folder, or overwrite it"):
+        runs.export_run(run, tmp_path / "out")
+    with pytest.raises(FileExistsError, match="is not an export"):
+        runs.export_run(run, tmp_path / "out", overwrite=True)
+    with pytest.raises(ValueError, match="tolerance"):
+        runs.export_run(run, tmp_path / "new", tolerance=-1)
+    with pytest.raises(ValueError, match="method"):
+        runs.export_run(run, tmp_path / "new", calibration_method="mean")
+
+
+def test_a_tilde_is_the_home_folder(
+    run: Run, tmp_path: Path, told: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    asked: list = []
+    monkeypatch.setattr(exporting, "export_for_target", lambda g, t, d, **_: asked.append(d) or [])
+    runs.export_run(run, "~/out", images=2)
+    runs.export_run(run, "~/out", images=2, target_size=5, formats=["litert"])
+    network().save(tmp_path / "model.keras")
+    weights_folder = "~/weights"
+    assert [told["directory"], *asked] == [tmp_path / "home" / "out"] * 2
+    runs.export_weights(tmp_path / "model.keras", source(), weights_folder, images=1)
+    assert told["directory"] == tmp_path / "home" / "weights"
+
+
+def test_the_record_says_of_which_network_and_images_it_is(
+    run: Run, told: dict, other_digits: str
+) -> None:
+    runs.export_run(run, images=2)
+    digest = sha256_of(run.model_path)
+    assert told["notes"] == {"model_sha256": digest, "images": "validation images"}
+    runs.export_run(run, source=other_digits)
+    assert told["notes"] == {"model_sha256": digest, "images": f"images of {other_digits}"}
+
+
+def test_classes_that_a_run_does_not_know_may_be_skipped(
+    run: Run, tmp_path: Path, told: dict, other_digits: str, capsys: pytest.CaptureFixture
+) -> None:
+    folder = Path(other_digits.removeprefix("folder:"))
+    (folder / "cat").mkdir()
+    for number in range(3):
+        Image.fromarray(images(number, 1)[0]).save(folder / "cat" / f"{number}.png")
+    with pytest.raises(ValueError, match="leave their images out with --unknown-classes skip"):
+        runs.export_run(run, source=other_digits)
+    runs.export_run(run, source=other_digits, unknown_classes="skip")
+    assert set(told["labels"].tolist()) == {3, 7}
+    assert "3 of " in capsys.readouterr().err
+    outside = str(tmp_path / "model.keras")
+    network().save(outside)
+    command = ["export", outside, "--source", other_digits, "--unknown-classes", "skip"]
+    assert cli.main(command) == cli.BAD_INPUT
+    assert "--unknown-classes needs a run" in capsys.readouterr().err
+
+
+def test_the_columns_of_another_table_may_be_named(
+    run: Run, told: dict, other_digits: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = Path(other_digits.removeprefix("folder:"))
+    rows = [f"{path},{path.parent.name}" for path in sorted(folder.rglob("*.png"))]
+    table = tmp_path / "table.csv"
+    table.write_text("\n".join(["scan,digit", *rows]) + "\n")
+    command = ["export", str(run.directory), "--source", f"csv:{table}", "--format", "litert"]
+    assert cli.main(command) == cli.BAD_INPUT
+    assert "columns=" in capsys.readouterr().err
+    with pytest.raises(IndexError):  # `told` writes no file, of which the command prints figures
+        cli.main([*command, "--columns", "path=scan,label=digit"])
+    assert set(told["labels"].tolist()) == {3, 7}

@@ -116,6 +116,7 @@ def test_constant_inputs_get_no_weights() -> None:
         {"kernel_size": 1, "padding": "same"},
         {"kernel_size": (2, 4), "padding": "same"},
         {"kernel_size": 5, "padding": "valid"},
+        {"kernel_size": 3, "padding": "same", "dilation_rate": 2},
     ],
 )
 def test_a_filter_sees_what_keras_multiplies_it_with(options: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
 import itertools
@@ -21,10 +22,12 @@ from PIL import Image
 from keras_vgg import cli, data, evaluation, explain, report
 from keras_vgg.evaluation import compare
 from keras_vgg.export import Artifact
+from keras_vgg.files import sha256_of
 from keras_vgg.fit import Run, describe, evaluation_transform, load_source
 from keras_vgg.models import vgg
 from keras_vgg.plotting import BEST, DASHES, INK, LINE, MUTED, SERIES
 from keras_vgg.runs import evaluate_run, evaluate_runs, report_runs
+from keras_vgg.runs import report as reporting
 from keras_vgg.runs.images import open_split
 from keras_vgg.runs.report import _opened
 from keras_vgg.runs.report_scores import scores_of
@@ -807,3 +810,31 @@ def test_in_chromium(browser, pages, name, scheme, width):
     assert found["title"]
     assert found["paper"] == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 22, 29)"}[scheme]
     assert found["ink"] == {"light": "rgb(85, 96, 111)", "dark": "rgb(163, 174, 189)"}[scheme]
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_an_export_of_an_earlier_network_is_not_shown(run):
+    artifact = {"format": "litert", "bytes": 9, "images": 4, "top1": 1.0, "top5": 1.0}
+    artifact |= {"agreement": 1.0, "max_difference": 0.0, "latency_ms": {}, "peak_bytes": None}
+    record = {"model": {"bytes": 9, "top1": 1.0, "top5": 1.0}, "artifacts": [artifact]}
+    (run.directory / "export").mkdir()
+    file = run.directory / "export" / "export.json"
+    notes = {"model_sha256": sha256_of(run.model_path), "images": "images of folder:new"}
+    file.write_text(json.dumps(notes | record))
+    assert "Verified on 4 images of folder:new, each file" in text_of(page_of(run, images=0))
+    file.write_text(json.dumps(record))  # of an earlier version
+    assert "Verified on 4 validation images, each file" in text_of(page_of(run, images=0))
+    file.write_text(json.dumps({"model_sha256": "0" * 64} | record))
+    text = text_of(page_of(run, images=0))
+    assert "is of an earlier network of this run: keras-vgg export" in text
+    assert "Verified on" not in text
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_the_recipe_shown_is_the_runs_own(run):
+    other = dataclasses.replace(run, recipe=run.recipe.replace(source="csv:x", columns="label=b"))
+    page = page_of(run, images=0)
+    assert "label=b" not in page
+    contents = reporting._content(other, 1, "run", str(run.directory))
+    assert dict(contents.recipe)["columns"] == ""
+    assert "columns" not in [name for name, *_ in contents.changes]

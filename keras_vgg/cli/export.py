@@ -78,6 +78,9 @@ class Export:
     its test images are read, or all if it has no splits, but the validation images for a weight
     file, and of the run's own images in a new place (default for a run: its own validation
     images)."""
+    unknown_classes: Literal["error", "skip"] = "error"
+    """If another set has classes that a run does not know: stop with an error, or skip their
+    images."""
     source_options: FlatSourceOptions = DEFAULT_OPTIONS
 
     def __call__(self) -> None:
@@ -131,17 +134,20 @@ class Export:
             file = path if repository is None else Path(repository.rpartition("/")[2])
             output = file.with_name(f"{file.name}.export")
         if run is not None and (path.is_dir() or self.source is not None):
-            data_dir = self.source_options.data_dir
-            if dataclasses.replace(self.source_options, data_dir=None) != DEFAULT_OPTIONS:
+            data_dir, columns = self.source_options.data_dir, self.source_options.columns
+            others = dataclasses.replace(self.source_options, data_dir=None, columns="")
+            if others != DEFAULT_OPTIONS:
                 raise ValueError(
                     "how a run's source is opened is in its recipe; leave out the options of the"
-                    " source, such as --seed, but for --data-dir"
+                    " source, such as --seed, but for --data-dir and --columns"
                 )
             run = runs.in_data_dir(run, data_dir, self.source)
+            run = runs.with_columns(run, columns or None, self.source)
             return runs.export_run(
                 run,
                 output,
                 source=self.source,
+                unknown_classes=self.unknown_classes,
                 calibrated=self.calibrated,
                 pruned=self.pruned,
                 **options,
@@ -154,9 +160,10 @@ class Export:
                 )
             Run.open(path)  # raises an error that says why there is no run
             raise AssertionError
-        for option in ("calibrated", "pruned"):
-            if getattr(self, option):
-                raise ValueError(f"--{option} needs a run, which {name} is not")
+        for option in ("calibrated", "pruned", "unknown_classes"):
+            if getattr(self, option) not in (None, False, "error"):
+                flag = option.replace("_", "-")
+                raise ValueError(f"--{flag} needs a run, which {name} is not")
         source = self.source_options.open(self.source)
         assert output is not None  # there is no run
         return runs.export_weights(name, source, output, **options)

@@ -42,13 +42,14 @@ from keras_vgg.export.packages import PACKAGES
 from keras_vgg.export.ranges import CalibrationMethod
 from keras_vgg.export.verify import TOLERANCE, Artifact, Reference, verified_artifact
 from keras_vgg.files import write_json
+from keras_vgg.finite import require_probabilities
 from keras_vgg.image_paths import expanded
 from keras_vgg.versions import package_versions
 
 if TYPE_CHECKING:
     import keras
 
-_RECORD = "export.json"
+RECORD = "export.json"
 QUANTISATION = "quantisation.json"
 _BATCH = 32  # images
 
@@ -72,6 +73,7 @@ def export(
     thresholds: Sequence[float] | None = None,
     stand_in: Callable[[Path], keras.Model] | None = None,
     answers: Callable[[], np.ndarray] | None = None,
+    notes: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     verbose: bool = False,
 ) -> list[Artifact]:
@@ -145,6 +147,7 @@ def export(
             being made, into which it may write more files.
         answers: Returns the model's own answers to `images`, as `own_answers` does, so that several
             exports can share them. None: they are computed.
+        notes: More fields for export.json, such as where the model comes from.
         overwrite: Replace an earlier export. Any other folder is refused all the same.
         verbose: Show a progress bar on stderr.
 
@@ -156,7 +159,7 @@ def export(
             the tolerance.
         ValueError: an unknown or repeated format, no format, a model with other inputs or outputs,
             class names or images that do not fit the model, images that are not in [0, 255],
-            images or weights that are not finite,
+            images or weights that are not finite, a model that does not give probabilities,
             a package that is not installed, no calibration images for a format that needs them, an
             unknown calibration method, another backend than TensorFlow.
         FileExistsError: the directory exists and is not an export that `overwrite` may replace.
@@ -201,7 +204,7 @@ def export(
         description=description,
     )
     with (
-        whole_folder(directory, _RECORD, overwrite) as new_folder,
+        whole_folder(directory, RECORD, overwrite) as new_folder,
         progress_bars(verbose) as progress,
         _full_precision(),
     ):
@@ -224,7 +227,8 @@ def export(
                 errors[format] = quantisation_errors(written, path, scratch, images)
         progress.update(task, advance=1)
         record = _record(model, artifacts, reference, tolerance)
-        _write_records(new_folder, class_names, {"description": description, **record}, errors)
+        record = {**(notes or {}), "description": description, **record}
+        _write_records(new_folder, class_names, record, errors)
     return [replace(artifact, path=directory / artifact.path.name) for artifact in artifacts]
 
 
@@ -236,7 +240,11 @@ def _default_transform(model: keras.Model) -> Callable[[Any], Any]:
 
 
 def own_answers(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """Return what a model answers to images in float32. ValueError: the answers are not finite."""
+    """Return the probabilities that a model gives images in float32.
+
+    Raises:
+        ValueError: the answers are not finite, or no probabilities.
+    """
     images = np.asarray(images, dtype=np.float32)
     with _full_precision():
         # Keras annotates `verbose` as text, and documents 0.
@@ -244,6 +252,7 @@ def own_answers(model: keras.Model, images: np.ndarray) -> np.ndarray:
     probabilities = np.asarray(answers)
     if not np.isfinite(probabilities).all():
         raise ValueError("the model's own probabilities are not finite on these images")
+    require_probabilities(probabilities)
     return probabilities
 
 
@@ -288,7 +297,7 @@ def _write_records(
     (folder / "class_names.txt").write_text(text, encoding="utf-8")
     if quantisation:
         write_json(folder / QUANTISATION, quantisation)
-    write_json(folder / _RECORD, record)
+    write_json(folder / RECORD, record)
 
 
 @contextmanager

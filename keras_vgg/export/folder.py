@@ -38,7 +38,7 @@ def whole_folder(directory: Path, marker: str, overwrite: bool) -> Iterator[Path
         with _locked(scratch, directory):
             try:
                 _put_back(scratch / "replaced", directory, marker)
-                _check(directory, marker, overwrite)
+                require_replaceable(directory, marker, overwrite)
                 for abandoned in scratch.iterdir():  # by a killed process
                     shutil.rmtree(abandoned)
                 new_folder = scratch / "new"
@@ -99,7 +99,8 @@ def _put_back(replaced: Path, directory: Path, marker: str) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _check(directory: Path, marker: str, overwrite: bool) -> None:
+def require_replaceable(directory: Path, marker: str, overwrite: bool) -> None:
+    """Raise FileExistsError if `whole_folder` may not make or replace a folder."""
     if not os.path.lexists(directory):
         return
     if not overwrite:

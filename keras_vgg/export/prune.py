@@ -2,7 +2,7 @@
 
 Which filters: those that a criterion ranks last. How many of each layer: as a sensitivity analysis
 on validation images says, in which each layer alone loses more and more of its filters (Li et al.,
-arXiv:1608.08710). A network that has lost filters must be trained again; `keras_vgg.runs.prune`
+arXiv:1608.08710). A network that has lost filters must be trained again; `keras_vgg.runs.prune_run`
 does both.
 """
 

@@ -147,12 +147,14 @@ def _at_places(
     if isinstance(layer, keras.layers.Dense):
         return inputs
     height, width = layer.kernel_size
+    row_step, column_step = layer.dilation_rate
     if layer.padding == "same":
-        margins = [((side - 1) // 2, side // 2) for side in (height, width)]
+        spans = (row_step * (height - 1), column_step * (width - 1))
+        margins = [(span // 2, span - span // 2) for span in spans]
         inputs = np.pad(inputs, [(0, 0), *margins, (0, 0)])
     numbers = np.arange(len(inputs))[:, np.newaxis]
     parts = [
-        inputs[numbers, at[0] + row, at[1] + column]
+        inputs[numbers, at[0] + row * row_step, at[1] + column * column_step]
         for row in range(height)
         for column in range(width)
     ]

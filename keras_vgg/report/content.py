@@ -199,6 +199,7 @@ class RunContent:
         selecting_column: The column of `history` whose highest value selects the best epoch.
         images_title: The images of `scores`, `mistakes` and `hits`, such as "test images".
         explained: The layer whose Grad-CAM is over the pictures.
+        verified_on: The images that verified `exports`, such as "40 validation images".
         remarks: What a reader should know of the images and the result; empty if nothing is wrong.
         missing: Section (evaluation, evaluations, export, metrics) -> why it is missing, and how to
             get it.
@@ -225,7 +226,7 @@ class RunContent:
     hits: Sequence[Shown] = ()
     explained: str = ""
     exports: Sequence[Exported] = ()
-    export_images: int | None = None
+    verified_on: str | None = None
     remarks: Sequence[str] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
 

@@ -23,7 +23,7 @@ from keras_vgg.runs.images import RunImages, UnknownClasses, open_images
 from keras_vgg.runs.memory import memory_error_explained
 from keras_vgg.runs.network import open_network
 
-_ARITHMETIC = 1  # Increase it when the same images and weights get other posteriors.
+_ARITHMETIC = 2  # Increase it when the same images and weights get other posteriors.
 _PIXELS = 2**21  # in a batch at most: 42 images of 224x224
 
 Scale = int | None

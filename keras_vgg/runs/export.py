@@ -11,13 +11,15 @@ import numpy as np
 
 from keras_vgg import augment, convert, data, export
 from keras_vgg.builder_checks import DEFAULT_SIZE
-from keras_vgg.export.checks import check_top
-from keras_vgg.export.exporting import own_answers
+from keras_vgg.export.checks import check_calibration_method, check_tolerance, check_top
+from keras_vgg.export.exporting import RECORD, own_answers
 from keras_vgg.export.fold import with_temperature
-from keras_vgg.files import write_json
+from keras_vgg.export.folder import require_replaceable
+from keras_vgg.files import sha256_of
 from keras_vgg.fit import evaluation_transform
+from keras_vgg.image_paths import expanded
 from keras_vgg.imagenet import class_names as imagenet_names
-from keras_vgg.run import Run, read_fields
+from keras_vgg.run import Run
 from keras_vgg.runs.calibration import read_calibration, require_calibration
 from keras_vgg.runs.compressing import compressed_options
 from keras_vgg.runs.export_candidates import candidates_of
@@ -29,7 +31,13 @@ from keras_vgg.runs.export_targets import (
     groups_of,
     target_of,
 )
-from keras_vgg.runs.images import as_arrays, open_images, open_split, require_labels_alike
+from keras_vgg.runs.images import (
+    UnknownClasses,
+    as_arrays,
+    open_images,
+    open_split,
+    require_labels_alike,
+)
 from keras_vgg.runs.pruning import stand_ins
 from keras_vgg.runs.several_labels import read_thresholds
 from keras_vgg.weights import read_weights
@@ -39,6 +47,11 @@ if TYPE_CHECKING:
 
 CALIBRATION_IMAGES = 200
 COMPRESSION_IMAGES = 3000
+# Options of `export.export` that an export of a weight file decides, and of a run.
+_DECIDED_OF_FILES = frozenset(
+    {"answers", "calibration", "labels", "notes", "stand_in", "transform"}
+)
+_DECIDED_OF_RUNS = _DECIDED_OF_FILES | {"bit_depth", "temperature", "thresholds", "unknown_below"}
 
 
 def export_run(
@@ -54,6 +67,7 @@ def export_run(
     target_size: float | None = None,
     pruned: str | Path | None = None,
     source: str | None = None,
+    unknown_classes: UnknownClasses = "error",
     calibrated: bool = False,
     **options: Any,
 ) -> list[export.Artifact]:
@@ -80,7 +94,8 @@ def export_run(
     that has been calibrated or evaluated.
 
     A run that has not finished training gives its best network so far, with a notice
-    (`UnfinishedRun`), and export.json says so under "unfinished".
+    (`UnfinishedRun`), and export.json says so under "unfinished". It also states the hash of the
+    network's file, by which the report knows an export of an earlier network, and the images.
 
     Args:
         run: The run.
@@ -98,22 +113,32 @@ def export_run(
         fine_tune_steps: As `keras_vgg.export.compress.compress`.
         source: Verify on other images: those of the run in their new place, or the test images of
             another set, or all if it has no splits; its classes are matched by name.
+        unknown_classes: If another set has classes that the run does not know: "error", or "skip"
+            their images.
         calibrated: Divide the scores by the temperature of calibration.json.
-        options: As `keras_vgg.export.export`.
+        options: As `keras_vgg.export.export`: `tolerance`, `calibration_method`, `top`, `overwrite`
+            and `verbose`.
 
     Raises:
         TargetError: no file meets the target. Nothing is written.
         ValueError, OSError: as `keras_vgg.export.export` and `evaluate_run`; `images` is not
-            positive; `fine_tune_steps` with a network or images that do not allow to compress.
+            positive; an option that the run decides; `fine_tune_steps` with a network or images
+            that do not allow to compress.
     """
     target = target_of(target_latency, target_size)
-    _check(images, formats, compress, fine_tune_steps, target, options)
+    directory = run.directory / "export" if directory is None else expanded(directory)
+    _check(directory, images, formats, compress, fine_tune_steps, target, options, _DECIDED_OF_RUNS)
     if pruned is not None and (target is None or compress or calibrated):
         raise ValueError(
             f"pruned={str(pruned)!r} gives candidates for target_latency or target_size, without"
             " compress or calibrated; to export one pruned network, export its run"
         )
     narrower = {} if pruned is None else stand_ins(run, pruned)
+    notes: dict[str, Any] = {}
+    if run.model_path.is_file():  # Before it is loaded: a training may replace it.
+        notes["model_sha256"] = sha256_of(run.model_path)
+    if not run.finished:
+        notes["unfinished"] = run.progress_note()
     model = model or run.model()
     if run.several_labels:
         options |= _label_options(run, compress, calibrated)
@@ -121,9 +146,8 @@ def export_run(
         options |= _calibration_options(run, calibrated)
     if calibrated:
         model = with_temperature(model, options["temperature"])
-    directory = run.directory / "export" if directory is None else Path(directory)
-    verification, train = _verification_images(run, source)
-    artifacts = _export(
+    verification, train, notes["images"] = _verification_images(run, source, unknown_classes)
+    return _export(
         model,
         run.class_names,
         directory,
@@ -137,12 +161,9 @@ def export_run(
         formats=formats,
         target=target,
         narrower={name: _stand_in_options(step) for name, step in narrower.items()},
+        notes=notes,
         **options,
     )
-    if not run.finished:
-        record = directory / "export.json"
-        write_json(record, {"unfinished": run.progress_note(), **read_fields(record)})
-    return artifacts
 
 
 def _label_options(run: Run, compress: bool, calibrated: bool) -> dict[str, Any]:
@@ -184,15 +205,17 @@ def _stand_in_options(step: Run) -> dict[str, Any]:
 
 
 def _verification_images(
-    run: Run, source: str | None
-) -> tuple[data.Split, Callable[[], data.Split]]:
-    """Return the images that verify an export, and a function that opens the training images."""
-    if source is None:
-        return open_split(run, "validation"), partial(open_split, run, "train")
-    images = open_images(run, None, source)
+    run: Run, source: str | None, unknown_classes: UnknownClasses
+) -> tuple[data.Split, Callable[[], data.Split], str]:
+    """Return what verifies an export, what opens the training images, and the first in words."""
+    own = "validation images"
+    if source is None and unknown_classes == "error":
+        return open_split(run, "validation"), partial(open_split, run, "train"), own
+    images = open_images(run, None, source, unknown_classes)
     if images.source is None:  # the run's own images, in a new place
-        return open_split(run, "validation", source), partial(open_split, run, "train", source)
-    return images.split, partial(open_split, run, "train")
+        train = partial(open_split, run, "train", source)
+        return open_split(run, "validation", source), train, own
+    return images.split, partial(open_split, run, "train"), images.title
 
 
 def export_weights(
@@ -222,8 +245,9 @@ def export_weights(
     Args:
         path: A weight file in any format of `keras_vgg.weights.read_weights`, with its classifier.
         source: A source as `keras_vgg.data.load_source` returns it.
-        directory, images, formats, compress, fine_tune_steps, target_latency, target_size, options:
+        directory, images, formats, compress, fine_tune_steps, target_latency, target_size:
             As `export_run`.
+        options: As `export_run`; also `bit_depth`, `temperature`, `unknown_below` and `thresholds`.
 
     Raises:
         TargetError: no file meets the target. Nothing is written.
@@ -233,7 +257,10 @@ def export_weights(
         OSError: the file does not exist.
     """
     target = target_of(target_latency, target_size)
-    _check(images, formats, compress, fine_tune_steps, target, options)
+    directory = expanded(directory)
+    _check(
+        directory, images, formats, compress, fine_tune_steps, target, options, _DECIDED_OF_FILES
+    )
     weights = read_weights(path)
     path = weights.source
     network = convert.recognise(weights)
@@ -292,7 +319,7 @@ def _side(stated: int | None, network: convert.Network) -> int:
 def _export(
     model: keras.Model,
     class_names: Sequence[str],
-    directory: str | Path,
+    directory: Path,
     validation: data.Split,
     open_train: Callable[[], data.Split],
     transform: Callable,
@@ -358,7 +385,7 @@ def _export(
         networks["compressed"] = compressed()
         answers = networks["compressed"]["answers"]
         for pruned, changes in (narrower or {}).items():
-            both = compressed(network=partial(changes["stand_in"], Path(directory)))
+            both = compressed(network=partial(changes["stand_in"], directory))
             networks[f"{pruned} and compressed"] = {**changes, **both, "answers": answers}
             bases[f"{pruned} and compressed"] = pruned
     write = partial(export.export, model, class_names, transform=transform, **options)
@@ -377,7 +404,7 @@ def _export(
     return export_for_target(
         groups,
         target,
-        Path(directory),
+        directory,
         tolerance=tolerance,
         overwrite=options.get("overwrite", False),
         verbose=options.get("verbose", False),
@@ -404,14 +431,20 @@ def _uncompressed(
 
 
 def _check(
+    directory: Path,
     images: int | None,
     formats: Sequence[str] | None,
     compress: bool,
     fine_tune_steps: int,
     target: Target | None,
     options: Mapping[str, Any],
+    decided: frozenset[str],
 ) -> None:
     """Check the arguments before any data is read or a network is built."""
+    if excess := sorted(decided & options.keys()):
+        raise ValueError(
+            f"the export decides {', '.join(excess)}; leave it out, or use keras_vgg.export.export"
+        )
     if formats is not None:
         export.check_formats(formats)
     if fine_tune_steps < 0:
@@ -420,8 +453,15 @@ def _check(
         raise ValueError(f"fine_tune_steps={fine_tune_steps} needs compress; set both or neither")
     if images is not None and images < 1:
         raise ValueError(f"an export is verified on at least 1 image, not {images}")
-    if "top" in options:
-        check_top(options["top"])
+    for name, check in (
+        ("top", check_top),
+        ("tolerance", check_tolerance),
+        ("calibration_method", check_calibration_method),
+    ):
+        if name in options:
+            check(options[name])
+    if directory.exists():  # What a killed process moved aside is put back later.
+        require_replaceable(directory, RECORD, options.get("overwrite", False))
 
 
 def _selected(split: data.Split, count: int | None) -> data.Split:

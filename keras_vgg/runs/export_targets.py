@@ -13,15 +13,15 @@ from typing import Any
 from keras_vgg import export
 from keras_vgg.console import progress_bars
 from keras_vgg.export.checks import check_tolerance
+from keras_vgg.export.exporting import RECORD
 from keras_vgg.export.folder import whole_folder
 from keras_vgg.export.formats import FLOAT32_FORMATS
 from keras_vgg.files import write_json
+from keras_vgg.image_paths import expanded
 from keras_vgg.run import read_fields
 
 THREADS = 2  # threads of the latency that a target limits
 UNCHANGED = "unchanged"
-
-_RECORD = "export.json"
 
 
 @dataclass(frozen=True)
@@ -217,9 +217,9 @@ def export_for_target(
     check_tolerance(tolerance)
     attempts: list[Attempt] = []
     chosen = None
-    directory = Path(os.path.abspath(directory))
+    directory = Path(os.path.abspath(expanded(directory)))
     with (
-        whole_folder(directory, _RECORD, overwrite) as new_folder,
+        whole_folder(directory, RECORD, overwrite) as new_folder,
         progress_bars(verbose) as progress,
     ):
         task = progress.add_task("", total=sum(len(group.formats) for group in groups))
@@ -249,7 +249,7 @@ def export_for_target(
                 _rows(attempts, target, tolerance),
                 left_out,
             )
-        record = new_folder / _RECORD
+        record = new_folder / RECORD
         search = {
             "latency_ms": target.latency_ms,
             "size_mb": target.size_mb,
@@ -293,7 +293,7 @@ def _tried(group: Group, folder: Path, is_first: bool) -> Iterator[Attempt]:
                 yield Attempt(refused, group.network, refused=str(error))
             return
         else:
-            model = read_fields(folder / _RECORD)["model"]
+            model = read_fields(folder / RECORD)["model"]
             accuracy = model.get("mean_average_precision", model.get("top1"))
             yield Attempt(format, group.network, artifact, accuracy)
 

@@ -180,7 +180,8 @@ def open_images(
     if source is None and unknown_classes == "skip":
         raise ValueError("unknown_classes is for another set; name the set with --source")
     if source is None:
-        return RunImages(_own_split(run, own_split), own_split)
+        advice = f"--source {run.recipe.source} evaluates on the images as they are now"
+        return RunImages(_own_split(run, own_split, advice), own_split)
     recipe = recipe_of(run, source)
     whole = _without_held_out(recipe)
     moved = _moved(run, recipe, whole)
@@ -204,7 +205,7 @@ def open_split(run: Run, name: str, source: str | None = None) -> data.Split:
         FileNotFoundError: there is nothing at the source.
     """
     if source is None:
-        return _own_split(run, name)
+        return _own_split(run, name, "put the images back, or train in another workdir")
     recipe = recipe_of(run, source)
     moved = _moved(run, recipe, _without_held_out(recipe))
     if moved is None:
@@ -231,7 +232,7 @@ def as_arrays(split: data.Split, transform: Callable) -> tuple[np.ndarray, np.nd
     return np.concatenate(images), np.concatenate(labels)
 
 
-def _own_split(run: Run, name: str) -> data.Split:
+def _own_split(run: Run, name: str, advice: str) -> data.Split:
     try:
         source = load_source(run.recipe)
     except FileNotFoundError as error:
@@ -240,7 +241,6 @@ def _own_split(run: Run, name: str) -> data.Split:
             "new place with --source, or with --data-dir for a data set of TFDS"
         ) from error
     split = _named_split(source, name)
-    advice = f"--source {run.recipe.source} evaluates on the images as they are now"
     require_same_data(run, describe(source), advice)
     return split
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keras_vgg import __version__, evaluation, report
+from keras_vgg.files import sha256_of
 from keras_vgg.fit.schedule import best_row, selecting_column
 from keras_vgg.image_paths import expanded
 from keras_vgg.recipe import Recipe
@@ -184,6 +185,7 @@ def _evaluation(
 
 def _content(run: Run, number: int, name: str, typed_directory: str) -> report.RunContent:
     """Return what a run directory holds; `typed_directory` is how a command names it."""
+    run = Run.open(run.directory)  # `with_columns` states the columns of another set
     recipe, history, results = run.recipe, run.history, run.results
     changes = recipe.differences(Recipe())
     missing = {}
@@ -195,12 +197,9 @@ def _content(run: Run, number: int, name: str, typed_directory: str) -> report.R
             f"There is no evaluation yet: keras-vgg evaluate {typed_directory} evaluates the run "
             "on the test images. Do it once, at the end."
         )
-    exports, images = _exports(run)
-    if not exports:
-        missing["export"] = (
-            f"There is no export: keras-vgg export {typed_directory} writes and verifies "
-            "SavedModel and LiteRT files."
-        )
+    exports, verified_on, why_none = _exports(run, typed_directory)
+    if why_none is not None:
+        missing["export"] = why_none
     path = run.directory / "environment.json"
     environment = _read(run, path.name, lambda: run.read_json(path.name)) if path.is_file() else {}
     classes = len(run.class_names)
@@ -224,7 +223,7 @@ def _content(run: Run, number: int, name: str, typed_directory: str) -> report.R
         evaluated_labels=evaluated_labels,
         several_labels=run.several_labels,
         exports=exports,
-        export_images=images,
+        verified_on=verified_on,
         remarks=[*_read(run, "data.json", lambda: remarks_on(run)), *calibration_remarks(run)],
         missing=missing,
     )
@@ -265,11 +264,21 @@ def _evaluated(results: dict[str, Any]) -> list[report.Evaluated]:
     ]
 
 
-def _exports(run: Run) -> tuple[list[report.Exported], int | None]:
-    """Return the rows of export/export.json, the model first, and how many images verified them."""
+def _exports(
+    run: Run, typed_directory: str
+) -> tuple[list[report.Exported], str | None, str | None]:
+    """Return the rows of export/export.json, the model first, and the images that verified them.
+
+    Last comes why there are no rows, and what command makes some.
+    """
     name = "export/export.json"
     if not (run.directory / name).is_file():
-        return [], None
+        return (
+            [],
+            None,
+            f"There is no export: keras-vgg export {typed_directory} writes and verifies "
+            "SavedModel and LiteRT files.",
+        )
 
     def rows() -> list[report.Exported]:
         model = record["model"]
@@ -294,7 +303,18 @@ def _exports(run: Run) -> tuple[list[report.Exported], int | None]:
 
     record = _read(run, name, lambda: run.read_json(name))
     exported = _read(run, name, rows)
-    return exported, record["artifacts"][0]["images"] if record["artifacts"] else None
+    weights = record.get("model_sha256")  # Files of earlier versions have none.
+    if weights and run.model_path.is_file() and weights != sha256_of(run.model_path):
+        return (
+            [],
+            None,
+            f"{run.directory / 'export'} is of an earlier network of this run: keras-vgg export "
+            f"{typed_directory} --overwrite writes and verifies files of this one.",
+        )
+    if not record["artifacts"]:
+        return exported, None, None
+    images = record.get("images", "validation images")
+    return exported, f"{record['artifacts'][0]['images']:,} {images}", None
 
 
 def _read(run: Run, name: str, read: Callable[[], Any]) -> Any:
@@ -329,7 +349,7 @@ def _page(
     all_evaluated = len(evaluated) == len(runs)
     compared = evaluated[1:] if all_evaluated else []
     comparisons = [evaluation.compare(evaluated[0], other) for other in compared]
-    recipes = [run.recipe for run in runs]
+    recipes = [Run.open(run.directory).recipe for run in runs]
     fields = dict.fromkeys(f for other in recipes[1:] for f in recipes[0].differences(other))
     return report.Page(
         title=contents[0].name if len(runs) == 1 else f"{len(runs)} runs compared",
