@@ -62,7 +62,7 @@ def describe(
     """Return a description such as "VGG16 (configuration D), width 0.5, batch norm"."""
     column = get_configuration(configuration)
     parts = [f"{column.builder} (configuration {column.name})"]
-    if filters:
+    if len(filters):
         parts.append(f"filters {' '.join(map(str, filters))}")
     elif width_multiplier != 1:
         parts.append(f"width {width_multiplier:g}")
@@ -105,7 +105,7 @@ def widths(
             positive whole number.
     """
     names = [name for name, _, _ in convolutions(configuration)]
-    if not filters:
+    if not len(filters):
         return tuple(scaled_width(f, width_multiplier) for _, _, f in convolutions(configuration))
     wrong = [f for f in filters if isinstance(f, bool) or not isinstance(f, numbers.Integral)]
     if wrong or min(filters) < 1:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+import sys
 import tempfile
 import urllib.error
 from pathlib import Path
@@ -136,9 +138,10 @@ def _fetch_index() -> Path:
         # get_file writes under the final name from the first byte. A temporary folder keeps a
         # partial or wrong file from other readers of the cache.
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            file = keras.utils.get_file(
-                path.name, CLASS_INDEX_URL, cache_subdir=folder, file_hash=CLASS_INDEX_MD5
-            )
+            with contextlib.redirect_stdout(sys.stderr):  # Keras prints its progress there
+                file = keras.utils.get_file(
+                    path.name, CLASS_INDEX_URL, cache_subdir=folder, file_hash=CLASS_INDEX_MD5
+                )
             os.replace(file, path)
     except ValueError as error:  # another hash
         raise ValueError(f"{CLASS_INDEX_URL} is not the class index: {error}") from error

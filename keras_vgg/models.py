@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -139,6 +140,7 @@ def vgg(
         weights, include_top, classes, head, pooling, width_multiplier, hidden_units, dropout
     )
     check_filters(weights, width_multiplier, filters)
+    classes, hidden_units = int(classes), int(hidden_units)  # Keras refuses NumPy's integers
     architecture = with_widths(configuration, width_multiplier, filters)
     check_output_stride(output_stride, include_top)
     if input_tensor is not None and not keras.utils.is_keras_tensor(input_tensor):
@@ -269,7 +271,8 @@ def _fc_head(x, train_size, hidden_units, dropout, classes, options, classifier)
 
 
 def _conv_head(x, train_size, hidden_units, dropout, classes, options, classifier) -> Any:
-    height, width = (train_size,) * 2 if isinstance(train_size, int) else train_size
+    is_square = isinstance(train_size, numbers.Integral)
+    height, width = (int(side) for side in ((train_size,) * 2 if is_square else train_size))
     if min(height, width) < MINIMUM_SIZE:
         raise ValueError(f"train_size must be at least {MINIMUM_SIZE}, not {train_size}")
     for name, kernel in (("fc1", (height // 32, width // 32)), ("fc2", 1)):

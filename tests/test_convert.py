@@ -230,10 +230,37 @@ def with_elu():
     return model
 
 
+def with_other(layer_of, **options):
+    """A base whose layers `layer_of` replaces, where it returns one."""
+
+    def replaced(layer):
+        return layer_of(layer) or type(layer).from_config(layer.get_config())
+
+    return keras.models.clone_model(base(**options), clone_function=replaced)
+
+
+def average_pool(layer):
+    is_pool = isinstance(layer, keras.layers.MaxPooling2D)
+    return keras.layers.AveragePooling2D(2, name=layer.name) if is_pool else None
+
+
+def leaky(layer):
+    is_second = layer.name == "block2_conv1_relu"
+    return keras.layers.LeakyReLU(name="leaky") if is_second else None
+
+
+def elu(layer):
+    is_second = layer.name == "block2_conv1_relu"
+    return keras.layers.Activation("elu", name=layer.name) if is_second else None
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
         (lambda: base(output_stride=8), "a pool block4_pool that keeps the size"),
+        (lambda: with_other(average_pool), "a pool block1_pool other than the maximum of 2x2"),
+        (lambda: with_other(leaky, batch_norm=True), "the activation LeakyReLU in leaky"),
+        (lambda: with_other(elu, batch_norm=True), "the activation 'elu' in block2_conv1_relu"),
         (lambda: base(output_stride=16), "a pool block5_pool that keeps the size"),
         (with_elu, "the activation 'elu' in block2_conv1"),
     ],
@@ -258,6 +285,15 @@ def test_another_epsilon_is_told(tmp_path):
             layer.epsilon = 1e-3
     model.save(tmp_path / "b.keras")
     assert "adds epsilon=0.001 to a variance" in read(tmp_path / "b.keras").note
+
+
+def test_pools_that_pad_are_told(tmp_path):
+    def padded(layer):
+        is_pool = isinstance(layer, keras.layers.MaxPooling2D)
+        return keras.layers.MaxPooling2D(2, padding="same", name=layer.name) if is_pool else None
+
+    with_other(padded).save(tmp_path / "a.keras")
+    assert "its pools pad odd sides" in read(tmp_path / "a.keras").note
 
 
 def test_response_normalisation_survives_or_the_loss_is_told(tmp_path):

@@ -201,10 +201,16 @@ def test_weights_from_the_hub(hub, base, tmp_path, monkeypatch, name):
     else:  # as Keras itself saves on the hub
         keras.saving.save_model(base, str(tmp_path / "files"), zipped=False)
     hub.repositories[REPOSITORY] = files_of(tmp_path / "files")
+    for file in hub.repositories[REPOSITORY]:  # another program fills the cache
+        huggingface_hub.hf_hub_download(REPOSITORY, file)
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        cached = weights.read_weights(f"hf://{REPOSITORY}").sha256()
     loaded = models.vgg("A", weights=f"hf://{REPOSITORY}", include_preprocessing=True, **BASE)
     assert_equal(loaded, base)
     read = weights.read_weights(f"hf://{REPOSITORY}")
     assert read.source == f"hf://{REPOSITORY}"
+    assert read.sha256() == cached
     assert read.preprocessing.get_config()["channel_order"] == "bgr"
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert weights.read_weights(f"hf://{REPOSITORY}").sha256() == read.sha256()

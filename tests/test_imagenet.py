@@ -176,7 +176,7 @@ def cached(tmp_path):
     return tmp_path / "home" / "models" / "imagenet_class_index.json"
 
 
-def test_decode_predictions(server, tmp_path):
+def test_decode_predictions(server, tmp_path, capsys):
     preds = np.zeros((2, 1000), "float32")
     preds[0, [7, 3]] = 0.6, 0.3
     preds[1, 999] = 1
@@ -187,6 +187,7 @@ def test_decode_predictions(server, tmp_path):
     ]
     assert second[0] == ("n00000999", "thing_999", 1.0)
     assert len(imagenet.decode_predictions(preds)[0]) == 5
+    assert capsys.readouterr().out == ""  # where rows for programs go
     assert imagenet.class_names()[999] == "thing_999"
     # Cached, it needs no server.
     (server / "imagenet_class_index.json").unlink()

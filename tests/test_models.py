@@ -8,6 +8,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import keras_vgg
 from keras_vgg import architecture, builder_checks, convert, models
@@ -440,3 +441,34 @@ def test_full_size(configuration):
     model = models.vgg(configuration, weights=None)
     assert model.count_params() == architecture.parameters(configuration)
     assert model.predict(images(1, 224, 224, 3), verbose=0).shape == (1, 1000)
+
+
+def test_published_weights_contradict_another_preprocessing(monkeypatch, tmp_path):
+    """torchvision's file states no preprocessing, but the table of published weights does."""
+    source, _ = published_as_vgg13(monkeypatch, tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    safetensors.numpy.save_file(tensors, path)  # without this package's statement
+    caffe = ImagePreprocessing.caffe()
+    for options in ({"weights": "torchvision"}, {"weights": "imagenet"}):
+        with pytest.raises(ValueError, match="already states what its network expects, RGB"):
+            keras_vgg.VGG13(include_top=False, include_preprocessing=caffe, **options)
+    base = keras_vgg.VGG13(weights="torchvision", include_top=False, include_preprocessing=True)
+    assert base.layers[1].channel_order == "rgb"
+    assert len(base.get_weights()) == 2 * 10 == len(source.get_weights()) - 6
+
+
+@pytest.mark.parametrize("head", ["fc", "conv", "gap"])
+def test_numbers_of_numpy(head, tmp_path):
+    model = models.vgg(
+        "A",
+        weights=None,
+        classes=np.int64(7),
+        hidden_units=np.int32(8),
+        filters=np.full(8, 4),
+        head=head,
+        input_shape=(64, 64, 3),
+        train_size=np.int64(64) if head == "conv" else None,
+    )
+    model.save(tmp_path / "a.keras")
+    assert keras.saving.load_model(tmp_path / "a.keras").output_shape == (None, 7)

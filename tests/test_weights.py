@@ -349,6 +349,14 @@ def test_published_imagenet_convolutions(data_folder):
             {"include_preprocessing": True},
             "already states what its network expects, RGB with mean",
         ),
+        (
+            {
+                "include_preprocessing": keras_vgg.ImagePreprocessing.torchvision(),
+                "input_shape": (64, 64, 1),
+            },
+            {"include_preprocessing": True, "input_shape": (64, 64, 1)},
+            "already states what its network expects, RGB with mean",
+        ),
     ],
 )
 def test_a_file_of_another_kind_of_network_is_refused(tmp_path, options, model, message):
@@ -367,3 +375,13 @@ def test_a_path_may_begin_with_a_tilde(tmp_path, monkeypatch):
     model.save(tmp_path / "a.keras")
     again = models.vgg("A", weights="~/a.keras", **SMALL)
     np.testing.assert_array_equal(again.get_weights()[0], model.get_weights()[0])
+
+
+def test_normalisation_is_not_lost_between_two_networks():
+    source, target = small("A-LRN"), small()
+    with pytest.raises(ValueError, match="for local response normalisation, and the model has non"):
+        weights.copy_weights(source, target)
+    again = small("A-LRN")
+    weights.copy_weights(source, again)
+    for one, other in zip(source.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)

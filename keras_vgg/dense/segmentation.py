@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,10 @@ def fcn(
         width_multiplier=width_multiplier,
         include_preprocessing=include_preprocessing,
     )
+    if fc_source is not named and isinstance(include_preprocessing, ImagePreprocessing):
+        published = weight_files.read_weights(fc_source, include_top=False)
+        published = dataclasses.replace(published, assumed=False)
+        weight_files.check_preprocessing(include_preprocessing, published, 3)
     if fc_source is not None and not include_preprocessing:
         warn_of_preprocessing(named, configuration, batch_norm)
     if skip_scales is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+import sys
 import tempfile
 import urllib.error
 import warnings
@@ -52,7 +54,8 @@ def _from_keras(checkpoint: Checkpoint) -> Path:
         # get_file writes under the final name from the first byte, and leaves a file with a wrong
         # hash. A temporary folder keeps both from other readers of the cache.
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            file = keras.utils.get_file(path.name, checkpoint.location, cache_subdir=folder)
+            with contextlib.redirect_stdout(sys.stderr):  # Keras prints its progress there
+                file = keras.utils.get_file(path.name, checkpoint.location, cache_subdir=folder)
             fault = _fault(Path(file), checkpoint.hash)
             if fault is None:
                 os.replace(file, path)
@@ -135,6 +138,11 @@ def fetch_repository(repository: str) -> Path:
     raise ValueError(f"hf://{repository} has no weights: none of {', '.join(_WEIGHT_FILES)}")
 
 
+def _caches_weights(repository: str) -> bool:
+    paths = (huggingface_hub.try_to_load_from_cache(repository, name) for name in _WEIGHT_FILES)
+    return any(isinstance(path, str) for path in paths)
+
+
 def _newest(repository: str, file: str) -> Path | None:
     """Return the newest version of a file on the hub; None: the repository has no such file.
 
@@ -145,7 +153,8 @@ def _newest(repository: str, file: str) -> Path | None:
             path = Path(huggingface_hub.hf_hub_download(repository, file))
         except LocalEntryNotFoundError as error:
             cached = huggingface_hub.try_to_load_from_cache(repository, file)
-            if cached is huggingface_hub._CACHED_NO_EXIST:
+            # Other programs that filled the cache asked for no file that there is not.
+            if cached is huggingface_hub._CACHED_NO_EXIST or _caches_weights(repository):
                 return None
             raise _unavailable(repository, error.__cause__ or error) from error
         except EntryNotFoundError:

@@ -107,6 +107,7 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
     require_one_piece(tensors, order, source)
     channels, side = _input_of(objects)
     grey = preprocessing is not None and len(preprocessing.mean) == 3 and channels == 1
+    notes = (_names_note(tensors), _epsilon_note(objects), _padding_note(objects))
     return Weights(
         tensors,
         source,
@@ -118,8 +119,8 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
         grey=grey,
         pooling=pooling_of(classes, tensors),
         side=side,
-        unlike=_unlike(configs),
-    ).with_note("; ".join(filter(None, (_names_note(tensors), _epsilon_note(objects)))))
+        unlike=_unlike(objects),
+    ).with_note("; ".join(filter(None, notes)))
 
 
 def _last_activation(objects: list[Mapping[str, Any]]) -> str:
@@ -135,10 +136,18 @@ def _last_activation(objects: list[Mapping[str, Any]]) -> str:
     return "linear"
 
 
-def _unlike(configs: list[Mapping[str, Any]]) -> str:
+def _unlike(objects: list[Mapping[str, Any]]) -> str:
     """Return what convolutions or pools of a network do that those of a VGG do not; or ""."""
-    for values in configs:
-        name = str(values.get("name"))
+    layers = [
+        (str(layer.get("class_name")), str(layer["config"].get("name")), layer["config"])
+        for layer in objects
+        if isinstance(layer.get("config"), Mapping)
+    ]
+    last = max((place for place, (_, name, _) in enumerate(layers) if is_base(name)), default=-1)
+    for place, (kind, name, values) in enumerate(layers):
+        other = _other_activation(kind, values)
+        if other and (place < last or re.fullmatch(r"block\d_conv\d+_relu", name)):
+            return f"the activation {other} in {name}"
         activation, dilation = values.get("activation"), values.get("dilation_rate", 1)
         if is_base(name) and activation not in (None, "relu", "linear"):
             return f"the activation {activation!r} in {name}"
@@ -146,6 +155,34 @@ def _unlike(configs: list[Mapping[str, Any]]) -> str:
             return f"a dilated convolution {name}"
         if re.fullmatch(r"block\d_pool", name) and values.get("strides") not in (2, [2, 2]):
             return f"a pool {name} that keeps the size"
+        if re.fullmatch(r"block\d_pool", name) and (
+            kind != "MaxPooling2D" or values.get("pool_size") not in (2, [2, 2])
+        ):
+            return f"a pool {name} other than the maximum of 2x2"
+    return ""
+
+
+def _other_activation(kind: str, values: Mapping[str, Any]) -> str:
+    """Return what a layer of its own does in the place of a ReLU, or "" if it is no such layer."""
+    if kind in ("LeakyReLU", "ELU", "PReLU"):
+        return kind
+    if kind == "ReLU" and (values.get("max_value") or values.get("negative_slope")):
+        return "ReLU with other ends"
+    activation = values.get("activation")
+    return repr(activation) if kind == "Activation" and activation not in ("relu", "linear") else ""
+
+
+def _padding_note(objects: list[Mapping[str, Any]]) -> str:
+    """Return a note if a network's pools pad odd sides, as those of `vgg` do not."""
+    for layer in objects:
+        values = layer.get("config")
+        if not isinstance(values, Mapping) or values.get("padding") != "same":
+            continue
+        if re.fullmatch(r"block\d_pool", str(values.get("name"))):
+            return (
+                "its pools pad odd sides, and those of this package's classifiers do not: answers "
+                "differ for images whose sides are no multiples of 32"
+            )
     return ""
 
 

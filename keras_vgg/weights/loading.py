@@ -16,7 +16,7 @@ from keras_vgg.backend import as_array
 from keras_vgg.containers import require_archive
 from keras_vgg.finite import is_finite
 from keras_vgg.image_paths import expanded
-from keras_vgg.layers import ImagePreprocessing
+from keras_vgg.layers import ImagePreprocessing, LocalResponseNormalization
 from keras_vgg.weights import keras_format, torch_format
 from keras_vgg.weights.published import NAMES, find, hub_repository
 from keras_vgg.weights.tensors import Tensors, Weights, check, pooling_of
@@ -122,11 +122,14 @@ def obtain(
         ValueError, OSError: as `find`, `fetch` and `read_weights`; the file is of a network with
             local response normalisation, and the configuration has none.
     """
-    if weights in NAMES:
+    is_published = weights in NAMES
+    if is_published:
         from keras_vgg.weights.download import fetch  # loads network clients
 
         weights = fetch(find(str(weights), configuration, batch_norm, include_top))
     loaded = read_weights(weights, include_top)
+    if is_published:  # The table of published weights states what the file does not.
+        loaded = dataclasses.replace(loaded, assumed=False)
     if loaded.lrn and not get_configuration(configuration).lrn:
         raise ValueError(
             f"{loaded.source} is of a network with local response normalisation, and "
@@ -155,7 +158,7 @@ def load_weights(model: keras.Model, path: str | Path, drop: Sequence[str] = ())
     own = [layer for layer in model.layers if isinstance(layer, ImagePreprocessing)]
     if len(own) == 1:
         first = keras.config.image_data_format() == "channels_first"
-        check_preprocessing(own[0], weights, model.inputs[0].shape[1 if first else -1])
+        check_preprocessing(own[0], weights, own[0].output.shape[1 if first else -1])
     assign(model, weights, drop)
     return weights
 
@@ -202,7 +205,8 @@ def copy_weights(source: keras.Model, target: keras.Model, drop: Sequence[str] =
     Raises:
         ValueError: as `assign`.
     """
-    assign(target, Weights(tensors_of(source), source.name), drop)
+    lrn = any(isinstance(layer, LocalResponseNormalization) for layer in source.layers)
+    assign(target, Weights(tensors_of(source), source.name, lrn=lrn), drop)
 
 
 def assign(model: keras.Model, weights: Weights, drop: Sequence[str] = ()) -> None:
