@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import types
 import warnings
 from importlib import metadata
@@ -499,3 +500,14 @@ def test_too_little_memory_is_named_and_can_be_begun_again(tmp_path, monkeypatch
             fit(TINY, tmp_path / "run", verbose=0)
     smaller = TINY.replace(batch_size=16, epochs=1, warmup_epochs=0)
     assert fit(smaller, tmp_path / "run", verbose=0).finished
+
+
+def test_one_class_is_not_trained(tmp_path):
+    (tmp_path / "classes.txt").write_text("all\n")
+    for prefix in ("train", "t10k"):
+        header = struct.pack(">4I", 0x803, 9, 5, 4)
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(header + bytes(180))
+        labels = struct.pack(">2I", 0x801, 9) + bytes(9)
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(labels)
+    with pytest.raises(ValueError, match="has one class, all, and classification needs at least 2"):
+        fit(TINY.replace(source=f"idx:{tmp_path}"), tmp_path / "run", verbose=0)

@@ -5,16 +5,18 @@ import shutil
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 import keras_vgg
 from keras_vgg import cli, data
 from keras_vgg import fit as fitting
 from keras_vgg.array_cache import ArrayCache
-from keras_vgg.fit import Run, build_model, fit, frozen
+from keras_vgg.fit import Run, build_model, fit, frozen, preparation
 from keras_vgg.fit.inputs import channel_statistics
 from keras_vgg.fit.model import initial_weights
 from keras_vgg.fit.optimizer import SGD
 from keras_vgg.recipe import Recipe
+from keras_vgg.run import UnfinishedRun
 from tests.test_fit import fit_interrupted
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -478,3 +480,41 @@ def test_a_random_start_is_what_its_name_says():
     assert spread["glorot"] == spread["glorot_uniform"]
     assert spread["glorot"] == pytest.approx((2 / (2 * fan)) ** 0.5, rel=0.05)
     assert spread["he_normal"] == pytest.approx((2 / fan) ** 0.5, rel=0.05)
+
+
+def test_the_whole_classifier_is_of_the_same_classes(pretrained, tmp_path):
+    for number in range(24):
+        path = tmp_path / "photos" / "abcdefghij"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, 40, 3), number, np.uint8)).save(path)
+    recipe = recipe_from(pretrained, init_head="all", source=f"folder:{tmp_path / 'photos'}")
+    with pytest.raises(
+        ValueError, match=r"whose classes are 0, 1, .*, and folder:.* has a, b: take"
+    ):
+        fit(recipe.replace(test_fraction=0.2), tmp_path / "run", verbose=0)
+
+
+def test_weights_of_a_run_that_is_being_trained_come_with_a_notice(
+    pretrained, tmp_path, monkeypatch
+):
+    shutil.copytree(pretrained.directory, tmp_path / "from")
+    (tmp_path / "from" / "results.json").unlink()
+    recipe = FIXED.replace(init=str(tmp_path / "from"))
+    source = fitting.load_source(recipe)
+    with pytest.warns(UnfinishedRun, match="has not finished training"):
+        preparation._check_init(recipe, source)
+    (tmp_path / "from" / "model.keras").unlink()
+    with pytest.raises(ValueError, match="has no network yet"):
+        preparation._check_init(recipe, source)
+
+
+def test_a_base_takes_no_more_images_than_a_step():
+    for batch_size, parts, expected in (
+        (64, 1, 64),
+        (128, 1, 64),
+        (48, 1, 32),
+        (8, 1, 8),
+        (8, 4, 2),
+    ):
+        recipe = FIXED.replace(batch_size=batch_size, gradient_accumulation=parts)
+        assert frozen.batch_size_of(recipe) == expected

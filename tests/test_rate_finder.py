@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_vgg.cli import main
 from keras_vgg.fit import find_learning_rate, rate_finder
@@ -196,3 +197,25 @@ def test_a_suggestion_is_never_the_rate_that_another_optimizer_refuses(
     assert found.suggestion == suggested.learning_rate == 0.049
     assert load_recipe(tmp_path / "recipe.json").learning_rate == 0.049
     assert Sweep(found.rates, found.losses, "sgd").suggestion == 0.05
+
+
+def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: object) -> Sweep:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    monkeypatch.setattr(rate_finder, "_swept", exhausted)
+    with pytest.raises(MemoryError, match="batches of 64; try a smaller --batch-size"):
+        find_learning_rate(Recipe(), tmp_path / "rate")
+
+
+def test_what_is_opened_is_announced(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(keras.Model, "fit", one_step)
+    recipe = TINY.replace(step_epochs=(1,))
+    rate_finder._swept(recipe, verbose=True)
+    out = capsys.readouterr().out
+    assert "digits: 323 training, 36 validation images, 10 classes" in out
+    assert "step_epochs has no effect: the schedule is cosine, not step" in out
+    rate_finder._swept(recipe, verbose=False)
+    assert capsys.readouterr().out == ""

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras_tuner
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras_tuner.errors import FailedTrialError
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -523,6 +524,18 @@ def stub_training(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     monkeypatch.setattr(VGGHyperModel, "train", train)
 
 
+def test_a_network_that_is_too_large_to_time_is_a_failed_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating")
+
+    monkeypatch.setattr(VGGHyperModel, "build", exhausted)
+    with pytest.raises(ValueError, match="all 2 trials failed"):
+        searched_in(tmp_path / "s", limits=Limits(latency_ms=5))
+    assert "the memory is too small" in attempts(tmp_path / "s")[0].reason
+
+
 def test_none_is_a_value_for_tensorboard_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -570,6 +583,22 @@ def test_a_search_keeps_to_its_images(tmp_path: Path, monkeypatch: pytest.Monkey
     search_from("here", "all 2 trials failed")
     (tmp_path / "here" / "photos" / "a" / "0.png").unlink()
     search_from("here", r"the images of folder:.*photos have changed since the search in .* began")
+
+
+def test_a_search_with_a_path_in_its_space_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub_training(monkeypatch, FailedTrialError("the stub has no network"))
+    for number in range(24):
+        path = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(path)
+    monkeypatch.chdir(tmp_path)
+    recipe = BASE.replace(validation_fraction=0.2, test_fraction=0.2)
+    space = {"source": ("folder:photos",), "learning_rate": (0.01, 0.02)}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="all 2 trials failed"):
+            searched_in(tmp_path / "s", recipe, space=space)
 
 
 def test_an_unknown_error_ends_the_search_and_its_trial(

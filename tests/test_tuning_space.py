@@ -6,7 +6,7 @@ import keras_tuner
 import pytest
 
 from keras_vgg.recipe import Recipe
-from keras_vgg.tuning import Range, VGGHyperModel, default_space, parse_space
+from keras_vgg.tuning import Range, VGGHyperModel, default_space, parse_space, space_around
 from keras_vgg.tuning.space import declare, resolve
 
 BASE = Recipe()
@@ -223,3 +223,21 @@ def test_the_default_space_has_the_rates_and_decays_of_the_optimizer() -> None:
     base, searched = resolve(recipe, space)
     assert base.momentum == 0.95
     assert "momentum" not in searched
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        ({"image_size": (64,)}, {"train_scale": ((64, 64), (64, 80), (72, 96))}),
+        ({"image_size": (32, 64)}, {"train_scale": None}),
+        ({"optimizer": ("adamw",)}, {"learning_rate": Range(1e-4, 1e-2, log=True)}),
+        ({"optimizer": ("adamw",), "learning_rate": (0.002,)}, {"learning_rate": (0.002,)}),
+        ({"init": ("imagenet",)}, {"width_multiplier": None, "head": None}),
+        ({"gradient_accumulation": (64,)}, {"batch_size": [64, 128]}),
+        ({"head": ("gap", "conv")}, {"head": ("gap", "conv"), "momentum": (0.8, 0.9, 0.95)}),
+        ({"crop_area": (3,)}, {"crop_area": (3,), "dropout": Range(0.0, 0.6, step=0.1)}),  # wrong
+    ],
+)
+def test_the_default_space_suits_what_is_set(space: dict, expected: dict) -> None:
+    found = space_around(BASE, space)
+    assert {name: found.get(name) for name in expected} == expected

@@ -37,7 +37,9 @@ def require_plain(recipe: Recipe, pruned: Recipe) -> None:
     if not recipe.batch_norm:
         raise ValueError("the run must have batch norm, which stands between factors and ReLU")
     plain = Recipe()
-    for name in ("optimizer", "clip_norm", "ema_momentum", "class_weights", "sampling", "loss"):
+    names = ("optimizer", "clip_norm", "ema_momentum", "class_weights", "sampling", "loss")
+    names += ("gradient_accumulation", "rgb_shift", "select_by", "early_stopping")
+    for name in names:
         if getattr(pruned, name) != getattr(plain, name):
             raise ValueError(f"the pruned run was trained with {name}, which is not done here")
 

@@ -31,7 +31,8 @@ class Finetune:
     """The run directory: new, empty, or of the same fine-tuning (default: runs/ and the folder's
     name)."""
     init: str = "imagenet"
-    """Pretrained weights: imagenet, torchvision, a weight file or a run directory."""
+    """Pretrained weights: imagenet, torchvision, a weight file, a run directory or
+    hf://OWNER/NAME."""
     head_only: bool = False
     """Train only the classifier."""
     configuration: str | None = None
@@ -59,6 +60,11 @@ class Finetune:
     """Share of the training images to hold out if there is no val folder (default: 0.1)."""
     test_fraction: float | None = None
     """Share of the images to hold out if there is no train folder (default: 0.2)."""
+    columns: str | None = None
+    """csv: the columns' names if they are not common ones, such as path=file,label=diagnosis."""
+    group_pattern: str | None = None
+    """A folder, csv: regular expression on an image's path. What the first parenthesis matches is
+    the image's group, such as a patient; no split has images of one group on two sides."""
     on_bad_image: Literal["error", "skip"] | None = None
     """If an image is damaged: stop with an error, or leave it out (default: error)."""
     mean_rgb: tuple[float, float, float] | None = None

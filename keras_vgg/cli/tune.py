@@ -70,7 +70,7 @@ class Tune:
             recipe,
             self.workdir,
             tuner=self.tuner,
-            space=space if self.only else tuning.default_space(recipe) | space,
+            space=space if self.only else tuning.space_around(recipe, space),
             limits=tuning.Limits(self.max_parameters, self.max_memory_mb, self.max_latency_ms),
             max_trials=self.max_trials,
             budget=None if self.budget is None else _seconds(self.budget),

@@ -24,11 +24,10 @@ from keras_vgg.fit.inputs import (
     training_transform,
 )
 from keras_vgg.fit.model import build_model, compile_model
-from keras_vgg.fit.preparation import require_backend
+from keras_vgg.fit.preparation import memory_error_explained, require_backend
 from keras_vgg.fit.rate_finder import find_learning_rate
 from keras_vgg.fit.schedule import best_row, learning_rate, plateau_drops
 from keras_vgg.fit.training import run_training
-from keras_vgg.memory_errors import first_line, is_exhausted, is_of_disk
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, RunInUse, claim, directory_of_run
 
@@ -196,7 +195,7 @@ def _train(
     with (
         hosts.ended_together(),
         _claimed(workdir, recipe) as (run, is_new),
-        _memory_error_explained(recipe),
+        memory_error_explained(recipe),
     ):
         if run.finished:
             run.require_model()
@@ -232,23 +231,6 @@ def _claimed(workdir: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
         hosts.share({"is_new": is_new})
         hosts.require_same("recipe", recipe.to_json())
         yield run, is_new
-
-
-@contextlib.contextmanager
-def _memory_error_explained(recipe: Recipe) -> Iterator[None]:
-    """Turn out-of-memory errors of both backends into MemoryError, a full disk into OSError."""
-    try:
-        yield
-    except Exception as error:
-        if not is_exhausted(error):
-            raise
-        if is_of_disk(error):
-            raise OSError(first_line(error)) from error
-        raise MemoryError(
-            f"the memory is too small for batches of {recipe.part_size}; try a smaller "
-            "--batch-size or --width-multiplier, or a larger --gradient-accumulation "
-            f"({first_line(error)})"
-        ) from error
 
 
 def _engine(run: Run, is_new: bool) -> hardware.Engine:

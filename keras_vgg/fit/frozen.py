@@ -66,6 +66,14 @@ def has_kept_features(run: Run) -> bool:
     return keeps_features(recipe)
 
 
+def batch_size_of(recipe: Recipe) -> int:
+    """Return how many images a base takes at a time: no more than a training step, at most 64.
+
+    A power of 2, which divides `SHARD`.
+    """
+    return 1 << (min(64, recipe.part_size).bit_length() - 1)
+
+
 def split_model(model: keras.Model) -> tuple[keras.Model, keras.Model]:
     """Return (images -> features, features -> probabilities), which share the model's layers."""
     names = [layer.name for layer in model.layers]

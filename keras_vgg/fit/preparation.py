@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +14,7 @@ from keras_vgg import data, hardware, recipe_checks, transfer
 from keras_vgg import weights as weight_files
 from keras_vgg.backend import backend_name, is_tensorflow
 from keras_vgg.console import notes_dropped
+from keras_vgg.data.left_out import listed
 from keras_vgg.data.pipeline import require_any_order
 from keras_vgg.fit import color_step, distillation, distribution, frozen, hosts
 from keras_vgg.fit.class_weights import class_weights
@@ -19,6 +22,8 @@ from keras_vgg.fit.distillation import Teacher
 from keras_vgg.fit.engine_timing import measured_engine
 from keras_vgg.fit.inputs import channel_statistics, describe, load_source, require_same_data
 from keras_vgg.fit.model import build_model, compile_model, initial_weights
+from keras_vgg.image_paths import expanded
+from keras_vgg.memory_errors import first_line, is_exhausted, is_of_disk
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
 
@@ -97,6 +102,8 @@ def prepare(
     if is_new:
         images = recipe.epochs * source.train.size
         engine = measured_engine(recipe, engine, len(source.class_names), images, announce)
+    if is_new and recipe.init is not None:
+        _check_init(recipe, source)
     initial = initial_weights(recipe)
     if initial is not None and not is_new:
         _require_same_weights(run, initial)
@@ -182,6 +189,11 @@ def _opened_source(recipe: Recipe) -> data.Source:
     source = load_source(recipe)
     if source.several_labels:
         _require_for_several_labels(recipe)
+    elif len(source.class_names) < 2:
+        raise ValueError(
+            f"{recipe.source} has one class, {source.class_names[0]}, and classification needs at "
+            "least 2: a soft-max over one class is always 1"
+        )
     if source.validation is None:
         advice = "set validation_fraction above 0"
         if recipe.source.startswith("records:"):
@@ -234,6 +246,23 @@ def _require_for_several_labels(recipe: Recipe) -> None:
             )
 
 
+@contextlib.contextmanager
+def memory_error_explained(recipe: Recipe) -> Iterator[None]:
+    """Turn out-of-memory errors of both backends into MemoryError, a full disk into OSError."""
+    try:
+        yield
+    except Exception as error:
+        if not is_exhausted(error):
+            raise
+        if is_of_disk(error):
+            raise OSError(first_line(error)) from error
+        raise MemoryError(
+            f"the memory is too small for batches of {recipe.part_size}; try a smaller "
+            "--batch-size or --width-multiplier, or a larger --gradient-accumulation "
+            f"({first_line(error)})"
+        ) from error
+
+
 def require_backend() -> None:
     """Raise ValueError unless Keras' backend is one that trains here."""
     if backend_name() not in ("tensorflow", "jax"):
@@ -257,6 +286,32 @@ def _with_fitting_batches(recipe: Recipe, images: int, devices: int) -> Recipe:
     elif batch_size % part:
         accumulation = 1
     return recipe.replace(batch_size=batch_size, gradient_accumulation=accumulation)
+
+
+def _check_init(recipe: Recipe, source: data.Source) -> None:
+    """Look at the run that gives the first weights, if it is one.
+
+    Warns:
+        UnfinishedRun: its training has not finished.
+
+    Raises:
+        ValueError: it has no network yet; its whole classifier is taken, and is of other classes.
+    """
+    directory = expanded(str(recipe.init))
+    if not (directory / "recipe.json").is_file():
+        return
+    run = Run.open(directory)
+    run.require_model()
+    if recipe.init_head == "all" and tuple(run.class_names) != tuple(source.class_names):
+        raise ValueError(
+            f"init_head='all' takes the whole classifier of {recipe.init}, whose classes are "
+            f"{_named(run.class_names)}, and {recipe.source} has {_named(source.class_names)}: "
+            "take init_head='hidden' or 'none'"
+        )
+
+
+def _named(class_names: Sequence[str]) -> str:
+    return listed(class_names[:5], len(class_names))
 
 
 def _require_same_weights(run: Run, initial: weight_files.Weights) -> None:

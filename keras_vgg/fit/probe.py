@@ -60,7 +60,8 @@ def fit_classifier(
         part = split.spread(most)
         # A part does not replace the features of the whole split, which training may keep.
         name = split.name if part.size == split.size else f"{split.name}-probe"
-        pairs.append(_features(base, part, transform, mirrored, folder / name, verbose))
+        batch_size = frozen.batch_size_of(recipe)
+        pairs.append(_features(base, part, transform, mirrored, folder / name, batch_size, verbose))
     (features, labels), (validation_features, validation_labels) = pairs
     views = features.shape[1]
     probe = transfer.linear_probe(
@@ -94,12 +95,19 @@ def _features(
     transform: partial,
     mirrored: bool,
     folder: Path,
+    batch_size: int,
     verbose: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return float32 [images, views, d] and int [images]."""
     if hosts.count() == 1:
         cached = frozen.Features(
-            base, split, transform, mirrored=mirrored, folder=folder, verbose=verbose
+            base,
+            split,
+            transform,
+            mirrored=mirrored,
+            folder=folder,
+            batch_size=batch_size,
+            verbose=verbose,
         )
         return cached.features, cached.labels
     features, labels = [], []

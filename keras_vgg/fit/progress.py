@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import keras
 
-from keras_vgg.console import duration
+from keras_vgg.console import duration, is_terminal
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.fit.schedule import compared_column, figure_column
 from keras_vgg.fit.step_state import leaves_steps_alone
@@ -107,7 +107,7 @@ def _console() -> Console:
     from rich.console import Console
 
     # With FORCE_COLOR, rich would treat a log file as a terminal.
-    return Console(stderr=True, force_terminal=sys.stderr.isatty())
+    return Console(stderr=True, force_terminal=is_terminal(sys.stderr))
 
 
 class TrainingProgress(keras.callbacks.Callback):
@@ -162,7 +162,7 @@ class TrainingProgress(keras.callbacks.Callback):
                 get_renderable=self._picture,
                 console=self._console,
                 auto_refresh=False,
-                redirect_stdout=sys.stdout.isatty(),
+                redirect_stdout=is_terminal(sys.stdout),
             )
             self._live.start()
         return self

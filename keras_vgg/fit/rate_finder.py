@@ -20,9 +20,10 @@ import numpy as np
 from keras_vgg import data, hardware, plotting
 from keras_vgg.files import write_atomically
 from keras_vgg.fit import hosts
+from keras_vgg.fit.checkpoint import Progress
 from keras_vgg.fit.distribution import scope
-from keras_vgg.fit.preparation import prepare, require_backend
-from keras_vgg.fit.training import datasets
+from keras_vgg.fit.preparation import memory_error_explained, prepare, require_backend
+from keras_vgg.fit.training import announce, datasets
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, directory_of_run
 
@@ -98,12 +99,14 @@ def find_learning_rate(
     Raises:
         ValueError, OSError: as `keras_vgg.train`; the loss did not fall at any rate; the recipe
             trains several networks, or begins with a linear classifier; the folder holds a run.
+        MemoryError: the memory is too small for the recipe's batches.
     """
     require_backend()
     recipe, folder = recipe.with_absolute_paths(), directory_of_run(folder)
     _require_one_training(recipe)
     _require_no_run(folder)
-    sweep = _swept(recipe, verbose)
+    with memory_error_explained(recipe):
+        sweep = _swept(recipe, verbose)
     folder.mkdir(parents=True, exist_ok=True)
     _write_rows(sweep, folder / "learning_rate.csv")
     plot_sweep(sweep, folder / "learning_rate.png")
@@ -147,6 +150,8 @@ def _swept(recipe: Recipe, verbose: bool) -> Sweep:
     with tempfile.TemporaryDirectory() as temporary, scope(engine):
         run = Run(Path(temporary), recipe)
         prepared = prepare(run, engine, is_new=True, announce=verbose)
+        if verbose:
+            announce(prepared, recipe, prepared.engine, Progress())
         run = dataclasses.replace(run, recipe=prepared.recipe)
         training, _ = datasets(run, prepared, verbose=0)
         low, high = RANGES[recipe.optimizer]

@@ -80,7 +80,7 @@ def run_training(
     if is_new and first:
         _write_first_files(original, engine, prepared)
     if verbose:
-        _announce(prepared, original.recipe, engine, start)
+        announce(prepared, original.recipe, engine, start)
     if is_new and recipe.init_head == "probe":  # a resume has the classifier in its checkpoint
         _begin_with_probe(run, prepared, verbose)
     training, validation = datasets(run, prepared, verbose)
@@ -149,9 +149,10 @@ def _write_first_files(run: Run, engine: hardware.Engine, prepared: Prepared) ->
         run.write_json(distillation.FILE, distillation.describe(teachers))
 
 
-def _announce(
+def announce(
     prepared: Prepared, original: Recipe, engine: hardware.Engine, start: Progress
 ) -> None:
+    """Print what is trained on what, and what was left out or changed."""
     recipe = prepared.recipe
     source, model = prepared.source, prepared.full_model
     sizes, some = prepared.inventory.sizes.get("train"), ""
@@ -187,6 +188,8 @@ def _announce(
         )
     if recipe.schedule == "step" and min(recipe.step_epochs) >= recipe.epochs:
         print(f"the rate never falls: no step_epochs is below epochs ({recipe.epochs})")
+    if recipe.step_epochs and recipe.schedule != "step":
+        print(f"step_epochs has no effect: the schedule is {recipe.schedule}, not step")
     if recipe.freeze_until == "all":
         print(_frozen_base_note(recipe, prepared.base is not None))
 
@@ -328,6 +331,7 @@ def _feature_datasets(
             evaluation_transform(recipe),
             mirrored=mirrored,
             folder=run.directory / "features" / split.name,
+            batch_size=frozen.batch_size_of(recipe),
             verbose=verbose not in (0, 2),
         )
         for split, mirrored in (

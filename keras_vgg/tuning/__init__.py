@@ -10,7 +10,7 @@ except ImportError as error:
 from keras_vgg.tuning.hypermodel import Limits, VGGHyperModel
 from keras_vgg.tuning.results import Attempt, attempts, best
 from keras_vgg.tuning.searching import search
-from keras_vgg.tuning.space import Range, Space, default_space, parse_space
+from keras_vgg.tuning.space import Range, Space, default_space, parse_space, space_around
 
 __all__ = [
     "Attempt",
@@ -23,4 +23,5 @@ __all__ = [
     "default_space",
     "parse_space",
     "search",
+    "space_around",
 ]

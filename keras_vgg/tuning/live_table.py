@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from keras_vgg.console import FittedTable, duration, new_table, percent
+from keras_vgg.console import FittedTable, duration, is_terminal, new_table, percent
 from keras_vgg.tuning.results import Attempt, attempts, best
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class LiveTable:
         self._printed: set[int] = set()  # numbers of trials
         self._live = None
         self._lines = verbose
-        if verbose and sys.stderr.isatty():
+        if verbose and is_terminal(sys.stderr):
             from rich.console import Console
             from rich.live import Live
 

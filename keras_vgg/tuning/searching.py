@@ -82,6 +82,7 @@ def search(
     workdir = directory_of_run(workdir).resolve()
     recipe = recipe.with_absolute_paths()  # a resume may begin in another folder
     hypermodel = VGGHyperModel(recipe, space, directory=workdir, limits=limits)
+    hypermodel.base = hypermodel.base.with_absolute_paths()  # paths among the single values, too
     hyperparameters = keras_tuner.HyperParameters()
     hypermodel.declare_hyperparameters(hyperparameters)
     _require_end(tuner, max_trials, budget)

@@ -106,6 +106,28 @@ def default_space(recipe: Recipe) -> dict[str, Range | Sequence[Any]]:
     return space
 
 
+def space_around(recipe: Recipe, space: Space) -> dict[str, Range | Sequence[Any]]:
+    """Return the default space with the values of `space`, which replace those of their fields.
+
+    Its other fields suit the single values of `space`. Without scales, if the image size is
+    searched: they are numbers of pixels.
+    """
+    fixed = {
+        name: values[0]
+        for name, values in space.items()
+        if not isinstance(values, Range) and len(values) == 1
+    }
+    if fixed.get("optimizer", "sgd") != "sgd" and recipe.learning_rate == Recipe().learning_rate:
+        fixed.setdefault("learning_rate", 0.001)  # A recipe refuses SGD's default.
+    try:
+        values = default_space(recipe.replace(**fixed))
+    except (TypeError, ValueError):  # `resolve` says what is wrong, or knows the searched partner
+        values = default_space(recipe)
+    if "image_size" in space and "image_size" not in fixed:
+        values.pop("train_scale", None)
+    return values | space
+
+
 def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Sequence[Any]]]:
     """Return the recipe with every single choice set, and the fields to search.
 

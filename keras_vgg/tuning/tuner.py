@@ -17,6 +17,7 @@ from keras_tuner.engine.trial import Trial
 from keras_tuner.errors import FailedTrialError, FatalError, FatalRuntimeError, FatalValueError
 
 from keras_vgg.files import write_json
+from keras_vgg.fit.preparation import memory_error_explained
 from keras_vgg.fit.schedule import compared_column
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, RunInUse, read_fields
@@ -155,9 +156,10 @@ class RunTuner(BaseTuner):
         try:
             self._model.limits.require_small(recipe, self._model.classes)
             if self._model.limits.latency_ms is not None:
-                self._model.limits.require_fast(self._model.build(trial.hyperparameters))
+                with memory_error_explained(recipe):
+                    self._model.limits.require_fast(self._model.build(trial.hyperparameters))
             results = self._train(recipe, folder / "run", self._callbacks(trial, recipe, folder))
-        except FailedTrialError as error:
+        except (FailedTrialError, MemoryError) as error:
             # Not keras-tuner's FAILED: its Hyperband then waits without end for a full bracket, and
             # its Gaussian process does not learn to avoid such values.
             seconds = time.monotonic() - started
