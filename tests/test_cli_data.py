@@ -260,3 +260,40 @@ def test_a_title_is_not_folded_to_its_table(capsys: pytest.CaptureFixture) -> No
     table.add_row("train", "6")
     console.show(table)
     assert title in capsys.readouterr().out
+
+
+def test_show_of_another_source_and_of_whole_batches(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Recipe] = []
+    monkeypatch.setattr(runs, "show_augmentation", lambda recipe, *_, **__: drawn.append(recipe))
+    own = Recipe(source="csv:a.csv", columns="label=x", group_pattern="p", mixup=0.2)
+    (tmp_path / "recipe.json").write_text(own.to_json())
+    command = ["data", "show", f"folder:{photos}", "--recipe", str(tmp_path / "recipe.json")]
+    assert cli.main([*command, "--out", str(tmp_path / "sheet.png")]) == cli.OK
+    assert (drawn[0].columns, drawn[0].group_pattern) == ("", None)
+    assert "not drawn, because they change whole batches: mixup" in capsys.readouterr().out
+
+
+def test_show_of_a_cross_validation(tmp_path: Path) -> None:
+    runs.show_augmentation(Recipe(folds=3), tmp_path / "sheet.png", images=1, views=1)
+    assert (tmp_path / "sheet.png").is_file()
+
+
+@pytest.mark.parametrize("command", ["check", "stats", "pack", "show"])
+def test_a_download_is_allowed_as_in_a_recipe(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked: list = []
+
+    def load(*_: object, **options: object) -> None:
+        asked.append(options["download"])
+        raise ValueError("as far as this")
+
+    monkeypatch.setattr(data, "load_source", load)
+    monkeypatch.setattr("keras_vgg.fit.inputs.data.load_source", load)
+    monkeypatch.chdir(tmp_path)
+    out = ["out"] if command == "pack" else []
+    assert cli.main(["data", command, "mnist", *out, "--download", "True"]) == cli.BAD_INPUT
+    assert "as far as this" in capsys.readouterr().err
+    assert asked == [True]

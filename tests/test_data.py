@@ -939,3 +939,23 @@ def test_a_spread_is_even_and_in_order(count):
 )
 def test_no_autotuner_holds_up_the_end_of_an_iterator(dataset: Callable) -> None:
     assert dataset(numbered(20)).options().autotune.enabled is False
+
+
+def test_a_tilde_in_the_folders_of_tfds(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(prepared.parent))
+    source = data.load_source("stills", data_dir=f"~/{prepared.name}")
+    assert source.train.size == 40
+    with pytest.raises(FileNotFoundError, match=str(prepared.parent)):
+        data.load_source("mnist", data_dir=prepared, manual_dir="~/nowhere")
+
+
+def test_a_seed_is_not_negative() -> None:
+    with pytest.raises(ValueError, match="seed=-1 must be 0 or more"):
+        data.load_source("digits", seed=-1)
+
+
+def test_class_names_of_another_encoding(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    (tmp_path / "classes.txt").write_bytes("Grün\nRot\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"classes.txt is not UTF-8: .*; save it as UTF-8"):
+        data.load_source(f"idx:{tmp_path}")

@@ -138,10 +138,12 @@ def test_folds_without_groups_differ_by_one_image_of_a_class() -> None:
 def test_folds_that_cannot_be() -> None:
     labels = np.array([0, 0, 1, 1], np.int32)
     rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="5 folds need 5 groups of images or more, and there are"):
+    with pytest.raises(ValueError, match="5 folds need 5 images or groups of images"):
         assign_folds(units(4), labels, 5, rng, "ab")
-    with pytest.raises(ValueError, match="all images of class 'dog' are in one group"):
+    with pytest.raises(ValueError, match="class 'dog' has one image, or one group of images"):
         assign_folds(units(4, ["a", "b", "c", "c"]), labels, 2, rng, ["cat", "dog"])
+    with pytest.raises(ValueError, match="class 'dog' has one image"):
+        assign_folds(units(3), labels[:3], 2, rng, ["cat", "dog"])
 
 
 # --- names -----------------------------------------------------------------------------------

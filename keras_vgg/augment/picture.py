@@ -39,9 +39,9 @@ def picture_of(image: tf.Tensor | Picture) -> Picture:
     return Picture(tf.shape(image)[:2], read, channels=channels)
 
 
-def takes_pictures(function: Callable) -> Callable:
+def takes_pictures(function: _Function) -> _Function:
     """Decorator: `function` takes a Picture for its image as well as a tensor."""
-    function.takes_pictures = True
+    function.takes_pictures = True  # pyright: ignore[reportFunctionMemberAccess]
     return function
 
 

@@ -12,7 +12,7 @@ import tyro
 from keras_vgg.cli.arguments import command_line, looks_like_source, require_suffix
 from keras_vgg.cli.sources import DEFAULT_OPTIONS, FlatSourceOptions, SourceName
 from keras_vgg.console import new_table, show
-from keras_vgg.recipe import Recipe, load_recipe
+from keras_vgg.recipe import BATCH_AUGMENTATIONS, Recipe, load_recipe
 
 _CLASSES_NAMED = 12  # classes of which `data check` prints every number of images
 
@@ -106,7 +106,8 @@ class DataStats:
     """Source of images: digits, folder:PATH, csv:FILE, records:PATH, idx:PATH or a TFDS
     name."""
     limit: int | None = None
-    """Number of images to read, evenly spaced (default: all)."""
+    """Number of images to read: evenly spaced; of records and large TFDS sets, the first ones
+    (default: all)."""
     source_options: FlatSourceOptions = DEFAULT_OPTIONS
 
     def __call__(self) -> None:
@@ -187,7 +188,8 @@ class DataShow:
     """Draw a contact sheet: how a recipe augments a source's training images.
 
     Each row shows one image: the original with the places of the crops, the image as evaluation
-    sees it, and several augmentations.
+    sees it, and several augmentations. mixup, cutmix, random_erasing and rand_augment change whole
+    batches, and are not drawn.
     """
 
     source: SourceName
@@ -211,7 +213,10 @@ class DataShow:
     def __call__(self) -> None:
         from keras_vgg.runs import show_augmentation
 
-        show_augmentation(self._recipe(), self.out, images=self.images, views=self.views)
+        recipe = self._recipe()
+        show_augmentation(recipe, self.out, images=self.images, views=self.views)
+        if whole := [name for name in BATCH_AUGMENTATIONS if getattr(recipe, name)]:
+            show(f"not drawn, because they change whole batches: {', '.join(whole)}")
         show(str(self.out))
 
     def _recipe(self) -> Recipe:
@@ -226,7 +231,7 @@ class DataShow:
                 show(describe_defaults(recipe))
             return recipe
         recipe = load_recipe(self.recipe)
-        if recipe.source != self.source:  # The recipe's split names belong to its own source.
+        if recipe.source != self.source:  # What names parts of the recipe's own source is left out.
             splits = dict.fromkeys(("train_split", "validation_split", "test_split"))
-            recipe = recipe.replace(source=self.source, **splits)
+            recipe = recipe.replace(source=self.source, columns="", group_pattern=None, **splits)
         return recipe.replace(**options)

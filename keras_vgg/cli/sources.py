@@ -16,7 +16,7 @@ class SourceOptions:
     """TFDS: the folder of prepared data sets (default: TFDS's own, ~/tensorflow_datasets)."""
     manual_dir: str | None = None
     """TFDS: a folder with the data set's original files, which are then not downloaded."""
-    download: bool = False
+    download: tyro.conf.FlagConversionOff[bool] = False
     """TFDS: download and prepare the data set if it is missing."""
     train_split: str | None = None
     """TFDS: the split to train on, such as train[:90%]."""

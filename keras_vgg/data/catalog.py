@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg.data.split import Piece, Records, Shard, Source, Split, between
+from keras_vgg.image_paths import expanded
 
 # Their "test" has no labels (-1), so their "validation" is what everyone reports.
 UNLABELLED_TEST = frozenset(
@@ -46,6 +47,8 @@ def load(
     it writes it. ValueError if splits overlap.
     Sets of images of one size, up to 2 GiB in all, are read into memory; others are streamed.
     """
+    data_dir = None if data_dir is None else expanded(data_dir)
+    manual_dir = None if manual_dir is None else expanded(manual_dir)
     builder = _builder(name, data_dir)
     image_key, label_key = _supervised_keys(builder.info)
     _prepare(builder, manual_dir, download)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vgg.console import progress_bars
+from keras_vgg.console import is_terminal, progress_bars
 from keras_vgg.data.left_out import printable
 from keras_vgg.data.split import Source, Split, labels_of
 from keras_vgg.files import cache_folder, sha256_of, write_json
@@ -151,7 +151,7 @@ def _hashes(paths: list[str]) -> dict[str, str]:
         else:
             new.append(path)
     total = sum(shared[path][0] for path in new)
-    with progress_bars(total >= _SHOWN_FROM and sys.stderr.isatty()) as bars:
+    with progress_bars(total >= _SHOWN_FROM and is_terminal(sys.stderr)) as bars:
         for path in bars.track(new, description="looking for equal files"):
             try:
                 hashes[path] = sha256_of(path)

@@ -203,13 +203,14 @@ def assign_folds(
     count = len(contents.of_unit)
     if count < folds:
         raise ValueError(
-            f"{folds} folds need {folds} groups of images or more, and there are {count}"
+            f"{folds} folds need {folds} images or groups of images, and there are {count}"
         )
     for name, number in zip(class_names, contents.units, strict=False):
         if number == 1:
             raise ValueError(
-                f"all images of class {name!r} are in one group, so no network that is tested on "
-                "them could learn the class; add images of other groups, or leave the class out"
+                f"class {name!r} has one image, or one group of images (equal files are a group), "
+                "so no network that is tested on it could learn the class; add other images, or "
+                "leave the class out"
             )
     order = rng.permutation(count)
     order = order[np.argsort(-contents.sizes[order], kind="stable")].tolist()

@@ -81,6 +81,8 @@ def load_source(
         ```
     """
     _check_fractions(validation_fraction, test_fraction)
+    if seed < 0:
+        raise ValueError(f"seed={seed} must be 0 or more")
     check_fold(folds, fold)
     form = spec.partition(":")[0]
     _check_options(spec, on_bad_image, bit_depth, columns, group_pattern)
@@ -255,7 +257,10 @@ def _idx(spec: str, root: Path, validation_fraction: float, rng: np.random.Gener
     )
     listing = root / "classes.txt"
     if listing.is_file():
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+        try:
+            lines = listing.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{listing} is not UTF-8: {error}; save it as UTF-8") from None
         class_names = tuple(line.strip() for line in lines if line.strip())
     else:
         class_names = tuple(str(label) for label in range(labels_of(train).max() + 1))

@@ -14,6 +14,8 @@ from keras_vgg.recipe import Recipe
 def show_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, views: int = 5) -> None:
     """Draw what a recipe makes of its training images, as `keras_vgg.data.contact_sheet` does.
 
+    What changes a whole batch is not drawn: `keras_vgg.recipe.BATCH_AUGMENTATIONS`.
+
     Args:
         recipe: Its source, seed and data augmentation are used.
         path: The PNG to write.
@@ -25,6 +27,8 @@ def show_augmentation(recipe: Recipe, path: str | Path, *, images: int = 6, view
             written.
     """
     recipe = recipe.replace(color="rgb")  # the drawing shows where grey comes from
+    if not recipe.fold:  # of a cross-validation, all images
+        recipe = recipe.replace(folds=0)
     source = load_source(recipe)
     statistics = None
     if recipe.rgb_shift:
