@@ -8,7 +8,7 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -53,7 +53,13 @@ def note_once(line: str) -> None:
         if line in printed:
             return
         printed.add(line)
-    print(line, file=sys.stderr)
+    if sys.stderr is not None:  # as with 2>&-; print would take stdout
+        print(line, file=sys.stderr)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal; None, as with >&-, is none."""
+    return stream is not None and stream.isatty()
 
 
 def progress_bars(shown: bool) -> Progress:
@@ -197,7 +203,7 @@ def show(content: str | Table) -> None:
         _console().print(content, soft_wrap=True)
         return
     # A pipe has no width.
-    console = _console(None if sys.stdout.isatty() else max(120, _needed_width(content)))
+    console = _console(None if is_terminal(sys.stdout) else max(120, _needed_width(content)))
     if content.title:
         # rich folds a title to its table's width, but a path in a title must stay on one line.
         console.print(content.title, style="italic", soft_wrap=True)
@@ -213,7 +219,7 @@ def _console(width: int | None = None) -> Console:
         def on_broken_pipe(self) -> None:
             raise  # rich itself would exit with status 1; the command line has its own
 
-    return RaisingConsole(width=width, markup=False, highlight=False)
+    return RaisingConsole(width=width, markup=False, highlight=False, emoji=False)
 
 
 def percent(share: float | None) -> str:

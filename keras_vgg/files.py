@@ -48,9 +48,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     os.close(handle)
     try:
         yield Path(name)
-        os.chmod(name, _mode_of(path))  # mkstemp lets only the owner read
         with open(name, "rb+") as file:  # Windows flushes only files that are open for writing
             os.fsync(file.fileno())  # otherwise a crash of the machine may leave an empty file
+        os.chmod(name, _mode_of(path))  # mkstemp lets only the owner read
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 _PATTERN = "*?["
 
@@ -13,6 +14,12 @@ _PATTERN = "*?["
 def expanded(path: str | os.PathLike[str]) -> Path:
     """Return a path with ~ and ~NAME replaced by a home folder; the ~ of no user's name stays."""
     return Path(os.path.expanduser(path))
+
+
+def require_list(paths: Any) -> None:
+    """Raise ValueError for one path in the place of a list of paths."""
+    if isinstance(paths, (str, bytes, os.PathLike)):
+        raise ValueError(f"files must be a list: put {os.fspath(paths)!r} into one")
 
 
 def unless_literal(path: str | os.PathLike[str]) -> Path:

@@ -10,12 +10,13 @@ from PIL import Image
 
 from keras_vgg import augment, cli, data
 from keras_vgg.augment.geometry import central_window
+from keras_vgg.demo.answer import Answerer
 from keras_vgg.explain import draw, overlay
 from keras_vgg.explain.heat import resized
-from keras_vgg.fit import Run
+from keras_vgg.fit import Run, build_model
 from keras_vgg.models import vgg
 from keras_vgg.runs import explain as explaining
-from keras_vgg.runs import explain_files
+from keras_vgg.runs import explain_files, predict_files
 from keras_vgg.runs.calibration import Calibration
 from keras_vgg.runs.explain import place_heat
 from tests.test_cli import error_of
@@ -278,3 +279,42 @@ def test_a_turned_photograph_is_explained_upright(run, photo, tmp_path):
     rows, _ = np.where((pixels < 250).any(-1))
     assert rows.max() - rows.min() > 300  # higher than a panel is wide
     assert pixels.shape[1] < 2 * 300 + 250
+
+
+def test_what_plays_no_part_is_refused(run, photo, tmp_path, capsys):
+    for words, message in (
+        (
+            ["--method", "occlusion", "--layer", "block3_conv2"],
+            "layer='block3_conv2' plays no part",
+        ),
+        (["--method", "filters", "--class", "3"], "class_name='3' plays no part with filters"),
+    ):
+        pictures = [] if "filters" in words else [photo]
+        command = ["explain", run.directory, *pictures, *words, "--out", tmp_path / "out"]
+        assert message in error_of([*map(str, command)], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_file_is_not_read_letter_by_letter(run, photo, tmp_path):
+    with pytest.raises(ValueError, match=r"files must be a list: put '.*photo.jpg' into one"):
+        explain_files(run, str(photo), out=tmp_path / "out")
+    with pytest.raises(ValueError, match="files must be a list"):
+        predict_files(run, photo)
+    written = explain_files(run, [photo], methods="saliency", out=tmp_path / "out")
+    assert [path.name for path in written] == ["photo_saliency.png"]
+
+
+def test_the_probabilities_are_those_of_predict(run, photo, tmp_path, monkeypatch):
+    """In bfloat16 with batch norm, which `predict` folds."""
+    shutil.copytree(run.directory, tmp_path / "run")
+    run = Run(tmp_path / "run", run.recipe)
+    statistics = data.ChannelStatistics.unknown()
+    model = build_model(run.recipe.replace(batch_norm=True), 10, statistics, "mixed_bfloat16")
+    model.save(run.model_path)
+    titles = []
+    monkeypatch.setattr(explaining.draw, "draw_heats", lambda *_, title, **__: titles.append(title))
+    explain_files(run, [photo], methods=["saliency"], out=tmp_path / "out")
+    ((name, probability),) = predict_files(run, [photo], top=1)[0]
+    assert titles == [f"{photo.parent.name}/photo.jpg: {name} {probability:.1%}"]
+    answerer = Answerer(run)
+    assert answerer.of_file(photo).classes[0] == (name, pytest.approx(probability, rel=1e-6))

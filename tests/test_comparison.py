@@ -218,3 +218,14 @@ def test_wrong_inputs(folders, first, second, options, message, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert re.search(message, error)
+
+
+def test_what_is_behind_a_dot_need_not_be_a_suffix(tmp_path):
+    image = Image.new("RGB", (40, 40))
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for name in ("scan 1.5 mm", "scan 1.6 mm"):
+            image.save(tmp_path / folder / name, format="PNG")
+    found = pair_files(tmp_path / "one", tmp_path / "two")
+    names = [[path.rpartition("/")[2] for path in pair] for pair in found.pairs]
+    assert names == [["scan 1.5 mm"] * 2, ["scan 1.6 mm"] * 2]

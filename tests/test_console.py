@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ from rich.cells import cell_len
 from keras_vgg import cli, console, evaluation, runs, tuning
 from keras_vgg.cli.evaluate import Evaluate
 from keras_vgg.cli.export import Export
-from keras_vgg.console import new_table, show
+from keras_vgg.cli.rows import note
+from keras_vgg.console import is_terminal, new_table, note_once, show
 from keras_vgg.export.verify import Artifact
 from keras_vgg.run import Run
 from keras_vgg.tuning.live_table import trial_table
@@ -180,3 +182,29 @@ def test_evaluate_several(width, capsys, monkeypatch, tmp_path) -> None:
     title, *cells = lines(capsys.readouterr().out)
     command._compare(names, evaluations)
     require_whole(capsys, width, cells, title)
+
+
+def test_a_name_between_colons_is_no_picture(capsys) -> None:
+    table = new_table("folder:dog: 6 images", "name")
+    table.add_row(":smile:")
+    show(table)
+    show("a:heart:b.png")
+    out = capsys.readouterr().out
+    assert "folder:dog: 6 images" in out
+    assert ":smile:" in out
+    assert "a:heart:b.png" in out
+
+
+def test_streams_that_are_closed(capsys, monkeypatch) -> None:
+    table = new_table("title", "name")
+    table.add_row("cell")
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stdout", None)
+        show(table)
+        show("line")
+    with monkeypatch.context() as closed:
+        closed.setattr(sys, "stderr", None)
+        note("a note")
+        note_once("another")
+        assert not is_terminal(sys.stderr)
+    assert capsys.readouterr().out == ""

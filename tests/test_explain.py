@@ -691,3 +691,15 @@ def test_other_bad_input():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_one_layer_by_its_name():
+    model, image = small(), noise(1)[0, :32, :32]
+    one = explain.feature_maps(model, image, "block3_conv1")
+    (listed,) = explain.feature_maps(model, image, ["block3_conv1"]).values()
+    np.testing.assert_array_equal(one["block3_conv1"], listed)
+
+
+def test_a_layer_that_needs_more_than_the_default_side_has_the_models():
+    model = small(head="conv", size=160)  # fc1 takes 5x5 of the last map
+    assert explain.activation_maximization(model, "fc1", [0], steps=2).shape == (1, 160, 160, 3)

@@ -12,7 +12,7 @@ from keras_vgg.fit.extension import begin_extension, read_extensions
 from keras_vgg.fit.metrics import metrics_for
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run, UnfinishedRun
-from keras_vgg.runs import evaluate_run, report_runs
+from keras_vgg.runs import calibrate_run, evaluate_run, report_runs
 from tests.test_fit import TINY, checkpoint_arrays
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
@@ -75,6 +75,9 @@ def test_an_unfinished_run_is_used_with_a_notice(unfinished, tmp_path, capsys):
     assert line.startswith(f"keras-vgg: {unfinished.directory} has not finished training")
     assert line.endswith("its best network so far is used, and no result is final")
     assert not unfinished.finished
+    with pytest.raises(ValueError, match="has not finished training"):
+        calibrate_run(unfinished)
+    assert not (unfinished.directory / "calibration.json").exists()
     with pytest.raises(ValueError, match=r"resume it first, or end it with .* --finish"):
         unfinished.require_finished()
     (unfinished.directory / "model.keras").unlink()

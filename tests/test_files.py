@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 import tempfile
+import threading
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from keras_vgg import files
+from keras_vgg.cli.rows import text_file
 from keras_vgg.containers import require_archive
 from keras_vgg.files import read_arrays, remove_leftovers, whole_file, write_atomically
 
@@ -121,3 +123,35 @@ def test_a_user_without_a_home_folder_has_a_cache(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     assert files.cache_folder() == Path(tempfile.gettempdir(), "keras_vgg")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such permissions there")
+def test_a_file_that_nobody_may_write_is_replaced(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.json").write_text("old")
+    (tmp_path / "a.json").chmod(0o444)
+    opened = []
+    monkeypatch.setattr(files.os, "fsync", lambda file: opened.append(os.fstat(file).st_mode))
+    write_atomically(tmp_path / "a.json", lambda path: path.write_text("new"))
+    assert (tmp_path / "a.json").read_text() == "new"
+    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o444
+    assert opened[0] & stat.S_IWUSR  # no user but root opens it otherwise
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no pipes with names")
+def test_rows_go_through_pipes_and_links(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "latest.csv"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    with text_file(pipe) as file:
+        file.write("rows")
+    reader.join()
+    assert read == ["rows"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    (tmp_path / "real.csv").write_text("old")
+    link.symlink_to("real.csv")
+    with text_file(link) as file:
+        file.write("new")
+    assert link.is_symlink()
+    assert (tmp_path / "real.csv").read_text() == "new"

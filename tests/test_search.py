@@ -348,3 +348,9 @@ def test_near_duplicates_come_before_more_similar_photographs(tmp_path):
         ("copy.png", True),
         ("other.png", False),
     ]
+
+
+def test_queries_are_a_list(tmp_path):
+    search = PhotoSearch.__new__(PhotoSearch)
+    with pytest.raises(ValueError, match="files must be a list: put 'cat"):
+        list(search("cat.jpg"))

@@ -324,3 +324,12 @@ def test_objectives_that_make_no_sense(base, options, message):
     options = {"content": picture(40, 40), "style": picture(40, 40, seed=1)} | options
     with pytest.raises(ValueError, match=message):
         StyleObjective(base, options.pop("content"), options.pop("style"), **options)
+
+
+def test_one_layer_of_style_by_its_name(base):
+    content, style = picture(32, 32), picture(32, 32, seed=1)
+    found = [
+        StyleObjective(base, content, style, style_layers=layers, content_layer=CONTENT)(content)[0]
+        for layers in ("block1_conv1", ["block1_conv1"])
+    ]
+    assert found[0] == found[1]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from keras_vgg.cli.rows import RowFormat, note, require_no_input, row_format, text_file
-from keras_vgg.console import new_table, show
+from keras_vgg.console import is_terminal, new_table, show
 from keras_vgg.image_paths import expanded
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Compare:
             weights=self.weights,
             preprocessing=layer and layer(),
             bit_depth=self.bit_depth,
-            verbose=sys.stderr.isatty(),
+            verbose=is_terminal(sys.stderr),
         )
         if format == "table":
             rows = list(comparisons)

@@ -12,7 +12,7 @@ import tyro
 
 from keras_vgg.cli.arguments import require_model_first
 from keras_vgg.cli.rows import RowFormat, note, require_no_input, row_format, text_file
-from keras_vgg.console import new_table, percent, show
+from keras_vgg.console import is_terminal, new_table, percent, show
 from keras_vgg.image_paths import expanded
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Predict:
         advice = ADVICE if run_of(self.model) is None else ADVICE_FOR_A_RUN
         if line := few_levels_line(files.paths, predictor.bit_depth, advice):
             note(line)
-        answers = predictor.stream(files.paths, verbose=sys.stderr.isatty())
+        answers = predictor.stream(files.paths, verbose=is_terminal(sys.stderr))
         if format == "table":
             count, bad = self._show(answers, predictor.several_labels)
         else:

@@ -86,8 +86,13 @@ def text_file(path: Path | None) -> Iterator[TextIO]:
             reconfigure(errors="surrogateescape")
         yield sys.stdout
         return
+    if path.exists() and not path.is_file():  # a device or a pipe cannot be replaced
+        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+        return
     from keras_vgg.files import whole_file
 
+    path = path.resolve() if path.is_symlink() else path  # the link stays
     with (
         whole_file(path) as partial,
         partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
@@ -97,4 +102,5 @@ def text_file(path: Path | None) -> Iterator[TextIO]:
 
 def note(line: str) -> None:
     """Print a line on stderr; stdout is for results."""
-    print(line, file=sys.stderr)
+    if sys.stderr is not None:  # as with 2>&-; print would take stdout
+        print(line, file=sys.stderr)

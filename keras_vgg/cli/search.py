@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from keras_vgg.cli.rows import RowFormat, note, require_no_input, row_format, text_file
-from keras_vgg.console import new_table, show
+from keras_vgg.console import is_terminal, new_table, show
 from keras_vgg.image_paths import expanded
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class Search:
     top: int = 10
     """Number of photographs to print for each query."""
     weights: str = "imagenet"
-    """Pretrained weights: imagenet, torchvision, a weight file or a run directory."""
+    """Pretrained weights: imagenet, torchvision, a weight file, a run directory or
+    hf://OWNER/NAME."""
     configuration: str = "D"
     """Column of the paper's Table 1, for imagenet and torchvision, such as D or E."""
     pooling: Literal["avg", "max", "gem", "rmac"] = "gem"
@@ -115,7 +116,7 @@ class Search:
             description,
             whitening=self.whitening,
             index=self.index,
-            verbose=sys.stderr.isatty(),
+            verbose=is_terminal(sys.stderr),
         )
         _note_index(search, self.folder)
         indexed = [self.folder.joinpath(file.path) for file in search.index.files]

@@ -11,7 +11,7 @@ from typing import Literal
 import tyro
 
 from keras_vgg.cli.rows import note
-from keras_vgg.console import show
+from keras_vgg.console import is_terminal, show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Stylize:
     """Layer of the content."""
     steps: int | None = None
     """Number of steps: of a picture (default: 200), or of a training, of 4 photographs each
-    (default: 2000)."""
+    (default: 2000), a multiple of --every."""
     every: int = 50
     """Steps between two pictures on the way, or between two lines of a training."""
     start: Literal["content", "style", "noise"] = "content"
@@ -66,7 +66,8 @@ class Stylize:
     """Side of a tile in pixels, a multiple of 16: for an image whose maps memory does not hold.
     With --method adam, it takes the least memory (default: no tiles)."""
     weights: str = "imagenet"
-    """Pretrained weights: imagenet, torchvision, a weight file or a run directory."""
+    """Pretrained weights: imagenet, torchvision, a weight file, a run directory or
+    hf://OWNER/NAME."""
     configuration: str = "D"
     """Column of the paper's Table 1, for imagenet and torchvision, such as D or E."""
     seed: int = 0
@@ -183,7 +184,7 @@ class Stylize:
             steps=2000 if self.steps is None else self.steps,
             every=self.every,
             overwrite=self.overwrite,
-            verbose=sys.stderr.isatty(),
+            verbose=is_terminal(sys.stderr),
             on_line=note,
         )
         show(f"{self.out}: mean loss {losses[-1]:.4g} at the end, {losses[0]:.4g} at the beginning")
@@ -217,7 +218,7 @@ class Stylize:
             every=self.every,
             tile=self.tile,
             overwrite=self.overwrite,
-            verbose=sys.stderr.isatty(),
+            verbose=is_terminal(sys.stderr),
             on_line=note,
         )
         first, last = losses[0], losses[-1]

@@ -20,7 +20,7 @@ class Weights:
     """
 
     file: tyro.conf.Positional[Path | None] = None
-    """A weight file, the folder of a KerasHub preset, or a run directory."""
+    """A weight file, the folder of a KerasHub preset, a run directory or hf://OWNER/NAME."""
 
     def __call__(self) -> None:
         if self.file is None:

@@ -21,6 +21,7 @@ from keras_vgg.run import Run
 from keras_vgg.runs.calibration import read_calibration
 from keras_vgg.runs.explain import place_heat
 from keras_vgg.runs.memory import memory_error_explained
+from keras_vgg.runs.network import open_network
 from keras_vgg.runs.several_labels import thresholds_and_notes
 
 _THUMBNAIL = 96  # pixels of the longer side at most
@@ -62,7 +63,7 @@ class Answerer:
     def __init__(self, run: Run, layer: str | None = None, top: int = 5) -> None:
         self._model, self._names = run.model(), run.class_names
         self._network = evaluation.runner(
-            self._model, evaluation.Protocol("center"), len(self._names)
+            open_network(run, self._model), evaluation.Protocol("center"), len(self._names)
         )
         self._transform = evaluation_transform(run.recipe)
         self._layer, self._top = layer, top
@@ -95,9 +96,10 @@ class Answerer:
         """
         views = self._transform(image).numpy()[np.newaxis]
         (probabilities,) = self._network(views)
+        best = int(probabilities.argmax())
         if self._calibration is not None:
             probabilities = apply_temperature(probabilities, self._calibration.temperature)
-        (heat,) = explain.grad_cam(self._model, views, layer=self._layer)
+        (heat,) = explain.grad_cam(self._model, views, classes=best, layer=self._layer)
         window = central_window(
             np.array(image.shape[:2]),
             size=views.shape[1],

@@ -17,7 +17,7 @@ _BLUR_EVERY = 4  # steps
 
 
 def feature_maps(
-    model: keras.Model, image: np.ndarray, layers: Sequence[str] | None = None
+    model: keras.Model, image: np.ndarray, layers: str | Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
     """Return the feature maps of one image: name -> float32 [h, w, c].
 
@@ -32,6 +32,7 @@ def feature_maps(
     """
     network = opened(model)
     images = network.batch(np.asarray(image)[np.newaxis])
+    layers = [layers] if isinstance(layers, str) else layers
     if layers is None:
         places = {place.path: place for place in network.block_ends()}
     else:
@@ -69,7 +70,7 @@ def activation_maximization(
         steps: Number of steps.
         seed: Seed of the noise and the shifts.
         size: Side of the images, if the model or, for a feature map, the layer allows it. Default:
-            the model's own side; for a feature map, at most 128.
+            the model's own side; for a feature map, at most 128 if the layer takes it.
         rate: Root mean square of a step, as a share of the value range.
         value_range: The least and the largest value that the model takes, if the preprocessing is
             not inside. They become 0 and 255.
@@ -148,6 +149,7 @@ def _front(
     own = [shape[side] for side in sides]
     if size is not None and size < 1:
         raise ValueError(f"size must be 1 or more, not {size}")
+    is_default = size is None
     if size is None:
         size = min([_SIDE, *(side for side in own if side)]) if len(answers.shape) == 4 else None
     if size is None and None in own:
@@ -164,6 +166,8 @@ def _front(
     except (ValueError, RuntimeError, TypeError) as error:  # TensorFlow's, PyTorch's, JAX's
         cause, output_shape = error, (0,)
     if any(side is not None and side < 1 for side in output_shape):
+        if is_default and None not in own:  # such as fc1 of a convolutional head
+            return front, tuple(network.image.shape[1:])
         or_own = "" if None in own else f", or the model's own, {own[0]} x {own[1]}"
         raise ValueError(
             f"layer {place.path!r} takes no image of size {size}: give a larger size{or_own}"

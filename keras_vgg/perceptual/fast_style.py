@@ -169,7 +169,7 @@ class StyleTransferLoss(keras.losses.Loss):
         model: keras.Model,
         style: np.ndarray,
         *,
-        style_layers: Sequence[str] = STYLE_LAYERS,
+        style_layers: str | Sequence[str] = STYLE_LAYERS,
         content_layer: str = CONTENT_LAYER,
         pooling_layers: Literal["avg"] | None = "avg",
         style_weight: float = 5.0,

@@ -149,7 +149,7 @@ class StyleObjective:
         content: np.ndarray,
         style: np.ndarray,
         *,
-        style_layers: Sequence[str] = STYLE_LAYERS,
+        style_layers: str | Sequence[str] = STYLE_LAYERS,
         content_layer: str = CONTENT_LAYER,
         pooling_layers: Literal["avg"] | None = "avg",
         style_weight: float = 5.0,
@@ -283,7 +283,7 @@ def checked_picture(image: np.ndarray, name: str) -> np.ndarray:
 
 
 def after_relu(
-    model: keras.Model, style_layers: Sequence[str], content_layer: str
+    model: keras.Model, style_layers: str | Sequence[str], content_layer: str
 ) -> tuple[tuple[str, ...], str]:
     """Return the layers of style and the layer of content by names that give maps after the ReLU.
 
@@ -292,6 +292,7 @@ def after_relu(
     Raises:
         ValueError: a layer is no convolution of VGG; two layers of style are the same.
     """
+    style_layers = [style_layers] if isinstance(style_layers, str) else style_layers
     for name in (*style_layers, content_layer):
         _place_of(name)
     normalizes = any(isinstance(x, keras.layers.BatchNormalization) for x in all_layers(model))

@@ -81,11 +81,12 @@ def calibrate_run(
         source: Where the run's images are now; None: where they were.
 
     Raises:
-        ValueError, OSError: as `evaluate_runs`; a share is not above 0 and at most 1; `source` does
-            not hold the run's own images.
+        ValueError, OSError: as `evaluate_runs`; the run has not finished; a share is not above 0
+            and at most 1; `source` does not hold the run's own images.
     """
     for share in shares:
         _check_share(share)
+    run.require_finished()
     run.require_model()
     if run.several_labels:
         raise ValueError(

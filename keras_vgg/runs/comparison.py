@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_vgg.console import progress_bars
-from keras_vgg.data.decode import BitDepth, load_image
+from keras_vgg.data.decode import EXTENSIONS, BitDepth, load_image
 from keras_vgg.data.folders import find_images
 from keras_vgg.data.left_out import LeftOut, printable
 from keras_vgg.features import channel_axis
@@ -112,7 +112,10 @@ def _by_name(folder: Path, paths: Iterable[str]) -> dict[str, str]:
     """Return path below the folder without suffix -> path."""
     images: dict[str, str] = {}
     for path in paths:
-        name = str(Path(os.path.relpath(path, folder)).with_suffix(""))
+        name = os.path.relpath(path, folder)
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in EXTENSIONS:  # "scan 1.5 mm" has no suffix
+            name = stem
         if name in images:
             raise ValueError(
                 f"{printable(images[name])} and {printable(path)} have one name: remove one"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from keras_vgg import data, explain
+from keras_vgg import data, evaluation, explain
 from keras_vgg.augment.geometry import Window, central_window, snapped, visible
 from keras_vgg.data.left_out import short_name
 from keras_vgg.evaluation.temperature import apply_temperature
@@ -21,10 +21,11 @@ from keras_vgg.explain import cam, draw
 from keras_vgg.explain.heat import resized, scaled
 from keras_vgg.explain.network import Network, opened
 from keras_vgg.fit import evaluation_transform
-from keras_vgg.image_paths import expanded
+from keras_vgg.image_paths import expanded, require_list
 from keras_vgg.plotting import drawable_class
 from keras_vgg.run import Run
 from keras_vgg.runs.calibration import read_calibration
+from keras_vgg.runs.network import open_network
 from keras_vgg.runs.several_labels import read_thresholds
 
 HEATS = ("grad-cam", "grad-cam++", "occlusion", "saliency", "smoothgrad")
@@ -58,7 +59,7 @@ def explain_files(
     has its number.
 
     Args:
-        run: A finished run.
+        run: A run.
         paths: Image files. There is none for "filters" alone.
         methods: Some of HEATS, side by side in IMAGE_METHODS.png; "features", the strongest feature
             maps of each block, in IMAGE_features.png; "filters", images that a layer's first
@@ -76,17 +77,26 @@ def explain_files(
 
     Raises:
         ValueError: no epoch of the run has ended; an unknown method, layer or class; a file
-            is not an image; a method needs an image, or needs none; calibration.json is of another
+            is not an image; a method needs an image, or needs none; no method uses `layer` or
+            `class_name`; calibration.json is of another
             model, or damaged. Then nothing is written.
         OSError: a file does not exist, or cannot be written.
     """
+    require_list(paths)
     methods = _known_methods(methods, paths)
+    if layer is not None and not {*cam.METHODS, "features", "filters"} & {*methods}:
+        raise ValueError(f"layer={layer!r} plays no part with {', '.join(methods)}; leave it out")
+    if class_name is not None and methods == ["filters"]:
+        raise ValueError(f"class_name={class_name!r} plays no part with filters; leave it out")
     class_number = None if class_name is None else _class_number(run, class_name)
     for path in paths:
         data.load_image(path)  # This raises for a damaged file, before anything is written.
     calibration = read_calibration(run) if paths and not run.several_labels else None
     model = run.model()
     network = opened(model)
+    answer = evaluation.runner(  # as `predict`
+        open_network(run, model), evaluation.Protocol("center"), len(run.class_names)
+    )
     if layer is not None:
         (network.find if methods == ["filters"] else network.place)(layer)
     out = run.directory / "explain" if out is None else expanded(out)
@@ -97,7 +107,7 @@ def explain_files(
     for source in paths:
         picture = data.load_image(source, bit_depth=run.recipe.bit_depth)
         image = evaluation_transform(run.recipe)(picture).numpy()
-        probabilities = network.probabilities(image[np.newaxis], 1)[0]
+        (probabilities,) = answer(image[np.newaxis])
         if calibration is not None:
             probabilities = apply_temperature(probabilities, calibration.temperature)
         explained = _labels_of(run, probabilities) if class_number is None else [class_number]
@@ -160,7 +170,7 @@ def _known_methods(methods: Sequence[str], paths: Sequence[str | Path]) -> list[
     Raises:
         ValueError: no method, an unknown one, one without its image, or an image for "filters".
     """
-    methods = list(dict.fromkeys(methods))
+    methods = [methods] if isinstance(methods, str) else list(dict.fromkeys(methods))
     unknown = [method for method in methods if method not in METHODS]
     if unknown or not methods:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, not {', '.join(unknown)!r}")

@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     import keras
 
 
-def open_network(run: Run) -> keras.Model:
-    """Load a run's best model for inference.
+def open_network(run: Run, model: keras.Model | None = None) -> keras.Model:
+    """Load a run's best model for inference; `model` is that of `run.model()`, if it is loaded.
 
     Its answers are those of `run.model()`, bit by bit. With batch normalisation in mixed_bfloat16
     they are as near to those in float32, but not the same.
 
     Warns and raises: as `Run.model`.
     """
-    model = lean(run.model())
+    model = lean(model or run.model())
     model.jit_compile = hardware.compiles_evaluation(run.recipe)
     return model
 

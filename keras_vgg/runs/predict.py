@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from keras_vgg.image_paths import expanded
+from keras_vgg.image_paths import expanded, require_list
 from keras_vgg.run import Run
 from keras_vgg.runs.predictor import Predictor
 
@@ -18,7 +18,7 @@ def predict_files(
     For many calls, or for many files, use `Predictor`, which loads the network once.
 
     Args:
-        run: A finished run, or a path as `Predictor` takes it.
+        run: A run, or a path as `Predictor` takes it.
         paths: Image files.
         top: How many classes to return for each file.
 
@@ -30,6 +30,7 @@ def predict_files(
     """
     if top < 1:
         raise ValueError(f"top must be at least 1, not {top}")
+    require_list(paths)
     for path in map(Path, paths):
         if not expanded(path).exists():
             raise FileNotFoundError(f"{path}: no such image file")

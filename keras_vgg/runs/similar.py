@@ -24,7 +24,7 @@ from keras_vgg.data.image_loader import ImageLoader
 from keras_vgg.features import channel_axis
 from keras_vgg.files import cache_folder
 from keras_vgg.hardware import own_cores
-from keras_vgg.image_paths import expanded
+from keras_vgg.image_paths import expanded, require_list
 from keras_vgg.runs.memory import memory_error_explained
 from keras_vgg.runs.photo_index import open_index, update_index
 from keras_vgg.runs.trained_base import base_network, weights_identity
@@ -170,6 +170,7 @@ class PhotoSearch:
         """
         if count < 1:
             raise ValueError(f"count must be at least 1, not {count}")
+        require_list(queries)
         for query in queries:
             descriptors, hashes, reasons = self._describe([query])
             if reasons:
