@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from keras_vgg import data
@@ -66,7 +66,7 @@ def training_batches(split: data.Split, color: str = "rgb", color_apart: bool = 
 
     from keras_vgg import augment, data
 
-    function = augment.train_image_uncolored if color_apart else augment.train_image
+    function: Any = augment.train_image_uncolored if color_apart else augment.train_image
     transform = partial(function, size=SIZE, scale=SCALE, **STRENGTHS)
     transform = augment.in_grey(transform) if color == "grey" else transform
     return iter(data.training_dataset(split, BATCH, transform, seed=0))

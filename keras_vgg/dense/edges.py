@@ -107,7 +107,8 @@ def hed(
     if weights is not None:
         loaded = _read(weights)
         if include_preprocessing:
-            channels = include_preprocessing.output.shape[channel_axis()]
+            output: Any = include_preprocessing.output
+            channels = output.shape[channel_axis()]
             weight_files.check_preprocessing(include_preprocessing, loaded, channels)
         weight_files.assign(model, loaded)
     return model

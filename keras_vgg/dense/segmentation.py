@@ -115,7 +115,11 @@ def fcn(
         width_multiplier=width_multiplier,
         include_preprocessing=include_preprocessing,
     )
-    if fc_source is not named and isinstance(include_preprocessing, ImagePreprocessing):
+    if (
+        named in weight_files.NAMES
+        and fc_source
+        and isinstance(include_preprocessing, ImagePreprocessing)
+    ):
         published = weight_files.read_weights(fc_source, include_top=False)
         published = dataclasses.replace(published, assumed=False)
         weight_files.check_preprocessing(include_preprocessing, published, 3)

@@ -191,8 +191,8 @@ def _opened_source(recipe: Recipe) -> data.Source:
         _require_for_several_labels(recipe)
     elif len(source.class_names) < 2:
         raise ValueError(
-            f"{recipe.source} has one class, {source.class_names[0]}, and classification needs at "
-            "least 2: a soft-max over one class is always 1"
+            f"{recipe.source} has one class, {''.join(source.class_names)}, and classification "
+            "needs at least 2: a soft-max over one class is always 1"
         )
     if source.validation is None:
         advice = "set validation_fraction above 0"

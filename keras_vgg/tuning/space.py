@@ -125,7 +125,7 @@ def space_around(recipe: Recipe, space: Space) -> dict[str, Range | Sequence[Any
         values = default_space(recipe)
     if "image_size" in space and "image_size" not in fixed:
         values.pop("train_scale", None)
-    return values | space
+    return {**values, **space}
 
 
 def resolve(recipe: Recipe, space: Space) -> tuple[Recipe, dict[str, Range | Sequence[Any]]]:

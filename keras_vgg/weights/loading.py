@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -158,7 +159,8 @@ def load_weights(model: keras.Model, path: str | Path, drop: Sequence[str] = ())
     own = [layer for layer in model.layers if isinstance(layer, ImagePreprocessing)]
     if len(own) == 1:
         first = keras.config.image_data_format() == "channels_first"
-        check_preprocessing(own[0], weights, own[0].output.shape[1 if first else -1])
+        output: Any = own[0].output
+        check_preprocessing(own[0], weights, output.shape[1 if first else -1])
     assign(model, weights, drop)
     return weights
 
