@@ -291,7 +291,7 @@ def test_what_plays_no_part_is_refused(run, photo, tmp_path, capsys):
     ):
         pictures = [] if "filters" in words else [photo]
         command = ["explain", run.directory, *pictures, *words, "--out", tmp_path / "out"]
-        assert message in error_of([*map(str, command)], capsys)
+        assert message in error_of(capsys, *command)
     assert not (tmp_path / "out").exists()
 
 

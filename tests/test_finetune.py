@@ -190,7 +190,7 @@ def test_the_first_classifier_leaves_the_features_of_the_whole_set(monkeypatch, 
     monkeypatch.setattr(probe, "MOST_IMAGES", 8)
     folders = []
 
-    def features(base, split, transform, mirrored, folder, verbose):
+    def features(base, split, transform, mirrored, folder, batch_size, verbose):
         folders.append((folder.name, split.size))
         return np.zeros((split.size, 1, 4)), np.zeros(split.size, int)
 

@@ -466,7 +466,7 @@ def test_the_speed_is_that_of_the_steps_that_were_taken(tiny_run, monkeypatch):
 
 @pytest.mark.parametrize("fault", ["a.log; No space left on device", "a.png; Too many open files"])
 def test_a_full_disk_is_no_lack_of_memory(fault):
-    with pytest.raises(OSError, match=fault), fitting._memory_error_explained(TINY):
+    with pytest.raises(OSError, match=fault), preparation.memory_error_explained(TINY):
         raise tf.errors.ResourceExhaustedError(None, None, fault)
 
 

@@ -89,7 +89,7 @@ def test_folds_leave_the_sources_own_test_split_alone(tmp_path: Path, photos: Pa
         ({"folds": 5, "fold": 6}, "fold=6 must be from 1 to 5"),
         ({"folds": 1, "fold": 1}, "folds=1 must be at least 2"),
         ({"fold": 2}, "folds=0 must be at least 2"),
-        ({"folds": 2000, "fold": 1}, "2000 folds need 2000 groups of images or more"),
+        ({"folds": 2000, "fold": 1}, "2000 folds need 2000 images or groups of images"),
         ({"group_pattern": "x"}, "source 'digits' has no paths to match"),
         ({"columns": "path=file"}, "source 'digits' is not csv:FILE"),
     ],

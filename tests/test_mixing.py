@@ -171,7 +171,7 @@ def test_a_training_that_may_not_come_to_the_last_epochs_says_so(
         class_weights=None,
     )
     engine = hardware.Engine(("cpu:0",), "float32", False)
-    training._announce(prepared, recipe, engine, Progress())
+    training.announce(prepared, recipe, engine, Progress())
     line = "the last 2 of 9 epochs are without mixup and cutmix; a training that ends early"
     assert (line in capsys.readouterr().out) is is_said
 

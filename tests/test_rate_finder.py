@@ -215,7 +215,7 @@ def test_what_is_opened_is_announced(
     recipe = TINY.replace(step_epochs=(1,))
     rate_finder._swept(recipe, verbose=True)
     out = capsys.readouterr().out
-    assert "digits: 323 training, 36 validation images, 10 classes" in out
+    assert "digits: 319 training, 40 validation images, 10 classes" in out
     assert "step_epochs has no effect: the schedule is cosine, not step" in out
     rate_finder._swept(recipe, verbose=False)
     assert capsys.readouterr().out == ""
