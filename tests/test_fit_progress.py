@@ -307,7 +307,9 @@ def test_lines_of_a_run(tmp_path, capsys):
     run = fit(TWO, tmp_path / "run", verbose=2)
     printed = capsys.readouterr()
     assert printed.err == ""
-    intro = "digits: 319 training, 40 validation images, 10 classes\nvgg11: "
+    intro = (
+        "digits: 319 training, 40 validation images, 10 classes; training images of 8x8 pixels\n"
+    )
     assert printed.out.startswith(intro)
     lines = printed.out.splitlines()[2:]
     found = [match for match in map(LINE.fullmatch, lines) if match]
