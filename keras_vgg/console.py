@@ -46,6 +46,12 @@ def notes_dropped() -> Iterator[None]:
         _printed_notes.reset(token)
 
 
+def note(line: str) -> None:
+    """Print a line on stderr; stdout is for results."""
+    if sys.stderr is not None:  # as with 2>&-; print would take stdout
+        print(line, file=sys.stderr)
+
+
 def note_once(line: str) -> None:
     """Print a line on stderr; within `notes_once`, not a second time."""
     printed = _printed_notes.get()
@@ -53,8 +59,7 @@ def note_once(line: str) -> None:
         if line in printed:
             return
         printed.add(line)
-    if sys.stderr is not None:  # as with 2>&-; print would take stdout
-        print(line, file=sys.stderr)
+    note(line)
 
 
 def is_terminal(stream: TextIO | None) -> bool:

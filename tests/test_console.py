@@ -16,8 +16,7 @@ from rich.cells import cell_len
 from keras_vgg import cli, console, evaluation, runs, tuning
 from keras_vgg.cli.evaluate import Evaluate
 from keras_vgg.cli.export import Export
-from keras_vgg.cli.rows import note
-from keras_vgg.console import is_terminal, new_table, note_once, show
+from keras_vgg.console import is_terminal, new_table, note, note_once, show
 from keras_vgg.export.verify import Artifact
 from keras_vgg.run import Run
 from keras_vgg.tuning.live_table import trial_table

@@ -10,6 +10,7 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -236,6 +237,19 @@ def test_a_temperature_inside_a_file_is_said_and_stays(exported: Path, photo: Pa
     assert "predict with the run, or export without --calibrated" in capsys.readouterr().err
 
 
+def of_channels(channels: int) -> keras.Model:
+    return vgg(
+        "A",
+        weights=None,
+        input_shape=(32, 32, channels),
+        classes=3,
+        width_multiplier=1 / 16,
+        hidden_units=8,
+        include_preprocessing=ImagePreprocessing.torchvision(),
+        kernel_initializer="he_normal",
+    )
+
+
 def test_ten_lines_without_this_package(
     exported: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -260,21 +274,11 @@ def test_ten_lines_without_this_package(
     np.testing.assert_allclose(scope["probabilities"], array(expected), atol=5e-3)
     assert expected.class_names[scope["probabilities"].argmax()] == expected.name
 
-    unscaled = vgg(
-        "A",
-        weights=None,
-        input_shape=(32, 32, 3),
-        classes=3,
-        width_multiplier=1 / 16,
-        hidden_units=8,
-        include_preprocessing=ImagePreprocessing.torchvision(),
-        kernel_initializer="he_normal",
-    )
     noise = np.random.default_rng(1).integers(0, 256, (4, 32, 32, 3)).astype(np.float32)
     shutil.rmtree("exported")
     transform = partial(augment.eval_image, size=32, scale=None)
     options = {"images": noise, "formats": ["litert"], "transform": transform}
-    export.export(unscaled, ("a", "b", "c"), "exported", **options)
+    export.export(of_channels(3), ("a", "b", "c"), "exported", **options)
     Image.fromarray(noise[0, :29, :31].astype(np.uint8)).save("photo.png")  # smaller
     (answer,) = Predictor("exported/model.tflite")(["photo.png"])
     with contextlib.redirect_stdout(io.StringIO()):
@@ -282,19 +286,9 @@ def test_ten_lines_without_this_package(
     np.testing.assert_allclose(scope["probabilities"], array(answer), atol=1e-4)
     shutil.copy(photo, "photo.png")
 
-    grey = vgg(
-        "A",
-        weights=None,
-        input_shape=(32, 32, 1),
-        classes=3,
-        width_multiplier=1 / 16,
-        hidden_units=8,
-        include_preprocessing=ImagePreprocessing.torchvision(),
-        kernel_initializer="he_normal",
-    )
     shutil.rmtree("exported")
     noise = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1)).astype(np.float32)
-    export.export(grey, ("a", "b", "c"), "exported", images=noise, formats=["litert"])
+    export.export(of_channels(1), ("a", "b", "c"), "exported", images=noise, formats=["litert"])
     (expected,) = Predictor("exported/model.tflite")([photo])
     with contextlib.redirect_stdout(io.StringIO()):
         exec(compile(script, "export.md", "exec"), scope)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from keras_vgg.cli.rows import RowFormat, note, require_no_input, row_format, text_file
-from keras_vgg.console import is_terminal, new_table, show
+from keras_vgg.cli.rows import RowFormat, require_no_input, row_format, text_file
+from keras_vgg.console import is_terminal, new_table, note, show
 from keras_vgg.image_paths import expanded
 
 if TYPE_CHECKING:

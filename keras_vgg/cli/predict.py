@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from keras_vgg.cli.arguments import require_model_first
-from keras_vgg.cli.rows import RowFormat, note, require_no_input, row_format, text_file
-from keras_vgg.console import is_terminal, new_table, percent, show
+from keras_vgg.cli.rows import RowFormat, require_no_input, row_format, text_file
+from keras_vgg.console import is_terminal, new_table, note, percent, show
 from keras_vgg.image_paths import expanded
 
 if TYPE_CHECKING:

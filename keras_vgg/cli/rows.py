@@ -98,9 +98,3 @@ def text_file(path: Path | None) -> Iterator[TextIO]:
         partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         yield file
-
-
-def note(line: str) -> None:
-    """Print a line on stderr; stdout is for results."""
-    if sys.stderr is not None:  # as with 2>&-; print would take stdout
-        print(line, file=sys.stderr)

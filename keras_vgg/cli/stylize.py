@@ -10,8 +10,7 @@ from typing import Literal
 
 import tyro
 
-from keras_vgg.cli.rows import note
-from keras_vgg.console import is_terminal, show
+from keras_vgg.console import is_terminal, note, show
 
 
 @dataclasses.dataclass(frozen=True)

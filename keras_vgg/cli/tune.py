@@ -9,8 +9,7 @@ from typing import Literal
 import tyro
 
 from keras_vgg.cli.arguments import command_line
-from keras_vgg.cli.rows import note
-from keras_vgg.console import show
+from keras_vgg.console import note, show
 from keras_vgg.recipe import Recipe, load_recipe
 
 
