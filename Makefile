@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
 	-c constraints.txt
 # On all cores; pip compiles on one, and the packages' own tests too.
-COMPILE := $(VENV)/bin/python -m compileall -qq -j 0 -x '/(tests?|testing)/' $(VENV)/lib
+COMPILE := $(VENV)/bin/python -m compileall -qq -j 0 -x '/(tests?|testing)/' $(VENV)/lib keras_vgg
 
 # A process takes whole files, in the order of tests/conftest.py: those that take longest first.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,20 +21,25 @@ if TYPE_CHECKING:
 # The files that take longest, in the fast tests and in the slow ones. A process takes whole files
 # (pytest -n 2 --dist loadfile), so they begin first, and the last ones to end are short.
 LONGEST = (
-    "data",
-    "tuning",
+    "docs",
     "report_page",
-    "records",
-    "evaluate_run",
-    "demo",
-    "inspection",
-    "cli",
-    "survive",
+    "tuning",
+    "data",
     "export",
-    "localization",
-    "fit",
-    "distribution",
+    "demo",
+    "convert",
+    "predict",
+    "records",
+    "augment",
+    "export_answers",
+    "explain",
+    "models",
     "finetune",
+    "cli",
+    "fit_transfer",
+    "several_labels",
+    "survive",
+    "fit",
 )
 LONGEST_SLOW = (
     "notebooks",
@@ -84,7 +90,16 @@ def pytest_collection(session: pytest.Session) -> None:
     gc.set_threshold(100_000, 50, 50)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    cases = Counter()
+    for item in items:
+        fast = item.get_closest_marker("fast_cases")
+        if fast and not item.get_closest_marker("slow"):
+            test = item.nodeid.partition("[")[0]
+            cases[test] += 1
+            if cases[test] > fast.args[0]:
+                item.add_marker(pytest.mark.slow)
     longest = LONGEST_SLOW if config.option.markexpr == "slow" else LONGEST
     first = {f"test_{name}.py": place for place, name in enumerate(longest)}
     items.sort(key=lambda item: first.get(item.path.name, len(first)))

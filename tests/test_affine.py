@@ -54,6 +54,7 @@ def window_of(case: tuple[int, ...], changes: list, mirrored: tf.Tensor) -> augm
     return window._replace(view=affine.view_of(size, changes, mirrored))
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("case", CASES)
 def test_a_view_is_one_interpolation_of_the_source(case: tuple[int, ...]) -> None:
     image, size = noise(*case[:2]), case[3]
@@ -193,6 +194,7 @@ EVERYTHING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_batch_is_a_function_of_seed_epoch_and_step() -> None:
     images = np.random.default_rng(0).integers(0, 256, (24, 40, 48, 3)).astype(np.uint8)
     split = data.Split("train", 24, labels=np.zeros(24, np.int32), images=images)

@@ -88,6 +88,7 @@ def test_rescale_refuses_another_resize() -> None:
         augment.rescale(noise(4, 4), 8, resize="stretch")
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("sides", [(40, 300), (300, 40), (50, 50)])
 def test_every_way_of_seeing_an_image_resizes_alike(sides: tuple[int, int]) -> None:
     image = noise(*sides)
@@ -149,6 +150,7 @@ def test_random_crop_is_a_window() -> None:
     np.testing.assert_array_equal(result, image[top : top + 5, left : left + 5])
 
 
+@pytest.mark.slow
 def test_random_crop_reaches_every_offset_equally() -> None:
     rows, columns = np.mgrid[:7, :6]
     image = np.stack([rows, columns, columns], axis=-1).astype(np.uint8)
@@ -312,6 +314,7 @@ def test_rgb_shift_moves_every_pixel_along_the_components(middling: np.ndarray) 
     assert np.abs(result - middling).max() > 0.1
 
 
+@pytest.mark.slow
 def test_rgb_shift_has_the_stated_covariance() -> None:
     image = np.full((1, 1, 3), 128.0, np.float32)
     op = lambda image, seed: augment.rgb_shift(  # noqa: E731
@@ -400,6 +403,7 @@ def test_train_image_is_a_function_of_its_seed() -> None:
     assert op(image, tf.constant(np.array([1, 2]))).shape == (16, 16, 3)
 
 
+@pytest.mark.slow
 def test_train_image_scale_covers_its_range_inclusively() -> None:
     image = np.full((10, 10, 3), 200, np.uint8)
     # Padding shows how large the rescaled image was.
@@ -463,6 +467,7 @@ def test_eval_image_rescales_and_takes_the_centre() -> None:
     np.testing.assert_allclose(result, resized[2:18, 7:23], atol=1e-3)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("padding", "height", "width"),
     [

@@ -109,6 +109,7 @@ def test_a_disk_that_is_full_is_named_at_the_next_step(
     assert not keeper.run.model_path.exists()
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("checkpoint_is_written", [True, False])
 def test_the_best_model_is_of_an_epoch_that_the_checkpoints_know(
     tmp_path: Path, checkpoint_is_written: bool

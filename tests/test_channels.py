@@ -119,6 +119,7 @@ def test_grey_without_preprocessing_sums_the_kernels(rgb):
     np.testing.assert_allclose(one(images), expected, atol=1e-5 * expected.max())
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.filterwarnings("ignore:images usually have")
 @pytest.mark.parametrize("channels", [2, 4, 5, 6, 7])
 @pytest.mark.parametrize("inside", [False, True])

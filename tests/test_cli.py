@@ -158,7 +158,7 @@ def test_weights_lists_the_published_checkpoints_without_tensorflow():
 def test_weights_of_a_run_and_its_conversion(run, tmp_path, capsys):
     assert cli.main(["weights", str(run.directory)]) == cli.OK
     out = capsys.readouterr().out
-    assert "VGG11 (configuration A), width 0.0625, batch norm, 10 classes" in out
+    assert "VGG11 (configuration A), width 0.0625, 10 classes" in out
     assert "input: RGB, minus" in out
     target = tmp_path / "run.safetensors"
     assert cli.main(["convert", str(run.directory), str(target)]) == cli.OK

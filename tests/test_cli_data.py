@@ -112,6 +112,7 @@ def test_stats_are_of_the_training_images(photos: Path, capsys: pytest.CaptureFi
     assert f"{found.eigenvalues[0]:.6f}" in out
 
 
+@pytest.mark.slow
 def test_the_bits_of_16_bit_files_may_be_stated(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -203,6 +204,7 @@ def test_check_of_many_classes(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     assert expected in capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 def test_pack_makes_large_images_smaller(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -66,6 +66,7 @@ def test_explain(run, photo, tmp_path, capsys):
     assert len({panel.tobytes() for panel in panels}) == 6
 
 
+@pytest.mark.slow
 def test_explain_two_pictures(run, photo, tmp_path, capsys):
     grey = tmp_path / "grey.png"
     Image.fromarray(np.full((8, 12), 128, np.uint8)).save(grey)
@@ -295,6 +296,7 @@ def test_what_plays_no_part_is_refused(run, photo, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_one_file_is_not_read_letter_by_letter(run, photo, tmp_path):
     with pytest.raises(ValueError, match=r"files must be a list: put '.*photo.jpg' into one"):
         explain_files(run, str(photo), out=tmp_path / "out")
@@ -304,6 +306,7 @@ def test_one_file_is_not_read_letter_by_letter(run, photo, tmp_path):
     assert [path.name for path in written] == ["photo_saliency.png"]
 
 
+@pytest.mark.slow
 def test_the_probabilities_are_those_of_predict(run, photo, tmp_path, monkeypatch):
     """In bfloat16 with batch norm, which `predict` folds."""
     shutil.copytree(run.directory, tmp_path / "run")

@@ -21,6 +21,7 @@ STRENGTHS = {"brightness": 0.2, "contrast": 0.3, "saturation": 0.4, "hue": 0.1}
 TINY = test_fit.TINY.replace(dropout=0.0, epochs=1, **STRENGTHS)
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize("channels", [3, 1])
 @pytest.mark.parametrize("names", [[*STRENGTHS, "shift"], ["contrast"], ["hue"], ["shift"]])
 def test_the_colours_of_a_batch_are_those_of_each_image(channels: int, names: list[str]) -> None:

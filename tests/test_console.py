@@ -62,6 +62,7 @@ def cells_of(arguments: list[str], capsys, monkeypatch: pytest.MonkeyPatch) -> l
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -46,6 +46,7 @@ def run_of(folder: Path, model: Path) -> run.Run:
     return run.Run(folder, recipe)
 
 
+@pytest.mark.slow
 def test_an_endless_file_is_named(
     data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ def test_compressed_weights_are_read(tmp_path: Path) -> None:
     assert (found.shape, found.dtype) == ((1000, 1000), np.dtype("=f4"))
 
 
+@pytest.mark.slow
 def test_links_and_arrays_in_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(400))
     other = layer_file(tmp_path / "other.h5", data=np.zeros(9, "f4"))

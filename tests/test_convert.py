@@ -167,6 +167,7 @@ def test_what_is_no_whole_network_is_not_converted(tmp_path, changes, message, s
     assert not (tmp_path / f"out{suffix}").exists()
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("configuration", "head", "activation"),
     [
@@ -254,6 +255,7 @@ def elu(layer):
     return keras.layers.Activation("elu", name=layer.name) if is_second else None
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("make", "reason"),
     [

@@ -20,6 +20,7 @@ def drawn(sides: tuple[int, int], count: int, **options: object) -> tuple[np.nda
     return tuple(x.numpy() for x in places.get_single_element())
 
 
+@pytest.mark.slow
 def test_areas_ratios_and_places_have_their_distribution() -> None:
     corner, extent = drawn((400, 500), 3000, area=(0.1, 0.5))
     assert (corner >= -0.01).all()

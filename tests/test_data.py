@@ -413,6 +413,7 @@ def values(split: data.Split) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_tfds_of_one_size_is_read_into_memory(prepared: Path) -> None:
     source = data.load_source("stills", data_dir=prepared)
     assert source.class_names == ("even", "odd")
@@ -441,6 +442,7 @@ def test_tfds_named_splits(prepared: Path) -> None:
     assert not set(values(source.train)) & set(values(source.validation))
 
 
+@pytest.mark.slow
 def test_tfds_named_splits_leave_the_validation_split_to_the_test(prepared: Path) -> None:
     splits = {"train_split": "train[:75%]", "validation_split": "train[75%:]"}
     source = data.load_source("photos", data_dir=prepared, **splits)
@@ -450,6 +452,7 @@ def test_tfds_named_splits_leave_the_validation_split_to_the_test(prepared: Path
     assert [source.train.size, source.validation.size, source.test.size] == [32, 4, 8]
 
 
+@pytest.mark.slow
 def test_a_stream_begins_without_a_word(prepared: Path, caplog, monkeypatch) -> None:
     # AutoGraph warns of what it cannot rewrite.
     monkeypatch.setattr(tf.get_logger(), "propagate", True)
@@ -609,6 +612,7 @@ def test_start_epoch_continues_the_stream_exactly(split: data.Split) -> None:
         np.testing.assert_array_equal(labels, same_labels)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("split", "epoch", "step"),
     [
@@ -725,6 +729,7 @@ def order_of(dataset: tf.data.Dataset, steps: int) -> list[int]:
     return np.concatenate([images[:, 0, 0, 0] for images, _ in epochs(dataset, steps)]).tolist()
 
 
+@pytest.mark.slow
 def test_records_are_shuffled_anew_each_epoch(shards: data.Split) -> None:
     found = order_of(data.training_dataset(shards, 5, plain, seed=3), 16)
     assert sorted(found[:40]) == sorted(found[40:]) == list(range(40))
@@ -739,6 +744,7 @@ def test_records_are_shuffled_anew_each_epoch(shards: data.Split) -> None:
     assert sum(frozenset(found[i : i + 2]) in neighbours for i in range(0, 40, 2)) < 6
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("epoch", "step"), [slow_with(0, 1), (1, 6), slow_with(1, 0), slow_with(1, 7)]
 )
@@ -752,6 +758,7 @@ def test_records_can_be_begun_at_any_step(shards: data.Split, epoch: int, step: 
         np.testing.assert_array_equal(labels, same_labels)
 
 
+@pytest.mark.slow
 def test_skipped_groups_of_shards_are_not_read(shards: data.Split) -> None:
     """With 16 of 20 shards passed, it is no matter that they are gone."""
     expected = order_of(data.training_dataset(shards, 4, plain, seed=3), 10)[32:]

@@ -233,6 +233,7 @@ def test_of_16_bits_the_upper_8_stay(channels: tuple[int, ...]) -> None:
     assert encoded_sides(tf.constant(encoded)).numpy().tolist() == [HEIGHT, WIDTH]
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("bit_depth", "expected"),
     [
@@ -445,6 +446,7 @@ def test_sides_that_no_signed_number_holds() -> None:
     assert refused(bytes(encoded)) == decoding._UNKNOWN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["png", "jpeg", "gif"])
 def test_the_largest_that_is_decoded(name: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(FORMATS[name]())
@@ -516,6 +518,7 @@ def assert_windows(encoded: bytes, count: int, seed: int) -> None:
         np.testing.assert_array_equal(found, whole[top : top + rows, left : left + columns])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "counts",
     [(1, 1, 2, 1), pytest.param((2, 3, 6, 1), marks=pytest.mark.slow)],
@@ -533,16 +536,19 @@ def test_windows_of_photographs(data_folder: Path, counts: tuple[int, ...]) -> N
             assert_windows(path.read_bytes(), 25, seed=1)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", ["jpeg, colour at full resolution", "jpeg, grey", "jpeg, CMYK"])
 def test_windows_of_upright_jpegs(name: str) -> None:
     assert_windows(FORMATS[name](), 60, seed=2)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_windows_of_turned_jpegs(orientation: int) -> None:
     assert_windows(with_exif(UPRIGHT, exif("MM", orientation), True), 30, seed=3)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", ["png, palette", "png, RGBA", "bmp, palette", "gif", "webp"])
 def test_windows_of_other_formats(name: str) -> None:
     assert_windows(FORMATS[name](), 20, seed=4)

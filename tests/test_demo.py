@@ -162,6 +162,7 @@ def in_order(text, *parts):
 
 
 # Decoding itself is tested elsewhere: the page shows some kinds of all.
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "kind",
     [pytest.param(k, marks=[pytest.mark.slow] * (k not in ("whole", "turned"))) for k in GOOD],
@@ -316,6 +317,7 @@ def test_no_picture_gets_a_message_and_the_next_one_its_answer(client, tmp_path,
     assert "Traceback" not in err, err
 
 
+@pytest.mark.slow
 def test_a_large_photograph(client, tmp_path):
     Image.fromarray(np.zeros((900, 1400, 3), np.uint8)).save(tmp_path / "large.png")
     assert asked(client, tmp_path / "large.png")[0].shape == (900, 1400, 3)
@@ -623,6 +625,7 @@ def test_all_uploads_together_are_limited(run, tmp_path, monkeypatch):
         assert status(address) == 200
 
 
+@pytest.mark.slow
 def test_an_answer_has_a_time_limit_and_the_next_one_waits_for_it():
     limit, release = TimeLimit(0.5), threading.Event()
     with pytest.raises(ValueError, match="there was no answer within"):

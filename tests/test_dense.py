@@ -72,6 +72,7 @@ def slid(model, image):
     return np.stack(result, 1).reshape(len(image), down, -1, CLASSES)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     ("head", "sides"),
     [

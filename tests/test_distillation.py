@@ -33,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("blank_plots")
 ENGINE = hardware.Engine(("cpu:0",), "float32", False)
 DIGITS = tuple("0123456789")
 KEPT = test_fit.TINY.replace(
+    batch_norm=True,
     epochs=1,
     optimizer="adamw",
     learning_rate=0.003,

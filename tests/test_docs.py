@@ -385,7 +385,9 @@ def test_in_a_browser(browser: Any, address: str, built: dict[str, Page], width:
 
 
 # A training, or what needs one; a network at full size takes seconds and more than a gigabyte.
-LONG = re.compile(r"onnx|\btrain\(|fit\(|finetune\(|cross_validate\(|evaluate_run\(|VGG1[69]\(")
+LONG = re.compile(
+    r"onnx|VGG1[69]\(|\b(train|fit|finetune|cross_validate|evaluate_run|export|reconstruct|stylize)\("
+)
 PYTHON = [
     pytest.param(
         block,

@@ -71,6 +71,7 @@ def by_hand(run, scale, protocol):
     return np.stack(found)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("protocol", ["dense", pytest.param("multi-crop", marks=pytest.mark.slow)])
 def test_a_protocol_at_a_scale_by_hand(trained, protocol):
     run = trained
@@ -93,6 +94,7 @@ def test_scales_and_both_are_averages(trained):
     np.testing.assert_array_equal(center, tested("center", 36))  # the recipe's eval_scale
 
 
+@pytest.mark.slow
 def test_the_mirror_image_is_seen_if_training_saw_it(trained, tmp_path):
     run = Run.open(shutil.copytree(trained.directory, tmp_path / "run"))
     found = evaluate_runs([run], "validation", protocol="dense")[0].probabilities
@@ -173,6 +175,7 @@ def test_posteriors_of_other_weights_are_not_used(run):
     assert len(kept) == 2
 
 
+@pytest.mark.slow
 def test_results_are_told_apart(run):
     for options in ({}, {"protocol": "dense", "scales": (40, 32), "average": "posteriors"}):
         evaluate_run(run, "validation", **options)

@@ -64,6 +64,7 @@ def test_a_step_is_one_batch(benchmark, monkeypatch: pytest.MonkeyPatch) -> None
     assert counts == [6] * 5
 
 
+@pytest.mark.slow
 def test_pytorch_without_its_batch_norms_answers_the_same(libraries, benchmark) -> None:
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)

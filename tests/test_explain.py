@@ -59,6 +59,7 @@ def nested(model_of):
     return keras.Model(image, x)
 
 
+@pytest.mark.slow
 def test_grad_cam_is_cam_before_global_average_pooling():
     model, images = small("D", batch_norm=True, size=64), noise()
     found = explain.grad_cam(model, images, classes=[0, 3, 4], layer="block5_pool")
@@ -72,6 +73,7 @@ def test_grad_cam_is_cam_before_global_average_pooling():
     assert len({one.tobytes() for one in found}) == 3
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "model_of",
     [
@@ -96,6 +98,7 @@ def test_a_layer_of_a_model_in_a_model(model_of):
         assert found.max() == 1
 
 
+@pytest.mark.slow
 def test_the_model_is_left_alone():
     model = nested("sequential")
     model.get_layer("base").trainable = False
@@ -246,6 +249,7 @@ def test_gradients_are_finite_differences_in_inference():
         np.testing.assert_allclose((found * direction).sum((1, 2, 3)), expected, rtol=1e-2)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("head", ["fc", pytest.param("conv", marks=pytest.mark.slow), "gap"])
 def test_scores_are_those_before_the_softmax(head):
     model, scores = small(head=head), small(head=head, classifier_activation=None)
@@ -272,6 +276,7 @@ def _soft(*last):
     return keras.Sequential([keras.Input((4, 4, 2)), layers.Conv2D(6, 2, name="map"), *last])
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     "last",
     [
@@ -363,6 +368,7 @@ def _head(x, activation="softmax"):
     return layers.Dense(3, activation)(layers.GlobalAveragePooling2D()(x))
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("build", [_scaled, _added, _rectified, _cut, _classified])
 def test_operations_in_the_graph_are_as_layers(build):
     found, expected = _of(True, build), _of(False, build)
@@ -531,6 +537,7 @@ def test_feature_maps():
     np.testing.assert_allclose(alone, pooled[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("layer", "options"),
     [
@@ -583,6 +590,7 @@ def test_filters_of_what_is_neither_map_nor_units():
         explain.activation_maximization(model, "tokens", [0])
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", [pytest.param("grad-cam", marks=pytest.mark.slow), "grad-cam++"])
 def test_half_precision_says_the_same(method):
     full = small("A", head="fc", size=64)

@@ -406,6 +406,7 @@ def test_a_folder_that_is_no_export_is_never_replaced(model: keras.Model, tmp_pa
     assert thesis.read_text() == "years of work"
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.usefixtures("wrong_files")
 @pytest.mark.parametrize("format", ["litert", "litert_float16"])
 def test_files_that_answer_otherwise_are_not_kept(
@@ -438,6 +439,7 @@ def test_a_stand_in_is_written_and_compared_with_the_model(
         export(model, NAMES, tmp_path / "b", stand_in=lambda _: other, **arguments)
 
 
+@pytest.mark.slow
 def test_answers_that_are_known_are_not_computed_again(model: keras.Model, tmp_path: Path) -> None:
     known = partial(own_answers, build(seed=99), IMAGES)
     with pytest.raises(ExportError, match=r"^litert: does not answer like the model"):
@@ -483,6 +485,7 @@ def test_a_full_disk_is_an_error_and_leaves_the_older_export(
     assert list(tmp_path.iterdir()) == [directory]
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("kilobytes", [10, 60])  # too little for the images, and for the model
 def test_files_that_may_not_grow_are_an_error_and_leave_nothing(
     kilobytes: int, model: keras.Model, tmp_path: Path

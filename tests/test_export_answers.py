@@ -52,6 +52,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_share_of_many_digits_is_found_again(varied_run: Run, tmp_path: Path) -> None:
     run = Run.open(shutil.copytree(varied_run.directory, tmp_path / "run"))
     calibrate_run(run, shares=[2 / 3])
@@ -129,6 +130,7 @@ def test_unknown_below_the_threshold_of_a_share(run: Run, capsys):
         Predictor(run, unknown=95)
 
 
+@pytest.mark.slow
 def test_a_temperature_that_stays_1_does_not_calibrate(run: Run, tmp_path: Path, photo: Path):
     copy = Run.open(shutil.copytree(run.directory, tmp_path / "copy"))
     content = copy.read_json("calibration.json") | {"few_images": ""}

@@ -135,6 +135,7 @@ def test_the_smallest_that_keeps_the_accuracy_is_chosen(model: keras.Model) -> N
         assert found.model.get_layer(f"{name}_factor").units == rank
 
 
+@pytest.mark.slow
 def test_one_that_is_right_by_chance_is_passed_over(
     model: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +206,7 @@ def test_wrong_arguments_are_refused(change: dict, message: str, model: keras.Mo
         compress(model, **arguments)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("rank", [0, 28, pytest.param(64, marks=pytest.mark.slow)])
 def test_a_rank_that_makes_nothing_smaller_is_refused(rank: int, model: keras.Model) -> None:
     with pytest.raises(ValueError, match=f"a rank from 1 to 27, not {rank}"):

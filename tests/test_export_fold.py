@@ -26,6 +26,7 @@ def randomised(model: keras.Model) -> keras.Model:
     return model
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     "configuration", ["A-LRN", *(pytest.param(c, marks=pytest.mark.slow) for c in "CD")]
 )

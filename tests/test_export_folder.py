@@ -112,6 +112,7 @@ print("finished")
 """
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("existing", [False, True])
 def test_a_kill_at_any_step_loses_nothing(existing: bool, tmp_path: Path) -> None:
     killed = 0

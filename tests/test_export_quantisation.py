@@ -147,6 +147,7 @@ def test_integers_of_16_bits_round_least(files: dict[str, bytes]) -> None:
         assert row["total_db"] > eight[layer]["total_db"]
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("precision", "method"),
     [("int8", "minmax"), ("int8", "percentile"), ("int8", "mse"), ("int16", "minmax")],

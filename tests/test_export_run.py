@@ -86,6 +86,7 @@ def test_a_run_is_proved_on_validation_and_calibrated_on_training_images(
     assert "calibration" not in told  # none is needed
 
 
+@pytest.mark.slow
 def test_a_weight_file_is_proved_on_a_source(tmp_path: Path) -> None:
     network().save(tmp_path / "model.keras")
 
@@ -98,6 +99,7 @@ def test_a_weight_file_is_proved_on_a_source(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "class_names.txt").read_text().split() == list(NAMES)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("options", "stated", "side"),
     [
@@ -130,6 +132,7 @@ def test_the_input_has_the_size_that_keras_files_in_a_folder_state(
     assert read_weights(tmp_path / "hub").side == 64
 
 
+@pytest.mark.slow
 def test_a_file_that_states_no_size_has_the_papers(tmp_path: Path, told: dict) -> None:
     for stated, side in ((None, 224), (64, 64)):
         network(head="gap", input_shape=(stated, stated, 3)).save(tmp_path / "model.keras")
@@ -139,6 +142,7 @@ def test_a_file_that_states_no_size_has_the_papers(tmp_path: Path, told: dict) -
         assert told["model"].input_shape == (None, side, side, 3)
 
 
+@pytest.mark.slow
 def test_logits_become_probabilities(tmp_path: Path, told: dict) -> None:
     model = network()
     model.save(tmp_path / "model.keras")
@@ -251,6 +255,7 @@ def test_a_compressed_one_is_proved_on_images_that_did_not_choose_its_ranks(
     assert (tmp_path / "out" / "compression.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_nothing_is_left_where_compression_fails(compressible: Path, tmp_path: Path) -> None:
     network(head="gap").save(tmp_path / "gap.keras")
     with pytest.raises(ValueError, match="no dense layer 'fc1'"):
@@ -304,6 +309,7 @@ def other_digits(run: Run, tmp_path: Path) -> str:
     return f"folder:{tmp_path / 'set'}"
 
 
+@pytest.mark.slow
 def test_another_source_comes_to_the_network_as_the_recipe_says(
     run: Run, told: dict, other_digits: str
 ) -> None:
@@ -401,6 +407,7 @@ def test_what_is_wrong_is_said_before_images_are_read(
         runs.export_run(run, tmp_path / "new", calibration_method="mean")
 
 
+@pytest.mark.slow
 def test_a_tilde_is_the_home_folder(
     run: Run, tmp_path: Path, told: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -427,6 +434,7 @@ def test_the_record_says_of_which_network_and_images_it_is(
     assert told["notes"] == {"model_sha256": digest, "images": f"images of {other_digits}"}
 
 
+@pytest.mark.slow
 def test_classes_that_a_run_does_not_know_may_be_skipped(
     run: Run, tmp_path: Path, told: dict, other_digits: str, capsys: pytest.CaptureFixture
 ) -> None:
@@ -446,6 +454,7 @@ def test_classes_that_a_run_does_not_know_may_be_skipped(
     assert "--unknown-classes needs a run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_columns_of_another_table_may_be_named(
     run: Run, told: dict, other_digits: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -307,6 +307,7 @@ def test_wrong_targets_are_one_line(run: Run, arguments, message, capsys) -> Non
     assert not (run.directory / "export").exists()
 
 
+@pytest.mark.slow
 def test_a_target_tries_what_is_installed_and_compression_last(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -462,6 +463,7 @@ def test_a_pruned_network_of_several_labels_states_its_own_thresholds(
     assert exporting._stand_in_options(run)["thresholds"] is None
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_for_a_size(
     run: Run, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

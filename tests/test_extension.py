@@ -17,14 +17,12 @@ from tests.test_fit import TINY, checkpoint_arrays
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
-# Batch norm, which is slow to compile, is for the slow tests.
 UNEVEN = TINY.replace(
     epochs=2,
     sampling="balanced",
     loss="focal",
     select_by="balanced_accuracy",
     keep_checkpoints=3,
-    batch_norm=False,
 )
 
 
@@ -179,6 +177,7 @@ def test_a_run_that_cannot_be_extended_stays_as_it_is(tiny_run, tmp_path, change
     assert files == {path: path.read_bytes() for path in run.directory.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_is_finished_without_its_teacher(tiny_run, tmp_path):
     run, teacher = taught_copy(tiny_run, tmp_path)
     shutil.rmtree(teacher.directory)
@@ -206,6 +205,7 @@ def test_planned_restarts_after_the_end_are_left_out(tiny_run, tmp_path, restart
     assert begin_extension(run.directory, 2, 0.01)[0] == recipe
 
 
+@pytest.mark.slow
 def test_results_of_evaluate_survive_an_extension_that_was_finished_at_once(tiny_run, tmp_path):
     run = copy_of(tiny_run, tmp_path / "run")
     run.add_results(test={"top1": 0.5})
@@ -216,6 +216,7 @@ def test_results_of_evaluate_survive_an_extension_that_was_finished_at_once(tiny
     assert entry["results"]["test"] == {"top1": 0.5}
 
 
+@pytest.mark.slow
 def test_keras_loads_its_own_checkpoint_of_balanced_accuracy(tmp_path):
     metric = metrics_for(UNEVEN, 10)[-1]
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(10, "softmax")])
@@ -227,6 +228,7 @@ def test_keras_loads_its_own_checkpoint_of_balanced_accuracy(tmp_path):
     assert again.evaluate(x, y, verbose=0) == pytest.approx(model.evaluate(x, y, verbose=0))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_extended_or_finished_is_refused(tiny_run, tmp_path, capsys):
     run = copy_of(tiny_run, tmp_path / "run")
     files = {path: path.read_bytes() for path in run.directory.rglob("*.json")}

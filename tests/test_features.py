@@ -176,6 +176,7 @@ def test_gram_matrix():
         gram_matrix(np.zeros((2, 3)))
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("configuration", ["D", "E"])
 def test_published_losses(configuration):
     model = base(configuration, include_preprocessing=True)
@@ -248,6 +249,7 @@ def test_a_loss_finds_the_preprocessing_of_a_network_in_a_network(network):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("pooling_layers", ["avg", "l2"])
 @pytest.mark.parametrize("pooling", [None, "avg", "max", 2])
 def test_the_global_policy_does_not_round_features(pooling_layers, pooling):

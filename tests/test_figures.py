@@ -138,6 +138,7 @@ def test_one_class_only(classes: int) -> None:
         assert none["balanced_accuracy"].value == 0
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_resampled_images() -> None:
     labels, probabilities = drawn(150, 2, seed=4)
     results = figures(labels, probabilities, names(2))

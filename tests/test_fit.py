@@ -35,6 +35,7 @@ pytestmark = pytest.mark.usefixtures("blank_plots")
 TINY = Recipe(
     width_multiplier=1 / 16,
     hidden_units=8,
+    batch_norm=False,
     validation_fraction=0.1,
     test_fraction=0.8,
     batch_size=32,
@@ -178,6 +179,7 @@ def test_a_run_whose_data_changed_is_not_resumed_or_tested(finished, tmp_path):
         runs.evaluate_run(run)
 
 
+@pytest.mark.slow
 def test_a_metrics_row_that_a_kill_lost_is_written_again(finished, tmp_path):
     run = copied(finished, tmp_path / "run")
     (run.directory / "metrics.csv").unlink()
@@ -198,6 +200,7 @@ def compiled(recipe):
     return model
 
 
+@pytest.mark.slow
 def test_weight_decay_is_the_papers():
     """One step by hand: w <- w - lr (gradient + wd w), for kernels; biases do not decay."""
     decay, rate = 0.5, 0.1

@@ -13,6 +13,7 @@ from keras_vgg.fit import evaluation_transform, fit, load_source, outcome, verdi
 from keras_vgg.fit.averages import Averages, unsettled
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import Run
+from tests.test_fit import TINY
 
 SMALL = Recipe(
     width_multiplier=1 / 16,
@@ -96,16 +97,18 @@ def test_a_short_training_keeps_a_model_that_is_as_right_as_training_was(tmp_pat
     assert run.results["training_accuracy"] > best["accuracy"] - 0.05
 
 
-def test_a_short_training_keeps_estimates_and_goes_on_with_its_own_averages(tiny_run: Run) -> None:
-    model = tiny_run.model()
+@pytest.mark.slow
+def test_a_short_training_keeps_estimates_and_goes_on_with_its_own_averages(tmp_path: Path) -> None:
+    run = fit(TINY.replace(epochs=1, batch_norm=True), tmp_path / "run", verbose=0)
+    model = run.model()
     convolution = keras.Model(model.inputs, model.get_layer("block1_conv1").output)
-    train = load_source(tiny_run.recipe).train
-    batches = data.evaluation_dataset(train, 64, evaluation_transform(tiny_run.recipe))
+    train = load_source(run.recipe).train
+    batches = data.evaluation_dataset(train, 64, evaluation_transform(run.recipe))
     images = np.concatenate([images for images, _ in batches.as_numpy_iterator()])
     variance = convolution.predict(images, verbose=0).var(axis=(0, 1, 2))
     kept = model.get_layer("block1_conv1_bn").moving_variance.numpy()
     np.testing.assert_allclose(kept, variance, rtol=0.15)
-    (path,) = (tiny_run.directory / "checkpoints").glob("*.npz")
+    (path,) = (run.directory / "checkpoints").glob("*.npz")
     with np.load(path) as arrays:
         (name,) = (n for n in arrays.files if n.endswith("block1_conv1_bn/moving_variance"))
         own = arrays[name]
@@ -143,6 +146,7 @@ def test_the_kept_network_is_tested_on_some_training_images(
     assert outcome._training_figure(balanced, prepared) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_training_image_that_is_gone_is_named_at_the_end(tiny_run: Run, tmp_path: Path) -> None:
     paths = np.array([str(tmp_path / "gone.png")], dtype=object)
     train = data.Split("train", 1, labels=np.zeros(1, np.int32), paths=paths)

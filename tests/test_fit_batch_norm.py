@@ -30,6 +30,7 @@ def operations(model, training=True):
     return {op.type for op in graph.graph.get_operations()}
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("policy", "jit_compile"),
     [

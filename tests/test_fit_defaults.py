@@ -204,6 +204,7 @@ def test_sizes_are_upright_and_say_what_was_looked_at(tmp_path):
     assert sizes_of(digits).images == digits.size
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(("bit_depth", "named"), [("16", 2), ("12", 1), ("10", 3), ("stretch", 0)])
 def test_few_levels_are_held_against_the_bit_depth(tmp_path, bit_depth, named):
     """With 10 bits, what is above 1023 is white."""

@@ -40,9 +40,17 @@ STATISTICS = data.ChannelStatistics(
 
 
 @pytest.fixture(scope="module")
-def pretrained(tiny_run):
-    """A run to begin from, with batch norm; it is only read."""
-    return tiny_run
+def pretrained(tiny_run, tmp_path_factory):
+    """A run to begin from, with batch norm, whose every weight is random; it is only read."""
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    shutil.copytree(tiny_run.directory, folder)
+    run = Run(folder, tiny_run.recipe.replace(batch_norm=True))
+    run.write_recipe()
+    model = build_model(run.recipe, 10, STATISTICS)
+    rng = np.random.default_rng(0)
+    model.set_weights([w + rng.uniform(0, 0.1, w.shape) for w in model.get_weights()])
+    model.save(run.model_path)
+    return run
 
 
 def weights_of(model, *prefixes):
@@ -155,6 +163,7 @@ def _images(recipe, source, count):
     return np.stack([transform(image).numpy() for image in source.train.images[:count]])
 
 
+@pytest.mark.slow
 def test_features_of_other_weights_are_not_reused(pretrained, tmp_path):
     source = fitting.load_source(FIXED)
     base, _ = frozen.split_model(pretrained.model())
@@ -277,6 +286,7 @@ def test_blocks_before_freeze_until_are_kept(pretrained, tmp_path):
         assert all(not np.array_equal(a[path], b[path]) for path in a)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("init_head", "kept"),
     [("none", ()), ("hidden", ("fc1", "fc2")), ("all", ("fc1", "fc2", "predictions"))],

@@ -139,6 +139,7 @@ def test_a_class_without_images_says_what_it_holds(photos: Path) -> None:
         image_files([photos / "phone"])
 
 
+@pytest.mark.slow
 def test_a_name_that_claims_an_image_is_a_damaged_image(photos: Path) -> None:
     path = write(photos / "cat/a.jpg", b"<html>not found</html>")
     source = data.load_source(f"folder:{photos}")
@@ -212,6 +213,7 @@ def test_a_class_of_one_image_is_trained_and_named(photos: Path) -> None:
     assert "test has no image of rare" in lines
 
 
+@pytest.mark.slow
 def test_a_drawn_split_keeps_equal_files_on_one_side(photos: Path) -> None:
     for i in range(6):
         for copy in range(3):

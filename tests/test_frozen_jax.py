@@ -14,6 +14,7 @@ from tests.test_fit import TINY
 
 # 319 images of training; no dropout, whose numbers are a backend's own.
 FIXED = TINY.replace(
+    batch_norm=True,
     train_scale=(32, 32), eval_scale=32, brightness=0.0, rgb_shift=0.0, horizontal_flip=True,
     dropout=0.0, precision="float32", learning_rate=0.2, warmup_epochs=0.0, checkpoint_steps=2,
 )  # fmt: skip

@@ -164,6 +164,7 @@ def drawn(op: Callable, count: int) -> list[np.ndarray]:
     return mapped(op, np.stack([np.arange(count), np.zeros(count)], axis=1).astype(np.int32))
 
 
+@pytest.mark.slow
 def test_scales_and_offsets_are_drawn_evenly_and_reach_the_ends() -> None:
     def op(seed: tf.Tensor) -> tuple:
         window = augment.train_window(
@@ -184,6 +185,7 @@ def test_scales_and_offsets_are_drawn_evenly_and_reach_the_ends() -> None:
     np.testing.assert_array_equal(np.unique(at_30[:, 1]), np.arange(-1, 18))
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("sides", "scale", "padding", "resize"),
     [

@@ -93,6 +93,7 @@ def test_a_first_frame_that_claims_more_than_the_canvas_is_refused() -> None:
     assert decode(tf.constant(lines)).shape == (1, 60_000, 3)
 
 
+@pytest.mark.slow
 def test_an_endless_chain_of_blocks_is_refused() -> None:
     comment = b"\x21\xfe" + b"\x01a" * (gif.MAX_BLOCKS + 100) + b"\0"
     expected = "a GIF whose first frame ends only after more than 262,144 blocks"

@@ -34,6 +34,7 @@ def job(gpu, out: Path, name: str, code: str, minutes: float = 1.0):
 WRITES = "import sys; open(sys.argv[1], 'w').write('{\"images_per_second\": [1, 2, 3]}')"
 
 
+@pytest.mark.slow
 def test_a_job_is_done_fails_or_stops_at_its_limit(gpu, tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     assert gpu.run_job(job(gpu, tmp_path, "step:a", WRITES), tmp_path, deadline) == "done"

@@ -87,6 +87,7 @@ def encoded_as(form, pixels, **options):
     return tf.constant(file.getvalue())
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "form", ["JPEG", "JPEG L", "JPEG CMYK", "PNG", "PNG L", "PNG LA", "PNG P", "BMP", "WEBP", "GIF"]
 )
@@ -105,6 +106,7 @@ def test_files_are_decoded_to_luma(form):
     np.testing.assert_allclose(view, augment.to_grey(rgb), atol=1)
 
 
+@pytest.mark.slow
 def test_a_turned_jpeg_and_a_deep_png_are_decoded_to_luma():
     pixels = np.arange(40 * 56, dtype="uint16").reshape(40, 56)
     exif = Image.Exif()
@@ -287,6 +289,7 @@ def test_photographs_in_grey_from_jax_to_an_export(data_folder, tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_demo_of_a_grey_run(run, tmp_path):
     from keras_vgg.demo.answer import Answerer
 

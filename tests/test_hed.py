@@ -54,6 +54,7 @@ def test_sides_are_the_maps_before_the_pools_resized_and_fused():
     np.testing.assert_allclose(outputs["fused"], sigmoid(fused), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_file_that_states_another_preprocessing_is_refused(tmp_path):
     own = ImagePreprocessing.torchvision(name="preprocessing")
     file = tmp_path / "own.keras"

@@ -216,6 +216,7 @@ def test_weights_from_the_hub(hub, base, tmp_path, monkeypatch, name):
     assert weights.read_weights(f"hf://{REPOSITORY}").sha256() == read.sha256()
 
 
+@pytest.mark.slow
 def test_a_kerashub_preset_on_the_hub(hub, tmp_path):
     keras_hub = pytest.importorskip("keras_hub")
     backbone = keras_hub.models.VGGBackbone([1, 1, 2, 2, 2], [4, 8, 16, 32, 32])

@@ -163,6 +163,7 @@ def test_check_files(files: Split, tmp_path: Path) -> None:
     np.testing.assert_array_equal(files.labels, before)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
 def test_a_damaged_header_is_counted_or_named(kind: str, tmp_path: Path) -> None:
     """What the decoder still takes has a format, and all else a reason."""
@@ -285,6 +286,7 @@ def test_a_file_that_is_gone_is_bad(files: Split) -> None:
     assert len(found) == 5
 
 
+@pytest.mark.slow
 def test_a_record_that_is_not_parsed_is_bad_and_moves_no_other(tmp_path: Path) -> None:
     path = tmp_path / "x.tfrecord"
     png = encoded("PNG", 8, 9)
@@ -306,6 +308,7 @@ def flipped(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("damage", "first", "why"),
     [
@@ -351,6 +354,7 @@ def first_pixel(image: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(tf.cast(read, tf.float32), [1, 1, 3])
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("form", [pytest.param("files", marks=pytest.mark.slow), "records"])
 def test_bad_images_named(form: str, request: pytest.FixtureRequest) -> None:
     split = request.getfixturevalue(form)
@@ -370,6 +374,7 @@ def test_bad_images_named_in_a_function_of_keras(files: Split) -> None:
         consume(evaluation_dataset(files, 4, first_pixel))
 
 
+@pytest.mark.slow
 def test_bad_images_named_for_a_damaged_tfrecord_file(tmp_path: Path) -> None:
     split = good_records(tmp_path / "x.tfrecord")
     flipped(tmp_path / "x.tfrecord")
@@ -378,6 +383,7 @@ def test_bad_images_named_for_a_damaged_tfrecord_file(tmp_path: Path) -> None:
             list(split.records.dataset())
 
 
+@pytest.mark.slow
 def test_an_error_that_no_image_explains(tmp_path: Path) -> None:
     split = good_records(tmp_path / "x.tfrecord")
 

@@ -288,6 +288,7 @@ def test_training_moves_the_true_class_alone():
     assert (moved[:, 8:] == 0).all()
 
 
+@pytest.mark.slow
 def test_the_loss_is_saved_with_its_model(tmp_path):
     net = localizer(classifier(size=32), CLASSES)
     net.compile("sgd", EuclideanLoss(reduction="sum"))
@@ -315,6 +316,7 @@ def test_labels_and_outputs_that_do_not_fit(labels, outputs, message):
 # --- the localiser ---------------------------------------------------------------------------
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(("head", "classes"), PAIRS)
 def test_it_has_the_classifiers_weights_and_leaves_it_alone(head, classes):
     model = classifier(head, batch_norm=True)
@@ -414,6 +416,7 @@ def test_what_no_localiser_is_made_of(build, arguments, message):
 # --- whole images ----------------------------------------------------------------------------
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(("head", "classes"), PAIRS)
 def test_at_the_training_size_it_is_the_plain_localiser(head, classes):
     model = classifier(head, batch_norm=True)

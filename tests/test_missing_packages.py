@@ -73,6 +73,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("module", "command"),
     [

@@ -25,6 +25,7 @@ def batches(operation, count: int = 6, threads: int = 4) -> list[tuple[np.ndarra
     return list(dataset.as_numpy_iterator())
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     "strengths",
     [
@@ -176,6 +177,7 @@ def test_a_training_that_may_not_come_to_the_last_epochs_says_so(
     assert (line in capsys.readouterr().out) is is_said
 
 
+@pytest.mark.slow
 def test_batches_before_and_after_the_switch_are_those_of_recipes_without_one() -> None:
     """Three epochs of two steps; the last one is begun at its second step too."""
     recipe = Recipe(

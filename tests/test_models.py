@@ -61,6 +61,7 @@ def test_built_network_is_the_table(configuration, options):
     assert trainable == sum(row.trainable_parameters for row in rows)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(("configuration", "head"), [("A-LRN", "fc"), ("C", "conv"), ("A", "gap")])
 def test_output_is_a_distribution_and_dropout_only_trains(configuration, head):
     model = models.vgg(configuration, input_shape=(32, 32, 3), head=head, **SMALL)
@@ -169,6 +170,7 @@ def test_four_channels_pass_and_five_warn():
     assert model.input_shape == (None, 32, 32, 4)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "options",
     [{"head": "conv", "train_size": 32}, {"head": "gap"}, {"include_top": False}],
@@ -277,6 +279,7 @@ def test_an_initialiser_instance_gives_every_layer_its_own_numbers():
 
 
 # Between them they have every kind of layer: the others have more convolutions of the same kinds.
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("configuration", ["A-LRN", "C"])
 def test_keras_file_gives_the_same_outputs(tmp_path, configuration):
     model = models.vgg(
@@ -385,6 +388,7 @@ def published_as_vgg13(monkeypatch, tmp_path):
     return source, asked
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "weights", ["imagenet", pytest.param("torchvision", marks=pytest.mark.slow)]
 )
@@ -443,6 +447,7 @@ def test_full_size(configuration):
     assert model.predict(images(1, 224, 224, 3), verbose=0).shape == (1, 1000)
 
 
+@pytest.mark.slow
 def test_published_weights_contradict_another_preprocessing(monkeypatch, tmp_path):
     """torchvision's file states no preprocessing, but the table of published weights does."""
     source, _ = published_as_vgg13(monkeypatch, tmp_path)

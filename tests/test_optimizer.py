@@ -22,7 +22,7 @@ from tests.test_survive import assert_same
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
-TINY = test_fit.TINY.replace(dropout=0.0, epochs=2, rgb_shift=0.0)
+TINY = test_fit.TINY.replace(batch_norm=True, dropout=0.0, rgb_shift=0.0)
 ADAMW = TINY.replace(optimizer="adamw", learning_rate=0.002, weight_decay=0.05)
 MUON = TINY.replace(optimizer="muon", learning_rate=0.002, weight_decay=0.05, nesterov=True)
 MOMENTUM = TINY.replace(learning_rate=0.01)
@@ -41,6 +41,7 @@ def small_network(recipe: Recipe) -> keras.Model:
     return keras.Model(inputs, x)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("steps", [40, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "recipe", [MOMENTUM, NESTEROV, ADAMW], ids=["momentum", "nesterov", "adamw"]

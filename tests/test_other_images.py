@@ -133,6 +133,7 @@ def test_tfds_that_has_moved(made: Run, tmp_path: Path, capsys, monkeypatch) -> 
     assert runs.in_data_dir(made, None) is made
 
 
+@pytest.mark.slow
 def test_runs_of_other_splits_are_not_compared(run: Run, tmp_path: Path) -> None:
     """The same folder is each run's own data, of which each has drawn another test split."""
     source = run.recipe.source
@@ -198,6 +199,7 @@ def test_unknown_classes(run: Run, other: Path, capsys: pytest.CaptureFixture[st
         runs.evaluate_run(run, source=source, unknown_classes="skip")
 
 
+@pytest.mark.slow
 def test_another_set_has_the_groups_of_the_pattern(run: Run, other: Path, capsys) -> None:
     grouped = Run(run.directory, run.recipe.replace(group_pattern=r"/([0-3])\.png"))
     with pytest.raises(ValueError, match="finds no group"):  # there is a number 4
@@ -221,6 +223,7 @@ def test_another_table_needs_no_group(run: Run, other: Path, tmp_path: Path) -> 
         runs.evaluate_run(Run.open(run.directory), source=f"csv:{tmp_path / 'new.csv'}")
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("own", ["folder", "csv"])
 def test_another_table_has_columns_of_its_own(
     run: Run, other: Path, tmp_path: Path, own: str
@@ -314,6 +317,7 @@ def test_several_labels_are_matched_by_name(run: Run) -> None:
         images._of_another_set(run, source, None, Recipe(source="csv:x"), "error")
 
 
+@pytest.mark.slow
 def test_results_on_another_set_are_not_published(run: Run, other: Path) -> None:
     run.add_results(validation_accuracy=0.5, training_seconds=1.0)
     before = runs.model_card(run, "owner/name")
@@ -343,6 +347,7 @@ def test_evaluate_on_another_set(run: Run, other: Path, capsys) -> None:
     assert "majority baseline: always green 62.50%" in words
 
 
+@pytest.mark.slow
 def test_report_on_another_set_or_on_images_that_have_moved(
     run: Run,
     other: Path,

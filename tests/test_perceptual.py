@@ -167,6 +167,7 @@ def torch_dists(trunk, a, b):
     return 1 - similar / (alpha.sum() + beta.sum())
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", KINDS)
 def test_values_and_gradients_are_those_of_the_papers_formulas(trunk, metrics, name):
     torch = pytest.importorskip("torch")
@@ -223,6 +224,7 @@ def test_spatial_map(trunk, spatial):
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensors", [False, True])
 def test_the_global_dtype_policy_does_not_matter(trunk, metrics, tensors):
     convert = ops.convert_to_tensor if tensors else np.asarray
@@ -264,6 +266,7 @@ def test_channels_first_give_the_same_values(trunk, metrics, spatial):
     np.testing.assert_allclose(ops.convert_to_numpy(grams), expected, rtol=1e-5)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", ["LPIPS", pytest.param("DISTS", marks=pytest.mark.slow)])
 def test_equal_images_ranges_tensors_grey_and_one_image(trunk, metrics, name):
     metric, (a, b) = metrics[name], pair(16, 16)
@@ -300,6 +303,7 @@ def test_another_range_is_refused(metrics, a, b, message):
         metrics["LPIPS"](*images)
 
 
+@pytest.mark.slow
 def test_images_of_0_to_1_are_warned_of(metrics):
     a, b = pair(16, 16)
     with pytest.warns(UserWarning, match=r"y_true have values from 0 to 1, but \[0, 255\]"):
@@ -339,6 +343,7 @@ def test_a_loss_and_a_metric_in_one_training(metrics):
     assert np.abs(generator.get_weights()[0] - before).max() > 0
 
 
+@pytest.mark.slow
 def test_a_metric_and_data_sets(metrics):
     metric, (a, b) = metrics["DISTS"], pair(16, 16, count=3)
     values = metric(a, b)

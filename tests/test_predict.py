@@ -361,6 +361,7 @@ def test_a_foreign_file_says_what_it_does_not_state(network: Path, photos: Path,
     assert "does not state" not in err
 
 
+@pytest.mark.slow
 def test_dark_16_bit_files_are_said_and_a_depth_brightens_them(
     run: Run, network: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -394,6 +395,7 @@ def test_a_file_that_ends_in_sigmoids_gives_several_labels(photos: Path, tmp_pat
     np.testing.assert_allclose(array(answer), 1 / (1 + np.exp(-bias)), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [keras.ops.softmax, keras.ops.sigmoid])
 def test_a_file_that_ends_in_an_operation_gives_its_probabilities(
     activation: Any, photos: Path, tmp_path: Path
@@ -419,6 +421,7 @@ def saved(model: keras.Model, folder: Path) -> Path:
     return folder / "scores.keras"
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", ["litert", "litert_int8", "saved_model"])
 def test_a_file_for_any_size_says_which_it_was_tested_at(name: str, photos: Path, tmp_path: Path):
     keras.utils.set_random_seed(3)
@@ -452,6 +455,7 @@ def test_a_file_for_oblong_images_is_refused(tmp_path: Path):
         Predictor(tmp_path / "wide.keras")
 
 
+@pytest.mark.slow
 def test_a_file_in_a_run_directory_is_not_the_runs_network(run: Run, network: Path, tmp_path: Path):
     directory = tmp_path / "run"
     shutil.copytree(run.directory, directory)

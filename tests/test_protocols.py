@@ -20,6 +20,7 @@ def test_center_is_the_model(model):
     np.testing.assert_allclose(found, answers(model, x), atol=1e-6)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("average", ["scores", "posteriors"])
 def test_dense_by_hand(model, average, mirror):

@@ -63,6 +63,7 @@ def images(model: keras.Model, count: int = 3) -> np.ndarray:
     return np.random.default_rng(2).integers(0, 256, shape).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_taylor_of_a_network_in_float16_that_is_sure_of_its_answers() -> None:
     """Its gradients are 0 in float16, and all filters would be equally important."""
     keras.config.set_dtype_policy("mixed_float16")
@@ -81,6 +82,7 @@ def test_taylor_of_a_network_in_float16_that_is_sure_of_its_answers() -> None:
     assert min(np.count_nonzero(values) / len(values) for values in scores.values()) > 0.5
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("case", CASES)
 def test_removing_filters_that_give_zero_changes_no_answer(case: str) -> None:
     model = network(**CASES[case])
@@ -156,6 +158,7 @@ def test_criteria_are_what_they_say() -> None:
         assert taylor[channel] == pytest.approx(slope**2, rel=0.05, abs=1e-8)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("case", "several_labels"),
     [("fc", True), pytest.param("batch_norm", False, marks=pytest.mark.slow)],
@@ -221,6 +224,7 @@ def test_being_less_sure_of_a_wrong_answer_is_a_change() -> None:
     assert np.isfinite(prune.divergence(np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])))
 
 
+@pytest.mark.slow
 def test_a_layer_whose_filters_normalise_each_other_keeps_all() -> None:
     model = network(**CASES["lrn"])
     pictures, labels = images(model, 8), np.arange(8) % CLASSES

@@ -215,6 +215,7 @@ def test_a_kill_in_the_sensitivity_loses_one_layer_at_most(
     assert other.count == whole.count
 
 
+@pytest.mark.slow
 def test_images_that_have_moved_are_named(
     made_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -280,6 +281,7 @@ def options_of_killed(made_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return options
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_when_its_images_have_moved(
     made_run: Run, tmp_path: Path, options_of_killed: dict
 ) -> None:

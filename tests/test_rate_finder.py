@@ -103,6 +103,7 @@ def test_a_run_that_has_begun_keeps_its_recipe(
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.json", name}
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("workdir", [".", "..", "../run/."])
 def test_the_folder_is_beside_a_workdir_without_a_name(
     workdir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -179,6 +180,7 @@ def test_a_first_loss_that_is_no_number_is_named(
     assert not list(tmp_path.glob("sweep/*"))
 
 
+@pytest.mark.slow
 def test_a_suggestion_is_never_the_rate_that_another_optimizer_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +210,7 @@ def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
         find_learning_rate(Recipe(), tmp_path / "rate")
 
 
+@pytest.mark.slow
 def test_what_is_opened_is_announced(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -98,6 +98,7 @@ def require_equal(
         np.testing.assert_allclose(*shares, atol=1e-5)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(("resize", "sees_it"), [("crop", False), ("squash", True), ("pad", True)])
 def test_whether_the_ends_of_a_long_image_are_seen(
     resize: str, sees_it: bool, varied_run: Run

@@ -32,6 +32,7 @@ def with_equal_pairs(model: keras.Model) -> keras.Model:
     return model
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("case", CASES)
 def test_a_filter_that_another_equals_leaves_its_part_to_it(
     case: str, monkeypatch: pytest.MonkeyPatch
@@ -63,6 +64,7 @@ def test_answers_to_new_images_come_closer() -> None:
     assert prune.divergence(own, fitted) < 0.5 * prune.divergence(own, removed)
 
 
+@pytest.mark.slow
 def test_layers_before_the_first_missing_filter_stay_and_a_call_repeats() -> None:
     model = network(**CASES["fc"])
     kept = {"block3_conv1": np.arange(0, 16, 2)}

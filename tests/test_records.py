@@ -116,6 +116,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None
 # --- what a pack holds -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_pack_keeps_the_groups(tmp_path: Path) -> None:
     """Patients on two sides are named, and intervals are over patients, as of the table."""
     patients = ["p0", "p1", "p2", "p3"]
@@ -138,6 +139,7 @@ def test_a_pack_keeps_the_groups(tmp_path: Path) -> None:
     assert packed.test.without({0}).groups.tolist() == found[1:]
 
 
+@pytest.mark.slow
 def test_groups_that_are_stated_later_come_into_the_pack(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +179,7 @@ def test_files_are_packed_byte_for_byte_in_a_random_order(folder: Path, tmp_path
     assert {label for _, label in contents(packed.train)[:6]} == {0, 1}
 
 
+@pytest.mark.slow
 def test_larger_images_are_packed_smaller(tmp_path: Path) -> None:
     smooth = np.linspace(0, 255, 120 * 200 * 3).reshape(120, 200, 3).astype(np.uint8)
     for name, kind in (("a/large.jpg", "JPEG"), ("a/large.png", "PNG"), ("b/turned.jpg", "JPEG")):
@@ -278,6 +281,7 @@ def test_manifest(larger_folder: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in without_source
 
 
+@pytest.mark.slow
 def test_records_count_their_classes(tmp_path: Path) -> None:
     records.pack(only(in_memory(10)), tmp_path / "first")
     source = records.load(tmp_path / "first")
@@ -303,6 +307,7 @@ def test_a_pack_keeps_what_its_source_left_out_and_held_twice(tmp_path: Path) ->
     assert take_inventory(records.load(tmp_path / "again")).lines() == expected.lines()
 
 
+@pytest.mark.slow
 def test_records_are_taken_in_any_order(tmp_path: Path) -> None:
     records.pack(only(in_memory(10)), tmp_path, shard_images=4)
     split = records.load(tmp_path).train
@@ -343,6 +348,7 @@ def test_progress_is_on_stderr_if_verbose(
 # --- damaged images --------------------------------------------------------------------------
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -389,6 +395,7 @@ def test_files_skipped_by_the_source_are_not_packed(folder: Path, tmp_path: Path
     assert sum(split["images"] for split in manifest["splits"].values()) == 14
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     path = tmp_path / "given.tfrecord"
     png = tf.io.encode_png(np.zeros((4, 4, 3), np.uint8)).numpy()
@@ -418,6 +425,7 @@ def test_a_label_out_of_range_is_named(tmp_path: Path, label: int) -> None:
 # --- going on after a stop -------------------------------------------------------------------
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     ("images", "shard_images", "written_before"),
     [(15, 6, 8), *(pytest.param(30, 5, n, marks=pytest.mark.slow) for n in (0, 12, 18, 23))],
@@ -497,6 +505,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(files(tmp_path)) == ["progress.json"]
 
 
+@pytest.mark.slow
 def test_a_finished_pack_is_left_alone(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -681,6 +690,7 @@ def test_verify_names_the_first_damaged_shard(packed: Path) -> None:
     records.load(packed)  # does not read the shards
 
 
+@pytest.mark.slow
 def test_another_pack_of_the_same_shape_is_another_source(tmp_path: Path) -> None:
     """Shards of the same names and sizes, with other images in them."""
     for name, value in (("a", 1), ("b", 200)):
@@ -694,6 +704,7 @@ def test_another_pack_of_the_same_shape_is_another_source(tmp_path: Path) -> Non
         records.pack(b, tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_a_smaller_image_keeps_its_16_bits(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "deep" / name).mkdir(parents=True)

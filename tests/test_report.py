@@ -139,6 +139,7 @@ def test_a_failure_leaves_the_older_picture(
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("classes", [2, 10, 50, pytest.param(1000, marks=pytest.mark.slow)])
 def test_confusion_is_a_png_with_a_dot_for_every_cell(classes: int, tmp_path: Path) -> None:
     path = tmp_path / "confusion.png"
@@ -229,6 +230,7 @@ def test_sizes_are_drawn_with_the_chosen_and_the_original(drawn: list[Figure]) -
     assert {10, 20, 50, 100} <= set(np.round(shown))
 
 
+@pytest.mark.slow
 def test_nothing_needs_pyplot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
 

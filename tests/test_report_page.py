@@ -576,6 +576,7 @@ def test_texts_are_escaped(hostile_page):
     assert all(given.get("src", "data:").startswith("data:") for _, given in elements)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", [SCRIPT, IMAGE, "</style><script>", "-->", "]]>", "\x07\x1b[31m"])
 def test_any_name_is_only_text(name, harmless):
     page = report.render(synthetic(classes=3, names=[name, "b", "c"], run=name))
@@ -657,6 +658,7 @@ def synthetic(classes: int, names: list[str] | None = None, run: str = "run", ru
     return report.Page(run, every, "made", between, [("source", [run] * runs)] if runs > 1 else ())
 
 
+@pytest.mark.slow
 def test_many_classes_are_a_map_and_the_rest_is_folded():
     page = report.render(synthetic(classes=120))
 
@@ -667,6 +669,7 @@ def test_many_classes_are_a_map_and_the_rest_is_folded():
     assert "data:image/jpeg" in page  # larger pictures
 
 
+@pytest.mark.slow
 def test_no_two_elements_of_several_runs_have_one_name():
     ids = [
         given["id"]
@@ -812,6 +815,7 @@ def test_in_chromium(browser, pages, name, scheme, width):
     assert found["ink"] == {"light": "rgb(85, 96, 111)", "dark": "rgb(163, 174, 189)"}[scheme]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_an_export_of_an_earlier_network_is_not_shown(run):
     artifact = {"format": "litert", "bytes": 9, "images": 4, "top1": 1.0, "top5": 1.0}

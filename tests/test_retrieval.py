@@ -198,6 +198,7 @@ def test_whitened_descriptors_are_uncorrelated(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again(descriptors), whitening(descriptors))
 
 
+@pytest.mark.slow
 def test_whitenings_that_cannot_be_had(tmp_path):
     x = np.random.default_rng(0).normal(size=(9, 4))
     with pytest.raises(ValueError, match="at least 2 descriptors, not on 1"):

@@ -31,6 +31,7 @@ def answers(model: keras.Model, protocol: Any) -> np.ndarray:
     return np.asarray(evaluation.runner(model, evaluation.Protocol(protocol), CLASSES)(images))
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("several_labels", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("protocol", evaluation.PROTOCOLS)
 def test_answers_without_batch_norm_are_the_same_bit_by_bit(protocol, several_labels) -> None:
@@ -40,6 +41,7 @@ def test_answers_without_batch_norm_are_the_same_bit_by_bit(protocol, several_la
     assert np.ptp(expected) > 0.01  # The network tells the classes apart.
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("several_labels", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("protocol", evaluation.PROTOCOLS)
 def test_answers_with_batch_norm_are_as_near_to_those_in_float32(protocol, several_labels) -> None:

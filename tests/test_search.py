@@ -73,6 +73,7 @@ def test_the_copy_comes_first_and_a_second_run_describes_what_is_new(
     assert "new.jpg" in out
 
 
+@pytest.mark.slow
 def test_rows_for_a_program_and_a_picture(weights, photographs, tmp_path, capfd):
     arguments = ["search", str(photographs / "all"), str(photographs / "query.jpg")]
     arguments += [str(photographs / "all" / "cut.jpg"), *options(weights, "--top", "2")]
@@ -207,6 +208,7 @@ def test_a_strip_is_described_by_its_middle():
     assert _fitted(np.zeros((50, 75, 3), "uint8"), 64).shape == (64, 96, 3)
 
 
+@pytest.mark.fast_cases(8)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -241,6 +243,7 @@ def test_searches_that_make_no_sense(weights, photographs, tmp_path, capfd, argu
     assert message in line
 
 
+@pytest.mark.slow
 def test_large_images_come_in_small_batches(weights, photographs, tmp_path, monkeypatch):
     batches = []
 
@@ -266,6 +269,7 @@ def test_the_index_states_the_bits_of_16_bit_files(weights):
     assert Description(str(weights), bit_depth="12").settings["bit_depth"] == "12"
 
 
+@pytest.mark.slow
 def test_a_search_in_16_bit_files(weights, tmp_path, capfd):
     for name in ("a", "b", "c"):
         values = np.random.default_rng(ord(name)).integers(0, 4096, (64, 64), "uint16")

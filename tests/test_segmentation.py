@@ -57,6 +57,7 @@ def test_a_unet_scores_every_pixel_of_any_size():
     )
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("network", ["fcn", "unet", "hed"])
 def test_one_size_after_another(network):
     """TensorFlow compiles a function of unknown sides when it sees a second size."""
@@ -147,6 +148,7 @@ def test_a_file_states_the_scales_of_the_skips(tmp_path, preprocessing, scale):
     assert model.get_layer("scale3").scale == scale
 
 
+@pytest.mark.slow
 def test_weights_without_a_classifier(tmp_path):
     file = tmp_path / "convolutions.weights.h5"
     base = models.vgg("A", include_top=False, **SMALL)
@@ -207,6 +209,7 @@ def test_mixed_precision_keeps_probabilities_in_float32():
     assert values(model(images(32, 32))).dtype == np.float32
 
 
+@pytest.mark.slow
 def test_two_compiled_steps_of_fit_change_every_kernel():
     model = dense.fcn("A", 2, hidden_units=32, skip_scales=(1, 1), **SMALL)
     # A copy: on PyTorch, the array of a weight changes with the weight.

@@ -259,6 +259,7 @@ def test_figures_equal_scikit_learns_and_thresholds_are_kept(run, monkeypatch):
     assert run.history[0]["val_pr_auc"] == pytest.approx(area, abs=0.1)
 
 
+@pytest.mark.slow
 def test_scores_and_posteriors_are_averaged_after_a_sigmoid():
     model = vgg(
         "A",
@@ -343,6 +344,7 @@ def test_damaged_thresholds_are_named(run):
 # --- maps, report, answers -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_label_has_its_own_map(run, table, tmp_path, monkeypatch):
     from keras_vgg.runs import explain
 
@@ -396,6 +398,7 @@ def test_too_little_memory_for_grad_cam_is_a_memory_error(run, monkeypatch):
         most_telling_labels(run, recorded.evaluation, recorded.images.split, 1, False)
 
 
+@pytest.mark.slow
 def test_the_report_shows_the_labels(run, tmp_path, monkeypatch):
     monkeypatch.setattr(page, "to_svg", lambda *arguments: "")
     evaluate_labels(run)
@@ -406,6 +409,7 @@ def test_the_report_shows_the_labels(run, tmp_path, monkeypatch):
     assert "Grad-CAM" in html
 
 
+@pytest.mark.slow
 def test_answers_have_all_labels(run, table):
     evaluated = evaluate_labels(run).evaluation
     predictor = Predictor(run)

@@ -44,6 +44,7 @@ def split_of(form: str, folder: Path) -> data.Split:
     return data.Split("train", 9, labels=labels, paths=np.array(paths, dtype=object))
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "form",
     [
@@ -124,6 +125,7 @@ def test_classes_are_spread_and_a_seed_repeats(tmp_path: Path) -> None:
     assert counts[:4] == counts[4:8] != counts[8:]
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 900), (900, 5), (1, 1)])
 def test_odd_sizes_are_drawn(height: int, width: int, tmp_path: Path) -> None:
     split = data.Split("train", 2, labels=np.zeros(2, np.int32), images=ramps(2, height, width))

@@ -82,6 +82,7 @@ def test_weight_decay_and_its_gradient_are_those_of_keras(name: str) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_decay_in_the_step_is_that_of_keras(jit: bool) -> None:
     """With a rate for each block, and a batch in two parts."""

@@ -78,6 +78,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("varied", [False, True])
 def test_training_images_are_bytes_and_validation_images_have_fractions(varied: bool) -> None:
     changes = {"mixup": 0.2, "hue": 0.1, "rotation": 10.0, "color": "grey", "rgb_shift": 0.0}

@@ -169,6 +169,7 @@ def test_gram_and_losses_of_arrays_by_hand():
     )
 
 
+@pytest.mark.slow
 def test_tiles_give_the_same_loss_and_gradient_by_hand(base):
     """Tiles of 64 pixels in an image of 165 x 70: also at the right and lower edges."""
     content, style, image = picture(165, 70), picture(40, 50, seed=1), picture(165, 70, seed=2)
@@ -231,6 +232,7 @@ def test_the_windows_of_tiles():
             windows(200, 100, tile)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("method", ["l-bfgs", pytest.param("adam", marks=pytest.mark.slow)])
 def test_each_optimiser_lowers_the_loss(base, method):
     content, style = picture(32, 40), np.tile(picture(1, 8, seed=1), (32, 5, 1))
@@ -274,6 +276,7 @@ def test_optimisations_that_make_no_sense(options, message):
 LAYERS = {"style_layers": ("block1_conv1", "block2_conv1"), "content_layer": "block3_conv1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_is_for_the_network_alone(base, policy):
     """Gram matrices and losses are float32, whatever the policy says."""
@@ -326,6 +329,7 @@ def test_objectives_that_make_no_sense(base, options, message):
         StyleObjective(base, options.pop("content"), options.pop("style"), **options)
 
 
+@pytest.mark.slow
 def test_one_layer_of_style_by_its_name(base):
     content, style = picture(32, 32), picture(32, 32, seed=1)
     found = [

@@ -168,6 +168,7 @@ def test_a_network_is_trained_on_a_folder_and_applied(folder, tmp_path, capfd, m
     assert "a.png exists" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_few_photographs_and_a_damaged_one(folder, tmp_path, monkeypatch, capfd):
     """One of 12 files does not decode, so that a batch has 11 photographs."""
 
@@ -221,6 +222,7 @@ def test_the_litert_file_draws_the_same_picture(folder, network, tmp_path, capfd
     assert list(serve.get_output_details()) == ["stylized"]
 
 
+@pytest.mark.fast_cases(4)
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -55,6 +55,7 @@ def cheap(monkeypatch):
     monkeypatch.setattr(stylizing, "base_network", lambda *_: None)
 
 
+@pytest.mark.slow
 def test_a_killed_stylisation_resumes(cheap, folder, tmp_path, capfd, monkeypatch):
     out = tmp_path / "result.png"
     command = arguments(folder, out, "--steps", "6", "--every", "2", "--method", "adam")

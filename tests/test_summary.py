@@ -17,6 +17,7 @@ def lines_of(table):
 
 
 # The other heads: tests/test_models.py has them on B and D, too.
+@pytest.mark.fast_cases(6)
 @pytest.mark.parametrize(
     ("configuration", "head", "batch_norm"),
     [
@@ -135,6 +136,7 @@ def test_command_prints_json(capsys):
         assert one["weights"] >= small["weights"]
 
 
+@pytest.mark.slow
 def test_command_draws(capsys, tmp_path):
     path = tmp_path / "layers.png"
     assert str(path) in printed(capsys, "E", "--plot", str(path), "--batch-norm")

@@ -332,6 +332,7 @@ def damaged_table(folder: Path, tmp_path: Path) -> Path:
     return copy / "damaged.csv"
 
 
+@pytest.mark.slow
 def test_what_a_look_skips_is_named_afterwards(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -346,6 +347,7 @@ def test_what_a_look_skips_is_named_afterwards(
     assert [line.partition(" cannot be ")[2][:7] for line in lines] == ["used: l", "decoded"]
 
 
+@pytest.mark.slow
 def test_a_check_of_a_table_may_skip_its_bad_rows(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

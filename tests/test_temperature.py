@@ -25,6 +25,7 @@ def too_sure(factor: float, count: int = 400) -> Evaluation:
     return Evaluation(labels, softmax(factor * scores).astype(np.float32), NAMES)
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
 def test_the_temperature_is_that_of_a_direct_minimisation(factor: float) -> None:
     evaluation = too_sure(factor)

@@ -83,6 +83,7 @@ def save(net, path, naming="torchvision"):
 
 
 # Every triple of batch norm, format and naming; the full size, below, is slow.
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
     ("configuration", "batch_norm", "suffix", "naming"),
     [

@@ -434,6 +434,7 @@ def test_a_model_learns_by_perceptual_loss_and_the_vgg_does_not():
     assert all("block" not in w.path for w in generator.trainable_weights)
 
 
+@pytest.mark.slow
 def test_pixels_without_features_give_a_finite_gradient():
     """x / |x| has no derivative at 0, where a ReLU often is."""
     net = small(include_preprocessing=True)

@@ -260,11 +260,13 @@ def test_what_a_training_would_refuse_is_refused(base: Recipe, space: Space, mes
     assert message in refused[0]
 
 
+@pytest.mark.slow
 def test_a_spent_budget_says_why_trials_failed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the budget .* failed, the last: refused: .* parameters"):
         searched_in(tmp_path / "s", budget=2, max_trials=None, limits=NOTHING_FITS)
 
 
+@pytest.mark.slow
 def test_a_search_of_an_earlier_version_goes_on(searched: Path, tmp_path: Path) -> None:
     folder = tmp_path / "s"
     shutil.copytree(searched, folder)
@@ -353,6 +355,7 @@ def test_the_front_is_what_no_smaller_one_equals(tmp_path: Path) -> None:
     assert best([]) is None
 
 
+@pytest.mark.slow
 def test_what_decides_is_found_to_be_important(tmp_path: Path) -> None:
     found = [
         attempt(
@@ -370,6 +373,7 @@ def test_what_decides_is_found_to_be_important(tmp_path: Path) -> None:
     assert importances(found[:7]) == {}
 
 
+@pytest.mark.slow
 def test_pruned_trials_are_compared_where_all_have_been(tmp_path: Path) -> None:
     found = []
     for n in range(20):
@@ -548,6 +552,7 @@ def test_none_is_a_value_for_tensorboard_too(
     assert {trial.state for trial in trials} == {"failed"}
 
 
+@pytest.mark.slow
 def test_a_refused_trial_has_its_values_as_other_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -630,6 +635,7 @@ def grid_values(workdir: Path, trials: int, max_trials: int | None = None) -> li
     return values
 
 
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize(
     "place", ["run_trial", pytest.param("pre_create_trial", marks=pytest.mark.slow)]
 )
@@ -654,6 +660,7 @@ def test_a_stopped_grid_goes_on_with_the_other_combinations(
     assert grid_values(tmp_path / "stopped", 4) == whole
 
 
+@pytest.mark.slow
 def test_a_grid_takes_more_trials_later(tmp_path: Path) -> None:
     first = grid_values(tmp_path / "s", 2, max_trials=2)
     assert grid_values(tmp_path / "s", 3, max_trials=3)[:2] == first

@@ -92,6 +92,7 @@ def test_records_are_refused():
         data.training_dataset(split, 4, lambda image, seed: image, seed=0, balanced=True)
 
 
+@pytest.mark.slow
 def test_a_training_refuses_records_before_anything_is_timed_or_written(tmp_path, monkeypatch):
     images = np.zeros((40, 32, 32, 3), np.uint8)
     train, validation = (

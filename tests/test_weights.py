@@ -37,6 +37,7 @@ SAVE = {
 }
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", SAVE)
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_every_format_loads_exactly(tmp_path, name, batch_norm):
@@ -228,6 +229,7 @@ def test_a_run_directory_is_read_by_its_model(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classifier", [False, True])
 def test_kerashub_presets(tmp_path, classifier):
     """KerasHub's own network, saved by it, gives the same outputs here."""

@@ -80,6 +80,7 @@ def assert_same_base(ours, model):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.fast_cases(3)
 @pytest.mark.parametrize(
     "suffix", [".keras", *(pytest.param(s, marks=pytest.mark.slow) for s in (".h5", ".weights.h5"))]
 )
@@ -132,6 +133,7 @@ def older(path, change=without_names):
             archive.writestr(name, data)
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_files_of_keras_before_3_6_are_read(tmp_path, name):
     """They state no layer names; the configuration has them in the same order."""
@@ -386,6 +388,7 @@ CHECKPOINTS = {
 }
 
 
+@pytest.mark.fast_cases(6)
 @pytest.mark.skipif(torch is None, reason="PyTorch's files do not depend on the backend")
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_pytorch_checkpoints_are_opened(tmp_path, state, name):
@@ -409,6 +412,7 @@ def test_the_counter_of_averaged_weights_is_no_weight(tmp_path, state):
     np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), state["features.0.weight"].numpy())
 
 
+@pytest.mark.fast_cases(2)
 @pytest.mark.skipif(torch is None, reason="PyTorch's files do not depend on the backend")
 @pytest.mark.parametrize(
     "head",
