@@ -3,13 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
 	-c constraints.txt
-# On all cores; pip compiles on one, and the packages' own tests too.
-COMPILE := $(VENV)/bin/python -m compileall -qq -j 0 -x '/(tests?|testing)/' $(VENV)/lib keras_vgg
-
 # A process takes whole files, in the order of tests/conftest.py: those that take longest first.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# pip compiles every module, which takes a minute; Python compiles those that it imports, and keeps
+# them.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo check test fast slow docs clean
 
@@ -45,10 +45,8 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e .
-	-$(COMPILE)
 	touch $@
 
 $(VENV)/.installed-dev: setup.cfg pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e '.[dev,docs,tune]'
-	-$(COMPILE)
 	touch $(VENV)/.installed $@
