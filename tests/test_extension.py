@@ -308,7 +308,7 @@ def test_an_extended_run_is_that_of_one_training_with_a_restart(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_stopped_early_goes_on_from_there(tmp_path):
-    recipe = TINY.replace(epochs=9, early_stopping=1, learning_rate=1e-9)
+    recipe = TINY.replace(epochs=9, early_stopping=1, learning_rate=1e-9, batch_norm=True)
     run = fit(recipe, tmp_path / "run", verbose=0)
     done = run.results["epochs"]
     assert done < 9

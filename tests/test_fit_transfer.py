@@ -283,7 +283,9 @@ def test_blocks_before_freeze_until_are_kept(pretrained, tmp_path):
             np.testing.assert_array_equal(weights_of(after, name)[path], value, err_msg=path)
     for name in ("block4", "block5", "fc1"):
         a, b = weights_of(before, name), weights_of(after, name)
-        assert all(not np.array_equal(a[path], b[path]) for path in a)
+        # The bias of a convolution before batch norm has no gradient.
+        moved = [p for p in a if "conv" not in p or "kernel" in p]
+        assert all(not np.array_equal(a[path], b[path]) for path in moved)
 
 
 @pytest.mark.fast_cases(1)

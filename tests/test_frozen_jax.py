@@ -55,10 +55,10 @@ except InterruptedError:
 @pytest.mark.slow
 @pytest.mark.parametrize(("devices", "head", "init_head"), [(1, "fc", "all"), (2, "gap", "probe")])
 def test_a_head_is_trained_on_features_as_on_tensorflow(
-    tiny_run: Run, tmp_path: Path, devices: int, head: str, init_head: str
+    tmp_path: Path, devices: int, head: str, init_head: str
 ) -> None:
     pytest.importorskip("jax")
-    init = str(tiny_run.directory)
+    init = str(fit(FIXED.replace(epochs=1), tmp_path / "init", verbose=0).directory)
     recipe = FIXED.replace(init=init, head=head, init_head=init_head, freeze_until="all")
     expected = fit(recipe, tmp_path / "tensorflow", verbose=0)
     arguments = ("-c", SCRIPT, str(tmp_path), recipe.to_json(), str(devices))
