@@ -340,6 +340,13 @@ def test_a_model_in_mixed_precision_is_exported_in_float32(tmp_path: Path) -> No
     assert mixed.layers[2].compute_dtype == "float16"  # the caller's model is as it was
 
 
+def test_a_file_that_is_ended_by_a_signal_is_said_to_be(tmp_path, monkeypatch):
+    ended = subprocess.CompletedProcess([], -9, stderr="INFO: a delegate was made\n")
+    monkeypatch.setattr(verify.subprocess, "run", lambda *_, **__: ended)
+    with pytest.raises(ExportError, match=r"^litert: signal 9 ended the process"):
+        verify.run("litert", tmp_path / "none.tflite", tmp_path / "images.npy", tmp_path)
+
+
 def test_packages_may_come_from_pythonpath_or_the_user(tmp_path, monkeypatch):
     (tmp_path / "sitecustomize.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close()")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -132,6 +132,21 @@ def test_the_input_has_the_size_that_keras_files_in_a_folder_state(
     assert read_weights(tmp_path / "hub").side == 64
 
 
+def test_what_the_network_of_a_file_answers_differently_is_said(
+    tmp_path: Path, told: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = network(head="gap", batch_norm=True)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.epsilon = 1e-2
+    model.save(tmp_path / "model.keras")
+    runs.export_weights(tmp_path / "model.keras", source(), tmp_path / "out", images=1)
+    assert f"{tmp_path / 'model.keras'}: {read_weights(tmp_path / 'model.keras').note}" in (
+        capsys.readouterr().err
+    )
+    assert "epsilon" in read_weights(tmp_path / "model.keras").note
+
+
 @pytest.mark.slow
 def test_a_file_that_states_no_size_has_the_papers(tmp_path: Path, told: dict) -> None:
     for stated, side in ((None, 224), (64, 64)):

@@ -375,8 +375,9 @@ def test_what_is_left_out_has_a_reason(limits, options, last, reason) -> None:
     assert candidates.compressed == compresses
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError, ValueError])  # absent, and changed
 def test_nothing_to_compress_is_said_and_needs_no_training_images(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     asked: dict = {}
     monkeypatch.setattr(exporting, "export_for_target", lambda *_, **o: asked.update(o) or [])
@@ -384,7 +385,7 @@ def test_nothing_to_compress_is_said_and_needs_no_training_images(
 
     def without_training_images(run: Run, name: str, *place: str) -> object:
         if name == "train":
-            raise FileNotFoundError("the training images are absent")
+            raise error("the training images are absent")
         return open_split(run, name, *place)
 
     monkeypatch.setattr(exporting, "open_split", without_training_images)
@@ -402,7 +403,7 @@ def test_nothing_to_compress_is_said_and_needs_no_training_images(
     (line,) = asked["left_out"]
     assert line.startswith("integer formats and compressed networks need training images: the tra")
     for changes in ({"formats": ["litert_int8"]}, {"compress": True}, {"fine_tune_steps": 2}):
-        with pytest.raises(FileNotFoundError, match="training images are absent"):
+        with pytest.raises(error, match="training images are absent"):
             runs.export_run(run, **(options | {"model": tiny_network()} | changes))
 
 

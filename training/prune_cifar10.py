@@ -192,12 +192,15 @@ def measured(name: str, run: Any, folder: Path, images: int) -> dict[str, Any]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # The table shows what a file loses.
         export_run(run, folder, formats=FORMATS, images=images, tolerance=2.0)
-    totals = architecture.totals(run.recipe.layers(len(run.class_names)))
+    recipe = run.recipe
+    totals = architecture.totals(recipe.layers(len(run.class_names)))
     test = run.results["test"]
     files = {file["format"]: file for file in read_fields(record)["artifacts"]}
     return {
         "network": name,
-        "filters": list(run.recipe.filters),
+        "filters": [
+            *architecture.widths(recipe.configuration, recipe.width_multiplier, recipe.filters)
+        ],
         "macs": totals.macs,
         "parameters": totals.parameters,
         "validation": run.results["validation_accuracy"],

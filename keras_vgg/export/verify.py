@@ -183,6 +183,11 @@ def run(format: str, path: Path, images: Path, scratch: Path) -> Answers:
             capture_output=True,
             text=True,
         )
+        if process.returncode < 0:
+            raise ExportError(
+                f"{format}: signal {-process.returncode} ended the process that ran the file;"
+                " the memory may be too small"
+            )
         if process.returncode:
             lines = process.stderr.strip().splitlines() or [f"exit status {process.returncode}"]
             raise ExportError(f"{format}: the file that was written does not run: {lines[-1]}")

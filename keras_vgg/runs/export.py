@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_vgg import augment, convert, data, export
 from keras_vgg.builder_checks import DEFAULT_SIZE
+from keras_vgg.console import note_once
 from keras_vgg.export.checks import check_calibration_method, check_tolerance, check_top
 from keras_vgg.export.exporting import RECORD, own_answers
 from keras_vgg.export.fold import with_temperature
@@ -211,7 +212,7 @@ def _verification_images(
     own = "validation images"
     if source is None and unknown_classes == "error":
         return open_split(run, "validation"), partial(open_split, run, "train"), own
-    images = open_images(run, None, source, unknown_classes)
+    images = open_images(run, None, source, unknown_classes, default_split="validation")
     if images.source is None:  # the run's own images, in a new place
         train = partial(open_split, run, "train", source)
         return open_split(run, "validation", source), train, own
@@ -264,6 +265,8 @@ def export_weights(
     weights = read_weights(path)
     path = weights.source
     network = convert.recognise(weights)
+    if weights.note:
+        note_once(f"{path}: {weights.note}")
     if not network.include_top:
         raise ValueError(f"{path} has no classifier, which an export is verified by")
     class_names = source.class_names
@@ -358,7 +361,7 @@ def _export(
     if candidates.are_calibrated or candidates.compressed:
         try:
             train()  # An error about these images comes before any image is read.
-        except OSError as error:
+        except (OSError, ValueError) as error:
             # For a target, integer formats and compressed networks are candidates unasked.
             asked = compress or fine_tune_steps or set(export.INTEGER_FORMATS) & {*(formats or ())}
             if target is None or asked:
