@@ -278,7 +278,7 @@ class Recipe:
     deterministic: bool = True
     """Let seed, epoch and step decide every batch. False: images need not wait for slower ones."""
     keep_checkpoints: Annotated[int, Interval(1, 1e6)] = 2
-    """Number of newest checkpoints to keep."""
+    """Number of newest checkpoints to keep; the newest of a whole epoch is always kept."""
     checkpoint_minutes: Annotated[float, Interval(0, 1e6)] = 10.0
     """Minutes between checkpoints within an epoch; each epoch ends with a checkpoint too."""
     checkpoint_steps: Annotated[int, Interval(0, 1e9)] = 0

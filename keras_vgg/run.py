@@ -20,7 +20,7 @@ from keras_vgg.files import remove_leftovers, whole_names, write_atomically, wri
 from keras_vgg.image_paths import expanded, unless_literal
 from keras_vgg.recipe import Recipe
 
-_LOCK = ".lock"
+LOCK = ".lock"
 _NUMBER = (int, float)
 
 # The types of the fields that this package reads from the files of a run.
@@ -285,28 +285,19 @@ def holds_folds(directory: str | Path) -> bool:
 
 
 @contextlib.contextmanager
-def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
-    """Give the run of `recipe` in `directory`, for this process alone, and whether the run is new.
-
-    A run without checkpoints counts as new: it has nothing to lose, and may begin again with
-    another recipe. If this function made the directory and nothing was written, it removes the
-    directory.
+def locked(directory: Path) -> Iterator[None]:
+    """Make a directory and lock it for this process alone.
 
     The operating system holds the lock on a file of the directory, and releases it when the process
-    ends, also after a kill.
+    ends, also after a kill. If this function made the directory and nothing was written, it removes
+    the directory.
 
     Raises:
-        ValueError: the directory holds a run of another recipe, or other files.
-        RunInUse: another process trains in the directory.
+        RunInUse: another process has the lock.
         OSError: the directory cannot be made or written.
     """
-    directory = directory_of_run(directory)
-    run = Run(directory, recipe)
     made = not directory.exists()
-    is_folder = made or directory.is_dir()
-    if not is_folder or (not made and not run.begun and whole_names(directory) - {_LOCK}):
-        raise ValueError(f"{directory} exists and is not a run directory; choose another workdir")
-    lock = FileLock(directory / _LOCK, timeout=0)
+    lock = FileLock(directory / LOCK, timeout=0)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -318,23 +309,48 @@ def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
     except OSError as error:
         raise OSError(f"the run directory {directory} cannot be written: {error}") from error
     try:
-        is_new = not run.begun or (not run.finished and not run.checkpoints)
-        if not is_new:
-            _require_same_recipe(run)
-        remove_leftovers(directory)
-        yield run, is_new
+        yield
     finally:
         try:
-            if made and whole_names(directory) == {_LOCK}:
+            if made and whole_names(directory) == {LOCK}:
                 with contextlib.suppress(PermissionError):  # Windows does not delete an open file
-                    (directory / _LOCK).unlink()
+                    (directory / LOCK).unlink()
                     directory.rmdir()
         finally:
             lock.release()
 
 
-def _require_same_recipe(run: Run) -> None:
-    stored = Run.open(run.directory).recipe
+@contextlib.contextmanager
+def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
+    """Give the run of `recipe` in `directory`, for this process alone, and whether the run is new.
+
+    A run without checkpoints counts as new: it has nothing to lose, and may begin again with
+    another recipe. The directory is `locked`.
+
+    Raises:
+        ValueError: the directory holds a run of another recipe, or other files.
+        RunInUse: another process trains in the directory.
+        OSError: the directory cannot be made or written.
+    """
+    directory = directory_of_run(directory)
+    run = Run(directory, recipe)
+    made = not directory.exists()
+    is_folder = made or directory.is_dir()
+    if not is_folder or (not made and not run.begun and whole_names(directory) - {LOCK}):
+        raise ValueError(f"{directory} exists and is not a run directory; choose another workdir")
+    with locked(directory):
+        is_new = not run.begun or (not run.finished and not run.checkpoints)
+        if not is_new:
+            stored = Run.open(directory).recipe
+            require_same_recipe(run, stored)
+            if run.recipe != stored:  # only storage fields differ, such as the folder of the data
+                run.write_recipe()
+        remove_leftovers(directory)
+        yield run, is_new
+
+
+def require_same_recipe(run: Run, stored: Recipe) -> None:
+    """Raise ValueError if a run's recipe trains otherwise than the one that its directory has."""
     # A run of an earlier version may hold relative paths.
     differences = run.recipe.with_absolute_paths().differences(stored.with_absolute_paths())
     if differences:
@@ -350,5 +366,3 @@ def _require_same_recipe(run: Run) -> None:
             f"{run.directory} holds a run of another recipe ({listed}); "
             f"choose another workdir, or use the recipe of that run to resume it{hint}"
         )
-    if run.recipe != stored:  # only storage fields differ, such as the folder of the data
-        run.write_recipe()

@@ -91,6 +91,26 @@ def test_a_checkpoint_holds_what_the_model_was_when_it_began(
         np.testing.assert_array_equal(variable, value, err_msg=variable.path)
 
 
+def test_the_newest_checkpoint_of_a_whole_epoch_is_always_kept(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    keeper = Keeper(Run(tmp_path / "run", TINY.replace(keep_checkpoints=1)))
+    model, rows = compiled(TINY), [{"epoch": 1}]
+    kept = []
+    with keeper.writer:
+        for progress in (
+            checkpoint.Progress(rows),
+            checkpoint.Progress(rows, step=1),
+            checkpoint.Progress(rows, step=2),
+            checkpoint.Progress([*rows, {"epoch": 2}]),
+        ):
+            keeper.write_checkpoint(model, progress)
+            keeper.writer.wait()
+            kept.append([path.name for path in keeper.run.checkpoints])
+    ends = [checkpoint.file_name(epoch, 0) for epoch in (1, 2)]
+    steps = [checkpoint.file_name(1, step) for step in (1, 2)]
+    assert kept == [ends[:1], [ends[0], steps[0]], [ends[0], steps[1]], ends[1:]]
+
+
 def test_a_disk_that_is_full_is_named_at_the_next_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -298,6 +298,13 @@ def test_pools_that_pad_are_told(tmp_path):
     assert "its pools pad odd sides" in read(tmp_path / "a.keras").note
 
 
+def test_images_that_are_not_square_are_told(tmp_path):
+    keras_vgg.VGG11(weights=None, **SMALL | {"input_shape": (32, 64, 3)}).save(tmp_path / "a.keras")
+    found = read(tmp_path / "a.keras")
+    assert found.side is None
+    assert "its images of 32x64 are not square" in found.note
+
+
 def test_response_normalisation_survives_or_the_loss_is_told(tmp_path):
     keras_vgg.VGG11LRN(weights=None, **SMALL).save(tmp_path / "a.keras")
     stated = tmp_path / "b.safetensors"

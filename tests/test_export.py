@@ -390,7 +390,7 @@ def test_an_export_is_replaced_only_when_asked(model: keras.Model, tmp_path: Pat
     directory = tmp_path / "export"
     arguments = {"images": IMAGES[:2], "formats": ["litert"]}
     export(model, NAMES, directory, **arguments)
-    (directory / "stale.txt").write_text("from the first export")
+    (directory / "model.onnx").write_text("from the first export")
     before = tree(directory)
 
     with pytest.raises(FileExistsError, match=r"export exists; choose another folder"):

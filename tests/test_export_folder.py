@@ -62,6 +62,36 @@ def test_a_folder_without_the_marker_is_never_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [thesis.parent]
 
 
+def test_a_folder_with_files_of_its_user_is_never_replaced(tmp_path: Path) -> None:
+    directory = tmp_path / "export"
+    fill(directory, "old")
+    (directory / ".DS_Store").touch()
+    with whole_folder(directory, "marker", True, {"marker", "content"}) as built:
+        (built / "marker").write_text(RECORD)
+    assert [path.name for path in directory.iterdir()] == ["marker"]
+
+    (directory / "notes.txt").write_text("what I found")
+    message = r"export also holds notes\.txt, which no export writes"
+    with (
+        pytest.raises(FileExistsError, match=message),
+        whole_folder(directory, "marker", True, {"marker"}),
+    ):
+        pass
+    assert (directory / "notes.txt").read_text() == "what I found"
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    link, target = tmp_path / "latest", tmp_path / "exports" / "one"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    fill(link, "first")
+    fill(link, "second")
+    assert link.is_symlink()
+    assert (target / "content").read_text() == "second"
+    assert {path.name for path in tmp_path.iterdir()} == {"latest", "exports"}
+    assert list(target.parent.iterdir()) == [target]
+
+
 @pytest.mark.parametrize("record", ["", "[1]", '"artifacts"', '{"name": "my page"}', "[" * 99_999])
 def test_a_folder_with_another_programs_record_is_never_replaced(
     record: str, tmp_path: Path

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 
 import keras
 import numpy as np
@@ -203,6 +204,17 @@ def test_the_first_classifier_leaves_the_features_of_the_whole_set(monkeypatch, 
     with pytest.raises(InterruptedError):
         fit_classifier(keras.Sequential(), Recipe(), train, validation, None, tmp_path)
     assert folders == [("train-probe", 8), ("validation", 4)]
+
+
+def test_the_first_classifier_has_the_weights_that_sampling_and_names_give_together():
+    labels = np.array([0] * 6 + [1] * 2)
+    named = np.array([1, 3, 1], np.float32)  # no image has the last class
+    weights = partial(probe._weights_for_scikit_learn, labels=labels)
+    assert weights(Recipe(), None) is None
+    assert weights(Recipe(), named) == {0: 1, 1: 3, 2: 1}
+    assert weights(Recipe(sampling="balanced"), None) == "balanced"
+    both = weights(Recipe(sampling="balanced"), named)
+    assert both == pytest.approx({0: 8 / 12, 1: 8 / 4 * 3})
 
 
 def _no_fit(*arguments, **options):

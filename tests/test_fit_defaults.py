@@ -85,6 +85,9 @@ def test_an_earlier_run_of_the_source_gives_its_own_defaults(tmp_path, monkeypat
     source = f"folder:{write_photos(tmp_path / 'photos', [(100, 140)] * 5)}"
     (tmp_path / "run").mkdir()
     Run(tmp_path / "run", Recipe(source=source)).write_recipe()
+    assert recipe_for(source, workdir=tmp_path / "run").image_size == 96  # it never began
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "epoch-000001.npz").touch()
     assert recipe_for(source, workdir=tmp_path / "run") == Recipe(source=source)
     monkeypatch.chdir(tmp_path)  # a training writes the absolute path
     relative = "folder:photos"

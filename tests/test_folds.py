@@ -196,6 +196,12 @@ def test_cross_validation(tmp_path: Path, trained: list[str], capsys) -> None:
     (tmp_path / "again" / "fold-2" / "model.keras").write_bytes(b"another network")
     with pytest.raises(ValueError, match=r"fold 2 of .*again has been trained since its figures"):
         runs.open_cross_validation(tmp_path / "again")
+    again = Run.open(tmp_path / "again" / "fold-2")
+    restarts = {"restart_epochs": (again.recipe.epochs,), "restart_rates": (0.01,)}
+    more = again.recipe.replace(epochs=again.recipe.epochs + 2, **restarts)
+    Run(again.directory, more).write_recipe()
+    with pytest.raises(ValueError, match="it was extended: cross-validate with more epochs in"):
+        runs.open_cross_validation(tmp_path / "again")
 
     # What lies beside the folds does not matter, and figures of folds that are gone are removed.
     (tmp_path / "cv" / ".DS_Store").touch()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from keras_vgg import cli, data, evaluation, runs
-from keras_vgg.fit import Run, describe, load_source
+from keras_vgg.fit import Run, describe, file_sizes, load_source
 from keras_vgg.recipe import Recipe
 from keras_vgg.runs import images
 from keras_vgg.runs.images import open_split
@@ -58,7 +58,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = Run(folder / "run", recipe)
     run.directory.mkdir()
     run.write_recipe()
-    run.write_json("data.json", describe(load_source(recipe)))
+    source = load_source(recipe)
+    run.write_json("data.json", describe(source) | {"file_sizes": file_sizes(source)})
     run.write_json("results.json", {"epochs": 1, "best_epoch": 1, "parameters": 9})
     names_colours().save(run.model_path)
     return run
@@ -104,6 +105,24 @@ def test_images_that_have_moved(run: Run, tmp_path: Path) -> None:
         write(tmp_path / "another", class_name, 3)
     with pytest.raises(ValueError, match="does not hold the images of"):
         runs.calibrate_run(run, source=f"folder:{tmp_path / 'another'}")
+
+
+def test_files_of_other_sizes_under_the_same_names_are_another_set(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = tmp_path / "smaller"
+    for path in Path(run.recipe.source.removeprefix("folder:")).rglob("*.png"):
+        (new / path.parent.name).mkdir(parents=True, exist_ok=True)
+        Image.open(path).resize((18, 18)).save(new / path.parent.name / path.name)
+    tested = runs.open_images(run, source=f"folder:{new}")
+    assert (tested.name, tested.source, tested.classes) == ("test", f"folder:{new}", (0, 1, 2))
+    assert tested.split.fingerprint() == runs.open_images(run).split.fingerprint()
+    assert "files of other sizes: they count as another set" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="its files have the same names and other sizes"):
+        open_split(run, "validation", f"folder:{new}")
+    described = run.read_json("data.json")
+    run.write_json("data.json", {name: described[name] for name in ("class_names", "splits")})
+    assert runs.open_images(run, source=f"folder:{new}").source is None  # no sizes to compare
 
 
 def test_tfds_that_has_moved(made: Run, tmp_path: Path, capsys, monkeypatch) -> None:
@@ -223,23 +242,26 @@ def test_another_table_needs_no_group(run: Run, other: Path, tmp_path: Path) -> 
         runs.evaluate_run(Run.open(run.directory), source=f"csv:{tmp_path / 'new.csv'}")
 
 
-@pytest.mark.fast_cases(1)
-@pytest.mark.parametrize("own", ["folder", "csv"])
+@pytest.mark.fast_cases(1, 2)
+@pytest.mark.parametrize("own", ["folder", "csv", "same csv"])
 def test_another_table_has_columns_of_its_own(
-    run: Run, other: Path, tmp_path: Path, own: str
+    run: Run, other: Path, tmp_path: Path, own: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two readers label the same images: each is another set, with results of its own."""
-    if own == "csv":
-        named = run.recipe.replace(source="csv:own.csv", columns="path=scan,label=name")
-        Run(run.directory, named).write_recipe()
+    source = f"csv:{tmp_path / 'new.csv'}"
+    if own != "folder":
+        names = {"csv": "path=scan,label=name", "same csv": "path=path,label=third"}
+        table = "csv:own.csv" if own == "csv" else source
+        Run(run.directory, run.recipe.replace(source=table, columns=names[own])).write_recipe()
     seconds = ["green"] + ["red"] * 7
     images = zip(sorted(other.glob("*/*")), seconds, strict=True)
-    rows = [f"{path},{path.parent.name},{second}" for path, second in images]
-    (tmp_path / "new.csv").write_text("\n".join(["path,label,second", *rows]))
-    source = f"csv:{tmp_path / 'new.csv'}"
+    rows = [f"{path},{path.parent.name},{second},red" for path, second in images]
+    (tmp_path / "new.csv").write_text("\n".join(["path,label,second,third", *rows]))
     for columns in ("", "path=path,label=second"):
         arguments = ["evaluate", str(run.directory), "--source", source, "--columns", columns]
         assert cli.main(arguments) == 0
+    err = capsys.readouterr().err
+    assert ("by other columns are those of" in err) is (own == "same csv")
     results = [fields for name, fields in run.results.items() if "_of_new_" in name]
     assert [fields.get("columns") for fields in results] == [None, "path=path,label=second"]
     assert [fields["top1"] for fields in results] == [1, 1 / 2]

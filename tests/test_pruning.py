@@ -21,7 +21,7 @@ from keras_vgg.fit import describe, distillation, load_source
 from keras_vgg.fit.model import initial_weights
 from keras_vgg.models import vgg
 from keras_vgg.recipe import Recipe
-from keras_vgg.run import Run, claim, read_fields
+from keras_vgg.run import Run, RunInUse, claim, locked, read_fields
 from keras_vgg.runs import (
     explain_files,
     export_run,
@@ -293,6 +293,8 @@ def test_a_training_goes_on_when_its_images_have_moved(
     done = prune_run(made_run, tmp_path / "pruned", **options, source=moved)
     assert done.steps[0].validation == 0.75
     assert done.run.recipe.source == moved
+    with pytest.raises(ValueError, match=r"another recipe \(batch_size"):  # also when finished
+        prune_run(made_run, tmp_path / "pruned", **options, source=moved, batch_size=3)
 
 
 @pytest.mark.slow
@@ -373,6 +375,8 @@ def test_a_kill_in_the_first_step_leaves_a_pruning_that_goes_on(
     ):  # Nothing is lost with other options.
         with pytest.raises(KeyboardInterrupt):
             prune_run(tiny_run, workdir, **options)
+    with locked(workdir), pytest.raises(RunInUse, match="pruned is in use: another process"):
+        prune_run(tiny_run, workdir, **OPTIONS)
     assert open_pruning(workdir).steps == ()
     with pytest.raises(ValueError, match="has 0 of 3 steps; repeat the pruning to resume"):
         pruning.stand_ins(tiny_run, workdir)

@@ -92,6 +92,13 @@ def test_evaluation_follows_the_training_scales() -> None:
     space = {"train_scale": ((32, 36), (32, 48))}
     assert drawn(space, train_scale="[32, 48]").eval_scale == 40
     assert drawn({**space, "eval_scale": (32, 34)}, train_scale="[32, 48]").eval_scale == 32
+    assert drawn({**space, "eval_scale": (34,)}, train_scale="[32, 48]").eval_scale == 34
+
+
+def test_weights_of_classes_are_one_value() -> None:
+    weights = "cat=2,dog=0.5"
+    assert parse_space([f"class_weights={weights}"]) == {"class_weights": (weights,)}
+    assert parse_space(["class_weights=none,balanced"]) == {"class_weights": ("none", "balanced")}
 
 
 def test_a_single_choice_is_set_and_not_searched() -> None:

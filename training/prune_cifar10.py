@@ -187,11 +187,12 @@ def measured(name: str, run: Any, folder: Path, images: int) -> dict[str, Any]:
 
     if "test" not in run.results:
         evaluate_run(run, "test", verbose=False)
-    record = folder / "export.json"
-    if not record.is_file():
+    record, digest = folder / "export.json", sha256_of(run.model_path)
+    # An export of an earlier network of this run is replaced.
+    if not record.is_file() or read_fields(record).get("model_sha256") != digest:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # The table shows what a file loses.
-        export_run(run, folder, formats=FORMATS, images=images, tolerance=2.0)
+        export_run(run, folder, formats=FORMATS, images=images, tolerance=2.0, overwrite=True)
     recipe = run.recipe
     totals = architecture.totals(recipe.layers(len(run.class_names)))
     test = run.results["test"]

@@ -132,7 +132,8 @@ class Export:
         output = self.output
         if output is None and (run is None or path.is_file()):  # a run directory has its export/
             file = path if repository is None else Path(repository.rpartition("/")[2])
-            output = file.with_name(f"{file.name}.export")
+            named = file if file.name else file.absolute()  # "."
+            output = named.with_name(f"{named.name}.export")
         if run is not None and (path.is_dir() or self.source is not None):
             data_dir, columns = self.source_options.data_dir, self.source_options.columns
             others = dataclasses.replace(self.source_options, data_dir=None, columns="")

@@ -40,6 +40,7 @@ from keras_vgg.export.formats import (
 )
 from keras_vgg.export.packages import PACKAGES
 from keras_vgg.export.ranges import CalibrationMethod
+from keras_vgg.export.saved_model import CLASS_NAMES
 from keras_vgg.export.verify import TOLERANCE, Artifact, Reference, verified_artifact
 from keras_vgg.files import write_json
 from keras_vgg.finite import require_probabilities
@@ -51,6 +52,10 @@ if TYPE_CHECKING:
 
 RECORD = "export.json"
 QUANTISATION = "quantisation.json"
+# All that an export's folder may hold; the last two show what a compression tried.
+NAMES = frozenset(
+    [*FILES.values(), RECORD, QUANTISATION, CLASS_NAMES, "compression.json", "compression.png"]
+)
 _BATCH = 32  # images
 
 
@@ -162,7 +167,8 @@ def export(
             images or weights that are not finite, a model that does not give probabilities,
             a package that is not installed, no calibration images for a format that needs them, an
             unknown calibration method, another backend than TensorFlow.
-        FileExistsError: the directory exists and is not an export that `overwrite` may replace.
+        FileExistsError: the directory exists and is not an export that `overwrite` may replace, or
+            holds more than an export.
         OSError: the disk is full, or another process exports to the same directory.
     """
     require_tensorflow_for_files()
@@ -204,7 +210,7 @@ def export(
         description=description,
     )
     with (
-        whole_folder(directory, RECORD, overwrite) as new_folder,
+        whole_folder(directory, RECORD, overwrite, NAMES) as new_folder,
         progress_bars(verbose) as progress,
         _full_precision(),
     ):
@@ -294,7 +300,7 @@ def _write_records(
 ) -> None:
     """Write class_names.txt, export.json and, with integer formats, quantisation.json."""
     text = "".join(f"{name}\n" for name in class_names)
-    (folder / "class_names.txt").write_text(text, encoding="utf-8")
+    (folder / CLASS_NAMES).write_text(text, encoding="utf-8")
     if quantisation:
         write_json(folder / QUANTISATION, quantisation)
     write_json(folder / RECORD, record)

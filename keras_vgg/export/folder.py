@@ -7,30 +7,36 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 
 @contextlib.contextmanager
-def whole_folder(directory: Path, marker: str, overwrite: bool) -> Iterator[Path]:
+def whole_folder(
+    directory: Path, marker: str, overwrite: bool, names: Collection[str] | None = None
+) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes `directory` at the end, and is removed on errors.
 
     The folder lies in a scratch folder beside `directory`, which may hold other folders meanwhile.
     The scratch folder also keeps the earlier `directory` until the new one is in place. What a
-    killed process left is removed, or put back, by the next one.
+    killed process left is removed, or put back, by the next one. If `directory` is a link, what it
+    points to is made or replaced.
 
     Args:
         marker: The JSON file of such a folder, which lists its `artifacts`. No other folder is ever
             replaced.
         overwrite: Replace an earlier folder.
+        names: What such a folder may hold: one with more, such as notes, is not replaced. None:
+            anything.
 
     Raises:
         FileExistsError: the directory exists and may not be replaced.
         BlockingIOError: another process is at work on the directory.
         OSError: a folder cannot be made or moved.
     """
+    directory = Path(os.path.realpath(directory)) if directory.is_symlink() else directory
     missing_parents = [parent for parent in directory.parents if not parent.exists()]
     scratch = directory.parent / f".{directory.name}.exporting"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -38,7 +44,7 @@ def whole_folder(directory: Path, marker: str, overwrite: bool) -> Iterator[Path
         with _locked(scratch, directory):
             try:
                 _put_back(scratch / "replaced", directory, marker)
-                require_replaceable(directory, marker, overwrite)
+                require_replaceable(directory, marker, overwrite, names)
                 for abandoned in scratch.iterdir():  # by a killed process
                     shutil.rmtree(abandoned)
                 new_folder = scratch / "new"
@@ -99,7 +105,9 @@ def _put_back(replaced: Path, directory: Path, marker: str) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def require_replaceable(directory: Path, marker: str, overwrite: bool) -> None:
+def require_replaceable(
+    directory: Path, marker: str, overwrite: bool, names: Collection[str] | None = None
+) -> None:
     """Raise FileExistsError if `whole_folder` may not make or replace a folder."""
     if not os.path.lexists(directory):
         return
@@ -113,6 +121,12 @@ def require_replaceable(directory: Path, marker: str, overwrite: bool) -> None:
         raise FileExistsError(
             f"{directory} is not an export (its {marker} lists no artifacts), so it is not"
             " overwritten"
+        )
+    others = sorted({path.name for path in directory.iterdir()} - {*(names or ()), ".DS_Store"})
+    if names is not None and others:
+        raise FileExistsError(
+            f"{directory} also holds {others[0]}, which no export writes, so it is not overwritten;"
+            " move that away, or choose another folder"
         )
 
 

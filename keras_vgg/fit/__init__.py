@@ -19,6 +19,7 @@ from keras_vgg.fit.extension import begin_extension
 from keras_vgg.fit.inputs import (
     describe,
     evaluation_transform,
+    file_sizes,
     load_source,
     require_same_data,
     training_transform,
@@ -42,6 +43,7 @@ __all__ = [
     "describe_defaults",
     "evaluation_transform",
     "extend",
+    "file_sizes",
     "find_learning_rate",
     "finish",
     "fit",

@@ -31,8 +31,8 @@ def recipe_for(source: str, *, workdir: str | Path | None = None, **fields: Any)
 
     Args:
         source: The source, as in `Recipe.source`.
-        workdir: A run directory. If it has a run of this source, then that run's values are the
-            defaults, so that a repeated command resumes the run.
+        workdir: A run directory. If it has a run of this source with a checkpoint, then that run's
+            values are the defaults, so that a repeated command resumes the run.
         fields: Fields of the recipe.
 
     Raises:
@@ -52,8 +52,10 @@ def recipe_for(source: str, *, workdir: str | Path | None = None, **fields: Any)
     if source == "digits" or not defaults:
         return recipe
     if workdir is not None and (directory_of_run(workdir) / "recipe.json").is_file():
-        earlier = Run.open(workdir).recipe
-        if earlier.source in (source, recipe.with_absolute_paths().source):
+        run = Run.open(workdir)
+        earlier = run.recipe
+        has_begun = run.finished or run.checkpoints  # else a command of other values begins anew
+        if has_begun and earlier.source in (source, recipe.with_absolute_paths().source):
             return recipe.replace(**{name: getattr(earlier, name) for name in defaults})
     if "horizontal_flip" in defaults:
         recipe = recipe.replace(horizontal_flip=True)

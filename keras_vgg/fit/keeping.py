@@ -86,8 +86,9 @@ class Keeper:
     def write_checkpoint(self, model: keras.Model, progress: checkpoint.Progress) -> None:
         """Begin to write a checkpoint: when this returns, the variables may change.
 
-        At its end, checkpoints older than the newest `keep_checkpoints` are deleted. An error of
-        the writing is raised by the next call, or by the next of `writer`.
+        At its end, checkpoints older than the newest `keep_checkpoints` are deleted, but for the
+        newest of a whole epoch: a run that is ended here is extended from it. An error of the
+        writing is raised by the next call, or by the next of `writer`.
         """
         if not self.writes:
             return
@@ -100,8 +101,11 @@ class Keeper:
         def write() -> None:
             self._write(path, lambda target: checkpoint.save(target, arrays))
             self._settle(progress.epoch)
-            for old in self.run.checkpoints[: -self.run.recipe.keep_checkpoints]:
-                old.unlink()
+            checkpoints = self.run.checkpoints
+            whole = [one for one in checkpoints if not checkpoint.is_within_epoch(one)]
+            for old in checkpoints[: -self.run.recipe.keep_checkpoints]:
+                if old not in whole[-1:]:
+                    old.unlink()
 
         self.writer.start(write)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_vgg import data, hardware, report
 from keras_vgg.backend import as_array, is_jax
+from keras_vgg.data.split import labels_of
 from keras_vgg.fit import distribution, hosts, verdict
 from keras_vgg.fit.averages import unsettled
 from keras_vgg.fit.callbacks import Recorder
@@ -73,7 +74,8 @@ def _training_figure(run: Run, prepared: Prepared) -> float:
     """Return the kept model's accuracy on at most 1,000 training images, in evaluation mode.
 
     Class weights and balanced sampling apply, as in the accuracy that training reports. With
-    several labels an image, return the area under the precision-recall curve, as training does.
+    several labels an image, return the area under the precision-recall curve, as training does:
+    a label that none of the 1,000 has counts as the mean of the others.
     """
     split = prepared.source.train.spread(_MEASURED_IMAGES)
     batches = data.evaluation_dataset(split, 32, evaluation_transform(run.recipe))
@@ -93,7 +95,9 @@ def _training_figure(run: Run, prepared: Prepared) -> float:
             pairs = [(labels, answer(images)) for images, labels in batches.as_numpy_iterator()]
             labels, probabilities = (np.concatenate(arrays) for arrays in zip(*pairs, strict=True))
             metric.update_state(labels.astype(np.float32), probabilities)  # once: it is traced
-            return float(metric.result())
+            # Keras counts a label that no image has as 0, and all images have more labels.
+            known = labels_of(prepared.source.train).any(axis=0).sum()
+            return float(metric.result()) * float(known / max(labels.any(axis=0).sum(), 1))
         for images, labels in batches.as_numpy_iterator():
             probabilities = as_array(answer(images))
             right += weights[labels[probabilities.argmax(axis=1) == labels]].sum()

@@ -72,7 +72,7 @@ def fit_classifier(
         C=STRENGTHS,
         max_iter=1000,
         tol=TOLERANCE,
-        class_weight=_weights_for_scikit_learn(recipe, class_weights),
+        class_weight=_weights_for_scikit_learn(recipe, class_weights, labels),
     )
     kernel, bias = _folded(probe, model.output_shape[-1])
     layer: Any = model.get_layer("predictions")
@@ -82,11 +82,19 @@ def fit_classifier(
 
 
 def _weights_for_scikit_learn(
-    recipe: Recipe, class_weights: np.ndarray | None
+    recipe: Recipe, class_weights: np.ndarray | None, labels: np.ndarray
 ) -> str | dict[int, float] | None:
-    if "balanced" in (recipe.class_weights, recipe.sampling):
+    if recipe.class_weights == "balanced":
         return "balanced"
-    return None if class_weights is None else dict(enumerate(class_weights.tolist()))
+    if recipe.sampling != "balanced":
+        return None if class_weights is None else dict(enumerate(class_weights.tolist()))
+    if class_weights is None:
+        return "balanced"
+    from sklearn.utils.class_weight import compute_class_weight
+
+    present = np.unique(labels)
+    even = compute_class_weight("balanced", classes=present, y=labels)
+    return dict(zip(present.tolist(), (even * class_weights[present]).tolist(), strict=True))
 
 
 def _features(

@@ -26,6 +26,7 @@ from keras_vgg.fit.checkpoint import Progress
 from keras_vgg.fit.class_weights import describe_weights, weighted
 from keras_vgg.fit.inputs import (
     evaluation_transform,
+    file_sizes,
     full_batches,
     in_parts,
     one_hot,
@@ -138,8 +139,8 @@ def _write_first_files(run: Run, engine: hardware.Engine, prepared: Prepared) ->
     run.write_recipe()  # first: a directory with other files is refused
     for name in ("init.json", "teachers.json", "probe.json"):  # of a recipe that began here before
         (run.directory / name).unlink(missing_ok=True)
-    inventory = {"inventory": prepared.inventory.as_json()}
-    run.write_json("data.json", prepared.described | inventory)
+    more = {"file_sizes": file_sizes(prepared.source), "inventory": prepared.inventory.as_json()}
+    run.write_json("data.json", prepared.described | more)
     run.write_json("environment.json", environment)
     initial = prepared.initial
     if initial is not None:

@@ -13,7 +13,7 @@ from keras_vgg import augment, convert, data, export
 from keras_vgg.builder_checks import DEFAULT_SIZE
 from keras_vgg.console import note_once
 from keras_vgg.export.checks import check_calibration_method, check_tolerance, check_top
-from keras_vgg.export.exporting import RECORD, own_answers
+from keras_vgg.export.exporting import NAMES, RECORD, own_answers
 from keras_vgg.export.fold import with_temperature
 from keras_vgg.export.folder import require_replaceable
 from keras_vgg.files import sha256_of
@@ -464,7 +464,7 @@ def _check(
         if name in options:
             check(options[name])
     if directory.exists():  # What a killed process moved aside is put back later.
-        require_replaceable(directory, RECORD, options.get("overwrite", False))
+        require_replaceable(directory, RECORD, options.get("overwrite", False), NAMES)
 
 
 def _selected(split: data.Split, count: int | None) -> data.Split:

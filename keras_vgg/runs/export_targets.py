@@ -13,7 +13,7 @@ from typing import Any
 from keras_vgg import export
 from keras_vgg.console import progress_bars
 from keras_vgg.export.checks import check_tolerance
-from keras_vgg.export.exporting import RECORD
+from keras_vgg.export.exporting import NAMES, RECORD
 from keras_vgg.export.folder import whole_folder
 from keras_vgg.export.formats import FLOAT32_FORMATS
 from keras_vgg.files import write_json
@@ -219,7 +219,7 @@ def export_for_target(
     chosen = None
     directory = Path(os.path.abspath(expanded(directory)))
     with (
-        whole_folder(directory, RECORD, overwrite) as new_folder,
+        whole_folder(directory, RECORD, overwrite, NAMES) as new_folder,
         progress_bars(verbose) as progress,
     ):
         task = progress.add_task("", total=sum(len(group.formats) for group in groups))

@@ -173,9 +173,12 @@ def open_cross_validation(directory: str | Path) -> CrossValidation:
         model = path / "model.keras"
         earlier = fold.get("model_sha256")  # files of earlier versions have none
         if earlier is not None and model.is_file() and sha256_of(model) != earlier:
+            advice = "repeat the keras-vgg train command of the folds"
+            if Run.open(path).recipe.restart_epochs:  # which that command would refuse
+                advice = "it was extended: cross-validate with more epochs in another workdir"
             raise ValueError(
                 f"fold {number} of {directory} has been trained since its figures were written; "
-                "repeat the keras-vgg train command of the folds"
+                f"{advice}"
             )
     return CrossValidation(
         directory=directory,

@@ -14,7 +14,7 @@ import numpy as np
 from keras_vgg import data
 from keras_vgg.console import note_once
 from keras_vgg.data.table_rows import columns_of, read_table
-from keras_vgg.fit import describe, load_source, require_same_data
+from keras_vgg.fit import describe, file_sizes, load_source, require_same_data
 from keras_vgg.image_paths import expanded
 from keras_vgg.recipe import PATH_SOURCES, Recipe
 from keras_vgg.run import Run
@@ -186,7 +186,7 @@ def open_images(
     whole = _without_held_out(recipe)
     moved = _moved(run, recipe, whole)
     if moved is not None:
-        return RunImages(_named_split(moved, own_split), own_split)
+        return _own_or_rewritten(run, moved, own_split, recipe)
     if recipe.group_pattern:
         whole = _with_groups(recipe, whole)
     return _of_another_set(run, whole, split, recipe, unknown_classes)
@@ -208,10 +208,13 @@ def open_split(run: Run, name: str, source: str | None = None) -> data.Split:
         return _own_split(run, name, "put the images back, or train in another workdir")
     recipe = recipe_of(run, source)
     moved = _moved(run, recipe, _without_held_out(recipe))
-    if moved is None:
+    if moved is None or not _has_the_files(run, moved):
+        other = "its classes, or the images of its splits, are others"
+        if moved is not None:
+            other = "its files have the same names and other sizes"
         raise ValueError(
             f"{recipe.source} does not hold the images of {run.directory}, which are from "
-            f"{run.recipe.source}: its classes, or the images of its splits, are others"
+            f"{run.recipe.source}: {other}"
         )
     return _named_split(moved, name)
 
@@ -268,7 +271,7 @@ def recipe_of(run: Run, source: str) -> Recipe:
 
 
 def _moved(run: Run, recipe: Recipe, whole: data.Source) -> data.Source | None:
-    """Return the source of a recipe if it has the run's own images, else None.
+    """Return the source of a recipe if its images have the run's names and labels, else None.
 
     `whole` is the same source without held-out splits.
     """
@@ -287,6 +290,25 @@ def _moved(run: Run, recipe: Recipe, whole: data.Source) -> data.Source | None:
         return None
     same = describe(source)["splits"] == dict(described["splits"])
     return source if same else None
+
+
+def _has_the_files(run: Run, moved: data.Source) -> bool:
+    """Return whether files have the sizes of the run's own; earlier versions did not keep them."""
+    stated = run.read_json("data.json").get("file_sizes")
+    return stated is None or stated == file_sizes(moved)
+
+
+def _own_or_rewritten(run: Run, moved: data.Source, name: str, recipe: Recipe) -> RunImages:
+    """Return a split of `_moved`: the run's own, or another set with the run's own splits."""
+    split = _named_split(moved, name)
+    if _has_the_files(run, moved):
+        return RunImages(split, name)
+    note_once(
+        f"the images of {recipe.source} have the names of the images of {run.directory}, and files "
+        f"of other sizes: they count as another set, of which {name} has the same names"
+    )
+    classes = tuple(range(len(run.class_names)))
+    return RunImages(split, name, recipe.source, recipe.columns, classes)
 
 
 def _without_held_out(recipe: Recipe) -> data.Source:
@@ -344,9 +366,10 @@ def _of_another_set(
             )
         chosen = splits[split_name]
     if name == run.recipe.source:
+        same = recipe.columns == Run.open(run.directory).recipe.columns
+        why = "have changed since the training of" if same else "by other columns are those of"
         note_once(
-            f"the images of {name} have changed since the training of {run.directory}: it may have "
-            "been trained on some of them"
+            f"the images of {name} {why} {run.directory}: it may have been trained on some of them"
         )
     for left_out in other.left_out:
         note_once(f"{name}: not read: {left_out}")

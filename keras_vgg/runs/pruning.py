@@ -22,7 +22,14 @@ from keras_vgg.fit import evaluation_transform, train
 from keras_vgg.fit.preparation import require_same_networks
 from keras_vgg.plotting import INK, LINE, SERIES
 from keras_vgg.recipe import Recipe
-from keras_vgg.run import Run, directory_of_run, read_fields
+from keras_vgg.run import (
+    LOCK,
+    Run,
+    directory_of_run,
+    locked,
+    read_fields,
+    require_same_recipe,
+)
 from keras_vgg.runs.images import as_arrays, open_split, recipe_of
 from keras_vgg.runs.sensitivity import as_fields, run_sensitivities, sensitivity_file
 
@@ -123,6 +130,7 @@ def prune_run(
             has not finished; the directory holds another pruning; the share cannot be reached; the
             criterion does not fit the network or Keras' backend; `source` does not hold the run's
             own images.
+        RunInUse: another process is at work in the directory.
     """
     workdir = directory_of_run(workdir)
     _check(macs, steps, criterion, images)
@@ -148,22 +156,30 @@ def prune_run(
     # Wrong values are refused before anything is computed.
     run.recipe.replace(**changes, init=str(workdir / "step-1.keras"))
     settings = {"macs": macs, "steps": steps, "criterion": criterion, "images": images}
-    record = _begin(run, workdir, settings)
-    current = run
-    for number in range(1, steps + 1):
-        name = f"step-{number}"
-        if len(record["steps"]) < number:
-            limit = record["original"]["macs"] * macs ** (number / steps)
-            record["steps"].append(_remove(current, limit, settings, workdir, number, verbose))
+    is_pruning = (workdir / FILE).is_file()
+    if (
+        not is_pruning
+        and workdir.exists()
+        and (not workdir.is_dir() or whole_names(workdir) - {LOCK})
+    ):
+        raise ValueError(f"{workdir} exists and holds no pruning; choose another workdir")
+    with locked(workdir):
+        record = _begin(run, workdir, settings)
+        current = run
+        for number in range(1, steps + 1):
+            name = f"step-{number}"
+            if len(record["steps"]) < number:
+                limit = record["original"]["macs"] * macs ** (number / steps)
+                record["steps"].append(_remove(current, limit, settings, workdir, number, verbose))
+                _write(workdir, record)
+            sensitivity_file(workdir, number).unlink(missing_ok=True)
+            widths = tuple(record["steps"][number - 1]["filters"])
+            recipe = run.recipe.replace(
+                **changes, filters=widths, init=str((workdir / f"{name}.keras").resolve())
+            )
+            current = _trained(recipe, workdir / name, verbose, has_moved=source is not None)
+            record["steps"][number - 1]["validation"] = _validation(current)
             _write(workdir, record)
-        sensitivity_file(workdir, number).unlink(missing_ok=True)
-        widths = tuple(record["steps"][number - 1]["filters"])
-        recipe = run.recipe.replace(
-            **changes, filters=widths, init=str((workdir / f"{name}.keras").resolve())
-        )
-        current = _trained(recipe, workdir / name, verbose, has_moved=source is not None)
-        record["steps"][number - 1]["validation"] = _validation(current)
-        _write(workdir, record)
     return open_pruning(workdir)
 
 
@@ -291,6 +307,7 @@ def _trained(recipe: Recipe, directory: Path, verbose: int | str, *, has_moved: 
         if has_moved:
             step = _in_place(step, recipe.source)
             if step.finished:
+                require_same_recipe(Run(directory, recipe), step.recipe)
                 return step
             # `prune_run` has compared the images, and `train` compares the rest.
             step.write_recipe()
@@ -333,8 +350,6 @@ def _begin(run: Run, workdir: Path, settings: Mapping[str, Any]) -> dict[str, An
             if "model_sha256" in differ:
                 what = f"of the network that {record['run']} had"
             raise ValueError(f"{workdir} holds another pruning, {what}; choose another workdir")
-    elif workdir.exists() and (not workdir.is_dir() or whole_names(workdir)):
-        raise ValueError(f"{workdir} exists and holds no pruning; choose another workdir")
     original = _figures(run.recipe, len(run.class_names)) | {"validation": _validation(run)}
     name = "validation pr_auc" if run.several_labels else "validation accuracy"
     record = {**place, **identity, "figure": name, "original": original, "steps": []}

@@ -203,8 +203,8 @@ def declare(hp: keras_tuner.HyperParameters, recipe: Recipe, searched: Space) ->
     """Return the recipe of a trial's hyperparameters, and declare those that `hp` lacks.
 
     A hyperparameter has the name of its field. hidden_units exists only for heads that have hidden
-    units. If train_scale is searched and eval_scale is not, the evaluation scale is the middle of
-    the training scales, as in the paper.
+    units. If train_scale is searched, and eval_scale is neither searched nor given by the recipe,
+    the evaluation scale is the middle of the training scales, as in the paper.
 
     Raises:
         ValueError: a recipe cannot have these values together.
@@ -224,7 +224,8 @@ def draw_values(hp: keras_tuner.HyperParameters, recipe: Recipe, searched: Space
                     values[name] = value
         else:
             values[name] = _draw(hp, recipe, name, searched[name])
-    if values.get("train_scale") and "eval_scale" not in searched:
+    free = "eval_scale" not in searched and recipe.eval_scale == "auto"
+    if values.get("train_scale") and free:
         values["eval_scale"] = sum(values["train_scale"]) // 2
     return values
 
@@ -246,7 +247,9 @@ def parse_space(entries: Sequence[str]) -> dict[str, Range | Sequence[Any]]:
         # Without a number, as in source=folder:photos, the colon belongs to the value.
         parts = text.split(":") if name in _numbers() else [text]
         try:
-            if len(parts) == 1:
+            if name == "class_weights" and "=" in text:  # one value: a weight for each class
+                space[name] = (text,)
+            elif len(parts) == 1:
                 space[name] = tuple(_value(name, word) for word in text.split(","))
             elif len(parts) == 2 or (len(parts) == 3 and parts[2] == "log"):
                 space[name] = Range(float(parts[0]), float(parts[1]), log=len(parts) == 3)

@@ -107,7 +107,12 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
     require_one_piece(tensors, order, source)
     channels, side = _input_of(objects)
     grey = preprocessing is not None and len(preprocessing.mean) == 3 and channels == 1
-    notes = (_names_note(tensors), _epsilon_note(objects), _padding_note(objects))
+    notes = (
+        _names_note(tensors),
+        _epsilon_note(objects),
+        _padding_note(objects),
+        _shape_note(objects),
+    )
     return Weights(
         tensors,
         source,
@@ -205,6 +210,25 @@ def _input_of(objects: list[Mapping[str, Any]]) -> tuple[int | None, int | None]
 
     None: it states no such number, or its networks differ in it.
     """
+    shapes = _input_shapes(objects)
+    if not shapes:
+        return None, None
+    return (
+        _only_number({channels for *_, channels in shapes}),
+        _only_number({side for *sides, _ in shapes for side in sides}),
+    )
+
+
+def _shape_note(objects: list[Mapping[str, Any]]) -> str:
+    """Return a note on images that are not square."""
+    for height, width, _ in _input_shapes(objects):
+        if isinstance(height, int) and isinstance(width, int) and height != width:
+            return f"its images of {height}x{width} are not square: an export takes square ones"
+    return ""
+
+
+def _input_shapes(objects: list[Mapping[str, Any]]) -> list[tuple[Any, Any, Any]]:
+    """Return height, width and channels of each input; [] if one is no input of images."""
     inputs = [o.get("config") for o in objects if o.get("class_name") == "InputLayer"]
     shapes = [
         values.get("batch_shape", values.get("batch_input_shape"))  # the second before Keras 3
@@ -212,11 +236,9 @@ def _input_of(objects: list[Mapping[str, Any]]) -> tuple[int | None, int | None]
         if isinstance(values, Mapping)
     ]
     if not shapes or not all(isinstance(shape, list) and len(shape) == 4 for shape in shapes):
-        return None, None
+        return []
     channels_first = keras.config.image_data_format() == "channels_first"
-    channels = {shape[1 if channels_first else 3] for shape in shapes}
-    sides = {side for shape in shapes for side in (shape[2:] if channels_first else shape[1:3])}
-    return _only_number(channels), _only_number(sides)
+    return [(*shape[2:], shape[1]) if channels_first else tuple(shape[1:]) for shape in shapes]
 
 
 def _only_number(numbers: set[Any]) -> int | None:
