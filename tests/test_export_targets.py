@@ -13,6 +13,7 @@ import pytest
 
 from keras_vgg import cli, export, runs
 from keras_vgg.export.exporting import own_answers
+from keras_vgg.export.formats import FILES
 from keras_vgg.files import sha256_of
 from keras_vgg.fit import Run
 from keras_vgg.models import vgg
@@ -65,8 +66,8 @@ class Candidates:
         if isinstance(figures, Exception):
             raise figures
         folder.mkdir()
-        (folder / format).write_text(name)
-        made = artifact(format, folder / format, *figures)
+        (folder / FILES[format]).write_text(name)
+        made = artifact(format, folder / FILES[format], *figures)
         (folder / "export.json").write_text(
             json.dumps({"model": {"top1": MODEL_TOP1}, "tolerance": tolerance, "artifacts": []})
         )
@@ -124,10 +125,10 @@ def test_the_most_accurate_file_of_the_first_group_that_meets_the_target_is_kept
 
     assert len(candidates.written) == tried
     format = chosen.partition(",")[0]
-    assert kept.path == tmp_path / "export" / format
+    assert kept.path == tmp_path / "export" / FILES[format]
     assert kept.path.read_text() == chosen
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
-    assert {path.name for path in kept.path.parent.iterdir()} == {"export.json", format}
+    assert {path.name for path in kept.path.parent.iterdir()} == {"export.json", FILES[format]}
     record = json.loads((tmp_path / "export" / "export.json").read_text())
     assert record["tolerance"] == tolerance
     search = record["target"]
@@ -203,11 +204,11 @@ def test_an_earlier_export_stays_if_no_file_meets_the_target(tmp_path: Path) -> 
         missed(tolerance=0.5)
     with pytest.raises(TargetError):
         missed(tolerance=0.5, overwrite=True)
-    assert (tmp_path / "export" / "litert_dynamic").is_file()
+    assert (tmp_path / "export" / FILES["litert_dynamic"]).is_file()
     export_for_target(
         candidates.groups(), Target(7), tmp_path / "export", tolerance=0.5, overwrite=True
     )
-    assert {path.name for path in (tmp_path / "export").iterdir()} == {"export.json", "onnx"}
+    assert {path.name for path in (tmp_path / "export").iterdir()} == {"export.json", "model.onnx"}
 
 
 def test_a_network_that_cannot_be_made_is_refused_unless_it_is_the_first(tmp_path: Path) -> None:
