@@ -1,4 +1,4 @@
-# Needs Python 3.11, make and a package index; everything else goes into $(VENV).
+# Needs Python 3.11, 3.12 or 3.13, make and a package index; everything else goes into $(VENV).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \

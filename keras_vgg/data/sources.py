@@ -46,7 +46,8 @@ def load_source(
     `spec` is one of
 
     - "digits": scikit-learn's 1,797 handwritten digits, 8 x 8;
-    - "folder:PATH": a folder per class, or such folders in train/, val/ (or validation/) and test/;
+    - "folder:PATH": a folder per class, or such folders in train/, val/ (or valid/, validation/)
+      and test/, whatever their case (`training/` and `testing/` too);
       without train/ a test split is held out, with it test/ is the test split or there is none;
     - "csv:FILE": a table of paths and labels, see `tables.load_table`;
     - "records:PATH": what `records.pack` wrote, with the splits that were packed;

@@ -57,6 +57,7 @@ class PerceptualLoss(keras.losses.Loss):
         normalize: Whether to divide each pixel's features by their length first.
         style_layers: Names, or {name: weight}, of which the Gram matrices are compared.
         pooling_layers: "avg": average pooling in place of max pooling.
+        name, reduction: As in `keras.losses.Loss`.
 
     Raises:
         ValueError: bad layers, weights or distance; the published loss is of another VGG; the

@@ -38,7 +38,7 @@ def finetune(
     Args:
         source: A folder with a folder for each class, or a source such as "records:packed".
         workdir: The run directory: new, empty, or of the same fine-tuning.
-        init: "imagenet", "torchvision", a weight file, or a run directory.
+        init: "imagenet", "torchvision", a weight file, a run directory, or "hf://OWNER/NAME".
         head_only: Train only the classifier.
         verbose: As in `keras_vgg.train`.
         fields: Fields of the recipe, which win over what the images decide.
