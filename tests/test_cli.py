@@ -283,6 +283,7 @@ def test_help_and_version(capsys):
         (["predict", "nowhere", "a.png"], "nowhere is not a run directory"),
         (["predict"], "PATH"),
         (["export", "nowhere"], "nowhere is not a run directory"),
+        (["export", "."], ". is not a run directory"),
         (["export", "hf://a/b"], "hf://a/b is not a run directory; name images to verify on with"),
         (["summary", "F"], "unknown VGG configuration 'F'"),
         (["summary", "D", "--input-size", "28"], "at least 32x32"),

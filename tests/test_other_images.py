@@ -125,6 +125,22 @@ def test_files_of_other_sizes_under_the_same_names_are_another_set(
     assert runs.open_images(run, source=f"folder:{new}").source is None  # no sizes to compare
 
 
+def test_a_moved_run_without_test_images_has_the_split_that_a_command_asks_for(
+    run: Run, tmp_path: Path
+) -> None:
+    run = Run(run.directory, run.recipe.replace(test_fraction=0.0))
+    run.write_recipe()
+    source = load_source(run.recipe)
+    run.write_json("data.json", describe(source) | {"file_sizes": file_sizes(source)})
+    shutil.move(run.recipe.source.removeprefix("folder:"), tmp_path / "new place")
+    moved = f"folder:{tmp_path / 'new place'}"
+    with pytest.raises(ValueError, match="has no test split; it has train, validation"):
+        runs.open_images(run, source=moved)
+    tested = runs.open_images(run, source=moved, default_split="validation")
+    assert (tested.name, tested.source) == ("validation", None)
+    assert tested.split.size == source.splits()["validation"].size
+
+
 def test_tfds_that_has_moved(made: Run, tmp_path: Path, capsys, monkeypatch) -> None:
     opened = []
 

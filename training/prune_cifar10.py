@@ -1,6 +1,6 @@
 """Prune the filters of a finished run to several shares of its multiply-accumulates, and compare.
 
-    python training/prune_cifar10.py RUN --out DIR --shares 0.5 0.25 --epochs 30 --learning-rate 0.05
+    python training/prune_cifar10.py RUN --out DIR --shares 0.5 0.25 --epochs 30
     python training/prune_cifar10.py RUN --out DIR --shares 0.5 --epochs 8 --torch-pruning
 
 Each share is one call of `keras-vgg prune`. With --torch-pruning, the package torch-pruning
