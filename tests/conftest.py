@@ -96,6 +96,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         fast = item.get_closest_marker("fast_cases")
         if fast and not item.get_closest_marker("slow"):
+            assert len(fast.args) == 1, item.nodeid
             test = item.nodeid.partition("[")[0]
             cases[test] += 1
             if cases[test] > fast.args[0]:

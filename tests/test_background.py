@@ -31,11 +31,11 @@ def fail() -> None:
 
 def test_one_function_at_a_time_and_the_end_waits(gate: threading.Event) -> None:
     ended: list[str] = []
-    threading.Timer(0.05, gate.set).start()
     with BackgroundWriter() as writer:
         writer.start(lambda: (gate.wait(5), ended.append("first")))
         assert ended == []
         writer.require_success()  # it does not wait
+        threading.Timer(0.05, gate.set).start()
         writer.start(lambda: ended.append("second"))
         assert ended[:1] == ["first"]
     assert ended == ["first", "second"]

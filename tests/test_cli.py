@@ -198,7 +198,7 @@ def test_predict(run, tmp_path, capsys):
         ([], {"saved_model": "saved_model", "litert": "model.tflite"}),
     ],
 )
-@pytest.mark.slow
+@pytest.mark.fast_cases(1)
 def test_export(run, flags, files, tmp_path, capsys):
     arguments = ["export", run.directory, "--output", tmp_path / "e", "--images", "5", *flags]
     assert cli.main([*map(str, arguments)]) == cli.OK

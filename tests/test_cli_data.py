@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from keras_vgg import cli, console, data, recipe_for, runs
@@ -110,6 +111,19 @@ def test_stats_are_of_the_training_images(photos: Path, capsys: pytest.CaptureFi
     assert "--mean-rgb " + " ".join(f"{v:.3f}" for v in found.mean) in out
     assert "--std-rgb " + " ".join(f"{v:.3f}" for v in found.std) in out
     assert f"{found.eigenvalues[0]:.6f}" in out
+
+
+def test_a_pack_has_smaller_images_and_says_how_to_use_it(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "pack"
+    arguments = ["data", "pack", f"folder:{photos}", str(folder), "--max-side", "20", *FRACTIONS]
+    assert cli.main(arguments) == cli.OK
+    assert f"--source records:{folder}" in capsys.readouterr().out
+    packed = data.load_source(f"records:{folder}").train
+    encoded, _ = next(iter(packed.records.dataset()))
+    assert packed.size == 6
+    assert max(tf.io.decode_image(encoded).shape[:2]) == 20
 
 
 @pytest.mark.slow

@@ -729,7 +729,6 @@ def order_of(dataset: tf.data.Dataset, steps: int) -> list[int]:
     return np.concatenate([images[:, 0, 0, 0] for images, _ in epochs(dataset, steps)]).tolist()
 
 
-@pytest.mark.slow
 def test_records_are_shuffled_anew_each_epoch(shards: data.Split) -> None:
     found = order_of(data.training_dataset(shards, 5, plain, seed=3), 16)
     assert sorted(found[:40]) == sorted(found[40:]) == list(range(40))

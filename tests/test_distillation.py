@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_vgg import hardware
 from keras_vgg.cli import _parse
-from keras_vgg.fit import compile_model, distillation, fit, load_source
+from keras_vgg.fit import compile_model, distillation, fit, load_source, preparation
 from keras_vgg.fit.distillation import Teacher, softened, teach
 from keras_vgg.fit.frozen import varies
 from keras_vgg.fit.inputs import validation_data
@@ -231,6 +231,18 @@ def test_the_command_line_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 # --- training --------------------------------------------------------------------------------
+
+
+def test_a_training_learns_from_its_teachers(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object, **options: object) -> None:
+        raise InterruptedError("taught")
+
+    monkeypatch.setattr(preparation.distillation, "teach", stop)
+    recipe = test_fit.TINY.replace(teachers=(str(tiny_run.directory),))
+    with pytest.raises(InterruptedError, match="taught"):
+        fit(recipe, tmp_path / "run", verbose=0)
 
 
 @pytest.mark.slow

@@ -114,6 +114,12 @@ def test_posteriors_are_kept(run, monkeypatch):
     }
     monkeypatch.setattr(evaluation, "posteriors", None)  # nothing is computed again
     monkeypatch.setattr(Run, "model", None)
+    parts = [
+        evaluate_run(run, "validation", protocol="dense", scales=(scale,)).probabilities
+        for scale in (32, 36)
+    ]
+    assert np.abs(parts[0] - parts[1]).max() > 1e-4
+    np.testing.assert_allclose(dense.probabilities, np.mean(parts, axis=0), atol=1e-6)
     again = evaluate_run(run, "validation", protocol="both", scales=(32,))
     np.testing.assert_allclose(again.probabilities, first.probabilities, atol=1e-7)
     again = evaluate_run(run, "validation", protocol="dense", scales=(36, 32))
@@ -162,7 +168,6 @@ def test_an_interrupted_evaluation_goes_on(run, monkeypatch):
     np.testing.assert_array_equal(again.labels, whole.labels)
 
 
-@pytest.mark.slow
 def test_posteriors_of_other_weights_are_not_used(run):
     before = evaluate_runs([run], "validation")[0]
     model = run.model()

@@ -404,11 +404,19 @@ def test_the_command_says_what_it_did_and_what_is_next(finished, photos, monkeyp
 
     monkeypatch.setattr("keras_vgg.runs.finetune", fake)
     arguments = ["finetune", str(photos), "--init", "a.h5", "--epochs", "3", "--quiet"]
+    arguments += ["--head-only", "--resize", "pad", "--class-weights", "balanced"]
     assert cli.main(arguments) == cli.OK
     ((source, workdir, options),) = calls
     assert source == str(photos)
     assert workdir.parts == ("runs", photos.name)
-    assert options == {"init": "a.h5", "head_only": False, "verbose": 2, "epochs": 3}
+    assert options == {
+        "init": "a.h5",
+        "head_only": True,
+        "verbose": 2,
+        "epochs": 3,
+        "resize": "pad",
+        "class_weights": "balanced",
+    }
     out = capsys.readouterr().out
     for text in (
         "validation accuracy",

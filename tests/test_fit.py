@@ -1,5 +1,6 @@
 """Training: the run directory, resuming, the paper's weight decay, what goes wrong."""
 
+import functools
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from keras_vgg.fit import (
     preparation,
     training,
 )
+from keras_vgg.fit.averages import Averages
 from keras_vgg.fit.callbacks import Recorder
 from keras_vgg.recipe import Recipe
 from keras_vgg.versions import package_versions
@@ -47,7 +49,18 @@ TINY = Recipe(
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return fit(TINY, tmp_path_factory.mktemp("run") / "whole", verbose=0)
+    validated, enter = [], Averages.enter
+
+    def noted(self, model, epoch, batches_taken):
+        validated.append((epoch, batches_taken))
+        enter(self, model, epoch, batches_taken)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Averages, "enter", noted)
+        run = fit(TINY, tmp_path_factory.mktemp("run") / "whole", verbose=0)
+    steps = run.read_json("data.json")["splits"]["train"]["images"] // TINY.batch_size
+    assert validated == [(0, steps), (1, 2 * steps)]
+    return run
 
 
 def checkpoint_arrays(run):
@@ -220,6 +233,31 @@ def test_weight_decay_is_the_papers():
     ):
         decays = decay if w.name == "kernel" else 0.0
         np.testing.assert_allclose(wanted, without - rate * decays * start, atol=1e-6)
+
+
+@pytest.mark.parametrize(("optimizer", "l2"), [("sgd", 0.25), ("adamw", None)])
+def test_weight_decay_reaches_every_kernel_once(optimizer, l2):
+    """As a regulariser with SGD; AdamW decays the weights itself."""
+    recipe = TINY.replace(weight_decay=0.5, optimizer=optimizer, learning_rate=0.001)
+    model = fitting.build_model(recipe, 10, data.ChannelStatistics.unknown())
+    kernels = [layer for layer in model.layers if hasattr(layer, "kernel")]
+    assert len(kernels) == 11
+    found = [getattr(layer.kernel_regularizer, "l2", None) for layer in kernels]
+    assert found == [None if l2 is None else pytest.approx(l2)] * 11
+
+
+def test_batch_norm_is_one_operation_in_training_and_its_averages_are_kept(tmp_path):
+    model, other = (compiled(TINY.replace(batch_norm=True)) for _ in range(2))
+    norms = [layer for layer in model.layers if layer.name.endswith("_bn")]
+    assert len(norms) == 8
+    assert all(isinstance(layer.call, functools.partial) for layer in norms)
+    for layer in norms:
+        layer.moving_mean.assign(layer.moving_mean + 3)
+    arrays = checkpoint.copied(model, checkpoint.Progress([{"epoch": 1}]))
+    checkpoint.save(tmp_path / "c.npz", arrays)
+    checkpoint.load(tmp_path / "c.npz", other)
+    for a, b in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=a.path)
 
 
 def test_preprocessing_is_the_training_sets_statistics_inside_the_model():

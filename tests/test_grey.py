@@ -87,9 +87,9 @@ def encoded_as(form, pixels, **options):
     return tf.constant(file.getvalue())
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.fast_cases(2)
 @pytest.mark.parametrize(
-    "form", ["JPEG", "JPEG L", "JPEG CMYK", "PNG", "PNG L", "PNG LA", "PNG P", "BMP", "WEBP", "GIF"]
+    "form", ["JPEG", "PNG LA", "JPEG L", "JPEG CMYK", "PNG", "PNG L", "PNG P", "BMP", "WEBP", "GIF"]
 )
 def test_files_are_decoded_to_luma(form):
     rows = np.linspace(60, 190, 48)[:, np.newaxis, np.newaxis]

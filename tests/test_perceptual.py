@@ -167,7 +167,6 @@ def torch_dists(trunk, a, b):
     return 1 - similar / (alpha.sum() + beta.sum())
 
 
-@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("name", KINDS)
 def test_values_and_gradients_are_those_of_the_papers_formulas(trunk, metrics, name):
     torch = pytest.importorskip("torch")

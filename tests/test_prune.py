@@ -14,9 +14,9 @@ from tests.dense_networks import answers
 
 CLASSES = 4
 CASES = {
-    "fc": {"configuration": "A", "head": "fc"},
-    "fc of several places": {"configuration": "A", "head": "fc", "input_shape": (64, 64, 3)},
     "batch_norm": {"configuration": "C", "head": "gap", "batch_norm": True},
+    "fc of several places": {"configuration": "A", "head": "fc", "input_shape": (64, 64, 3)},
+    "fc": {"configuration": "A", "head": "fc"},
     "conv": {"configuration": "B", "head": "conv", "input_shape": (64, 64, 3)},
     "lrn": {"configuration": "A-LRN", "head": "gap"},
 }

@@ -281,6 +281,19 @@ def options_of_killed(made_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return options
 
 
+def test_a_killed_pruning_ends_with_a_repeated_command(
+    made_run: Run, tmp_path: Path, options_of_killed: dict, capsys: pytest.CaptureFixture
+) -> None:
+    workdir = tmp_path / "pruned"
+    done = prune_run(made_run, workdir, **options_of_killed)
+    assert done.steps[0].validation == 0.75
+    command = ["prune", str(made_run.directory), "--workdir", str(workdir), "--criterion", "l1"]
+    assert main([*command, "--images", "2", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{done.steps[0].parameters:,}" in printed
+    assert str(workdir / "pruning.png") in printed
+
+
 @pytest.mark.slow
 def test_a_training_goes_on_when_its_images_have_moved(
     made_run: Run, tmp_path: Path, options_of_killed: dict

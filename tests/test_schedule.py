@@ -39,6 +39,8 @@ def test_steps():
     )
     expected = [0.1] * 10 + [0.01] * 20 + [0.001] * 10
     assert rates(recipe) == pytest.approx(expected)
+    halved = [0.1] * 10 + [0.05] * 20 + [0.025] * 10
+    assert rates(recipe.replace(decay_factor=0.5)) == pytest.approx(halved)
 
 
 def test_plateau_divides_by_ten():

@@ -82,7 +82,7 @@ class Raises(keras.callbacks.Callback):
     ("uninterrupted", "number", "epoch", "step"),
     [
         pytest.param("whole", signal.SIGTERM, 0, 1, marks=pytest.mark.slow),
-        ("plain", signal.SIGINT, 1, 4),
+        ("plain", signal.SIGTERM, 1, 4),
         pytest.param("whole", signal.SIGTERM, 1, STEPS, marks=pytest.mark.slow),
     ],
     ids=["the first step", "within an epoch", "the last step, before validation"],

@@ -689,6 +689,20 @@ def test_the_current_folder_is_a_folder_for_a_search(
     assert not (tmp_path / "untitled_project").exists()
 
 
+def test_the_command_gives_each_limit_its_own_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict = {}
+    monkeypatch.setattr(
+        "keras_vgg.tuning.search", lambda *_, **options: asked.update(options) or []
+    )
+    command = ["tune", "--workdir", str(tmp_path / "s"), "--max-parameters", "5"]
+    command += ["--max-memory-mb", "6", "--max-latency-ms", "7", "--prune", "False"]
+    assert cli.main(command) == cli.OK
+    assert asked["limits"] == Limits(parameters=5, memory_mb=6, latency_ms=7)
+    assert asked["prune"] is False
+
+
 @pytest.mark.parametrize("value", [0, -1])
 def test_limits_are_positive(value: float) -> None:
     with pytest.raises(ValueError, match="latency_ms must be more than 0"):

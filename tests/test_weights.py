@@ -39,7 +39,7 @@ SAVE = {
 
 @pytest.mark.fast_cases(3)
 @pytest.mark.parametrize("name", SAVE)
-@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("batch_norm", [True, False])
 def test_every_format_loads_exactly(tmp_path, name, batch_norm):
     model = small(batch_norm=batch_norm)
     SAVE[name](model, tmp_path / name)
