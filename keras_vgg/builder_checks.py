@@ -28,6 +28,11 @@ def check_arguments(
     dropout: float,
 ) -> None:
     """Raise a ValueError if the arguments contradict each other or the checkpoint."""
+    if isinstance(weights, weight_files.Weights):
+        raise ValueError(
+            "`weights` must name the weights, such as a file: build the network with weights=None, "
+            "and pass what read_weights returns to keras_vgg.weights.assign(model, weights)"
+        )
     published = weights in weight_files.NAMES
     if weights is not None and not published and weight_files.hub_repository(weights) is None:
         _require_file(weights)

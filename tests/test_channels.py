@@ -188,6 +188,17 @@ def test_weights_for_one_channel_do_not_become_weights_for_three(tmp_path):
     assert weights.for_channels(loaded, 4) is loaded
 
 
+def test_a_file_is_loaded_into_a_model_of_other_channels_as_a_builder_does(tmp_path):
+    models.vgg("A", weights=None, **BASE).save_weights(tmp_path / "rgb.weights.h5")
+    grey = BASE | {"input_shape": (None, None, 1)}
+    expected = models.vgg("A", weights=tmp_path / "rgb.weights.h5", **grey)
+    model = models.vgg("A", weights=None, **grey)
+    loaded = weights.load_weights(model, tmp_path / "rgb.weights.h5")
+    assert loaded.note.endswith("for 1 channel, block1_conv1 is the sum of the three kernels")
+    for ours, theirs in zip(model.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_half_precision_is_summed_in_float32():
     kernel = RNG.normal(0, 1, (3, 3, 3, 8)).astype("float16")
     loaded = weights.Weights({"block1_conv1": [kernel, np.zeros(8, "float16")]}, "half")

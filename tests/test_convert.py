@@ -298,6 +298,35 @@ def test_pools_that_pad_are_told(tmp_path):
     assert "its pools pad odd sides" in read(tmp_path / "a.keras").note
 
 
+def test_builders_refuse_what_they_do_not_build(tmp_path):
+    with_other(average_pool).save(tmp_path / "average.keras")
+    bases = SMALL | {"include_top": False}
+    average = tmp_path / "average.keras"
+    for build in (
+        lambda: keras_vgg.VGG11(weights=average, **bases),
+        lambda: keras_vgg.dense.unet("A", 2, weights=average, width_multiplier=1 / 16),
+    ):
+        with pytest.raises(ValueError, match=r"a pool block1_pool other than .*another network"):
+            build()
+    dilated = keras_vgg.VGG11(weights=None, output_stride=8, **bases)
+    dilated.save(tmp_path / "dilated.keras")
+    again = keras_vgg.VGG11(weights=tmp_path / "dilated.keras", output_stride=8, **bases)
+    np.testing.assert_array_equal(again.get_weights()[0], dilated.get_weights()[0])
+
+
+def test_builders_warn_of_another_epsilon(tmp_path):
+    model = base(batch_norm=True)
+    for layer in model.layers:
+        if layer.name.endswith("_bn"):
+            layer.epsilon = 1e-3
+    model.save(tmp_path / "a.keras")
+    options = SMALL | {"include_top": False, "include_preprocessing": True, "batch_norm": True}
+    with pytest.warns(UserWarning, match=r"a\.keras: its batch normalisation adds epsilon=0\.001"):
+        keras_vgg.VGG11(weights=tmp_path / "a.keras", **options)
+    with pytest.raises(ValueError, match=r"pass what read_weights returns to keras_vgg\.weights"):
+        keras_vgg.VGG11(weights=read(tmp_path / "a.keras"), **options)
+
+
 def test_images_that_are_not_square_are_told(tmp_path):
     keras_vgg.VGG11(weights=None, **SMALL | {"input_shape": (32, 64, 3)}).save(tmp_path / "a.keras")
     found = read(tmp_path / "a.keras")

@@ -108,6 +108,13 @@ def test_levels_of_a_dense_network_with_batch_norm_and_of_a_classifier():
     assert list(dense.pyramid(classifier, "P3", name="p")(images(224, 224))) == ["P3"]
 
 
+def test_a_pyramid_of_ssd_takes_the_map_before_its_normalisation():
+    net = dense.ssd300(weights=None, width_multiplier=1 / 16)
+    maps = dense.pyramid(net).output
+    sides = {name: tuple(value.shape[1:3]) for name, value in maps.items()}
+    assert (sides["P3"], sides["P4"]) == ((38, 38), (19, 19))
+
+
 def test_a_pyramid_is_saved_whole(tmp_path):
     levels = dense.pyramid(vgg("A", **SMALL), ["P3", "P5"])
     levels.save(tmp_path / "pyramid.keras")

@@ -49,6 +49,20 @@ def test_every_format_loads_exactly(tmp_path, name, batch_norm):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["vgg.weights.h5", "vgg.keras"])
+def test_weights_in_bfloat16_become_float32(tmp_path, name):
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        model = small()
+        SAVE[name](model, tmp_path / name)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    again = small()
+    keras_vgg.load_weights(again, tmp_path / name)
+    for a, b in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(keras.ops.cast(a, "float32"), b, err_msg=a.path)
+
+
 def test_a_whole_model_in_a_legacy_file(tmp_path):
     """As model.save("x.h5") writes it: the layers lie under model_weights."""
     model = small()

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-_TRUNK = re.compile(r"block\d_")
+_TRUNK = re.compile(r"block\d_(?!conv\d_norm)")  # not SSD's normalisation of block4_conv3
 
 
 @keras.saving.register_keras_serializable("keras_vgg")

@@ -24,7 +24,9 @@ from keras_vgg.backend import as_array
 from keras_vgg.features import channel_axis, feature_extractor
 from keras_vgg.finite import check_range, require_finite_weights
 from keras_vgg.gradient import answer_of, answer_of_fixed
+from keras_vgg.perceptual.distance import LEAST_SIDE
 from keras_vgg.perceptual.gram import gram_matrix
+from keras_vgg.perceptual.images import require_one_size
 from keras_vgg.perceptual.style import (
     CONTENT_LAYER,
     STYLE_LAYERS,
@@ -161,7 +163,8 @@ class StyleTransferLoss(keras.losses.Loss):
 
     Raises:
         ValueError: the style is no RGB image in [0, 255], or smaller than 32 pixels; a layer is no
-            convolution of the VGG; the VGG does not take RGB; a bad weight.
+            convolution of the VGG; the VGG does not take RGB; a bad weight. When called: contents
+            and results of different sizes, or below 16 pixels.
     """
 
     def __init__(
@@ -198,6 +201,7 @@ class StyleTransferLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         check_range(y_true, subject="the contents", advice="pass values in [0, 255]", warn=False)
+        require_one_size(y_true, y_pred, LEAST_SIDE, self.name)
         layer = self._content_layer
         wanted: Any = answer_of(self._content, y_true)[layer]
         maps: Any = answer_of_fixed(self._extractor, y_pred)

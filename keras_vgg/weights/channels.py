@@ -10,7 +10,7 @@ import numpy as np
 from keras_vgg.layers import ImagePreprocessing, bgr_order
 from keras_vgg.weights.tensors import Weights
 
-_FIRST = "block1_conv1"
+FIRST = "block1_conv1"
 _RGB = 3
 
 
@@ -25,7 +25,7 @@ def for_channels(weights: Weights, channels: int) -> Weights:
     Weights whose first convolution takes `channels`, or does not take three, are returned as they
     are.
     """
-    arrays = weights.tensors.get(_FIRST, [])
+    arrays = weights.tensors.get(FIRST, [])
     if not arrays or arrays[0].ndim != 4 or arrays[0].shape[2] != _RGB or channels == _RGB:
         return weights
     # float64 rounds only once.
@@ -39,9 +39,9 @@ def for_channels(weights: Weights, channels: int) -> Weights:
         rule = f"the three kernels, repeated and multiplied by {_RGB}/{channels}"
     # The sum of float16 numbers needs more digits than float16 has.
     first = [adapted.astype(np.result_type(arrays[0], "float32")), *arrays[1:]]
-    adapted_weights = dataclasses.replace(weights, tensors={**weights.tensors, _FIRST: first})
+    adapted_weights = dataclasses.replace(weights, tensors={**weights.tensors, FIRST: first})
     unit = "channel" if channels == 1 else "channels"
-    return adapted_weights.with_note(f"for {channels} {unit}, {_FIRST} is {rule}")
+    return adapted_weights.with_note(f"for {channels} {unit}, {FIRST} is {rule}")
 
 
 def preprocessing_for(preprocessing: ImagePreprocessing, channels: int) -> ImagePreprocessing:

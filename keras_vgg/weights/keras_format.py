@@ -106,6 +106,7 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
     order = [str(values["name"]) for values in configs if "name" in values]
     require_one_piece(tensors, order, source)
     channels, side = _input_of(objects)
+    unlike = [*_unlike(objects)]
     grey = preprocessing is not None and len(preprocessing.mean) == 3 and channels == 1
     notes = (
         _names_note(tensors),
@@ -124,7 +125,9 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
         grey=grey,
         pooling=pooling_of(classes, tensors),
         side=side,
-        unlike=_unlike(objects),
+        unlike=next((text for text, _ in unlike), ""),
+        other_function=next((text for text, of_ours in unlike if not of_ours), ""),
+        epsilon_note=_epsilon_note(objects),
     ).with_note("; ".join(filter(None, notes)))
 
 
@@ -141,8 +144,11 @@ def _last_activation(objects: list[Mapping[str, Any]]) -> str:
     return "linear"
 
 
-def _unlike(objects: list[Mapping[str, Any]]) -> str:
-    """Return what convolutions or pools of a network do that those of a VGG do not; or ""."""
+def _unlike(objects: list[Mapping[str, Any]]) -> Iterator[tuple[str, bool]]:
+    """Yield what convolutions or pools of a network do that those of a VGG do not.
+
+    And whether a dilated or dense network of this package does it too, of the same weights.
+    """
     layers = [
         (str(layer.get("class_name")), str(layer["config"].get("name")), layer["config"])
         for layer in objects
@@ -152,19 +158,20 @@ def _unlike(objects: list[Mapping[str, Any]]) -> str:
     for place, (kind, name, values) in enumerate(layers):
         other = _other_activation(kind, values)
         if other and (place < last or re.fullmatch(r"block\d_conv\d+_relu", name)):
-            return f"the activation {other} in {name}"
+            yield f"the activation {other} in {name}", False
         activation, dilation = values.get("activation"), values.get("dilation_rate", 1)
         if is_base(name) and activation not in (None, "relu", "linear"):
-            return f"the activation {activation!r} in {name}"
+            yield f"the activation {activation!r} in {name}", False
         if is_base(name) and dilation not in (1, [1, 1]):
-            return f"a dilated convolution {name}"
-        if re.fullmatch(r"block\d_pool", name) and values.get("strides") not in (2, [2, 2]):
-            return f"a pool {name} that keeps the size"
-        if re.fullmatch(r"block\d_pool", name) and (
-            kind != "MaxPooling2D" or values.get("pool_size") not in (2, [2, 2])
+            yield f"a dilated convolution {name}", True
+        if not re.fullmatch(r"block\d_pool", name):
+            continue
+        if kind == "DilatedMaxPooling2D" or (
+            kind == "MaxPooling2D" and values.get("strides") not in (2, [2, 2])
         ):
-            return f"a pool {name} other than the maximum of 2x2"
-    return ""
+            yield f"a pool {name} that keeps the size", True
+        elif kind != "MaxPooling2D" or values.get("pool_size") not in (2, [2, 2]):
+            yield f"a pool {name} other than the maximum of 2x2", False
 
 
 def _other_activation(kind: str, values: Mapping[str, Any]) -> str:
@@ -365,11 +372,14 @@ def _legacy(model: h5py.Group) -> Tensors:
 
 
 def _values(group: h5py.Group, name: str) -> np.ndarray:
-    """Return an array of a group, in the byte order of this machine."""
+    """Return an array of a group, in the byte order of this machine; bfloat16 as float32."""
     dataset = group[name]
     if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{dataset.name} is a group, not an array")
     values = np.asarray(dataset)
+    if values.dtype == np.dtype("V2") and dataset.attrs.get("dtype") == "bfloat16":
+        bits = values.view(np.uint16).astype(np.uint32) << 16  # the upper half of a float32
+        return bits.view(np.float32)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from keras_vgg.finite import is_finite
 from keras_vgg.image_paths import expanded
 from keras_vgg.layers import ImagePreprocessing, LocalResponseNormalization
 from keras_vgg.weights import keras_format, torch_format
+from keras_vgg.weights.channels import FIRST, for_channels
 from keras_vgg.weights.published import NAMES, find, hub_repository
 from keras_vgg.weights.tensors import Tensors, Weights, check, pooling_of
 
@@ -119,9 +121,12 @@ def obtain(
 ) -> Weights:
     """Return the weights that a builder's `weights=` names: a published checkpoint's or a file's.
 
+    Batch norm of another epsilon gives a warning.
+
     Raises:
         ValueError, OSError: as `find`, `fetch` and `read_weights`; the file is of a network with
-            local response normalisation, and the configuration has none.
+            local response normalisation, and the configuration has none; it states other
+            activations than ReLU, or other pools than the maximum of 2x2.
     """
     is_published = weights in NAMES
     if is_published:
@@ -136,11 +141,21 @@ def obtain(
             f"{loaded.source} is of a network with local response normalisation, and "
             f"configuration {configuration!r} has none: build configuration 'A-LRN'"
         )
+    if loaded.other_function:
+        raise ValueError(
+            f"{loaded.source} has {loaded.other_function}, so another network than this package's: "
+            "load the file by keras.saving.load_model, or write its weights alone as .safetensors "
+            "to load them all the same"
+        )
+    if loaded.epsilon_note:
+        warnings.warn(f"{loaded.source}: {loaded.epsilon_note}", stacklevel=3)
     return loaded
 
 
 def load_weights(model: keras.Model, path: str | Path, drop: Sequence[str] = ()) -> Weights:
     """Load a weight file into a model by layer name; see `assign`.
+
+    Weights for RGB images fit a model for another number of channels: see `for_channels`.
 
     Args:
         model: A VGG.
@@ -161,6 +176,9 @@ def load_weights(model: keras.Model, path: str | Path, drop: Sequence[str] = ())
         first = keras.config.image_data_format() == "channels_first"
         output: Any = own[0].output
         check_preprocessing(own[0], weights, output.shape[1 if first else -1])
+    for layer in model.layers:
+        if layer.name == FIRST and isinstance(layer, keras.layers.Conv2D):
+            weights = for_channels(weights, layer.kernel.shape[2])
     assign(model, weights, drop)
     return weights
 

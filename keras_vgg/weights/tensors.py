@@ -39,7 +39,9 @@ class Weights:
     of one channel, which its preprocessing repeats, how it pools the whole map (see `pooling_of`),
     and the side in pixels of the images that it takes, if they are square and of one size. So are
     `several_labels`, whether it ends in sigmoids in place of a soft-max, and `unlike`, what its
-    convolutions or pools do that those of a VGG with a classifier do not. A .safetensors file of
+    convolutions or pools do that those of a VGG with a classifier do not. `other_function` is that
+    part of it that no network of this package does, and `epsilon_note` says if batch norm adds
+    another epsilon. A .safetensors file of
     this package states `lrn`, `logits`, `several_labels`, `grey` and `side` too.
     """
 
@@ -55,6 +57,8 @@ class Weights:
     pooling: Pooling | None = None
     side: int | None = None
     unlike: str = ""
+    other_function: str = ""
+    epsilon_note: str = ""
 
     def with_note(self, note: str) -> Weights:
         """Return the weights with one more note."""

@@ -91,13 +91,22 @@ def read_pth(path: Path) -> Weights:
         ):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = "it is damaged, or its pickle asks for objects that are not tensors, which"
+        if named:
+            reason = f"its pickle asks for {named[1]}, which is no tensor and"
         raise ValueError(
-            f"{path} is refused: it is damaged, or its pickle asks for objects that are not "
-            "tensors, which could run code. Use the same weights as .safetensors"
+            f"{path} is refused: {reason} could run code. Save the state dict alone, or use the "
+            "same weights as .safetensors"
         ) from error
     except Exception as error:  # a damaged pickle can raise any type of error
         if is_out_of_memory(error):
             raise unread_file(path, error) from error
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"{path} is a TorchScript archive, which holds code: load it with torch.jit.load, "
+                "and save its state_dict() as .safetensors"
+            ) from error
         raise ValueError(f"{path} is damaged, or no PyTorch file: {error}") from error
     state, note = _state_dict(content, path)
     key_types = {type(name).__name__ for name in state if not isinstance(name, str)}
