@@ -41,7 +41,7 @@ def small_network(recipe: Recipe) -> keras.Model:
     return keras.Model(inputs, x)
 
 
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 @pytest.mark.parametrize("steps", [40, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "recipe", [ADAMW, MOMENTUM, NESTEROV], ids=["adamw", "momentum", "nesterov"]

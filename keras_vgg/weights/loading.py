@@ -178,7 +178,8 @@ def load_weights(model: keras.Model, path: str | Path, drop: Sequence[str] = ())
         check_preprocessing(own[0], weights, output.shape[1 if first else -1])
     for layer in model.layers:
         if layer.name == FIRST and isinstance(layer, keras.layers.Conv2D):
-            weights = for_channels(weights, layer.kernel.shape[2])
+            kernel: Any = layer.kernel
+            weights = for_channels(weights, kernel.shape[2])
     assign(model, weights, drop)
     return weights
 
