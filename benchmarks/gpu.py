@@ -145,7 +145,7 @@ def _claims_jobs(options: Options, cifar: Path) -> Iterator[Job]:
     write_atomically(recipe, lambda path: path.write_text(text, encoding="utf-8"))
     command = [*_PYTHON, str(ROOT / "training" / "claims.py"), str(cifar)]
     command += ["--workdir", str(folder), "--recipe", str(recipe)]
-    tiny = ["--seeds", "0", "--train", "A"]
+    tiny = ["--seeds", "0", "--nets", "A", "--train-only"]
 
     def figures() -> dict[str, Any] | None:
         if options.tiny:
