@@ -20,7 +20,7 @@ from keras_vgg.files import remove_leftovers, whole_names, write_atomically, wri
 from keras_vgg.image_paths import expanded, unless_literal
 from keras_vgg.recipe import Recipe
 
-LOCK = ".lock"
+_LOCK = ".lock"
 _NUMBER = (int, float)
 
 # The types of the fields that this package reads from the files of a run.
@@ -284,6 +284,13 @@ def holds_folds(directory: str | Path) -> bool:
     return (path / "fold-1" / "recipe.json").is_file() and not (path / "recipe.json").is_file()
 
 
+def holds_something(directory: Path) -> bool:
+    """Return whether a path is a file, or a directory with more than a lock and leftovers."""
+    if directory.is_dir():
+        return bool(whole_names(directory) - {_LOCK})
+    return directory.exists()
+
+
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Make a directory and lock it for this process alone.
@@ -297,7 +304,7 @@ def locked(directory: Path) -> Iterator[None]:
         OSError: the directory cannot be made or written.
     """
     made = not directory.exists()
-    lock = FileLock(directory / LOCK, timeout=0)
+    lock = FileLock(directory / _LOCK, timeout=0)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -312,9 +319,9 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         try:
-            if made and whole_names(directory) == {LOCK}:
+            if made and whole_names(directory) == {_LOCK}:
                 with contextlib.suppress(PermissionError):  # Windows does not delete an open file
-                    (directory / LOCK).unlink()
+                    (directory / _LOCK).unlink()
                     directory.rmdir()
         finally:
             lock.release()
@@ -334,9 +341,7 @@ def claim(directory: str | Path, recipe: Recipe) -> Iterator[tuple[Run, bool]]:
     """
     directory = directory_of_run(directory)
     run = Run(directory, recipe)
-    made = not directory.exists()
-    is_folder = made or directory.is_dir()
-    if not is_folder or (not made and not run.begun and whole_names(directory) - {LOCK}):
+    if not run.begun and holds_something(directory):
         raise ValueError(f"{directory} exists and is not a run directory; choose another workdir")
     with locked(directory):
         is_new = not run.begun or (not run.finished and not run.checkpoints)

@@ -83,9 +83,15 @@ class Raises(keras.callbacks.Callback):
     [
         pytest.param("whole", signal.SIGTERM, 0, 1, marks=pytest.mark.slow),
         ("plain", signal.SIGTERM, 1, 4),
+        pytest.param("plain", signal.SIGINT, 1, 4, marks=pytest.mark.slow),
         pytest.param("whole", signal.SIGTERM, 1, STEPS, marks=pytest.mark.slow),
     ],
-    ids=["the first step", "within an epoch", "the last step, before validation"],
+    ids=[
+        "the first step",
+        "within an epoch",
+        "within an epoch, Ctrl-C",
+        "the last step, before validation",
+    ],
 )
 def test_a_signal_is_obeyed_when_the_step_is_kept_and_the_run_goes_on_from_it(
     request: pytest.FixtureRequest,

@@ -17,15 +17,15 @@ from keras_vgg.console import progress_bars, show
 from keras_vgg.export import prune
 from keras_vgg.export.answers import answers
 from keras_vgg.export.reconstruction import fitted_layers, reconstruct
-from keras_vgg.files import sha256_of, whole_names, write_atomically, write_json
+from keras_vgg.files import sha256_of, write_atomically, write_json
 from keras_vgg.fit import evaluation_transform, train
 from keras_vgg.fit.preparation import require_same_networks
 from keras_vgg.plotting import INK, LINE, SERIES
 from keras_vgg.recipe import Recipe
 from keras_vgg.run import (
-    LOCK,
     Run,
     directory_of_run,
+    holds_something,
     locked,
     read_fields,
     require_same_recipe,
@@ -156,12 +156,7 @@ def prune_run(
     # Wrong values are refused before anything is computed.
     run.recipe.replace(**changes, init=str(workdir / "step-1.keras"))
     settings = {"macs": macs, "steps": steps, "criterion": criterion, "images": images}
-    is_pruning = (workdir / FILE).is_file()
-    if (
-        not is_pruning
-        and workdir.exists()
-        and (not workdir.is_dir() or whole_names(workdir) - {LOCK})
-    ):
+    if not (workdir / FILE).is_file() and holds_something(workdir):
         raise ValueError(f"{workdir} exists and holds no pruning; choose another workdir")
     with locked(workdir):
         record = _begin(run, workdir, settings)

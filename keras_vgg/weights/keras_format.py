@@ -106,11 +106,11 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
     order = [str(values["name"]) for values in configs if "name" in values]
     require_one_piece(tensors, order, source)
     channels, side = _input_of(objects)
-    unlike = [*_unlike(objects)]
+    unlike, epsilon_note = [*_unlike(objects)], _epsilon_note(objects)
     grey = preprocessing is not None and len(preprocessing.mean) == 3 and channels == 1
     notes = (
         _names_note(tensors),
-        _epsilon_note(objects),
+        epsilon_note,
         _padding_note(objects),
         _shape_note(objects),
     )
@@ -127,7 +127,7 @@ def _saved_network(tensors: Tensors, config: Any, source: str) -> Weights:
         side=side,
         unlike=next((text for text, _ in unlike), ""),
         other_function=next((text for text, of_ours in unlike if not of_ours), ""),
-        epsilon_note=_epsilon_note(objects),
+        epsilon_note=epsilon_note,
     ).with_note("; ".join(filter(None, notes)))
 
 
