@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import re
 from collections.abc import Iterator, Sequence
 
 BATCH_NORM_EPSILON = 1e-5  # what a batch normalisation adds to a variance
@@ -41,6 +42,12 @@ CONFIGURATIONS: dict[str, Configuration] = {
     "D": Configuration("D", "VGG16", _D),
     "E": Configuration("E", "VGG19", _E),
 }
+
+
+def block_of(layer: str) -> int | None:
+    """Return the block, from 1, of one of VGG's own layers by its name; None for other layers."""
+    own = re.match(r"block(\d)_(?!conv\d_norm)", layer)  # SSD adds block4_conv3_norm
+    return int(own[1]) if own else None
 
 
 def get_configuration(name: str) -> Configuration:

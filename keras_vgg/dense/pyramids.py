@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 
-_TRUNK = re.compile(r"block\d_(?!conv\d_norm)")  # not SSD's normalisation of block4_conv3
+from keras_vgg.architecture import block_of
 
 
 @keras.saving.register_keras_serializable("keras_vgg")
@@ -73,7 +72,7 @@ def stride_of(model: keras.Model) -> int:
 
 def trunk_of(model: keras.Model) -> list[keras.Layer]:
     """Return a VGG's layers from block1 to block5, in order. Raise ValueError for other models."""
-    layers = [layer for layer in getattr(model, "layers", ()) if _TRUNK.match(layer.name)]
+    layers = [layer for layer in getattr(model, "layers", ()) if block_of(layer.name)]
     if not layers:
         raise ValueError(
             f"{getattr(model, 'name', model)!r} has no layers block1_...: pass the VGG itself, "

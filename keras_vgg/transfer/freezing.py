@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import keras
+
+from keras_vgg.architecture import block_of
 
 BLOCKS = ("block1", "block2", "block3", "block4", "block5")
 
@@ -29,11 +29,10 @@ def freeze(model: keras.Model, until: str) -> tuple[str, ...]:
     frozen_blocks = {"none": 0, "all": len(BLOCKS)} | {b: i for i, b in enumerate(BLOCKS)}
     if until not in frozen_blocks:
         raise ValueError(f"until must be one of {', '.join(frozen_blocks)}, not {until!r}")
-    # SSD's own block4_conv3_norm is no part of VGG.
-    blocks = {layer: re.match(r"block(\d)_(?!conv\d_norm)", layer.name) for layer in model.layers}
+    blocks = {layer: block_of(layer.name) for layer in model.layers}
     if frozen_blocks[until] and not any(blocks.values()):
         raise ValueError(f"{model.name} has no layers block1_...: freeze the VGG that it holds")
     model.trainable = True  # if this is False, Keras trains none of the layers
     for layer, block in blocks.items():
-        layer.trainable = not (block and int(block[1]) <= frozen_blocks[until])
+        layer.trainable = not (block and block <= frozen_blocks[until])
     return tuple(layer.name for layer in model.layers if layer.weights and not layer.trainable)
